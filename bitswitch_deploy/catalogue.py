@@ -1,0 +1,279 @@
+"""Finds what ships with the package and turns the word after `--target` into a Target.
+
+A wheel carries `targets/` and `calibration/` in `bitswitch_deploy/_data`; a clone or an editable install has them
+beside the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitswitch_deploy.errors import TargetFileError, UnavailableError, UsageError
+from bitswitch_deploy.target import Target, version_matches
+
+ALIASES = ("cpu", "jetson")
+
+_PACKAGE = Path(__file__).resolve().parent
+_MAX_PROFILE_BYTES = 64 * 1024
+# What `jetson` means away from a board: its limits fit every Orin module and the whole family has the same graphs.
+_JETSON_ELSEWHERE = "jetson-orin-nano"
+_ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedTarget:
+    """A target and, where an alias had to be decided, the sentence that tells the user how."""
+
+    target: Target
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleSet:
+    """The two files of a bundled data set."""
+
+    train: Path
+    test: Path
+
+
+def bundled_file(relative: str) -> Path:
+    """Path of a file that ships with the package; `relative` is its place in the repository.
+
+    Raises:
+        UnavailableError: this installation does not hold it.
+    """
+    path = _bundled_root() / relative
+    if not path.is_file():
+        raise UnavailableError(
+            where=relative,
+            got="this installation does not hold the file",
+            allowed="the files that ship with bitswitch-deploy",
+            do="reinstall: pip install --force-reinstall bitswitch-deploy",
+        )
+    return path
+
+
+def bundled_master() -> Path:
+    """Path of the small trained master that lets every command run without a file of one's own.
+
+    Raises:
+        UnavailableError: this installation does not hold it.
+    """
+    return bundled_file("calibration/digits/digits.safetensors")
+
+
+def sample_set(name: str) -> SampleSet | None:
+    """The bundled data set of this name, or None. `name` may come out of a master and is not trusted."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+        return None
+    folder = _bundled_root() / "calibration" / name
+    files = SampleSet(train=folder / "train.npz", test=folder / "test.npz")
+    return files if files.train.is_file() and files.test.is_file() else None
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of the bundled targets, sorted."""
+    return tuple(sorted(path.stem for path in (_bundled_root() / "targets").glob("*.yaml")))
+
+
+def load_target(text: str, *, root: Path = Path("/")) -> ResolvedTarget:
+    """The target that `text` means: a name, an alias or the path of a YAML file, each with `@stack` or without.
+
+    root: where /proc and /etc of the board are looked for.
+
+    Raises:
+        UsageError: no target or stack of this name.
+        TargetFileError: the file is missing, not YAML, or contradicts itself.
+        UnavailableError: `jetson` or `cpu` was asked for on a board or processor that no profile describes.
+    """
+    name, stack = _split_stack(text)
+    if name.endswith((".yaml", ".yml")) or os.sep in name or "/" in name:
+        resolved = ResolvedTarget(target=_read_target(Path(name), source=name))
+    elif name == "cpu":
+        resolved = _host_cpu()
+    elif name == "jetson":
+        return _jetson(root, stack)
+    elif name in target_names():
+        resolved = ResolvedTarget(target=_bundled_target(name))
+    else:
+        raise _unknown(name)
+    if stack is None:
+        return resolved
+    return ResolvedTarget(target=resolved.target.with_stack(stack), note=resolved.note)
+
+
+def _split_stack(text: str) -> tuple[str, str | None]:
+    """`name@stack` in two; an @ inside a path is part of the path."""
+    name, at, stack = text.rpartition("@")
+    return (name, stack) if at and "/" not in stack and not stack.endswith((".yaml", ".yml")) else (text, None)
+
+
+def _unknown(name: str) -> UsageError:
+    known = (*ALIASES, *target_names())
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return UsageError(
+        where="--target",
+        got=f"{name!r} is not a target" + (f" (did you mean {close[0]!r}?)" if close else ""),
+        allowed=", ".join(known) + ", or the path of a YAML file",
+        do="name one of these, or describe the device in a file of its own: targets/README.md",
+    )
+
+
+def _bundled_root() -> Path:
+    data = _PACKAGE / "_data"
+    return data if data.is_dir() else _PACKAGE.parent
+
+
+def _bundled_target(name: str) -> Target:
+    relative = f"targets/{name}.yaml"
+    return _read_target(bundled_file(relative), source=relative)
+
+
+def _bundled_family(family: str) -> list[Target]:
+    targets = [_bundled_target(name) for name in target_names()]
+    return [target for target in targets if target.family == family]
+
+
+# --- aliases -------------------------------------------------------------------------------------------------------
+
+
+def _host_cpu() -> ResolvedTarget:
+    arch = _ARCHITECTURES.get(platform.machine().lower())
+    targets = _bundled_family("cpu")
+    for target in targets:
+        if target.arch == arch:
+            return ResolvedTarget(target=target, note=f"cpu: this host is {arch}, using {target.name}")
+    raise UnavailableError(
+        where="--target cpu",
+        got=f"no CPU profile for {platform.machine()!r}",
+        allowed=", ".join(f"{target.name} ({target.arch})" for target in targets),
+        do="name one of these, or the path of a YAML file",
+    )
+
+
+def _jetson(root: Path, stack: str | None) -> ResolvedTarget:
+    """The board under `root`; on any other host `_JETSON_ELSEWHERE`."""
+    names = _board_names(root)
+    if not any(name.startswith("tegra") for name in names):
+        target = _bundled_target(_JETSON_ELSEWHERE)
+        target = target.with_stack(stack) if stack else target
+        why = "its graphs and limits fit every Orin module"
+        note = f"jetson: this host is not a Jetson, using {target.name}@{target.stack.name}: {why}"
+        return ResolvedTarget(target=target, note=note)
+    target, how = _match_board(names)
+    l4t = _l4t_version(root)
+    if stack:
+        target = target.with_stack(stack)
+    elif l4t:
+        target = target.with_stack(_stack_for(target, l4t))
+    found = f"L4T {l4t}" if l4t else "L4T unknown (/etc/nv_tegra_release is missing or unreadable)"
+    return ResolvedTarget(target=target, note=f"jetson: {how}, {found}, using {target.name}@{target.stack.name}")
+
+
+def _board_names(root: Path) -> list[str]:
+    """Numbers of carrier, module and chip: `nvidia,p3768-0000+p3767-0005`, `nvidia,tegra234` gives three names."""
+    try:
+        text = (root / "proc/device-tree/compatible").read_bytes().decode("ascii", errors="replace")
+    except OSError:
+        return []
+    entries = [entry.removeprefix("nvidia,") for entry in text.split("\0") if entry.startswith("nvidia,")]
+    # JetPack 6 adds `-super` to the module of boards flashed for the higher clocks.
+    return [part.removesuffix("-super") for entry in entries for part in entry.split("+")]
+
+
+def _match_board(names: list[str]) -> tuple[Target, str]:
+    """The bundled target of a board, and how it was recognised."""
+    board = ", ".join(dict.fromkeys(names))
+    of_chip = [target for target in _bundled_family("jetson") if set(target.detect.compatible) & set(names)]
+    for target in of_chip:
+        if set(target.detect.part_numbers) & set(names):
+            return target, f"found {target.title}"
+    # Members of a family differ in limits, not in graphs.
+    for target in of_chip:
+        if len(of_chip) == 1 or target.name == _JETSON_ELSEWHERE:
+            return target, f"module not known ({board}), taken for the nearest"
+    raise UnavailableError(
+        where="--target jetson",
+        got=f"no bundled target for this board ({board})",
+        allowed=", ".join(target.name for target in of_chip or _bundled_family("jetson")),
+        do="name the nearest of these, or describe the board in a YAML file: targets/README.md",
+    )
+
+
+def _l4t_version(root: Path) -> str | None:
+    """`# R36 (release), REVISION: 4.3, ...` is 36.4.3; None in a container that does not show the file."""
+    try:
+        text = (root / "etc/nv_tegra_release").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text)
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def _stack_for(target: Target, l4t: str) -> str:
+    for stack in target.stacks:
+        if stack.l4t and version_matches(stack.l4t, l4t):
+            return stack.name
+    raise UnavailableError(
+        where="--target jetson",
+        got=f"{target.name} has no stack for L4T {l4t}",
+        allowed=", ".join(f"{target.name}@{stack.name} (L4T {stack.l4t})" for stack in target.stacks if stack.l4t),
+        do="name the nearest of these",
+    )
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _read_target(path: Path, *, source: str) -> Target:
+    return Target.from_mapping(_read_yaml(path, source=source), source=source)
+
+
+def _read_yaml(path: Path, *, source: str) -> object:
+    """The content of a small YAML file, with plain types only."""
+    try:
+        size = path.stat().st_size if path.is_file() else None
+        if size is None or size > _MAX_PROFILE_BYTES:
+            got = "there is no such file" if size is None else f"{size} bytes"
+            raise _bad_file(source, got, f"a YAML file of at most {_MAX_PROFILE_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        for line, key in _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), set()):
+            raise _bad_file(f"{source}:{line}", f"key {key!r} stands here a second time", "each key once")
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as exc:
+        where = f"{source}:{exc.problem_mark.line + 1}" if exc.problem_mark else source
+        raise _bad_file(where, f"not YAML: {exc.problem}", "a YAML file of plain values") from exc
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        # ValueError: not UTF-8, a date that does not exist. RecursionError: thousands of nested brackets.
+        raise _bad_file(source, f"not YAML: {exc}", "a YAML file of plain values, UTF-8") from exc
+    except OSError as exc:
+        raise _bad_file(source, f"cannot be read: {exc.strerror}", "a readable file") from exc
+
+
+def _repeated_keys(node: Any, seen: set[int]) -> Iterator[tuple[int, str]]:
+    """(line, key) of keys that stand twice in one mapping: PyYAML would keep the last one without a word."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    keys: set[str] = set()
+    for entry in node.value:
+        parts = entry if isinstance(node, yaml.MappingNode) else (entry,)
+        if len(parts) == 2 and isinstance(parts[0], yaml.ScalarNode):
+            if parts[0].value in keys:
+                yield parts[0].start_mark.line + 1, parts[0].value
+            keys.add(parts[0].value)
+        for part in parts:
+            yield from _repeated_keys(part, seen)
+
+
+def _bad_file(where: str, got: str, allowed: str) -> TargetFileError:
+    return TargetFileError(where=where, got=got, allowed=allowed, do="correct the file; targets/README.md shows one")

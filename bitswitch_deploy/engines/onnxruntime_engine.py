@@ -1,0 +1,220 @@
+"""Run a graph with onnxruntime on the CPU. The only file that imports onnxruntime."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from bitswitch_deploy.engines.cpu_features import cpu_features
+from bitswitch_deploy.errors import DataError, GraphError, UsageError
+
+Optimisation = Literal["all", "off"]
+
+_LEVELS: dict[str, str] = {"all": "ORT_ENABLE_ALL", "off": "ORT_DISABLE_ALL"}
+# Everything that is raised reaches the user as an error of ours: no second copy on stderr.
+_LOG_FATAL_ONLY = 4
+# onnxruntime has no common base for its errors, and the list differs between releases (1.23: 10, 1.31: 15).
+_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)
+)
+_DTYPES = {
+    f"tensor({name})": np.dtype(numpy_name)
+    for name, numpy_name in (
+        ("float", "float32"),
+        ("float16", "float16"),
+        ("double", "float64"),
+        ("bool", "bool"),
+        *((f"{sign}int{bits}", f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSignature:
+    """One network input: NumPy type name and shape; a string or None is an open dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What the numbers of a session depend on, besides graph and input."""
+
+    onnxruntime: str
+    machine: str
+    cpu_features: tuple[str, ...]
+    optimisation: Optimisation
+    threads: int
+    session_options: tuple[tuple[str, str], ...]
+
+
+class OnnxRuntimeSession:
+    """A graph loaded for the CPU with everything pinned that can change its results.
+
+    Args:
+        model: the graph, serialized or as a file; external data is found next to a file only.
+        optimisation: `all` is what a user gets, `off` runs the nodes as they are written.
+        threads: worker threads inside one operator; operators run one after the other.
+        session_options: onnxruntime session configuration entries, `session.…`.
+
+    Raises:
+        GraphError: onnxruntime refuses the graph.
+        UsageError: `threads` is below 1 or `optimisation` is unknown.
+    """
+
+    def __init__(
+        self, model: bytes | Path, *, optimisation: Optimisation, threads: int, session_options: Mapping[str, str]
+    ) -> None:
+        self._where = _place(model)
+        options = _session_options(optimisation, threads, session_options)
+        self._session = _create(model, options)
+        self.environment = Environment(
+            onnxruntime=str(ort.__version__),
+            machine=platform.machine(),
+            cpu_features=cpu_features(),
+            optimisation=optimisation,
+            threads=threads,
+            session_options=tuple(sorted(session_options.items())),
+        )
+        self.inputs = tuple(_signature(value, self._where) for value in self._session.get_inputs())
+        self.output_names = tuple(str(value.name) for value in self._session.get_outputs())
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """The first output for `x`, which feeds the only input; shapes are the graph's.
+
+        Raises:
+            DataError: shape or type of `x` do not fit.
+            UsageError: the graph has more than one input.
+            GraphError: onnxruntime fails while it runs.
+        """
+        if len(self.inputs) != 1:
+            names = ", ".join(value.name for value in self.inputs)
+            raise UsageError(
+                where=self._where, got=f"{len(self.inputs)} inputs: {names}", allowed="one input", do="use run_all"
+            )
+        return self.run_all({self.inputs[0].name: x})[self.output_names[0]]
+
+    def run_all(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs by name.
+
+        Raises:
+            DataError: shape or type of an array do not fit its input.
+            UsageError: an input is missing or unknown.
+            GraphError: onnxruntime fails while it runs.
+        """
+        expected = {value.name for value in self.inputs}
+        if feeds.keys() != expected:
+            raise UsageError(
+                where=self._where,
+                got=f"values for {_listing(feeds)}",
+                allowed=f"exactly {_listing(expected)}",
+                do="name each input once",
+            )
+        for value in self.inputs:
+            _check_array(value, feeds[value.name])
+        try:
+            results = self._session.run(None, dict(feeds))
+        except _ORT_ERRORS as exc:
+            raise GraphError(
+                where=self._where,
+                got=f"onnxruntime {ort.__version__} failed while running: {exc}",
+                allowed="a graph that runs on every input of its signature",
+                do="check the node that the message names",
+            ) from exc
+        return {name: np.asarray(result) for name, result in zip(self.output_names, results, strict=True)}
+
+
+def optimized_operators(model: bytes | Path, *, session_options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+    """Operator types that onnxruntime really runs after its optimisations, with counts, sorted by name.
+
+    This is how one sees whether a convolution runs in integers (`QLinearConv`) or in float (`Conv`, `FusedConv`).
+
+    Raises:
+        GraphError: onnxruntime refuses the graph.
+    """
+    options = _session_options("all", 1, session_options)
+    with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
+        dump = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(dump)
+        _create(model, options)
+        optimized = onnx.load(str(dump))
+    return tuple(sorted(Counter(_operators(optimized.graph.node)).items()))
+
+
+def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
+    for node in nodes:
+        yield node.op_type
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _operators(graph.node)
+
+
+def _session_options(optimisation: str, threads: int, entries: Mapping[str, str]) -> Any:
+    if optimisation not in _LEVELS:
+        allowed = " or ".join(_LEVELS)
+        raise UsageError(where="optimisation", got=repr(optimisation), allowed=allowed, do="choose one of these")
+    if threads < 1:
+        raise UsageError(where="threads", got=str(threads), allowed="1 or more", do="state how many cores to use")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimisation])
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = _LOG_FATAL_ONLY
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _create(model: bytes | Path, options: Any) -> Any:
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, sess_options=options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as exc:
+        raise GraphError(
+            where=_place(model),
+            got=f"onnxruntime {ort.__version__} refuses it: {exc}",
+            allowed="an ONNX file whose operators, types and opset this release has",
+            do="export for a stack that matches the installed onnxruntime",
+        ) from exc
+
+
+def _signature(value: Any, where: str) -> InputSignature:
+    if value.type not in _DTYPES:
+        where = f"{where}: input {value.name!r}"
+        raise GraphError(where=where, got=value.type, allowed=", ".join(_DTYPES), do="add a Cast to the graph")
+    return InputSignature(name=value.name, dtype=_DTYPES[value.type].name, shape=tuple(value.shape))
+
+
+def _check_array(value: InputSignature, array: np.ndarray) -> None:
+    where = f"input {value.name!r}"
+    if array.dtype != np.dtype(value.dtype):
+        do = f"convert with .astype({value.dtype!r})"
+        raise DataError(where=where, got=str(array.dtype), allowed=value.dtype, do=do)
+    fits = len(array.shape) == len(value.shape) and all(
+        not isinstance(wanted, int) or size == wanted for size, wanted in zip(array.shape, value.shape, strict=True)
+    )
+    if not fits:
+        got, allowed = f"shape {list(array.shape)}", f"shape {list(value.shape)}"
+        raise DataError(where=where, got=got, allowed=allowed, do="reshape or crop the samples")
+
+
+def _place(model: bytes | Path) -> str:
+    return "graph in memory" if isinstance(model, bytes) else str(model)
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(sorted(map(repr, names))) or "nothing"

@@ -1,0 +1,1 @@
+"""Skeleton + master + widths -> canonical graph; passes that are true on every target."""

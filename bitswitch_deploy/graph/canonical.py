@@ -1,0 +1,44 @@
+"""The canonical graph: quantize, clip, dequantize in float, precisely as trained (DESIGN section 3.2).
+
+Run with graph optimisations off it is the reference that everything else is compared with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from bitswitch_deploy.graph.bind_parameters import BindParameters
+from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.passes import run_passes
+from bitswitch_deploy.graph.plan import QuantizationPlan, plan_canonical
+from bitswitch_deploy.graph.quantize_activations import QuantizeActivations
+from bitswitch_deploy.graph.quantize_weights import QuantizeWeights
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.tensors import WidthAssignment
+
+CANONICAL_OPSET = 21
+CANONICAL_IR_VERSION = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanonicalGraph:
+    """The model and the plan that it carries out."""
+
+    model: onnx.ModelProto
+    plan: QuantizationPlan
+
+
+def canonical_graph(master: Master, assignment: WidthAssignment) -> CanonicalGraph:
+    """The one canonical graph of a master at these widths. The same arguments give the same bytes.
+
+    Raises:
+        UsageError: a width is above the master's, or `assignment` names a layer that cannot take a width.
+        GraphError: the result is not valid ONNX, which the reader of the master should have refused.
+    """
+    plan = plan_canonical(master, assignment)
+    graph = import_model(master.skeleton)
+    run_passes(graph, [BindParameters(master, plan), QuantizeWeights(master, plan), QuantizeActivations(plan)])
+    model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION)
+    return CanonicalGraph(model=model, plan=plan)

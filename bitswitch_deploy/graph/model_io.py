@@ -1,0 +1,53 @@
+"""Between onnx.ModelProto and the graph that passes rewrite."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from bitswitch_deploy.errors import GraphError
+
+PRODUCER = "bitswitch-deploy"
+
+
+def import_model(model: onnx.ModelProto) -> gs.Graph:
+    """The editable form of a model. Names of tensors and nodes are kept; missing node names are filled in."""
+    graph = gs.import_onnx(model)
+    for index, node in enumerate(graph.nodes):
+        node.name = node.name or f"{node.op}_{index}"
+    return graph
+
+
+def export_model(graph: gs.Graph, *, opset: int, ir_version: int) -> onnx.ModelProto:
+    """The model of a graph: dead nodes removed, sorted, without anything that changes from run to run.
+
+    Raises:
+        GraphError: the result is not valid ONNX at this opset.
+    """
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    model = gs.export_onnx(
+        graph, do_type_check=True, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=ir_version
+    )
+    model.ir_version = ir_version
+    model.producer_name, model.producer_version = PRODUCER, ""
+    del model.graph.value_info[:]
+    check_model(model, where=graph.name or "graph")
+    return model
+
+
+def check_model(model: onnx.ModelProto, *, where: str) -> None:
+    """Run the ONNX checker with shape inference.
+
+    Raises:
+        GraphError: the checker refuses the model.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        opset = model.opset_import[0].version if model.opset_import else None
+        raise GraphError(
+            where=where,
+            got=f"not valid ONNX at opset {opset}: {exc}",
+            allowed="a graph that onnx.checker accepts",
+            do="choose a target or stack with a newer opset, or replace the operator that the message names",
+        ) from exc

@@ -1,0 +1,214 @@
+"""The plan of a canonical graph: which tensor gets which width and scale, and why. Data only; passes carry it out.
+
+Widths that were not trained have no learned activation range and no BatchNorm of their own. Then the clipping range
+is interpolated between the trained neighbours, log-linear in the width, and the BatchNorm of the nearest trained
+width is taken; both are said in `why` and in `QuantizationPlan.untrained`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.master.spec import LayerSpec, MasterSpec
+from bitswitch_deploy.tensors import CodeRange, WidthAssignment, code_range
+
+_WEIGHT_INPUT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationPlan:
+    """Codes of one layer's input: `bits` wide, in `codes`, value = code * scale. signed: the container is int8."""
+
+    bits: int
+    signed: bool
+    codes: CodeRange
+    scale: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """One layer: its weight codes are derived to `bits`; `activation` is None when its input stays float."""
+
+    layer: LayerSpec
+    nodes: tuple[str, ...]
+    bits: int
+    activation: ActivationPlan | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchPlan:
+    """Which copy of a switchable parameter is used: row `index`, trained at `width`."""
+
+    parameter: str
+    index: int
+    width: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationPlan:
+    """Everything that is decided before a graph is touched. Pinned layers are in `pinned` only."""
+
+    assignment: WidthAssignment
+    trained_widths: tuple[int, ...]
+    layers: tuple[LayerPlan, ...]
+    pinned: tuple[str, ...]
+    switches: tuple[SwitchPlan, ...]
+
+    @property
+    def untrained(self) -> tuple[int, ...]:
+        """Widths in use that the master was not trained at, highest first."""
+        used = {layer.bits for layer in self.layers}
+        return tuple(sorted(used - set(self.trained_widths), reverse=True))
+
+
+def plan_canonical(master: Master, assignment: WidthAssignment) -> QuantizationPlan:
+    """Decide widths, scales and parameter copies of one canonical graph.
+
+    Raises:
+        UsageError: a width is above the master's, or `assignment` names a layer that cannot take a width.
+    """
+    spec = master.spec
+    _check_assignment(spec, assignment)
+    readers = _weight_readers(master.skeleton)
+    layers = tuple(
+        LayerPlan(
+            layer=layer,
+            nodes=tuple(readers.get(layer.weight, ())),
+            bits=assignment.bits_of(layer.name),
+            activation=_plan_activation(master, layer, assignment.bits_of(layer.name)),
+        )
+        for layer in spec.layers
+        if not layer.pinned
+    )
+    return QuantizationPlan(
+        assignment=assignment,
+        trained_widths=spec.widths,
+        layers=layers,
+        pinned=tuple(layer.name for layer in spec.layers if layer.pinned),
+        switches=_plan_switches(master, assignment),
+    )
+
+
+def _check_assignment(spec: MasterSpec, assignment: WidthAssignment) -> None:
+    quantized = [layer.name for layer in spec.layers if not layer.pinned]
+    for name, _ in assignment.overrides:
+        if name not in quantized:
+            raise UsageError(
+                where=f"layer {name!r} in the width assignment",
+                got="pinned to float" if any(layer.name == name for layer in spec.layers) else "not in the master",
+                allowed=f"one of: {', '.join(quantized)}",
+                do="correct the name, or list them with `bitswitch-deploy inspect`",
+            )
+    for bits in sorted({assignment.default, *(bits for _, bits in assignment.overrides)}):
+        if bits > spec.bits:
+            raise UsageError(
+                where="width",
+                got=f"{bits} bits from a master of {spec.bits} bits",
+                allowed=f"2..{spec.bits}",
+                do="choose a lower width",
+            )
+
+
+def _weight_readers(skeleton: onnx.ModelProto) -> dict[str, list[str]]:
+    readers: dict[str, list[str]] = {}
+    for index, node in enumerate(skeleton.graph.node):
+        if len(node.input) > _WEIGHT_INPUT:
+            readers.setdefault(node.input[_WEIGHT_INPUT], []).append(node.name or f"{node.op_type}_{index}")
+    return readers
+
+
+def activation_range(spec: MasterSpec, bits: int, *, signed: bool) -> CodeRange:
+    """Codes of an activation. Unsigned 8-bit codes end at 127 when the master was trained for an int8 container."""
+    codes = code_range(bits, signed=signed)
+    if spec.activation_container == "int8" and not signed:
+        return CodeRange(low=0, high=min(codes.high, 127))
+    return codes
+
+
+def _plan_activation(master: Master, layer: LayerSpec, bits: int) -> ActivationPlan | None:
+    if layer.activation == "none":
+        return None
+    spec = master.spec
+    signed = layer.activation == "signed"
+    codes = activation_range(spec, bits, signed=signed)
+    scales = np.asarray(master.tensors[layer.input_scale], np.float32)
+    if bits in spec.widths:
+        scale, why = scales[spec.widths.index(bits)], f"learned at {bits} bits"
+    else:
+        clips = [float(s) * activation_range(spec, b, signed=signed).high for s, b in zip(scales, spec.widths)]
+        # np.interp holds the end values outside of the trained widths and wants ascending ones
+        log_clip = np.interp(bits, spec.widths[::-1], np.log2(clips)[::-1])
+        scale, why = np.float32(2.0**log_clip / codes.high), f"range interpolated from widths {list(spec.widths)}"
+    return ActivationPlan(bits=bits, signed=signed, codes=codes, scale=float(scale), why=why)
+
+
+def _plan_switches(master: Master, assignment: WidthAssignment) -> tuple[SwitchPlan, ...]:
+    spec = master.spec
+    owner = _SwitchOwner(master.skeleton, spec)
+    plans = []
+    for parameter in spec.switchable:
+        layer, relation = owner.of(parameter)
+        wanted = assignment.bits_of(layer) if layer is not None else assignment.default
+        # of two trained widths at the same distance the higher one: it clips less
+        width = min(spec.widths, key=lambda b: (abs(b - wanted), -b))
+        why = f"{relation} computes at {wanted} bits"
+        plans.append(
+            SwitchPlan(
+                parameter=parameter,
+                index=spec.widths.index(width),
+                width=width,
+                why=why if width == wanted else f"{why}; nearest trained width",
+            )
+        )
+    return tuple(plans)
+
+
+class _SwitchOwner:
+    """Finds the quantized layer that a switchable parameter goes with: the one before it, else the one after it."""
+
+    def __init__(self, skeleton: onnx.ModelProto, spec: MasterSpec) -> None:
+        self._producer = {name: node for node in skeleton.graph.node for name in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in skeleton.graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self._by_weight = {layer.weight: layer for layer in spec.layers}
+
+    def of(self, parameter: str) -> tuple[str | None, str]:
+        readers = self._readers.get(parameter)
+        if not readers:
+            return None, "the network"
+        before = self._search(readers[0], forward=False)
+        if before is not None:
+            return before, f"{before} before it"
+        after = self._search(readers[0], forward=True)
+        if after is not None:
+            return after, f"{after} after it"
+        return None, "the network"
+
+    def _search(self, start: onnx.NodeProto, *, forward: bool) -> str | None:
+        """Breadth first along the data; a weighted layer ends its branch, and only a quantized one is a hit."""
+        queue, seen = [start], {id(start)}
+        while queue:
+            node = queue.pop(0)
+            for other in self._neighbours(node, forward=forward):
+                layer = self._by_weight.get(other.input[_WEIGHT_INPUT]) if len(other.input) > _WEIGHT_INPUT else None
+                if layer is not None:
+                    if not layer.pinned:
+                        return layer.name
+                elif id(other) not in seen:
+                    seen.add(id(other))
+                    queue.append(other)
+        return None
+
+    def _neighbours(self, node: onnx.NodeProto, *, forward: bool) -> list[onnx.NodeProto]:
+        if forward:
+            return [reader for name in node.output for reader in self._readers.get(name, [])]
+        return [self._producer[name] for name in node.input if name in self._producer]

@@ -1,0 +1,208 @@
+"""Making and recognising Q/DQ patterns.
+
+A quantized activation is   x -> QuantizeLinear -> [Clip] -> DequantizeLinear -> node,
+the Clip on the integer tensor and present only where the codes are narrower than their container.
+A quantized weight is       codes -> [Cast -> Mul -> Cast] -> DequantizeLinear -> node.
+The codes are always the ones derived from the master. The Mul, where a lowering needs one, holds a factor +-2^k for each
+output channel; onnxruntime folds it into the codes when it loads the graph, TensorRT graphs never have one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import DTypeLike, NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationCodes:
+    """Integer form of one activation: per-tensor `scale`, `zero_point` in a container, codes clipped to low..high.
+
+    low and high are codes in the container, zero-point included.
+    """
+
+    scale: np.float32
+    zero_point: int
+    container: type[np.uint8] | type[np.int8]
+    low: int
+    high: int
+
+    @property
+    def needs_clip(self) -> bool:
+        """Whether saturation of the container alone is not enough."""
+        limits = np.iinfo(self.container)
+        return self.low > limits.min or self.high < limits.max
+
+
+def add_activation_qdq(graph: gs.Graph, tensor: gs.Tensor, codes: ActivationCodes, *, name: str) -> gs.Tensor:
+    """Append Q, Clip where needed, and DQ behind `tensor`; return the dequantized tensor (float32, same shape).
+
+    `tensor` keeps its readers: the caller moves those that shall see the quantized value.
+    """
+    scale = gs.Constant(f"{name}.scale", np.asarray(codes.scale, np.float32))
+    zero_point = gs.Constant(f"{name}.zero_point", np.asarray(codes.zero_point, codes.container))
+    quantized = gs.Variable(f"{name}.codes", dtype=codes.container)
+    graph.nodes.append(_node("QuantizeLinear", name, [tensor, scale, zero_point], quantized))
+    if codes.needs_clip:
+        low = gs.Constant(f"{name}.low", np.asarray(codes.low, codes.container))
+        high = gs.Constant(f"{name}.high", np.asarray(codes.high, codes.container))
+        clipped = gs.Variable(f"{name}.clipped", dtype=codes.container)
+        graph.nodes.append(_node("Clip", name, [quantized, low, high], clipped))
+        quantized = clipped
+    dequantized = gs.Variable(f"{name}.dequantized", dtype=np.float32)
+    graph.nodes.append(_node("DequantizeLinear", name, [quantized, scale, zero_point], dequantized))
+    return dequantized
+
+
+def add_weight_dq(graph: gs.Graph, codes: gs.Constant, scale: NDArray[np.float32], attrs: dict[str, int]) -> gs.Tensor:
+    """Put DequantizeLinear behind integer `codes` at the front of the graph; return the float weight."""
+    zero_point = np.zeros(scale.shape, codes.dtype)
+    dequantized = gs.Variable(f"{codes.name}.dequantized", dtype=np.float32, shape=codes.shape)
+    node = gs.Node(
+        op="DequantizeLinear",
+        name=f"{codes.name}/DequantizeLinear",
+        attrs=attrs,
+        inputs=[
+            codes,
+            gs.Constant(f"{codes.name}.scale", scale),
+            gs.Constant(f"{codes.name}.zero_point", zero_point),
+        ],
+        outputs=[dequantized],
+    )
+    graph.nodes.insert(0, node)
+    return dequantized
+
+
+def _node(op: str, name: str, inputs: list[gs.Tensor], output: gs.Tensor) -> gs.Node:
+    return gs.Node(op=op, name=f"{name}/{op}", inputs=inputs, outputs=[output])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationPattern:
+    """A recognised Q, [Clip], DQ chain."""
+
+    quantize: gs.Node
+    clip: gs.Node | None
+    dequantize: gs.Node
+    codes: ActivationCodes
+
+    @property
+    def source(self) -> gs.Tensor:
+        """The float tensor that is quantized."""
+        return self.quantize.inputs[0]
+
+    @property
+    def result(self) -> gs.Tensor:
+        """The dequantized tensor."""
+        return self.dequantize.outputs[0]
+
+
+def activation_patterns(graph: gs.Graph) -> list[ActivationPattern]:
+    """All quantized activations of a graph, in node order."""
+    found = (match_activation(node) for node in graph.nodes if node.op == "DequantizeLinear")
+    return [pattern for pattern in found if pattern is not None]
+
+
+def match_activation(dequantize: gs.Node) -> ActivationPattern | None:
+    """The chain that ends in `dequantize`, or None when that dequantizes a constant."""
+    producer = producer_of(dequantize.inputs[0])
+    clip = producer if producer is not None and producer.op == "Clip" else None
+    quantize = producer_of(clip.inputs[0]) if clip is not None else producer
+    if quantize is None or quantize.op != "QuantizeLinear":
+        return None
+    container = _numpy_type(quantize.inputs[2].dtype)
+    limits = np.iinfo(container)
+    low, high = (
+        (int(clip.inputs[1].values), int(clip.inputs[2].values)) if clip is not None else (limits.min, limits.max)
+    )
+    codes = ActivationCodes(
+        scale=np.float32(quantize.inputs[1].values),
+        zero_point=int(quantize.inputs[2].values),
+        container=container,
+        low=low,
+        high=high,
+    )
+    return ActivationPattern(quantize=quantize, clip=clip, dequantize=dequantize, codes=codes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightPattern:
+    """A recognised weight: constant `codes`, the constant `factors` that multiply them or None, `dequantize`."""
+
+    codes: gs.Constant
+    factors: gs.Constant | None
+    dequantize: gs.Node
+
+    @property
+    def scale(self) -> gs.Constant:
+        """The scale constant of DequantizeLinear."""
+        return self.dequantize.inputs[1]
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the scale is per block."""
+        return "block_size" in self.dequantize.attrs
+
+    def products(self) -> NDArray[np.int32]:
+        """The integers that the network computes with: codes times factors, in the shape of the weight."""
+        codes = np.asarray(self.codes.values).astype(np.int32)
+        return codes if self.factors is None else codes * np.asarray(self.factors.values)
+
+
+def match_weight(tensor: gs.Tensor) -> WeightPattern | None:
+    """The pattern that ends in `tensor`, or None when that is not a quantized weight."""
+    dequantize = producer_of(tensor)
+    if dequantize is None or dequantize.op != "DequantizeLinear":
+        return None
+    source = dequantize.inputs[0]
+    if isinstance(source, gs.Constant):
+        return WeightPattern(codes=source, factors=None, dequantize=dequantize)
+    narrow = producer_of(source)
+    product = producer_of(narrow.inputs[0]) if narrow is not None and narrow.op == "Cast" else None
+    if product is None or product.op != "Mul":
+        return None
+    wide, factors = product.inputs
+    return WeightPattern(codes=producer_of(wide).inputs[0], factors=factors, dequantize=dequantize)
+
+
+def multiply_codes(graph: gs.Graph, weight: WeightPattern, factors: NDArray[np.int32]) -> None:
+    """Let the network compute with codes * factors; `factors` broadcasts against the weight, products must fit int8."""
+    if weight.factors is not None:
+        weight.factors.values = np.asarray(weight.factors.values * factors, np.int32)
+        return
+    name = weight.codes.name
+    wide = gs.Variable(f"{name}.wide", dtype=np.int32)
+    product = gs.Variable(f"{name}.product", dtype=np.int32)
+    narrow = gs.Variable(f"{name}.multiplied", dtype=np.int8)
+    constant = gs.Constant(f"{name}.factors", np.asarray(factors, np.int32))
+    weight.dequantize.inputs[0] = narrow
+    graph.nodes[0:0] = [
+        gs.Node("Cast", f"{name}/Widen", {"to": onnx.TensorProto.INT32}, [weight.codes], [wide]),
+        gs.Node("Mul", f"{name}/Mul", {}, [wide, constant], [product]),
+        gs.Node("Cast", f"{name}/Narrow", {"to": onnx.TensorProto.INT8}, [product], [narrow]),
+    ]
+
+
+def producer_of(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that computes `tensor`, or None for inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+    """The only node that reads `tensor`, or None when there are several, none, or it is a graph output."""
+    if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):
+        return None
+    return tensor.outputs[0]
+
+
+def redirect_readers(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor, *, keep: gs.Node | None = None) -> None:
+    """Let every reader of `old` but `keep` read `new` instead; a graph output `old` stays as it is."""
+    for reader in [node for node in old.outputs if node is not keep]:
+        reader.inputs = [new if tensor is old else tensor for tensor in reader.inputs]
+
+
+def _numpy_type(dtype: DTypeLike) -> type[np.uint8] | type[np.int8]:
+    return np.uint8 if np.dtype(dtype) == np.uint8 else np.int8

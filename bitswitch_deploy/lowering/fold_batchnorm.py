@@ -1,0 +1,123 @@
+"""FoldBatchNorm: BatchNormalization behind a quantized layer goes into its scale, signs and bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, multiply_codes, producer_of, sole_reader
+from bitswitch_deploy.lowering.lowering_pass import LoweringPass
+
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Affine:
+    """BatchNormalization as y = gain * x + offset, each [channels]."""
+
+    gain: NDArray[np.float32]
+    offset: NDArray[np.float32]
+
+
+class FoldBatchNorm(LoweringPass):
+    """Fold y = gain * conv(x) + offset, gain = gamma / sqrt(var + eps), into the layer. Exact on the integer codes.
+
+    Runtimes need positive scales, so a negative gain flips the signs of its channel's codes and the scale takes |gain|.
+    The flip is a factor -1 beside the codes, which stay the ones derived from the master.
+    Cases: scale per tensor (becomes per channel) or per channel; Conv, Gemm and ungrouped ConvTranspose; layer with or
+    without bias.
+    Left alone, and recorded: a gain of zero or one whose scale would underflow; a negative gain in a channel that holds
+    -128, whose negative has no int8 code; scales per block; grouped ConvTranspose, whose channels share a scale across
+    groups; a weight that several nodes read. A BatchNormalization behind a float layer is the runtime's own business.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """Fold every foldable node; see the class for the cases."""
+        modified = False
+        for node in [node for node in graph.nodes if node.op == "BatchNormalization"]:
+            layer = producer_of(node.inputs[0])
+            if layer is None or layer.op not in ("Conv", "ConvTranspose", "Gemm"):
+                continue
+            weight = match_weight(layer.inputs[1])
+            if weight is None or sole_reader(graph, layer.outputs[0]) is not node:
+                continue
+            affine = _affine(node)
+            shared = sole_reader(graph, layer.inputs[1]) is None
+            obstacle = "several nodes read the weight" if shared else _obstacle(layer, weight, affine)
+            if obstacle is not None:
+                self.record(weight.codes.name, f"BatchNormalization kept: {obstacle}", exact=True)
+                continue
+            self._fold(graph, layer, weight, node)
+            modified = True
+        return modified
+
+    def _fold(self, graph: gs.Graph, layer: gs.Node, weight: WeightPattern, node: gs.Node) -> None:
+        affine = _affine(node)
+        axis, name = channel_axis(layer), weight.codes.name
+        flipped = affine.gain < 0
+        if flipped.any():
+            signs = np.where(flipped, -1, 1).astype(np.int32)
+            multiply_codes(graph, weight, along(axis, signs, weight.codes.values.ndim))
+            channels = ", ".join(str(channel) for channel in np.flatnonzero(flipped))
+            self.record(name, f"signs flipped in output channels {channels} (negative BatchNormalization gain)", exact=True)
+        weight.scale.values = np.asarray(weight.scale.values * np.abs(affine.gain), np.float32)
+        zero_point = weight.dequantize.inputs[2]
+        zero_point.values = np.zeros(weight.scale.values.shape, zero_point.values.dtype)
+        weight.dequantize.attrs["axis"] = axis
+        bias = affine.offset
+        if len(layer.inputs) > 2 and not layer.inputs[2].is_empty():
+            bias = (bias + affine.gain * np.asarray(layer.inputs[2].values)).astype(np.float32)
+        layer.inputs = [*layer.inputs[:2], gs.Constant(f"{name}.folded_bias", bias)]
+        output = node.outputs[0]
+        node.outputs.clear()
+        layer.outputs = [output]
+
+
+def channel_axis(layer: gs.Node) -> int:
+    """Axis of the output channels in the weight of Conv, ConvTranspose, Gemm or MatMul, as the operator reads it."""
+    if layer.op == "Conv" or (layer.op == "Gemm" and layer.attrs.get("transB", 0)):
+        return 0
+    return 1
+
+
+def along(axis: int, values: NDArray[np.int32], rank: int) -> NDArray[np.int32]:
+    """`values` [channels] in a shape that broadcasts along `axis` of a tensor of `rank` axes."""
+    return values.reshape(tuple(-1 if index == axis else 1 for index in range(rank)))
+
+
+def _affine(node: gs.Node) -> _Affine:
+    gamma, beta, mean, variance = (np.asarray(tensor.values, np.float64) for tensor in node.inputs[1:5])
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    if not np.all(variance + epsilon > 0):
+        raise GraphError(
+            where=f"BatchNormalization {node.name}",
+            got=f"running variance down to {variance.min()}",
+            allowed=f"more than {-epsilon}",
+            do="correct the running statistics in the master",
+        )
+    gain = gamma / np.sqrt(variance + epsilon)
+    return _Affine(gain=gain.astype(np.float32), offset=(beta - mean * gain).astype(np.float32))
+
+
+def _obstacle(layer: gs.Node, weight: WeightPattern, affine: _Affine) -> str | None:
+    codes, scale = np.asarray(weight.codes.values), np.asarray(weight.scale.values)
+    axis = channel_axis(layer)
+    if weight.is_blocked or (scale.ndim == 1 and weight.dequantize.attrs.get("axis", 1) != axis):
+        return "the scale does not run along the output channels"
+    if layer.op == "ConvTranspose" and layer.attrs.get("group", 1) != 1:
+        return "output channels of a grouped ConvTranspose share their scales"
+    if layer.op == "Gemm" and (layer.attrs.get("alpha", 1.0), layer.attrs.get("beta", 1.0)) != (1.0, 1.0):
+        return "Gemm with alpha or beta"
+    if len(layer.inputs) > 2 and not isinstance(layer.inputs[2], gs.Constant) and not layer.inputs[2].is_empty():
+        return "the bias is not a constant"
+    folded = scale * np.abs(affine.gain)
+    if not np.all(np.isfinite(folded)) or np.any(folded < _SMALLEST_SCALE):
+        return "a gain of zero, or too small or large for a float32 scale"
+    lowest = codes.min(axis=tuple(index for index in range(codes.ndim) if index != axis))
+    if np.any((affine.gain < 0) & (lowest == np.iinfo(np.int8).min)):
+        return "a negative gain in a channel with code -128"
+    return None

@@ -1,0 +1,57 @@
+"""PackWeights: narrow weight codes go into the narrow type that the target reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from bitswitch_deploy.graph.qdq import WeightPattern, match_weight
+from bitswitch_deploy.lowering.lowering_pass import LoweringPass
+from bitswitch_deploy.quantization import pack_int2, pack_int4
+
+_ONNX_TYPE = {"int4": onnx.TensorProto.INT4, "int2": getattr(onnx.TensorProto, "INT2", None)}
+_PACK = {"int4": pack_int4, "int2": pack_int2}
+
+
+class PackWeights(LoweringPass):
+    """Store codes as INT4 or INT2 where the target's container table says so. Exact.
+
+    The packed initializer is made here and handed through untouched: onnx-graphsurgeon 0.6.1 writes one byte per
+    INT4 value. Cases: the table names int8 (nothing to do), int4 or int2. Left in int8, and recorded: an odd last
+    dimension, which TensorRT refuses for packed types; codes with factors, whose products may leave the narrow type.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """Pack every weight that can be; see the class for the cases."""
+        modified = False
+        for node in graph.nodes:
+            weight = match_weight(node.inputs[1]) if len(node.inputs) > 1 else None
+            if weight is None or weight.codes.name not in self.context.weight_bits:
+                continue
+            bits = self.context.weight_bits[weight.codes.name]
+            container = self.context.target.quantization.weight_container(node.op, bits)
+            if container != "int8" and np.dtype(weight.codes.dtype) == np.int8:
+                modified |= self._pack(weight, container)
+        return modified
+
+    def _pack(self, weight: WeightPattern, container: str) -> bool:
+        codes, dequantize = weight.codes, weight.dequantize
+        values = np.asarray(codes.values, np.int8)
+        if values.shape[-1] % 2:
+            self.record(codes.name, f"kept in int8: {container} needs an even last dimension, got {values.shape}", exact=True)
+            return False
+        if weight.factors is not None:
+            self.record(codes.name, f"kept in int8: its signs or steps were changed, which {container} cannot hold", exact=True)
+            return False
+        zero_point = dequantize.inputs[2]
+        dequantize.inputs[0] = _packed_constant(codes.name, values, container)
+        dequantize.inputs[2] = _packed_constant(zero_point.name, np.zeros(tuple(zero_point.shape), np.int8), container)
+        return True
+
+
+def _packed_constant(name: str, codes: np.ndarray, container: str) -> gs.Constant:  # type: ignore[type-arg]
+    raw = np.asarray(_PACK[container](codes)).tobytes()
+    tensor = onnx.helper.make_tensor(name, _ONNX_TYPE[container], codes.shape, raw, raw=True)
+    return gs.Constant(name, LazyValues(tensor))

@@ -1,0 +1,71 @@
+"""QuantizeResidual: 8-bit codes on the float branches around residual Adds."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq, redirect_readers
+from bitswitch_deploy.lowering.lowering_pass import LoweringPass
+from bitswitch_deploy.lowering.ranges import best_scale
+from bitswitch_deploy.lowering.residuals import ResidualPoint, plan_residuals
+
+
+class QuantizeResidual(LoweringPass):
+    """Carry out `plan_residuals` with the observed ranges. Inexact, and recorded as such.
+
+    Cases: a tensor for all its readers (`both_inputs`); only the edge into the Add (`skip_input`); a tensor behind data
+    movement takes the scale of its origin. Left alone: everything when there are no ranges, which the caller decides
+    and reports.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """Insert every planned point; see the class for the cases."""
+        ranges = self.context.ranges
+        if not ranges:
+            return False
+        points = plan_residuals(graph, self.context.target.quantization.residual)
+        tensors = graph.tensors()
+        for point in points:
+            if point.like not in ranges:
+                raise GraphError(
+                    where=f"residual tensor {point.like}",
+                    got="no observed range",
+                    allowed="a range for every tensor of plan_residuals",
+                    do="observe the ranges on the canonical graph that is lowered",
+                )
+            self._quantize(graph, tensors[point.tensor], point)
+        if points:
+            self.record("residual branches", f"{len(points)} tensors in calibrated 8-bit codes", exact=False)
+        return bool(points)
+
+    def _quantize(self, graph: gs.Graph, tensor: gs.Tensor, point: ResidualPoint) -> None:
+        codes = self._codes(point)
+        suffix = f".{point.reader}" if point.reader is not None else ""
+        readers = list(tensor.outputs)
+        quantized = add_activation_qdq(graph, tensor, codes, name=f"{point.tensor}.residual{suffix}")
+        if point.reader is None:
+            redirect_readers(graph, tensor, quantized, keep=quantized_by(tensor, readers))
+            return
+        for reader in readers:
+            if reader.name == point.reader:
+                reader.inputs = [quantized if each is tensor else each for each in reader.inputs]
+
+    def _codes(self, point: ResidualPoint) -> ActivationCodes:
+        activation = self.context.target.quantization.activation
+        # an int8 container with zero-point 0 leaves half of its codes to a tensor that is never negative
+        halved = activation.dtype == "int8" and activation.zero_point == 0
+        low, high = (0, 127 if halved else 255) if point.unsigned else (-128, 127)
+        return ActivationCodes(
+            scale=best_scale(self.context.ranges[point.like], low=low, high=high),
+            zero_point=0,
+            container=np.uint8 if point.unsigned else np.int8,
+            low=low,
+            high=high,
+        )
+
+
+def quantized_by(tensor: gs.Tensor, readers_before: list[gs.Node]) -> gs.Node:
+    """The QuantizeLinear that was added to the readers of `tensor` last."""
+    return next(node for node in tensor.outputs if node not in readers_before)

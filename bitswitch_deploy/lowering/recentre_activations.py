@@ -1,0 +1,39 @@
+"""RecentreActivations: all activation codes ride in the one container that the target's kernels want."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns
+from bitswitch_deploy.lowering.lowering_pass import LoweringPass
+
+
+class RecentreActivations(LoweringPass):
+    """Move codes between uint8 and int8 by adding 128 to code and zero-point. Exact.
+
+    Cases: target uint8 (x86): signed codes become uint8 around 128; target int8 with zero-point -128 (ARM): unsigned
+    codes become int8 from -128. A Clip on the codes moves along. Left alone: codes already in the container.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """Move every pattern that is in the other container; see the class for the cases."""
+        container = np.uint8 if self.context.target.quantization.activation.dtype == "uint8" else np.int8
+        moved = [pattern for pattern in activation_patterns(graph) if pattern.codes.container is not container]
+        for pattern in moved:
+            _move(pattern, container)
+        return bool(moved)
+
+
+def _move(pattern: ActivationPattern, container: type[np.uint8] | type[np.int8]) -> None:
+    shift = 128 if container is np.uint8 else -128
+    zero_point = pattern.quantize.inputs[2].values
+    constants = [pattern.quantize.inputs[2]]
+    if pattern.clip is not None:
+        constants += pattern.clip.inputs[1:3]
+        pattern.clip.outputs[0].dtype = container
+    for constant in constants:
+        constant.values = np.asarray(constant.values.astype(np.int16) + shift, container)
+    pattern.quantize.outputs[0].dtype = container
+    if pattern.dequantize.inputs[2] is not pattern.quantize.inputs[2]:
+        pattern.dequantize.inputs[2].values = np.asarray(zero_point.astype(np.int16) + shift, container)

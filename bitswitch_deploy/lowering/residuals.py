@@ -1,0 +1,100 @@
+"""The plan for residual branches: which float tensors around an Add get 8-bit codes. Data only.
+
+A convolution whose output stays float cannot run in integers on onnxruntime, and on TensorRT a float skip input keeps
+the fused convolution and Add from writing int8. The trained network has no codes there, so this is the one place where
+a lowering quantizes more than was trained: ranges come from calibration samples and the change is reported as inexact.
+
+Only Adds behind a quantized convolution are touched: behind a transformer's MatMul the next node is a float
+LayerNormalization, which would gain nothing and lose precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from bitswitch_deploy.graph.qdq import match_weight, producer_of, sole_reader
+
+Mode = Literal["none", "skip_input", "both_inputs"]
+
+_SAME_CODES = ("Slice", "Pad", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualPoint:
+    """One tensor that gets 8-bit codes.
+
+    like: the tensor whose scale it shares, because only data movement lies between them; else its own name.
+    reader: the one node that reads the codes, None for all readers. unsigned: it comes from a Relu.
+    """
+
+    tensor: str
+    like: str
+    reader: str | None
+    unsigned: bool
+
+
+def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[ResidualPoint, ...]:
+    """The points of a canonical graph, in graph order, each tensor and reader once."""
+    if mode == "none":
+        return ()
+    points: dict[tuple[str, str | None], ResidualPoint] = {}
+    for add in _residual_adds(graph):
+        for point in _skip_point(add) if mode == "skip_input" else _all_points(graph, add):
+            points.setdefault((point.tensor, point.reader), point)
+    return tuple(_share_scales(points.values()))
+
+
+def _residual_adds(graph: gs.Graph) -> list[gs.Node]:
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "Add"
+        and all(isinstance(tensor, gs.Variable) for tensor in node.inputs)
+        and any(_convolution_behind(tensor) for tensor in node.inputs)
+    ]
+
+
+def _convolution_behind(tensor: gs.Tensor) -> gs.Node | None:
+    """The quantized convolution that makes `tensor`, with at most a BatchNormalization between."""
+    node = producer_of(tensor)
+    if node is not None and node.op == "BatchNormalization":
+        node = producer_of(node.inputs[0])
+    if node is None or node.op not in _CONVOLUTIONS or match_weight(node.inputs[1]) is None:
+        return None
+    return node
+
+
+def _skip_point(add: gs.Node) -> list[ResidualPoint]:
+    """The input that is not the main branch; with a convolution on both, the second one is the main branch."""
+    first, second = add.inputs
+    skip = second if _convolution_behind(second) is None else first
+    return [_point(skip, reader=add.name)]
+
+
+def _all_points(graph: gs.Graph, add: gs.Node) -> list[ResidualPoint]:
+    output = add.outputs[0]
+    relu = sole_reader(graph, output)
+    if relu is not None and relu.op == "Relu":
+        output = relu.outputs[0]
+    return [*(_point(tensor, reader=None) for tensor in add.inputs), _point(output, reader=None)]
+
+
+def _point(tensor: gs.Tensor, *, reader: str | None) -> ResidualPoint:
+    origin = tensor
+    while (node := producer_of(origin)) is not None and node.op in _SAME_CODES:
+        origin = node.inputs[0]
+    source = producer_of(origin)
+    unsigned = source is not None and source.op == "Relu"
+    return ResidualPoint(tensor=tensor.name, like=origin.name, reader=reader, unsigned=unsigned)
+
+
+def _share_scales(points: Iterable[ResidualPoint]) -> list[ResidualPoint]:
+    """Keep `like` only where the origin is itself quantized for all readers: then the codes pass through unchanged."""
+    listed = list(points)
+    wrapped = {point.tensor for point in listed if point.reader is None}
+    return [point if point.like in wrapped else replace(point, like=point.tensor) for point in listed]

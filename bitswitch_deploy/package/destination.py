@@ -1,0 +1,136 @@
+"""The place a package goes to: may it be used, and what did a killed run leave there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from bitswitch_deploy.errors import OutputError, UsageError
+from bitswitch_deploy.package.files import is_plain_file
+from bitswitch_deploy.package.manifest import MANIFEST
+
+_log = logging.getLogger(__name__)
+_ANY_SCHEMA = "bitswitch-package/"
+
+
+def check_destination(destination: Path, *, force: bool) -> None:
+    """Refuse a destination that holds something; with `force`, something that is not a package.
+
+    Raises:
+        UsageError: it exists and may not be replaced.
+        OutputError: it cannot be looked at.
+    """
+    try:
+        if not os.path.lexists(destination):
+            return
+        if destination.parent == destination or not stat.S_ISDIR(destination.lstat().st_mode):
+            got = "exists and is not a folder" if destination.parent != destination else "is the root folder"
+            raise _refusal(destination, got, "a new folder", "choose another destination")
+        if not any(destination.iterdir()):
+            return
+    except OSError as exc:
+        do = "choose another destination or correct its permissions"
+        got = f"cannot be looked at: {exc.strerror}"
+        raise OutputError(where=str(destination), got=got, allowed="a new folder", do=do) from exc
+    if not is_package(destination):
+        allowed, do = "a new folder; --force replaces packages only", "choose another destination"
+        raise _refusal(destination, "is not empty and not a package", allowed, do)
+    if not force:
+        do = "use --force to replace it, or choose another destination"
+        raise _refusal(destination, "holds a package", "a new folder", do)
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a folder was written by an export of any release: its manifest names our schema."""
+    if not is_plain_file(folder, MANIFEST):
+        return False
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and str(values.get("schema")).startswith(_ANY_SCHEMA)
+
+
+def lock_folder(folder: Path) -> int:
+    """Mark a folder as in use until the descriptor that is returned is closed, or the process ends in any way.
+
+    Raises:
+        BlockingIOError: it is in use.
+        OSError: the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError as exc:
+        # NFS does not lock folders: there the pid in the name decides alone
+        _log.debug("no lock on %s: %s", folder, exc)
+    return descriptor
+
+
+def recover(destination: Path) -> None:
+    """Remove what killed exports left beside `destination`; put a package back that they had moved aside.
+
+    Raises:
+        OSError: the parent folder cannot be read.
+    """
+    prefixes = {kind: f".{destination.name}.{kind}-" for kind in ("partial", "replaced")}
+    with os.scandir(destination.parent) as entries:
+        names = sorted(entry.name for entry in entries)
+    for name in names:
+        for kind, prefix in prefixes.items():
+            pid, left = name.removeprefix(prefix), destination.parent / name
+            if not name.startswith(prefix) or not pid.isdecimal() or _is_in_use(left, int(pid)):
+                continue
+            # Another export may clean up at the same time; what stays is tried again by the next one.
+            if kind == "replaced" and not os.path.lexists(destination):
+                with contextlib.suppress(OSError):
+                    os.rename(left, destination)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_in_use(folder: Path, pid: int) -> bool:
+    # A pid alone does not tell: each container has its own numbers, and a new one often gets the old number.
+    if pid != os.getpid() and _is_alive(pid):
+        return True
+    try:
+        os.close(lock_folder(folder))
+    except OSError:
+        return True
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refusal(destination: Path, got: str, allowed: str, do: str) -> UsageError:
+    return UsageError(where=str(destination), got=got, allowed=allowed, do=do)

@@ -1,0 +1,33 @@
+"""Size and hash of files, without following links."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path, PurePosixPath
+
+_CHUNK_BYTES = 1 << 20
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """(sha256, size in bytes) of a file, read in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def is_plain_file(root: Path, path: str) -> bool:
+    """Whether `path` below `root` is a regular file that no symbolic link leads to."""
+    current = root
+    for part in PurePosixPath(path).parts:
+        current = current / part
+        if not current.exists() or current.is_symlink():
+            return False
+    return stat.S_ISREG(current.lstat().st_mode)

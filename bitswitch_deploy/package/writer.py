@@ -1,0 +1,215 @@
+"""Write a package so that it appears whole or not at all.
+
+Everything goes into `.<name>.partial-<pid>` beside the destination, on the same file system, and one rename ends it.
+A killed run leaves that folder, and the next export to the same destination removes it. With `force` the old package
+steps aside to `.<name>.replaced-<pid>` for the rename; a run killed between the two renames is undone by the next one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from bitswitch_deploy.errors import BitswitchError, OutputError, UsageError
+from bitswitch_deploy.package.destination import check_destination, fsync_folder, lock_folder, recover
+from bitswitch_deploy.package.files import hash_file, is_plain_file
+from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest, Role, is_inside
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the renames answer when another export to the same destination was faster: then look again.
+_LOST_RACE = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EWOULDBLOCK)
+_MAX_SWAPS = 100
+_RETRY_SECONDS = 0.01
+
+
+class PackageWriter:
+    """Collects the files of one package; `commit` makes the folder, leaving without it discards everything.
+
+    Args:
+        destination: the folder to make; missing parents are made as well.
+        force: replace a package that is there. A folder that is not a package is never replaced.
+
+    Raises:
+        UsageError: the destination exists (on entry and in `commit`).
+        OutputError: the place cannot be written, or is full. Everything written so far is removed.
+    """
+
+    def __init__(self, destination: Path, *, force: bool = False) -> None:
+        # abspath, not resolve: a link in the place of the destination is refused, not followed
+        self.destination = Path(os.path.abspath(destination))
+        self.folder = self._sibling("partial")
+        self._force = force
+        self._entries: list[FileEntry] = []
+        self._lock: int | None = None
+        self._old_handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> PackageWriter:
+        try:
+            if self.destination.parent.is_dir():
+                recover(self.destination)
+            check_destination(self.destination, force=self._force)
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            if self.folder.exists():
+                do = "wait for it, or choose another destination"
+                got, allowed = "this process is writing it already", "one export at a time"
+                raise UsageError(where=str(self.destination), got=got, allowed=allowed, do=do)
+            self._catch_termination()
+            self.folder.mkdir()
+            self._lock = lock_folder(self.folder)
+        except OSError as exc:
+            self._close()
+            raise self._output_error(exc) from exc
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+        # Others write into `folder` too (onnx, the bundle): their full disk is the same failure.
+        if isinstance(error, OSError) and self._is_about_output(error):
+            raise self._output_error(error) from error
+
+    def write(
+        self, path: str, data: bytes, *, role: Role, label: str | None = None, executable: bool = False
+    ) -> FileEntry:
+        """Write `data` to `path`, relative to the package, and list it.
+
+        Raises:
+            OutputError: the disk is full or does not accept the file.
+        """
+        self._check_path(path)
+        target = self.folder / path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            if executable:
+                target.chmod(target.stat().st_mode | 0o111)
+        except OSError as exc:
+            raise self._output_error(exc) from exc
+        return self.add(path, role=role, label=label)
+
+    def add(self, path: str, *, role: Role, label: str | None = None) -> FileEntry:
+        """List a file that someone else has written into `folder`.
+
+        Raises:
+            OutputError: the file cannot be read back or made durable.
+        """
+        self._check_path(path)
+        if not is_plain_file(self.folder, path):
+            raise FileNotFoundError(f"{path} is not a plain file in {self.folder}")
+        try:
+            with (self.folder / path).open("rb") as file:
+                os.fsync(file.fileno())
+            sha256, size_bytes = hash_file(self.folder / path)
+        except OSError as exc:
+            raise self._output_error(exc) from exc
+        entry = FileEntry(path=path, sha256=sha256, size_bytes=size_bytes, role=role, label=label)
+        self._entries.append(entry)
+        return entry
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """What was listed so far, by path: the `files` of the manifest."""
+        return tuple(sorted(self._entries, key=lambda entry: entry.path))
+
+    def commit(self, manifest: Manifest) -> None:
+        """Write the manifest, make everything durable and give the folder its name.
+
+        Raises:
+            ValueError: `manifest` does not list `files`.
+            UsageError: the destination came into being meanwhile, or is not a package that may be replaced.
+            OutputError: the disk is full or does not accept the folder.
+        """
+        if manifest.files != self.files:
+            raise ValueError("the manifest must list exactly the files of the writer")
+        try:
+            with (self.folder / MANIFEST).open("xb") as file:
+                file.write(manifest.to_json().encode())
+                file.flush()
+                os.fsync(file.fileno())
+            for folder, _, _ in os.walk(self.folder):
+                fsync_folder(Path(folder))
+            self._give_name()
+            fsync_folder(self.destination.parent)
+        except OSError as exc:
+            raise self._output_error(exc) from exc
+
+    def _give_name(self) -> None:
+        for _ in range(_MAX_SWAPS):
+            check_destination(self.destination, force=self._force)
+            try:
+                if self._force and self.destination.exists():
+                    self._swap()
+                else:
+                    # takes the place of an empty folder, and of nothing else
+                    os.rename(self.folder, self.destination)
+            except OSError as exc:
+                if exc.errno not in _LOST_RACE:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
+        raise OSError(errno.EBUSY, "other exports keep replacing it", str(self.destination))
+
+    def _swap(self) -> None:
+        replaced = self._sibling("replaced")
+        lock = lock_folder(self.destination)
+        try:
+            os.rename(self.destination, replaced)
+            os.rename(self.folder, self.destination)
+        finally:
+            if os.path.lexists(self.destination):
+                shutil.rmtree(replaced, ignore_errors=True)
+            elif replaced.exists():
+                os.rename(replaced, self.destination)
+            os.close(lock)
+
+    def _sibling(self, kind: str) -> Path:
+        return self.destination.parent / f".{self.destination.name}.{kind}-{os.getpid()}"
+
+    def _check_path(self, path: str) -> None:
+        taken = {entry.path for entry in self._entries} | {MANIFEST}
+        if not is_inside(path) or path in taken:
+            raise ValueError(f"{path!r} is listed already or leaves the package")
+
+    def _close(self) -> None:
+        # after `commit` there is no such folder
+        if self._lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers = {}
+
+    def _is_about_output(self, error: OSError) -> bool:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return error.errno in _FULL or any(name.startswith(str(self.folder)) for name in names)
+
+    def _output_error(self, error: OSError) -> BitswitchError:
+        if error.errno in _FULL:
+            allowed, do = "enough space for the whole package", "free space there, or choose another destination"
+        else:
+            allowed, do = "a folder that this user can write", "choose another destination or correct its permissions"
+        got = f"cannot be written: {error.strerror or error}"
+        return OutputError(where=str(self.destination), got=got, allowed=allowed, do=do)
+
+    def _catch_termination(self) -> None:
+        """Turn SIGTERM and a lost terminal into SystemExit: Python would die at once and leave the partial folder."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._old_handlers[number] = signal.signal(number, _terminate)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    # 128 + number is what a shell reports for a process that died of it
+    raise SystemExit(128 + number)

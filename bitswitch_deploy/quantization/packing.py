@@ -1,0 +1,84 @@
+"""Several codes in a byte, as ONNX lays out `raw_data` of INT4, UINT4, INT2 and UINT2 tensors.
+
+Elements in row-major order, the first in the lowest bits; the last byte is filled up with zeros. Signed codes are
+two's complement. Source: ONNX IR, onnx.proto, TensorProto.raw_data; ONNX operators, "4 bit" and "2 bit" types.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+CodeArray = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+ByteArray = npt.NDArray[np.uint8]
+
+
+def pack_int4(codes: CodeArray) -> ByteArray:
+    """Bytes [ceil(n / 2)] of n codes: int8 in -8..7 (INT4) or uint8 in 0..15 (UINT4).
+
+    Raises:
+        ValueError: another dtype, or a code that does not fit.
+    """
+    return _pack(codes, bits=4)
+
+
+def pack_int2(codes: CodeArray) -> ByteArray:
+    """Bytes [ceil(n / 4)] of n codes: int8 in -2..1 (INT2) or uint8 in 0..3 (UINT2).
+
+    Raises:
+        ValueError: another dtype, or a code that does not fit.
+    """
+    return _pack(codes, bits=2)
+
+
+def unpack_int4(packed: ByteArray, shape: tuple[int, ...], *, signed: bool = True) -> CodeArray:
+    """Codes [shape], int8 when signed, uint8 when not, from bytes [ceil(n / 2)].
+
+    Raises:
+        ValueError: not uint8, or not the number of bytes that `shape` needs.
+    """
+    return _unpack(packed, shape, bits=4, signed=signed)
+
+
+def unpack_int2(packed: ByteArray, shape: tuple[int, ...], *, signed: bool = True) -> CodeArray:
+    """Codes [shape], int8 when signed, uint8 when not, from bytes [ceil(n / 4)].
+
+    Raises:
+        ValueError: not uint8, or not the number of bytes that `shape` needs.
+    """
+    return _unpack(packed, shape, bits=2, signed=signed)
+
+
+def _pack(codes: CodeArray, *, bits: int) -> ByteArray:
+    if codes.dtype not in (np.int8, np.uint8):
+        raise ValueError(f"codes must be int8 or uint8, got {codes.dtype}")
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if codes.dtype == np.int8 else (0, 2**bits - 1)
+    if codes.size and not low <= int(codes.min()) <= int(codes.max()) <= high:
+        raise ValueError(f"{codes.dtype} codes of {bits} bits are {low}..{high}, got {codes.min()}..{codes.max()}")
+    flat = codes.reshape(-1).view(np.uint8)
+    per_byte = 8 // bits
+    packed = np.zeros(-(-flat.size // per_byte), dtype=np.uint8)
+    mask = np.uint8(2**bits - 1)
+    for position in range(per_byte):
+        part = flat[position::per_byte]
+        packed[: part.size] |= (part & mask) << np.uint8(bits * position)
+    return packed
+
+
+def _unpack(packed: ByteArray, shape: tuple[int, ...], *, bits: int, signed: bool) -> CodeArray:
+    count = math.prod(shape)
+    per_byte = 8 // bits
+    expected = -(-count // per_byte)
+    if packed.dtype != np.uint8 or packed.size != expected:
+        raise ValueError(f"{count} codes of {bits} bits are uint8[{expected}], got {packed.dtype}[{packed.size}]")
+    flat = packed.reshape(-1)
+    codes = np.empty(count, dtype=np.uint8)
+    for position in range(per_byte):
+        part = codes[position::per_byte]
+        # Shifted to the top of the byte, so that the way back fills with zeros or with the sign.
+        np.left_shift(flat[: part.size], np.uint8(8 - bits * (position + 1)), out=part)
+    if signed:
+        return (codes.view(np.int8) >> np.int8(8 - bits)).reshape(shape)
+    return (codes >> np.uint8(8 - bits)).reshape(shape)

@@ -1,0 +1,62 @@
+"""The result of `export` as frozen values: the pipeline fills them, table.py and json.py render them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitswitch_deploy.validation.dataset import DatasetSummary
+from bitswitch_deploy.validation.hops import HopResult, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotDone:
+    """A step that could not be done here: what, why, and the exact command that does it where it can be done."""
+
+    what: str
+    why: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthRow:
+    """One exported bit-width.
+
+    label: `w4` or `mixed`. bits: None for a mixed assignment.
+    file_name, size_bytes: the ONNX file in the package.
+    hops: results in the order of validation.hops.HOPS; empty when nothing was validated.
+    exact: whether the lowered graph computes the same integer codes as the canonical one.
+    changes: what lowering changed, and what that cost where it was not exact; one sentence each.
+    engine: what became of the engine, in words.
+    verdicts: judgements on the accuracy of the hops; empty when none were asked for.
+    """
+
+    label: str
+    bits: int | None
+    file_name: str
+    size_bytes: int
+    hops: tuple[HopResult, ...]
+    exact: bool
+    changes: tuple[str, ...]
+    engine: str
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """Everything `export` has to say.
+
+    target: name of the target. stack: versions it was lowered for, in words. note: how the target was chosen.
+    dataset: what accuracy was measured on; None when there was no data.
+    seconds: wall time of the run.
+    """
+
+    target: str
+    stack: str
+    note: str
+    master_path: str
+    master_sha256: str
+    dataset: DatasetSummary | None
+    widths: tuple[WidthRow, ...]
+    not_done: tuple[NotDone, ...]
+    package_path: str
+    seconds: float

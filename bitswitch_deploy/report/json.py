@@ -1,0 +1,32 @@
+"""Reports as JSON for machines, schema `bitswitch-report/1`.
+
+Keys are the field names of the report's dataclasses, in their order, after `schema`. A number that is not finite
+has no JSON form and becomes null: an infinite `sqnr_db` is the null one whose `max_abs_error` is 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from bitswitch_deploy.report.export_report import ExportReport
+
+SCHEMA = "bitswitch-report/1"
+
+
+def report_to_json(report: ExportReport) -> str:
+    """Render `report`; equal reports give equal texts, ASCII only, with a final newline."""
+    tree = {"schema": SCHEMA, **asdict(report)}
+    return json.dumps(_finite(tree), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,187 @@
+"""An export report for people: what was made, how accurate it is at every hop, what is left to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.filesize import decimal
+
+from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
+from bitswitch_deploy.report.page import Page
+from bitswitch_deploy.validation.dataset import DatasetSummary
+from bitswitch_deploy.validation.hops import HOPS, Hop, Verdict
+
+# From here on there is room for the distance of the outputs; with what is left, for file names.
+WIDE = 92
+COLUMNS = ("width", "file", "size", *HOPS, "agree", "SQNR dB", "max error", "graph")
+TEXT_COLUMNS = ("width", "file", "graph")
+NO_DATA = "-"
+SHOWN_CLASSES = 5
+
+Cell = tuple[str, str]
+Note = tuple[str, str]
+
+
+def print_report(report: ExportReport, stream: TextIO, *, width: int | None = None) -> None:
+    """Print `report` to `stream`.
+
+    Args:
+        report: what to print.
+        stream: text output, a terminal or not; see Page.
+        width: columns; None takes those of the terminal, or 80 where there is none.
+    """
+    page = Page(stream, width)
+    hidden = _hidden_columns(page, report.widths)
+    _print_header(page, report, files="file" in hidden)
+    _print_widths(page, report.widths, hidden)
+    _print_verdicts(page, [verdict for row in report.widths for verdict in row.verdicts])
+    notes = _grouped(_notes(report.widths))
+    if notes:
+        page.section("Notes")
+        page.pairs(notes)
+    _print_not_done(page, report.not_done)
+
+
+def _print_header(page: Page, report: ExportReport, *, files: bool) -> None:
+    page.title(f"Exported for {report.target} in {_duration(report.seconds)}")
+    rows = [
+        ("package", report.package_path),
+        ("files", ", ".join(row.file_name for row in report.widths) if files else ""),
+        ("master", f"{report.master_path} (sha256 {report.master_sha256[:12]})"),
+        ("stack", report.stack),
+        ("target", report.note),
+        ("data", _data(report.dataset)),
+    ]
+    page.pairs(row for row in rows if row[1])
+
+
+def _data(dataset: DatasetSummary | None) -> str:
+    if dataset is None:
+        return "none: accuracy was not measured"
+    names = dataset.class_names
+    shown = ", ".join(names[:SHOWN_CLASSES]) + (", ..." if len(names) > SHOWN_CLASSES else "")
+    labels = ("labelled" if dataset.labelled else "no labels") + (f", {len(names)} classes: {shown}" if names else "")
+    return f"{dataset.name}, {dataset.n:,} samples, {labels} (sha256 {dataset.sha256[:12]})"
+
+
+def _hidden_columns(page: Page, rows: Sequence[WidthRow]) -> set[str]:
+    """Which columns there is no room for."""
+    if page.width < WIDE:
+        return {"file", "SQNR dB", "max error"}
+    longest = max((len(row.file_name) for row in rows), default=0)
+    return set() if page.width >= WIDE + longest else {"file"}
+
+
+def _print_widths(page: Page, rows: Sequence[WidthRow], hidden: set[str]) -> None:
+    shown = [column for column in COLUMNS if column not in hidden]
+    cells = [_cells(row) for row in rows]
+    page.section("Widths, with top-1 in % at each hop")
+    page.table(
+        [(column, column not in TEXT_COLUMNS) for column in shown],
+        [[row[column] for column in shown] for row in cells],
+    )
+    page.gap()
+    page.pairs(_legend(shown, [row[hop][0] for row in cells for hop in HOPS]), style="dim")
+
+
+def _legend(shown: Sequence[str], accuracies: Sequence[str]) -> list[Note]:
+    """Explain what is in the table, and nothing that is not."""
+    rows = [("agree", "% with the same class as the canonical graph; worse of lowered, engine")]
+    if "SQNR dB" in shown:
+        rows.append(("SQNR, error", "of the outputs against the canonical graph; worse of lowered, engine"))
+    rows.append(("graph", "exact: same integers as the canonical graph; approx: see Notes"))
+    if any(text.startswith("(") for text in accuracies):
+        rows.append(("(...)", "measured on other data than the rest of the row"))
+    if any(text.startswith("!") for text in accuracies):
+        rows.append(("!", "lost more accuracy than allowed"))
+    if NO_DATA in accuracies:
+        rows.append((NO_DATA, "no data: see Notes"))
+    return rows
+
+
+def _cells(row: WidthRow) -> dict[str, Cell]:
+    compared = [hop for hop in row.hops if hop.hop in ("lowered", "engine")]
+    agreement = [hop.agreement_percent for hop in compared if hop.agreement_percent is not None]
+    sqnr = [hop.sqnr_db for hop in compared if hop.sqnr_db is not None]
+    error = [hop.max_abs_error for hop in compared if hop.max_abs_error is not None]
+    return {
+        "width": (row.label, "bold"),
+        "file": (row.file_name, ""),
+        "size": (decimal(row.size_bytes), ""),
+        **{hop: _top1(row, hop) for hop in HOPS},
+        "agree": _number(_rounded_down(min(agreement)) if agreement else None),
+        "SQNR dB": _number(f"{min(sqnr):.1f}" if sqnr else None),
+        "max error": _number(f"{max(error):.2g}" if error else None),
+        "graph": ("exact", "") if row.exact else ("approx", "yellow"),
+    }
+
+
+def _top1(row: WidthRow, name: Hop) -> Cell:
+    hop = next((hop for hop in row.hops if hop.hop == name), None)
+    if hop is None or hop.top1_percent is None:
+        return _number(None)
+    shown = f"{hop.top1_percent:.2f}"
+    if any(verdict.hop == name and verdict.verdict == "failed" for verdict in row.verdicts):
+        return f"! {shown}", "bold red"
+    return (shown, "") if hop.same_data else (f"({shown})", "dim")
+
+
+def _rounded_down(percent: float) -> str:
+    """Two decimals, and 100.00 only for all: 99.998 must not look like it."""
+    return f"{math.floor(percent * 100 + 1e-6) / 100:.2f}"
+
+
+def _number(text: str | None) -> Cell:
+    return (NO_DATA, "dim") if text is None else (text, "")
+
+
+def _print_verdicts(page: Page, verdicts: Sequence[Verdict]) -> None:
+    if not verdicts:
+        return
+    page.section("Accuracy")
+    passed = [verdict for verdict in verdicts if verdict.verdict == "ok"]
+    rows = [("failed", f"{v.label} {v.hop}: {v.reason}") for v in verdicts if v.verdict == "failed"]
+    if passed:
+        worst = max(passed, key=lambda verdict: verdict.drop_points or 0.0)
+        number = f"{len(passed)} of {len(verdicts)} hops"
+        rows.append(("ok", f"{number}, nearest to the limit is {worst.label} {worst.hop}: {worst.reason}"))
+    unjudged = [(v.label, f"{v.hop}: {v.reason}") for v in verdicts if v.verdict == "not judged"]
+    rows += [("not judged", f"{labels} {text}") for labels, text in _grouped(unjudged)]
+    page.pairs(rows)
+
+
+def _notes(rows: Iterable[WidthRow]) -> list[Note]:
+    """(label, sentence), in the order of reading: what lowering did, the hops, the engine."""
+    notes = []
+    for row in rows:
+        # Why there is no engine is also why it did not run.
+        hops = [hop for hop in row.hops if hop.note and not (hop.hop == "engine" and hop.n == 0 and row.engine)]
+        notes += [(row.label, f"lowered: {change}") for change in row.changes]
+        notes += [] if row.hops else [(row.label, "accuracy: not measured at any hop")]
+        notes += [(row.label, f"{hop.hop}: {hop.note}") for hop in hops]
+        notes += [(row.label, f"engine: {row.engine}")] if row.engine else []
+    return notes
+
+
+def _grouped(notes: Iterable[Note]) -> list[Note]:
+    """Each sentence once, with the labels of the widths that it holds for."""
+    holders: dict[str, list[str]] = {}
+    for label, sentence in notes:
+        holders.setdefault(sentence, []).append(label)
+    return [(" ".join(labels), sentence) for sentence, labels in holders.items()]
+
+
+def _print_not_done(page: Page, steps: Sequence[NotDone]) -> None:
+    page.section("Not done here")
+    if not steps:
+        page.paragraph("nothing")
+    for number, step in enumerate(steps, start=1):
+        page.pairs([(f"{number}.", f"{step.what}: {step.why}")])
+        if step.command:
+            page.command(step.command)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"

@@ -1,0 +1,411 @@
+"""What one target can run, as frozen values that check themselves (schema in targets/README.md). No I/O.
+
+A profile is data: code asks it questions and never compares its name. The YAML files cite the facts behind the values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from bitswitch_deploy.errors import TargetFileError, UsageError
+from bitswitch_deploy.tensors import MAX_BITS
+
+ActivationType = Literal["uint8", "int8"]
+WeightType = Literal["int8", "int4", "int2"]
+WidthMap = tuple[tuple[int, WeightType], ...]
+AnyType = Literal["uint8", "int8", "uint4", "int4", "uint2", "int2", "uint16", "int16"]
+Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
+
+# First opset and the IR version that came with it: onnx.helper.VERSION_TABLE. Below 13 DequantizeLinear has no axis.
+_OPSET_IR = ((13, 7), (15, 8), (19, 9), (21, 10), (23, 11), (24, 12), (25, 13), (28, 14))
+_MAX_OPSET = 28
+# First opset whose DequantizeLinear reads the type, and the width it holds.
+_WEIGHT_TYPES: dict[str, tuple[int, int]] = {"int8": (13, 8), "int4": (21, 4), "int2": (25, 2)}
+_MAX_NUMBER = 10**9
+_SCALARS: dict[Any, str] = {
+    str: "text (a number such as 10.3 needs quotes)",
+    bool: "true or false",
+    int: f"a whole number, 0..{_MAX_NUMBER}",
+    float: f"a number, 0..{_MAX_NUMBER}",
+}
+# YAML aliases can make a value whose full text is larger than memory.
+_shown = reprlib.Repr()
+_shown.maxlevel, _shown.maxlist, _shown.maxstring = 2, 4, 60
+_VERSION_CLAUSE = re.compile(r"(>=|<)?(\d+(?:\.\d+)*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Facts about the board, for reports and limits. None is unknown or different from board to board."""
+
+    sm: str | None = None
+    gpu_int8_tops_dense: float | None = None
+    memory_gb: float | None = None
+    memory_bandwidth_gbs: float | None = None
+    dla_cores: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detect:
+    """How a board names itself in /proc/device-tree/compatible: its chip, and its module or developer kit."""
+
+    compatible: tuple[str, ...] = ()
+    part_numbers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """One installed generation of software, and what a graph for it looks like.
+
+    name: JetPack or runtime version, the part after `@` in `jetson-agx-orin@5.1`.
+    engine_version, l4t: version rules, see `version_matches`. l4t selects the stack on the board.
+    typing: of a TensorRT network; None for other engines.
+    weight_form: `int8` initializers in front of DequantizeLinear, or `float_q_dq`: float ones, Q, DQ.
+    """
+
+    name: str
+    engine_version: str
+    opset: int
+    ir_version: int
+    python: str
+    l4t: str | None = None
+    cuda: str | None = None
+    typing: Literal["weak", "strong"] | None = None
+    weight_form: Literal["int8", "float_q_dq"] = "int8"
+    dla: bool = False
+    editable_timing_cache: bool = False
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationFormat:
+    """Container of activation codes; `zero_point` is the one of unsigned codes (signed codes have 0)."""
+
+    dtype: ActivationType
+    zero_point: Literal[0, -128]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How codes are carried.
+
+    weight_containers: per operator one type, or pairs (widest code in bits, type).
+    residual: which inputs of a residual Add are quantized.
+    residual_min_agreement: percent of the calibration samples; below it a width keeps its residual in float.
+    """
+
+    activation: ActivationFormat
+    weight_containers: tuple[tuple[Operator, WeightType | WidthMap], ...]
+    residual: Literal["none", "skip_input", "both_inputs"]
+    residual_min_agreement: float
+    forbid_types: tuple[AnyType, ...] = ()
+
+    def weight_container(self, operator: str, bits: int) -> WeightType:
+        """Type that stores a `bits`-wide weight of `operator`.
+
+        Raises:
+            KeyError: `operator` is not one of the quantized operators.
+            ValueError: `bits` is wider than every container.
+        """
+        containers: dict[str, WeightType | WidthMap] = dict(self.weight_containers)
+        for max_bits, dtype in sorted(_widths(containers[operator])):
+            if bits <= max_bits:
+                return dtype
+        raise ValueError(f"no container of {operator} holds {bits} bits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What runs the graph and where an engine file can be built.
+
+    compute_capabilities: GPUs that a tensorrt_rtx engine is built for. session: onnxruntime session entries.
+    builder_flags_legacy: TensorRT flags of weakly typed stacks.
+    """
+
+    name: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    build: Literal["any", "on_device", "host"]
+    compute_capabilities: tuple[str, ...] = ()
+    session: tuple[tuple[str, str], ...] = ()
+    builder_flags_legacy: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """How latency and power are measured on the device.
+
+    power_modes: names in order of preference (ids differ between modules). total_rails: what to add up for the board.
+    trtexec: flags for each TensorRT version rule.
+    """
+
+    min_warmup_s: float
+    min_seconds: float
+    power_modes: tuple[str, ...] = ()
+    rails: tuple[str, ...] = ()
+    total_rails: tuple[str, ...] = ()
+    trtexec: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds that keep a small board alive while it builds."""
+
+    max_workspace_mb: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One profile with one of its stacks selected.
+
+    lowering: names of the passes that turn the canonical graph into this target's graph, in order.
+    unverified: what nobody has seen on a board yet.
+    """
+
+    schema: Literal["bitswitch-target/1"]
+    name: str
+    title: str
+    family: str
+    arch: Literal["aarch64", "x86_64"]
+    stacks: tuple[Stack, ...]
+    quantization: Quantization
+    lowering: tuple[str, ...]
+    engine: Engine
+    measure: Measure
+    stack: Stack
+    device: Device = Device()
+    detect: Detect = Detect()
+    limits: Limits = Limits()
+    unverified: tuple[str, ...] = ()
+
+    @classmethod
+    def from_mapping(cls, mapping: object, *, source: str) -> Target:
+        """A profile out of parsed YAML, its default stack selected; `source` names the file in messages.
+
+        Raises:
+            TargetFileError: a key is unknown, missing, of another type, or contradicts another one.
+        """
+        # `stack` is chosen, not written: the reader sees the other fields only.
+        values = _read_fields(cls, mapping, f"{source}: ", chosen=("stack",))
+        defaults = [stack for stack in values["stacks"] if stack.default]
+        if len(defaults) != 1:
+            raise _refusal(f"{source}: stacks", f"{len(defaults)} stacks have default: true", "exactly one")
+        target = cls(**values, stack=defaults[0])
+        for key, got, allowed in _contradictions(target):
+            raise _refusal(f"{source}: {key}", got, allowed)
+        return target
+
+    def with_stack(self, name: str) -> Target:
+        """The same target with another of its stacks.
+
+        Raises:
+            UsageError: there is no stack of this name.
+        """
+        for stack in self.stacks:
+            if stack.name == name:
+                return replace(self, stack=stack)
+        known = ", ".join(f"{self.name}@{stack.name}" for stack in self.stacks)
+        got = f"{self.name} has no stack {name!r}"
+        raise UsageError(where="--target", got=got, allowed=known, do="name one of these")
+
+
+def version_matches(rule: str, version: str) -> bool:
+    """Whether a dotted version keeps every clause of `rule`: `>=36.4,<37`, or `10.3.0` for 10.3.0 and all 10.3.0.x.
+
+    Raises:
+        ValueError: one of the two cannot be read.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)*", version):
+        raise ValueError(f"not a dotted version: {version!r}")
+    parts = _parts(version)
+    for sign, bound in _clauses(rule):
+        if not {">=": parts >= bound, "<": parts < bound, "": parts[: len(bound)] == bound}[sign]:
+            return False
+    return True
+
+
+def _clauses(rule: str) -> list[tuple[str, tuple[int, ...]]]:
+    matches = [_VERSION_CLAUSE.fullmatch(clause.strip()) for clause in rule.split(",")]
+    if not all(matches):
+        raise ValueError(f"not a version rule: {rule!r}")
+    return [(match[1] or "", _parts(match[2])) for match in matches if match]
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _widths(container: WeightType | WidthMap) -> WidthMap:
+    return ((MAX_BITS, container),) if isinstance(container, str) else container
+
+
+def _refusal(where: str, got: str, allowed: str) -> TargetFileError:
+    do = "correct this entry; targets/README.md explains each field"
+    return TargetFileError(where=where.removesuffix(": "), got=got, allowed=allowed, do=do)
+
+
+# --- reading: the dataclasses above are the schema ---------------------------------------------------------------
+
+
+def _read_fields(kind: Any, value: object, where: str, *, chosen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Constructor arguments of dataclass `kind`; `where` ends in ': ' at the top of the file."""
+    if not isinstance(value, Mapping):
+        raise _refusal(where, f"{_shown.repr(value)} is not a mapping", f"the keys of {kind.__name__.lower()}")
+    hints = get_type_hints(kind)
+    known = {field.name: field for field in fields(kind) if field.name not in chosen}
+    for key in value:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise _refusal(where, f"unknown key {_shown.repr(key)}{hint}", ", ".join(known))
+    required = [name for name, field in known.items() if field.default is MISSING]
+    for name in required:
+        if name not in value:
+            raise _refusal(where, f"key {name!r} is missing", f"all of {', '.join(required)}")
+    prefix = where if where.endswith(": ") else f"{where}."
+    return {name: _read(hints[name], value[name], prefix + name) for name in known if name in value}
+
+
+def _read(kind: Any, value: object, where: str) -> Any:
+    """`value` as `kind`: a dataclass, a tuple (list, or pairs from a mapping), a Literal, a union or a scalar."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return kind(**_read_fields(kind, value, where))
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return _read_tuple(args[0], value, where)
+    if origin is Literal:
+        # `True == 1`: compare the types as well.
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+        raise _refusal(where, _shown.repr(value), " or ".join(map(repr, args)))
+    if origin is not None:
+        return _read_union(args, value, where)
+    return _read_scalar(kind, value, where)
+
+
+def _read_union(args: tuple[Any, ...], value: object, where: str) -> Any:
+    """The schema has two unions: `X | None`, and one type | pairs from a mapping."""
+    if type(None) in args:
+        return None if value is None else _read(args[0], value, where)
+    return _read(args[1] if isinstance(value, Mapping) else args[0], value, where)
+
+
+def _read_tuple(item: Any, value: object, where: str) -> tuple[Any, ...]:
+    if get_origin(item) is tuple:
+        key_kind, value_kind = get_args(item)
+        if not isinstance(value, Mapping):
+            raise _refusal(where, _shown.repr(value), "a mapping")
+        places = [(f"{where}[{key}]", key, entry) for key, entry in value.items()]
+        return tuple((_read(key_kind, key, at), _read(value_kind, entry, at)) for at, key, entry in places)
+    if not isinstance(value, list):
+        raise _refusal(where, _shown.repr(value), "a list")
+    return tuple(_read(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+
+
+def _read_scalar(kind: Any, value: object, where: str) -> Any:
+    if kind is str and isinstance(value, str) and value:
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    accepted = {int: (int,), float: (int, float)}.get(kind, ())
+    # The bound also keeps nan, inf and integers that no float holds out.
+    if isinstance(value, accepted) and not isinstance(value, bool) and 0 <= value <= _MAX_NUMBER:
+        return kind(value)
+    raise _refusal(where, _shown.repr(value), _SCALARS[kind])
+
+
+# --- contradictions: (key, got, allowed) of everything that cannot be true at once -------------------------------
+
+_Problems = Iterable[tuple[str, str, str]]
+
+
+def _contradictions(target: Target) -> _Problems:
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", target.name):
+        yield "name", repr(target.name), "lower-case letters, digits and hyphens"
+    yield from _stack_problems(target)
+    yield from _activation_problems(target)
+    for operator, container in target.quantization.weight_containers:
+        yield from _container_problems(target, operator, _widths(container))
+    missing = set(get_args(Operator)) - {operator for operator, _ in target.quantization.weight_containers}
+    if missing:
+        yield "quantization.weight_containers", f"no entry for {', '.join(sorted(missing))}", "all four operators"
+    for name in target.lowering:
+        if not name.isidentifier() or target.lowering.count(name) > 1:
+            yield "lowering", repr(name), "names of passes, each once"
+    yield from _engine_problems(target)
+
+
+def _stack_problems(target: Target) -> _Problems:
+    names = [stack.name for stack in target.stacks]
+    for i, stack in enumerate(target.stacks):
+        key = f"stacks[{i}]"
+        if names.count(stack.name) > 1 or not re.fullmatch(r"[\w.-]+", stack.name):
+            yield f"{key}.name", repr(stack.name), "a name of its own, of letters, digits, dots and hyphens"
+        if not _OPSET_IR[0][0] <= stack.opset <= _MAX_OPSET:
+            yield f"{key}.opset", str(stack.opset), f"{_OPSET_IR[0][0]}..{_MAX_OPSET}"
+        needed = max(ir for opset, ir in _OPSET_IR if opset <= max(stack.opset, _OPSET_IR[0][0]))
+        if not needed <= stack.ir_version <= _OPSET_IR[-1][1]:
+            yield f"{key}.ir_version", f"{stack.ir_version} with opset {stack.opset}", f"{needed}..{_OPSET_IR[-1][1]}"
+        for field, rule in (("l4t", stack.l4t), ("engine_version", stack.engine_version)):
+            if rule is not None:
+                yield from _rule_problems(f"{key}.{field}", rule)
+        if (stack.typing is None) != (target.engine.name == "onnxruntime"):
+            yield f"{key}.typing", f"{stack.typing} with {target.engine.name}", "weak or strong, for TensorRT only"
+        if stack.dla and not target.device.dla_cores:
+            yield f"{key}.dla", "true on a device with dla_cores: 0", "false"
+
+
+def _rule_problems(key: str, rule: str) -> _Problems:
+    try:
+        _clauses(rule)
+    except ValueError:
+        yield key, repr(rule), "clauses such as '>=36.4,<37', or a leading part of the version such as '10.3.0'"
+
+
+def _activation_problems(target: Target) -> _Problems:
+    activation, forbidden = target.quantization.activation, target.quantization.forbid_types
+    if activation.dtype == "uint8" and activation.zero_point != 0:
+        yield "quantization.activation.zero_point", f"{activation.zero_point} with uint8", "0"
+    # TensorRT reads UINT8 as INT8 with a warning only, and no zero point but 0 (platforms 0.3).
+    if target.engine.name != "onnxruntime" and (activation.dtype, activation.zero_point) != ("int8", 0):
+        got = f"{activation.dtype}, zero point {activation.zero_point}"
+        yield "quantization.activation", got, "int8 with zero point 0"
+    if activation.dtype in forbidden:
+        yield "quantization.forbid_types", f"holds the activation type {activation.dtype}", "other types"
+    if target.quantization.residual_min_agreement > 100:
+        yield "quantization.residual_min_agreement", str(target.quantization.residual_min_agreement), "0..100 percent"
+
+
+def _container_problems(target: Target, operator: str, widths: WidthMap) -> _Problems:
+    key = f"quantization.weight_containers[{operator}]"
+    if max((bits for bits, _ in widths), default=0) != MAX_BITS:
+        yield key, f"widths {[bits for bits, _ in widths]}", f"a map whose widest entry is {MAX_BITS}"
+    for bits, dtype in widths:
+        opset, holds = _WEIGHT_TYPES[dtype]
+        if not 2 <= bits <= holds:
+            yield key, f"{dtype} for {bits} bits", f"2..{holds} bits in {dtype}"
+        if dtype in target.quantization.forbid_types:
+            yield key, f"{dtype}, which forbid_types names", "a type that is not forbidden"
+        for stack in target.stacks:
+            if stack.opset < opset:
+                yield key, f"{dtype} with stack {stack.name}, opset {stack.opset}", f"opset {opset} or newer"
+
+
+def _engine_problems(target: Target) -> _Problems:
+    engine, name = target.engine, target.engine.name
+    if bool(engine.compute_capabilities) != (name == "tensorrt_rtx"):
+        got = f"{list(engine.compute_capabilities)} with {name}"
+        yield "engine.compute_capabilities", got, "a list with tensorrt_rtx only"
+    for capability in engine.compute_capabilities:
+        if not re.fullmatch(r"SM\d+", capability):
+            yield "engine.compute_capabilities", repr(capability), "names such as SM89"
+    if engine.session and name != "onnxruntime":
+        yield "engine.session", f"options with {name}", "none: they belong to onnxruntime"
+    if bool(engine.builder_flags_legacy) != any(stack.typing == "weak" for stack in target.stacks):
+        got = str(list(engine.builder_flags_legacy))
+        yield "engine.builder_flags_legacy", got, "a list where a stack has typing: weak"
+    for rule, _ in target.measure.trtexec:
+        yield from _rule_problems(f"measure.trtexec[{rule}]", rule)

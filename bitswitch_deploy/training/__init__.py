@@ -1,0 +1,1 @@
+"""Joint multi-precision training in torch; nothing that a device needs imports it."""

@@ -1,0 +1,256 @@
+"""From a torch module to the skeleton: an ONNX graph whose parameters are graph inputs.
+
+The order of the steps is the point. Parameters become graph inputs *before* the graph is simplified, so constant
+folding can remove shape arithmetic but can neither fold BatchNorm into a convolution nor rename, transpose or merge a
+weight. What is left beside the parameters are the small constants of Reshape, Slice, Pad and the like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import nn
+
+from bitswitch_deploy.errors import GraphError, UsageError
+from bitswitch_deploy.master.spec import Operator, ValueSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SKELETON_OPSET = 21
+SKELETON_IR_VERSION = 10
+BATCH = "batch"
+
+_WEIGHT_INPUT = 1  # Conv, ConvTranspose, Gemm and MatMul all read their weight at input 1
+_OPERATORS: dict[str, Operator] = {op: op for op in ("Conv", "ConvTranspose", "Gemm", "MatMul")}  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedLayer:
+    """One node that computes with a weight.
+
+    name: module path in the trainer. operator: the ONNX operator.
+    weight: name of the graph input that carries the weight.
+    transposed: the operator reads the module's 2-D weight as `weight.T`; the master stores it that way.
+    channel_axis: axis of the stored weight that a per-channel scale runs along.
+    """
+
+    name: str
+    operator: Operator
+    weight: str
+    transposed: bool
+    channel_axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedNetwork:
+    """The skeleton and what is in it; `parameters` are graph inputs beside `inputs`, weights of `layers` included."""
+
+    model: onnx.ModelProto
+    layers: tuple[CapturedLayer, ...]
+    parameters: tuple[str, ...]
+    inputs: tuple[ValueSpec, ...]
+    outputs: tuple[ValueSpec, ...]
+
+
+def capture_skeleton(
+    model: nn.Module,
+    example_input: tuple[torch.Tensor, ...],
+    *,
+    input_names: tuple[str, ...] = ("input",),
+    output_names: tuple[str, ...] = ("logits",),
+) -> CapturedNetwork:
+    """Capture a float network in evaluation mode, with the first axis of every input dynamic.
+
+    Args:
+        model: a plain float module; of a prepared one, its `float_skeleton`.
+        example_input: one tensor for each input, [batch, ...].
+        input_names: names for the graph inputs. output_names: names for the graph outputs.
+
+    Raises:
+        UsageError: a parameter is not float32, or the module cannot be exported with a dynamic batch.
+        GraphError: the captured graph does not pass the ONNX checker.
+    """
+    parameters = _float_parameters(model)
+    program = _export(model.eval(), example_input, input_names, output_names)
+    graph_model = program.model
+    _parameters_to_inputs(graph_model.graph, parameters)
+    optimizer.optimize(graph_model, input_size_limit=1024, output_size_limit=4096)
+    transposed = _absorb_transposed_weights(graph_model.graph, parameters)
+    _drop_unused_parameters(graph_model.graph, parameters)
+    _strip_metadata(graph_model)
+    graph_model.ir_version = SKELETON_IR_VERSION
+    proto = ir.to_proto(graph_model)
+    del proto.graph.value_info[:]
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise GraphError(
+            where=f"capture of {type(model).__name__}",
+            got=f"the exported graph is not valid ONNX: {exc}",
+            allowed="a graph that onnx.checker accepts",
+            do="report the network; replace the module that the message names",
+        ) from exc
+    return _describe(proto, parameters, transposed)
+
+
+def _float_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    floats = {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    for name, tensor in floats.items():
+        if tensor.dtype != torch.float32:
+            raise UsageError(
+                where=f"parameter {name}", got=f"dtype {tensor.dtype}", allowed="float32", do="call model.float() first"
+            )
+    return floats
+
+
+def _export(
+    model: nn.Module,
+    example_input: tuple[torch.Tensor, ...],
+    input_names: tuple[str, ...],
+    output_names: tuple[str, ...],
+) -> torch.onnx.ONNXProgram:
+    # torch.export treats a batch of one as a constant
+    example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example_input)
+    batch = torch.export.Dim(BATCH, min=1)
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                model,
+                example,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=SKELETON_OPSET,
+                dynamic_shapes=tuple({0: batch} for _ in example),
+                input_names=list(input_names),
+                output_names=list(output_names),
+            )
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as exc:
+        raise UsageError(
+            where=f"capture of {type(model).__name__}",
+            got=f"torch.onnx.export failed: {exc}",
+            allowed="a module that torch.export can trace with a dynamic first axis",
+            do="mend what the message names: data-dependent branches and a hard-coded batch size are the usual causes",
+        ) from exc
+    if program is None:
+        raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
+    return program
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter prints progress and warns about packages that this project does not use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _parameters_to_inputs(graph: ir.Graph, parameters: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in graph.initializers if name in parameters]:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.append(value)
+
+
+def _absorb_transposed_weights(graph: ir.Graph, parameters: dict[str, torch.Tensor]) -> set[str]:
+    """MatMul(x, Transpose(W)) becomes MatMul(x, W) with W stored transposed: nothing may stand between a weight
+    and its node (TensorRT wants exactly one DequantizeLinear there). A weight with another reader is left alone.
+    """
+    absorbed: set[str] = set()
+    for value in list(graph.inputs):
+        uses = value.uses()
+        if value.name not in parameters or not uses or value.shape is None or len(value.shape) != 2:
+            continue
+        nodes = [use.node for use in uses]
+        if not all(node.op_type == "Transpose" and _feeds_only_matmul_weights(node) for node in nodes):
+            continue
+        for node in nodes:
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            graph.remove(node, safe=True)
+        value.shape = ir.Shape([value.shape[1], value.shape[0]])
+        absorbed.add(str(value.name))
+    return absorbed
+
+
+def _feeds_only_matmul_weights(transpose: ir.Node) -> bool:
+    output = transpose.outputs[0]
+    return not output.is_graph_output() and all(
+        use.node.op_type == "MatMul" and use.idx == _WEIGHT_INPUT for use in output.uses()
+    )
+
+
+def _drop_unused_parameters(graph: ir.Graph, parameters: dict[str, torch.Tensor]) -> None:
+    for value in [v for v in graph.inputs if v.name in parameters and not v.uses() and not v.is_graph_output()]:
+        graph.inputs.remove(value)
+
+
+def _strip_metadata(model: ir.Model) -> None:
+    """Stack traces and module paths of the exporting machine: neither reproducible nor anybody's business."""
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version, model.doc_string = "bitswitch-deploy", None, None
+    model.graph.name = "network"
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _describe(proto: onnx.ModelProto, parameters: dict[str, torch.Tensor], transposed: set[str]) -> CapturedNetwork:
+    inputs = tuple(_value_spec(value) for value in proto.graph.input if value.name not in parameters)
+    stored = tuple(value.name for value in proto.graph.input if value.name in parameters)
+    layers: dict[str, CapturedLayer] = {}
+    for node in proto.graph.node:
+        operator = _OPERATORS.get(node.op_type)
+        if operator is None or node.input[_WEIGHT_INPUT] not in parameters:
+            continue
+        weight = node.input[_WEIGHT_INPUT]
+        layers[weight] = CapturedLayer(
+            name=weight.removesuffix(".weight"),
+            operator=operator,
+            weight=weight,
+            transposed=weight in transposed,
+            channel_axis=_channel_axis(node),
+        )
+    return CapturedNetwork(
+        model=proto,
+        layers=tuple(layers.values()),
+        parameters=stored,
+        inputs=inputs,
+        outputs=tuple(_value_spec(value) for value in proto.graph.output),
+    )
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Axis of the output channels in the layout that the operator reads."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return 1
+
+
+def _value_spec(value: onnx.ValueInfoProto) -> ValueSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return ValueSpec(name=value.name, dtype=onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), shape=shape)

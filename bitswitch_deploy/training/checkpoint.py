@@ -1,0 +1,120 @@
+"""Checkpoints: files of tensors and plain numbers, read with `torch.load(weights_only=True)` only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch_deploy.errors import CheckpointError, OutputError
+from bitswitch_deploy.training.quantizers import ActivationQuantizer
+
+_COUNTER = "num_batches_tracked"  # old checkpoints lack it, and a fixed momentum does not read it
+_PARALLEL_PREFIX = "module."
+
+
+def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain values atomically: a killed run leaves the old file or the new one.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(content), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as exc:
+        raise OutputError(
+            where=str(path), got=f"cannot be written: {exc.strerror}", allowed="a writable folder", do="choose another"
+        ) from exc
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The mapping that a checkpoint holds, on the CPU; code in the file is refused, not run.
+
+    Raises:
+        CheckpointError: missing, damaged, holding anything but tensors and plain values, or not a mapping.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as exc:
+        raise _bad(path, f"cannot be read: {exc.strerror}", "a readable file") from exc
+    except pickle.UnpicklingError as exc:
+        first = str(exc).splitlines()[0]
+        raise _bad(path, f"holds more than tensors or is damaged: {first}", "tensors and plain values") from exc
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
+        # what torch's readers raise on bytes that are no archive, or a cut or edited one
+        raise _bad(path, f"not a torch checkpoint: {exc}", "a file written by torch.save") from exc
+    except zipfile.BadZipFile as exc:
+        raise _bad(path, f"damaged archive: {exc}", "a file written by torch.save") from exc
+    if not isinstance(content, dict):
+        raise _bad(path, f"a {type(content).__name__}", "a mapping of names to tensors")
+    return cast("dict[str, Any]", content)
+
+
+def import_checkpoint(path: Path, model: nn.Module) -> None:
+    """Load the weights of a checkpoint into a network: a float one, or one that `prepare` made.
+
+    The file is a state dict, or a mapping that holds one under `state_dict` or `model`; a `module.` prefix on every
+    key is dropped. Every tensor must be there with its shape and finite; nothing is loaded unless all are.
+
+    Raises:
+        CheckpointError: the file is bad or belongs to another network.
+    """
+    content = load_checkpoint(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            content = dict(content[key])
+    load_state(content, model, str(path))
+
+
+def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
+    """Load a state dict strictly; `source` names it in messages.
+
+    Raises:
+        CheckpointError: keys, shapes, types or values that do not fit `model`.
+    """
+    if state and all(str(key).startswith(_PARALLEL_PREFIX) for key in state):
+        state = {str(key).removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
+    unknown = [str(key) for key in state if key not in wanted]
+    if missing or unknown:
+        got = f"missing {_shorten(missing)}; unknown {_shorten(unknown)}"
+        raise _bad(Path(source), got, f"the {len(wanted)} entries of this {type(model).__name__}")
+    for key, value in state.items():
+        _check_tensor(key, value, wanted[key], source)
+    model.load_state_dict(dict(state), strict=False)
+    for name, module in model.named_modules():
+        if isinstance(module, ActivationQuantizer) and int(module.signed) not in (-1, 0, 1):
+            raise _bad(Path(source), f"{name}.signed = {int(module.signed)}", "-1, 0 or 1")
+
+
+def _check_tensor(key: str, value: object, wanted: Tensor, source: str) -> None:
+    if not isinstance(value, Tensor) or value.shape != wanted.shape or value.dtype != wanted.dtype:
+        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise _bad(Path(source), f"{key}: {got}", f"{wanted.dtype} {tuple(wanted.shape)}")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise _bad(Path(source), f"{key}: NaN or infinity", "finite numbers")
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
+
+
+def _bad(path: Path, got: str, allowed: str) -> CheckpointError:
+    return CheckpointError(
+        where=str(path), got=got, allowed=allowed, do="use a checkpoint of this network, saved as a state dict"
+    )

@@ -1,0 +1,190 @@
+"""Layers that compute at a width: quantized convolutions and linear layers, switchable BatchNorm.
+
+Each keeps the parameter names of the torch layer that it replaces (`weight`, `bias`), so a skeleton of the float
+network names them alike. The width is state of the layer and is set for a whole network by `prepare.set_width`.
+
+State names beside torch's own: `<layer>.weight_quantizer.scale`, `<layer>.input_quantizer.scales.<i>`, `.initialised`,
+`.signed`; `<batchnorm>.copies.<i>.weight`, `.bias`, `.running_mean`, ...; <i> counts the trained widths, highest first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+
+from bitswitch_deploy.master.spec import Container
+from bitswitch_deploy.tensors import Granularity, Rounding
+from bitswitch_deploy.training.quantizers import ActivationQuantizer, WeightQuantizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerQuantization:
+    """How one layer is quantized.
+
+    name: module path. widths: trained widths, highest first. rounding: tie rule of derived weights.
+    container: how far unsigned 8-bit codes reach. granularity: of the weight scale.
+    signed: of the input codes; None lets the first training batch decide.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    rounding: Rounding
+    container: Container
+    granularity: Granularity
+    signed: bool | None
+
+
+class QuantConv2d(nn.Conv2d):
+    """Conv2d on quantized input [n, in, h, w] with a quantized weight [out, in/groups, kh, kw]."""
+
+    input_quantizer: ActivationQuantizer
+    weight_quantizer: WeightQuantizer
+    bits: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, in, h, w] to [n, out, h', w'] at `self.bits`."""
+        x = self.input_quantizer(input, self.bits)
+        weight = self.weight_quantizer(self.weight, self.bits)
+        return cast(Tensor, self._conv_forward(x, weight, self.bias))
+
+
+class QuantConvTranspose2d(nn.ConvTranspose2d):
+    """ConvTranspose2d on quantized input [n, in, h, w] with a quantized weight [in, out/groups, kh, kw]."""
+
+    input_quantizer: ActivationQuantizer
+    weight_quantizer: WeightQuantizer
+    bits: int
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[n, in, h, w] to [n, out, h', w'] at `self.bits`."""
+        x = self.input_quantizer(input, self.bits)
+        weight = self.weight_quantizer(self.weight, self.bits)
+        stride, kernel, dilation = self.stride, self.kernel_size, self.dilation
+        padding = cast("tuple[int, ...]", self.padding)
+        extra = self._output_padding(x, output_size, [*stride], [*padding], [*kernel], 2, [*dilation])
+        return F.conv_transpose2d(x, weight, self.bias, stride, padding, tuple(extra), self.groups, dilation)
+
+
+class QuantLinear(nn.Linear):
+    """Linear on quantized input [..., in] with a quantized weight [out, in]."""
+
+    input_quantizer: ActivationQuantizer
+    weight_quantizer: WeightQuantizer
+    bits: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] to [..., out] at `self.bits`."""
+        x = self.input_quantizer(input, self.bits)
+        return F.linear(x, self.weight_quantizer(self.weight, self.bits), self.bias)
+
+
+QuantizedLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear
+QUANTIZED_LAYERS = (QuantConv2d, QuantConvTranspose2d, QuantLinear)
+
+# float class -> (quantized class, axis of the output channels in its weight)
+QUANTIZED_CLASS: dict[type[nn.Module], tuple[type[QuantizedLayer], int]] = {
+    nn.Conv2d: (QuantConv2d, 0),
+    nn.ConvTranspose2d: (QuantConvTranspose2d, 1),
+    nn.Linear: (QuantLinear, 0),
+}
+_FLOAT_CLASS = {quantized: plain for plain, (quantized, _) in QUANTIZED_CLASS.items()}
+
+
+class SwitchableBatchNorm(nn.Module):
+    """One BatchNorm for each trained width, all starting as copies of a float one.
+
+    partner: path of the quantized layer that it switches with; None: it follows the default width of the network.
+    """
+
+    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, widths: tuple[int, ...], partner: str | None) -> None:
+        super().__init__()
+        self.widths = widths
+        self.partner = partner
+        self.copies = nn.ModuleList([copy.deepcopy(plain) for _ in widths])
+        self.bits = widths[0]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """BatchNorm of the width in use, shape of `input`."""
+        return cast(Tensor, self.copies[self.widths.index(self.bits)](input))
+
+
+class SwitchableBatchNorm1d(SwitchableBatchNorm):
+    """Switchable nn.BatchNorm1d on [n, c] or [n, c, l]."""
+
+
+class SwitchableBatchNorm2d(SwitchableBatchNorm):
+    """Switchable nn.BatchNorm2d on [n, c, h, w]."""
+
+
+SWITCHABLE_CLASS: dict[type[nn.Module], type[SwitchableBatchNorm]] = {
+    nn.BatchNorm1d: SwitchableBatchNorm1d,
+    nn.BatchNorm2d: SwitchableBatchNorm2d,
+}
+
+
+def quantized_from(plain: nn.Module, settings: LayerQuantization) -> QuantizedLayer:
+    """The quantized layer of a Conv2d, ConvTranspose2d or Linear; shares its parameters."""
+    layer = _recast(plain, QUANTIZED_CLASS[type(plain)][0])
+    if not isinstance(layer, QUANTIZED_LAYERS):
+        raise AssertionError("QUANTIZED_CLASS maps to quantized layers")
+    layer.weight_quantizer = WeightQuantizer(
+        layer.weight, bits=settings.widths[0], granularity=settings.granularity, rounding=settings.rounding
+    )
+    layer.input_quantizer = ActivationQuantizer(
+        name=settings.name, widths=settings.widths, container=settings.container, signed=settings.signed
+    )
+    layer.bits = settings.widths[0]
+    layer.train(plain.training)
+    return layer
+
+
+def replace_modules(model: nn.Module, replacement: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
+    """Replace modules in place and return the (perhaps new) root.
+
+    `replacement(path, module)` is asked once for each module, with its first path; None keeps the module and goes on
+    inside it. A module that is registered under several paths is replaced under all of them.
+    """
+    chosen: dict[int, nn.Module] = {}
+
+    def visit(path: str, module: nn.Module) -> nn.Module:
+        if id(module) in chosen:
+            return chosen[id(module)]
+        new = replacement(path, module)
+        chosen[id(module)] = module if new is None else new
+        if new is None:
+            for name, child in module._modules.items():
+                if child is not None:
+                    module._modules[name] = visit(f"{path}.{name}" if path else name, child)
+        return chosen[id(module)]
+
+    return visit("", model)
+
+
+def float_skeleton(model: nn.Module) -> nn.Module:
+    """A float copy of a prepared network: same module paths and parameter names, values of the highest width.
+
+    Quantized layers become nn.Conv2d, nn.ConvTranspose2d, nn.Linear, a switchable BatchNorm its first copy.
+    """
+    return replace_modules(copy.deepcopy(model), _plain)
+
+
+def _plain(_: str, module: nn.Module) -> nn.Module | None:
+    if isinstance(module, SwitchableBatchNorm):
+        return module.copies[0]
+    if not isinstance(module, QUANTIZED_LAYERS):
+        return None
+    return _recast(module, _FLOAT_CLASS[type(module)])
+
+
+def _recast(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """The same layer as another class: attributes and parameters shared, child modules left behind."""
+    other = copy.copy(module)
+    other._modules = {}
+    other._parameters = dict(module._parameters)
+    other.__class__ = cls
+    return other

@@ -1,0 +1,144 @@
+"""From a prepared, trained network to a master: the skeleton, int8 codes, scales, and one BatchNorm per width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.master import Master, assemble_master
+from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy, Preprocessing
+from bitswitch_deploy.tensors import PER_TENSOR, Granularity
+from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, capture_skeleton
+from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantizedLayer, SwitchableBatchNorm, float_skeleton
+from bitswitch_deploy.training.prepare import PreparedNetwork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    """What a master says about its training: accuracy at each width, preprocessing of raw pixels, provenance pairs."""
+
+    accuracy: tuple[MeasuredAccuracy, ...] = ()
+    preprocessing: Preprocessing | None = None
+    provenance: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Contents:
+    layers: list[LayerSpec] = field(default_factory=list)
+    tensors: dict[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+
+
+def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], record: TrainingRecord) -> Master:
+    """The master of a trained network; codes and scales are those that its forward pass computes with.
+
+    Args:
+        network: as `prepare` returned it, trained or loaded by `import_checkpoint`.
+        example_input: inputs of one call, [batch, ...] each.
+        record: what was measured and how it was trained.
+
+    Raises:
+        UsageError: a layer has seen no training batch at some width, or the network cannot be exported.
+        GraphError: a quantized layer does not appear in the exported graph as one operator.
+        MasterError: a value is not finite.
+    """
+    modules = dict(network.model.named_modules())
+    skeleton = float_skeleton(network.model).eval()
+    captured = capture_skeleton(skeleton, example_input)
+    contents = _Contents()
+    floats = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
+    _check_captured(modules, captured)
+    for layer in captured.layers:
+        module = modules.get(layer.name)
+        if isinstance(module, QUANTIZED_LAYERS):
+            _add_quantized(contents, layer, module)
+        else:
+            _add_pinned(contents, layer, floats[layer.weight])
+    weights = {layer.weight for layer in contents.layers}
+    others = [name for name in captured.parameters if name not in weights]
+    switchable = _add_switchable(contents, modules, others)
+    parameters = tuple(name for name in others if name not in switchable)
+    for name in parameters:
+        contents.tensors[name] = _array(floats[name])
+    options = network.options
+    spec = MasterSpec(
+        bits=options.widths[0],
+        widths=options.widths,
+        rounding=options.rounding,
+        activation_container=options.activation_container,
+        layers=tuple(contents.layers),
+        switchable=switchable,
+        parameters=parameters,
+        inputs=captured.inputs,
+        outputs=captured.outputs,
+        preprocessing=record.preprocessing,
+        accuracy=record.accuracy,
+        provenance=record.provenance,
+    )
+    return assemble_master(spec=spec, tensors=contents.tensors, skeleton=captured.model)
+
+
+def _add_quantized(contents: _Contents, layer: CapturedLayer, module: QuantizedLayer) -> None:
+    quantizer = module.weight_quantizer
+    codes = quantizer.codes(module.weight, quantizer.bits)
+    granularity = quantizer.granularity
+    if granularity.kind == "per_channel":
+        granularity = Granularity(kind="per_channel", axis=layer.channel_axis)
+    inputs = module.input_quantizer
+    spec = LayerSpec(
+        name=layer.name,
+        operator=layer.operator,
+        weight=layer.weight,
+        granularity=granularity,
+        activation="signed" if inputs.is_signed else "unsigned",
+    )
+    contents.layers.append(spec)
+    contents.tensors[layer.weight] = _array(codes.T if layer.transposed else codes)
+    contents.tensors[spec.weight_scale] = _array(quantizer.exported_scale())
+    contents.tensors[spec.input_scale] = _array(inputs.exported_scales())
+
+
+def _add_pinned(contents: _Contents, layer: CapturedLayer, weight: Tensor) -> None:
+    contents.layers.append(
+        LayerSpec(
+            name=layer.name,
+            operator=layer.operator,
+            weight=layer.weight,
+            granularity=PER_TENSOR,
+            activation="none",
+            pinned=True,
+        )
+    )
+    contents.tensors[layer.weight] = _array(weight.T if layer.transposed else weight)
+
+
+def _add_switchable(contents: _Contents, modules: dict[str, nn.Module], names: list[str]) -> tuple[str, ...]:
+    """Stack the copies of every captured BatchNorm parameter, [len(widths), ...]; returns their names."""
+    switchable = []
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = modules.get(path)
+        if isinstance(module, SwitchableBatchNorm):
+            contents.tensors[name] = _array(torch.stack([getattr(copy, leaf).detach() for copy in module.copies]))
+            switchable.append(name)
+    return tuple(switchable)
+
+
+def _check_captured(modules: dict[str, nn.Module], captured: CapturedNetwork) -> None:
+    found = {layer.name for layer in captured.layers}
+    lost = [path for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS) and path not in found]
+    if lost:
+        raise GraphError(
+            where=f"layers {', '.join(lost)}",
+            got="no Conv, ConvTranspose, Gemm or MatMul of the exported graph reads their weight directly",
+            allowed="quantized layers that are exported as one of these operators",
+            do="pin them",
+        )
+
+
+def _array(tensor: Tensor) -> npt.NDArray[np.generic]:
+    return np.array(tensor.detach().cpu().numpy(), order="C")  # ascontiguousarray would make a scalar 1-D

@@ -1,0 +1,243 @@
+"""From any float nn.Module to a network that is trained jointly at several widths.
+
+What happens to each layer is decided first, as data (`LayerDecision`), then carried out. The rules:
+
+* Conv2d, ConvTranspose2d and Linear are quantized; BatchNorm1d and BatchNorm2d get one copy per width.
+* The first and the last of these layers in execution order are pinned to float, and every layer that is named in `pin`.
+* A layer stays float, and the report says why, when its weight is read behind its back: a subclass, a weight that
+  several modules share, a module that the example input never calls (nn.MultiheadAttention reads the weight of its
+  `out_proj` as a function argument).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master.spec import Container
+from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, PER_TENSOR, Granularity, Rounding, WidthAssignment
+from bitswitch_deploy.training.layers import (
+    QUANTIZED_CLASS,
+    QUANTIZED_LAYERS,
+    SWITCHABLE_CLASS,
+    LayerQuantization,
+    SwitchableBatchNorm,
+    quantized_from,
+    replace_modules,
+)
+from bitswitch_deploy.training.tracing import Trace, trace_calls
+
+Decision = Literal["quantized", "pinned", "float", "switchable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """What the trained network is to be.
+
+    widths: trained widths, highest first. rounding: tie rule of derived weights.
+    activation_container: unsigned 8-bit codes reach 127 (`int8`, exact on TensorRT) or 255 (`uint8`).
+    granularity: one weight scale per output channel or per tensor.
+    pin_ends: keep the first and the last layer in float. pin: more layers to keep in float.
+    signed: (layer, bool) pairs where the first batch shall not decide the sign of the input codes.
+    """
+
+    widths: tuple[int, ...] = (8, 6, 4, 2)
+    rounding: Rounding = Rounding.HALF_UP
+    activation_container: Container = "int8"
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    pin_ends: bool = True
+    pin: tuple[str, ...] = ()
+    signed: tuple[tuple[str, bool], ...] = ()
+
+    def __post_init__(self) -> None:
+        ordered = sorted(set(self.widths), reverse=True)
+        if not self.widths or list(self.widths) != ordered or not all(MIN_BITS <= b <= MAX_BITS for b in ordered):
+            raise UsageError(
+                where="widths",
+                got=f"{self.widths}",
+                allowed=f"different widths from {MIN_BITS} to {MAX_BITS} bits, highest first",
+                do="write them like (8, 6, 4, 2)",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDecision:
+    """What `prepare` did with one module that holds weights, and why; `kind` is the class name of the float module."""
+
+    name: str
+    kind: str
+    decision: Decision
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedNetwork:
+    """A network to train at `options.widths`, and the report of what was done to each layer."""
+
+    model: nn.Module
+    options: PrepareOptions
+    report: tuple[LayerDecision, ...]
+
+
+def prepare(
+    model: nn.Module, example_input: tuple[Tensor, ...], options: PrepareOptions | None = None
+) -> PreparedNetwork:
+    """A copy of a float network with quantized layers and switchable BatchNorm; `model` is left as it is.
+
+    Args:
+        model: float32 network. example_input: inputs of one call, [batch, ...] each; run once in evaluation mode.
+        options: None means the defaults of `PrepareOptions`.
+
+    Raises:
+        UsageError: the network is prepared already, is not float32, does not run on the example, has no layer to
+            quantize, or `pin` or `signed` names a layer that is not there.
+    """
+    options = options or PrepareOptions()
+    _check_float(model)
+    trace = trace_calls(model, example_input, (*QUANTIZED_CLASS, *SWITCHABLE_CLASS))
+    report = decide_layers(model, trace, options)
+    decisions = {entry.name: entry for entry in report}
+    if not any(entry.decision == "quantized" for entry in report):
+        raise UsageError(
+            where=type(model).__name__,
+            got="no layer is left to quantize: " + "; ".join(f"{e.name}: {e.reason}" for e in report),
+            allowed="at least one Conv2d, ConvTranspose2d or Linear that is not pinned",
+            do="set pin_ends=False, or name fewer layers in pin",
+        )
+
+    def replacement(path: str, module: nn.Module) -> nn.Module | None:
+        if path not in decisions or decisions[path].decision in ("pinned", "float"):
+            return None
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            return SWITCHABLE_CLASS[type(module)](module, options.widths, _partner(path, trace, decisions))
+        return quantized_from(module, _settings(path, module, options))
+
+    prepared = replace_modules(copy.deepcopy(model), replacement)
+    _disable_fused_transformers(prepared)
+    return PreparedNetwork(model=prepared, options=options, report=report)
+
+
+def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
+    """Let every quantized layer of a prepared network compute at `width`, BatchNorm copies included.
+
+    Raises:
+        UsageError: a width that was not trained, or an override that names no quantized layer.
+    """
+    assignment = width if isinstance(width, WidthAssignment) else WidthAssignment(default=width)
+    modules = dict(model.named_modules())
+    layers = {path: module for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS)}
+    norms = [module for module in modules.values() if isinstance(module, SwitchableBatchNorm)]
+    trained = {bits for layer in layers.values() for bits in layer.input_quantizer.widths}
+    for where, bits in (("default width", assignment.default), *assignment.overrides):
+        if bits not in trained:
+            allowed = ", ".join(map(str, sorted(trained, reverse=True))) or "none: the network is not prepared"
+            raise UsageError(where=where, got=f"{bits} bits", allowed=allowed, do="choose a width that is trained")
+    for name, _ in assignment.overrides:
+        _require_known(name, tuple(layers), "width of a layer")
+    for path, layer in layers.items():
+        layer.bits = assignment.bits_of(path)
+    for norm in norms:
+        norm.bits = assignment.default if norm.partner is None else assignment.bits_of(norm.partner)
+
+
+def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tuple[LayerDecision, ...]:
+    """What becomes of each module of the float network that holds parameters itself, in module order."""
+    owners = _owners_of_parameters(model)
+    eligible = [name for name in trace.order if type(model.get_submodule(name)) in QUANTIZED_CLASS]
+    ends = {eligible[0], eligible[-1]} if eligible and options.pin_ends else set()
+    known = tuple(path for path, module in model.named_modules() if type(module) in QUANTIZED_CLASS)
+    for name in (*options.pin, *(name for name, _ in options.signed)):
+        _require_known(name, known, "pin or signed")
+    report = []
+    for path, module in model.named_modules():
+        if not any(True for _ in module.parameters(recurse=False)) and type(module) not in SWITCHABLE_CLASS:
+            continue
+        decision, reason = _decide(path, module, trace, owners)
+        if decision == "quantized" and path in options.pin:
+            decision, reason = "pinned", "named in pin"
+        elif decision == "quantized" and path in ends:
+            decision, reason = "pinned", "first layer" if path == eligible[0] else "last layer"
+        report.append(LayerDecision(name=path, kind=type(module).__name__, decision=decision, reason=reason))
+    return tuple(report)
+
+
+def _decide(path: str, module: nn.Module, trace: Trace, owners: dict[int, list[str]]) -> tuple[Decision, str]:
+    if type(module) in SWITCHABLE_CLASS:
+        if path not in trace.order:
+            return "float", "the example input does not call it"
+        return "switchable", "one copy per width"
+    if type(module) not in QUANTIZED_CLASS:
+        return "float", f"{type(module).__name__} is not quantized"
+    sharers = [name for name in owners[id(module.weight)] if name != path]
+    if sharers:
+        return "float", f"shares its weight with {', '.join(sharers)}"
+    if path not in trace.order:
+        return "float", "the example input does not call it as a module"
+    return "quantized", ""
+
+
+def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> str | None:
+    """Name the quantized layer that a BatchNorm switches with, None when there is none.
+
+    It is the weighted layer called last before it; where that one is float, the first quantized one called after it.
+    The canonical graph does the same.
+    """
+    position = trace.order.index(norm)
+    weighted = [name for name in trace.order[:position] if decisions[name].decision != "switchable"]
+    before = trace.producers.get(norm) or (weighted[-1] if weighted else None)
+    if before is not None and decisions[before].decision == "quantized":
+        return before
+    return next((name for name in trace.order[position:] if decisions[name].decision == "quantized"), None)
+
+
+def _settings(path: str, module: nn.Module, options: PrepareOptions) -> LayerQuantization:
+    axis = QUANTIZED_CLASS[type(module)][1]
+    per_channel = Granularity(kind="per_channel", axis=axis)
+    return LayerQuantization(
+        name=path,
+        widths=options.widths,
+        rounding=options.rounding,
+        container=options.activation_container,
+        granularity=per_channel if options.granularity == "per_channel" else PER_TENSOR,
+        signed=dict(options.signed).get(path),
+    )
+
+
+def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(path)
+    return owners
+
+
+def _disable_fused_transformers(model: nn.Module) -> None:
+    """The fused path of nn.TransformerEncoderLayer reads the weights of its linear layers and would skip theirs."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+
+
+def _check_float(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, (*QUANTIZED_LAYERS, SwitchableBatchNorm)):
+            raise UsageError(
+                where=path, got="a quantized layer", allowed="a float network", do="prepare the float network, once"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UsageError(
+                where=f"parameter {name}", got=f"dtype {parameter.dtype}", allowed="float32", do="call model.float()"
+            )
+
+
+def _require_known(name: str, known: tuple[str, ...], where: str) -> None:
+    if name not in known:
+        raise UsageError(
+            where=where, got=f"no layer is called {name!r}", allowed=", ".join(known), do="use one of these names"
+        )

@@ -1,0 +1,236 @@
+"""Quantizers of the trainer: codes in the forward pass, straight-through and LSQ gradients in the backward pass.
+
+Weights (Double Rounding, reference: Huang et al., arXiv 2502.01199). h = highest width, l = width in use, D = h - l:
+
+    W_h  = clip(round_half_even(W / s_h), -2^(h-1), 2^(h-1) - 1)
+    W_l  = clip(round(W_h / 2^D), -2^(l-1), 2^(l-1) - 1)            ties by the rule of the master
+    Wq_l = W_l * step,   step = s_h * 2^D
+
+Activations (LSQ, Esser et al., arXiv 1902.08153): X_b = clip(round_half_even(X / s_b), n, p), Xq_b = X_b * s_b.
+
+Gradients of both, with x = value / step, codes c, range n..p, and G the incoming gradient:
+
+    dL/dvalue = G inside n <= x <= p, 0 outside
+    dL/dstep  = sum over the elements of one step of G * (c - x) inside, G * c outside (there c is n or p),
+                multiplied by 1 / sqrt(elements of one step * p)
+    dL/ds_h   = 2^D * dL/dstep                                      chain rule, left to autograd
+
+A scale stays positive because every use reads |parameter|, never below MIN_SCALE (`positive`); that value is exported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master.spec import Container
+from bitswitch_deploy.tensors import CodeRange, Granularity, Rounding, code_range
+
+MIN_SCALE = 1e-8
+
+_INT8_CONTAINER_HIGH = 127
+_UNDECIDED, _UNSIGNED, _SIGNED = -1, 0, 1
+
+
+def positive(raw: Tensor) -> Tensor:
+    """The scale that a raw parameter stands for, same shape: max(|raw|, MIN_SCALE)."""
+    return raw.abs().clamp_min(MIN_SCALE)
+
+
+def activation_range(bits: int, *, signed: bool, container: Container) -> CodeRange:
+    """Codes of an activation: 0..127 for unsigned 8 bits in an int8 container, else `code_range`."""
+    codes = code_range(bits, signed=signed)
+    if container == "int8" and not signed:
+        return CodeRange(low=0, high=min(codes.high, _INT8_CONTAINER_HIGH))
+    return codes
+
+
+def round_codes(values: Tensor, rounding: Rounding) -> Tensor:
+    """Nearest integers as floats, same shape; a tie goes up or to the even neighbour."""
+    if rounding is Rounding.HALF_UP:
+        return torch.floor(values + 0.5)
+    return torch.round(values)
+
+
+def nearest_codes(values: Tensor, scale: Tensor, codes: CodeRange) -> Tensor:
+    """clip(round_half_even(values / scale)) as float32; `scale` broadcasts against `values`."""
+    return torch.round(values / scale).clamp_(codes.low, codes.high)
+
+
+def derived_codes(codes: Tensor, *, from_bits: int, to_bits: int, rounding: Rounding) -> Tensor:
+    """Codes of `to_bits` bits derived from float-valued codes of `from_bits` bits, same shape (exact in float32)."""
+    target = code_range(to_bits, signed=True)
+    return round_codes(codes * 2.0 ** (to_bits - from_bits), rounding).clamp_(target.low, target.high)
+
+
+class _Dequantize(torch.autograd.Function):
+    """codes * step, with the gradients of the module docstring; value, codes [...], step broadcasts."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange) -> Tensor:
+        ctx.save_for_backward(value, step, codes)
+        ctx.limits = limits
+        return codes * step
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad,) = grad_outputs
+        value, step, codes = ctx.saved_tensors
+        limits: CodeRange = ctx.limits
+        x = value / step
+        inside = (x >= limits.low) & (x <= limits.high)
+        grad_value = grad * inside if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_value, None, None, None
+        per_element = grad * (codes - torch.where(inside, x, torch.zeros_like(x)))
+        damping = 1.0 / math.sqrt(value.numel() / step.numel() * limits.high)
+        return grad_value, per_element.sum_to_size(step.shape) * damping, None, None
+
+
+def _dequantize(value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange) -> Tensor:
+    return cast(Tensor, _Dequantize.apply(value, step, codes, limits))  # type: ignore[no-untyped-call]
+
+
+class WeightQuantizer(nn.Module):
+    """Double Rounding of one weight; the state is `scale`, of `granularity.scale_shape(weight.shape)`.
+
+    Args:
+        weight: float weights that the scale is initialised from, any shape.
+        bits: the highest width h. granularity: per tensor or per channel. rounding: tie rule of the derivation.
+    """
+
+    def __init__(self, weight: Tensor, *, bits: int, granularity: Granularity, rounding: Rounding) -> None:
+        super().__init__()
+        self.bits = bits
+        self.granularity = granularity
+        self.rounding = rounding
+        self.scale = nn.Parameter(_initial_weight_scale(weight.detach(), bits, granularity))
+
+    def forward(self, weight: Tensor, bits: int) -> Tensor:
+        """Dequantized weights at `bits` bits, shape of `weight`."""
+        scale = self._broadcast(positive(self.scale), weight)
+        with torch.no_grad():
+            codes = self._codes(weight, scale, bits)
+        return _dequantize(weight, scale * 2.0 ** (self.bits - bits), codes, code_range(bits, signed=True))
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor, bits: int) -> Tensor:
+        """The int8 codes that `forward` computes with, shape of `weight`."""
+        return self._codes(weight, self._broadcast(positive(self.scale), weight), bits).to(torch.int8)
+
+    def exported_scale(self) -> Tensor:
+        """The scale of the highest width that `forward` divides by, shape of `scale`."""
+        return positive(self.scale.detach())
+
+    def _codes(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        highest = nearest_codes(weight, scale, code_range(self.bits, signed=True))
+        if bits == self.bits:
+            return highest
+        return derived_codes(highest, from_bits=self.bits, to_bits=bits, rounding=self.rounding)
+
+    def _broadcast(self, scale: Tensor, weight: Tensor) -> Tensor:
+        axis = self.granularity.axis
+        if axis is None:
+            return scale
+        shape = [1] * weight.dim()
+        shape[axis] = -1
+        return scale.reshape(shape)
+
+
+def _initial_weight_scale(weight: Tensor, bits: int, granularity: Granularity) -> Tensor:
+    """max(|mean - 3 std|, |mean + 3 std|) / 2^(h-1) over the elements of one scale (the authors' scripts)."""
+    axis = granularity.axis
+    rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)
+    mean, spread = rows.mean(1), 3 * rows.std(1, correction=0)
+    scale = torch.maximum((mean - spread).abs(), (mean + spread).abs()) / 2 ** (bits - 1)
+    result: Tensor = scale.clamp_min(MIN_SCALE).reshape(granularity.scale_shape(tuple(weight.shape)))
+    return result
+
+
+class ActivationQuantizer(nn.Module):
+    """LSQ of one layer's input, one learned scale for each width.
+
+    State: `scales.<i>`, one scalar parameter for each of `widths` (separate, so that Adam's momentum moves only the
+    scale that was used); `initialised` [len(widths)], True once the first training batch of that width has set its
+    scale to 2 * mean|x| / sqrt(p); `signed`, a scalar of -1 (first batch decides: signed when it holds a negative
+    number), 0 or 1.
+
+    Args:
+        name: module path of the layer, for messages. widths: trained widths, highest first.
+        container: how far unsigned 8-bit codes reach. signed: None lets the first batch decide.
+    """
+
+    initialised: Tensor
+    signed: Tensor
+
+    def __init__(self, *, name: str, widths: Sequence[int], container: Container, signed: bool | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.widths = tuple(widths)
+        self.container = container
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in self.widths])
+        self.register_buffer("initialised", torch.zeros(len(self.widths), dtype=torch.bool))
+        state = _UNDECIDED if signed is None else int(signed)
+        self.register_buffer("signed", torch.tensor(state, dtype=torch.int8))
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether codes are signed.
+
+        Raises:
+            UsageError: no batch has decided it yet.
+        """
+        if int(self.signed) == _UNDECIDED:
+            raise self._unseen("no width has")
+        return int(self.signed) == _SIGNED
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """Dequantized activations at `bits` bits, shape of `x`.
+
+        Raises:
+            UsageError: in evaluation mode, before any training batch at this width.
+        """
+        index = self.widths.index(bits)
+        if not self.initialised[index]:
+            self._initialise(x.detach(), index)
+        limits = activation_range(bits, signed=self.is_signed, container=self.container)
+        scale = positive(self.scales[index])
+        with torch.no_grad():
+            codes = nearest_codes(x, scale, limits)
+        return _dequantize(x, scale, codes, limits)
+
+    def exported_scales(self) -> Tensor:
+        """The scales that `forward` divides by, float32 [len(widths)], order of `widths`.
+
+        Raises:
+            UsageError: a width has seen no training batch.
+        """
+        for bits, done in zip(self.widths, self.initialised.tolist(), strict=True):
+            if not done:
+                raise self._unseen(f"{bits} bits have")
+        return positive(torch.stack([scale.detach() for scale in self.scales]))
+
+    @torch.no_grad()
+    def _initialise(self, x: Tensor, index: int) -> None:
+        bits = self.widths[index]
+        if not self.training:
+            raise self._unseen(f"{bits} bits have")
+        if int(self.signed) == _UNDECIDED:
+            self.signed.fill_(_SIGNED if float(x.min()) < 0 else _UNSIGNED)
+        limits = activation_range(bits, signed=self.is_signed, container=self.container)
+        self.scales[index].copy_((2 * x.abs().mean() / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
+        self.initialised[index] = True
+
+    def _unseen(self, what: str) -> UsageError:
+        return UsageError(
+            where=f"input scales of layer {self.name}",
+            got=f"{what} seen no training batch",
+            allowed="scales that every trained width has initialised",
+            do="run one batch in training mode at each width, or load a checkpoint; a layer that is registered in "
+            "the network but never called cannot be quantized: pin it",
+        )
