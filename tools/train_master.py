@@ -31,7 +31,7 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 @click.option("--resume", is_flag=True, help="Go on from the state file beside the output (<output>.state).")
 @click.option("--seed", type=int, help="Replaces the seed of the recipe.")
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Threads of torch.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of torch.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The master to write.")
 def main(
     recipe: str,

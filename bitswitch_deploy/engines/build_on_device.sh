@@ -143,6 +143,11 @@ read_version
 choose_flags
 say "$target: TensorRT $version on this board; the graphs were made for $made_for"
 mkdir -p "$out"
+exec 9>"$out/.lock"
+if command -v flock >/dev/null 2>&1; then
+    flock -n 9 || refuse 4 "another build is running in $out. Wait for it."
+fi
+rm -f "$out"/.*.plan.partial-* # of a killed run
 partial=
 trap 'rm -f "$partial"' EXIT
 trap 'exit 130' INT

@@ -89,7 +89,7 @@ def build_engine(
     _parse(trt, network, logger, model, messages)
     config = builder.create_builder_config()
     _configure(trt, config, settings, typing)
-    _add_profile(builder, config, network, settings.profile)
+    _add_profile(builder, config, network, settings.profile, messages)
     with deferred_signals() as pending:
         _attach_monitor(trt, config, progress, pending)
         plan = builder.build_serialized_network(network, config)
@@ -223,10 +223,14 @@ def _set_compute_capabilities(trt: Any, config: Any, names: tuple[str, ...]) -> 
             raise UsageError(where=_where(trt), got=f"compute capability {name!r}", allowed=", ".join(known), do=do)
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
+            do = "correct engine.compute_capabilities of the target"
+            raise UsageError(where=_where(trt), got=f"{name} refused", allowed="GPUs that fit together", do=do)
 
 
-def _add_profile(builder: Any, config: Any, network: Any, profile: tuple[ShapeRange, ...]) -> None:
+def _add_profile(
+    builder: Any, config: Any, network: Any, profile: tuple[ShapeRange, ...], messages: list[LogMessage]
+) -> None:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {str(value.name): tuple(None if dim < 0 else int(dim) for dim in value.shape) for value in inputs}
     check_profile(shapes, profile, where=_WHERE)
@@ -235,7 +239,8 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: tuple[ShapeRa
     vendor_profile = builder.create_optimization_profile()
     for entry in profile:
         vendor_profile.set_shape(entry.input, entry.minimum, entry.optimum, entry.maximum)
-    config.add_optimization_profile(vendor_profile)
+    if config.add_optimization_profile(vendor_profile) < 0:
+        raise build_failure(messages, where=_WHERE)
 
 
 def _attach_monitor(trt: Any, config: Any, progress: Progress | None, pending: list[int]) -> None:
@@ -273,8 +278,9 @@ def _load_timing_cache(trt: Any, config: Any, path: Path | None) -> None:
     except OSError as exc:
         do = "correct its permissions or name another file"
         raise OutputError(where=str(path), got=f"not readable: {exc.strerror}", allowed="a cache file", do=do) from exc
-    # The vendor answers a cache of another device or release with an empty one and a warning, which is reported.
-    config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False)
+    # A cache of another device or release is of no use here: start again; the vendor's warning is reported.
+    if not config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _save_timing_cache(config: Any, path: Path | None) -> None:

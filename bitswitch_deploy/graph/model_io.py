@@ -25,7 +25,7 @@ def export_model(graph: gs.Graph, *, opset: int, ir_version: int) -> onnx.ModelP
         GraphError: the result is not valid ONNX at this opset.
     """
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    model = gs.export_onnx(
+    model: onnx.ModelProto = gs.export_onnx(
         graph, do_type_check=True, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=ir_version
     )
     model.ir_version = ir_version

@@ -3,8 +3,8 @@
 A quantized activation is   x -> QuantizeLinear -> [Clip] -> DequantizeLinear -> node,
 the Clip on the integer tensor and present only where the codes are narrower than their container.
 A quantized weight is       codes -> [Cast -> Mul -> Cast] -> DequantizeLinear -> node.
-The codes are always the ones derived from the master. The Mul, where a lowering needs one, holds a factor +-2^k for each
-output channel; onnxruntime folds it into the codes when it loads the graph, TensorRT graphs never have one.
+The codes are always the ones derived from the master. The Mul, where a lowering needs one, holds a factor +-2^k for
+each output channel; onnxruntime folds it into the codes when it loads the graph, TensorRT graphs never have one.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def match_weight(tensor: gs.Tensor) -> WeightPattern | None:
     if product is None or product.op != "Mul":
         return None
     wide, factors = product.inputs
-    return WeightPattern(codes=producer_of(wide).inputs[0], factors=factors, dequantize=dequantize)
+    widen = wide.inputs[0]
+    return WeightPattern(codes=widen.inputs[0], factors=factors, dequantize=dequantize)
 
 
 def multiply_codes(graph: gs.Graph, weight: WeightPattern, factors: NDArray[np.int32]) -> None:

@@ -35,7 +35,10 @@ class QuantizeWeights(GraphPass):
     def _quantize(self, graph: gs.Graph, tensor: gs.Tensor, plan: LayerPlan) -> None:
         spec, layer = self._master.spec, plan.layer
         codes = derive_codes(
-            np.asarray(self._master.tensors[layer.weight]), from_bits=spec.bits, to_bits=plan.bits, rounding=spec.rounding
+            np.asarray(self._master.tensors[layer.weight]),
+            from_bits=spec.bits,
+            to_bits=plan.bits,
+            rounding=spec.rounding,
         )
         scale = derive_scale(
             np.asarray(self._master.tensors[layer.weight_scale]), from_bits=spec.bits, to_bits=plan.bits

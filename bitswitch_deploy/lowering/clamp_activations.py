@@ -32,9 +32,7 @@ class ClampActivations(LoweringPass):
             _rewrite(graph, pattern)
             modified = True
         if widened:
-            self.record(
-                f"{len(widened)} activations", "uint8 codes 0..255 re-scaled to 0..127 of int8", exact=False
-            )
+            self.record(f"{len(widened)} activations", "uint8 codes 0..255 re-scaled to 0..127 of int8", exact=False)
         return modified
 
 
@@ -64,4 +62,6 @@ def _rewrite(graph: gs.Graph, pattern: ActivationPattern) -> None:
 def _saturation_suffices(pattern: ActivationPattern, high: int) -> bool:
     producer = producer_of(pattern.source)
     never_negative = producer is not None and producer.op == "Relu"
-    return high == _INT8_MAX and (pattern.codes.low == np.iinfo(np.int8).min or (pattern.codes.low == 0 and never_negative))
+    return high == _INT8_MAX and (
+        pattern.codes.low == np.iinfo(np.int8).min or (pattern.codes.low == 0 and never_negative)
+    )

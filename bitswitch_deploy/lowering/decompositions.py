@@ -1,4 +1,4 @@
-"""Newer operators written in older ones, float for float. Sources: the function bodies in the ONNX operator reference."""
+"""Newer operators written in older ones. Source: the function bodies in the ONNX operator reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Chain:
 
 
 def decompose_gelu(graph: gs.Graph, node: gs.Node) -> None:
-    """x / 2 * (1 + erf(x / sqrt 2)), or the tanh form x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
+    """Gelu: x / 2 * (1 + erf(x / sqrt 2)), or the tanh form x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
     x = node.inputs[0]
     chain = _Chain(node.name)
     if node.attrs.get("approximate", "none") == "tanh":

@@ -63,7 +63,9 @@ class FoldBatchNorm(LoweringPass):
             signs = np.where(flipped, -1, 1).astype(np.int32)
             multiply_codes(graph, weight, along(axis, signs, weight.codes.values.ndim))
             channels = ", ".join(str(channel) for channel in np.flatnonzero(flipped))
-            self.record(name, f"signs flipped in output channels {channels} (negative BatchNormalization gain)", exact=True)
+            self.record(
+                name, f"signs flipped in output channels {channels} (negative BatchNormalization gain)", exact=True
+            )
         weight.scale.values = np.asarray(weight.scale.values * np.abs(affine.gain), np.float32)
         zero_point = weight.dequantize.inputs[2]
         zero_point.values = np.zeros(weight.scale.values.shape, zero_point.values.dtype)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.quantization import pack_int2, pack_int4
 
-_ONNX_TYPE = {"int4": onnx.TensorProto.INT4, "int2": getattr(onnx.TensorProto, "INT2", None)}
+# onnx has INT2 since 1.20, and only opset 25 and newer read it
+_ONNX_TYPE: dict[str, int] = {"int4": onnx.TensorProto.INT4, "int2": getattr(onnx.TensorProto, "INT2", 0)}
 _PACK = {"int4": pack_int4, "int2": pack_int2}
 
 
@@ -40,10 +42,14 @@ class PackWeights(LoweringPass):
         codes, dequantize = weight.codes, weight.dequantize
         values = np.asarray(codes.values, np.int8)
         if values.shape[-1] % 2:
-            self.record(codes.name, f"kept in int8: {container} needs an even last dimension, got {values.shape}", exact=True)
+            self.record(
+                codes.name, f"kept in int8: {container} needs an even last dimension, got {values.shape}", exact=True
+            )
             return False
         if weight.factors is not None:
-            self.record(codes.name, f"kept in int8: its signs or steps were changed, which {container} cannot hold", exact=True)
+            self.record(
+                codes.name, f"kept in int8: its signs or steps were changed, which {container} cannot hold", exact=True
+            )
             return False
         zero_point = dequantize.inputs[2]
         dequantize.inputs[0] = _packed_constant(codes.name, values, container)
@@ -51,7 +57,7 @@ class PackWeights(LoweringPass):
         return True
 
 
-def _packed_constant(name: str, codes: np.ndarray, container: str) -> gs.Constant:  # type: ignore[type-arg]
+def _packed_constant(name: str, codes: NDArray[np.int8], container: str) -> gs.Constant:
     raw = np.asarray(_PACK[container](codes)).tobytes()
     tensor = onnx.helper.make_tensor(name, _ONNX_TYPE[container], codes.shape, raw, raw=True)
     return gs.Constant(name, LazyValues(tensor))

@@ -18,7 +18,7 @@ from bitswitch_deploy.graph.qdq import (
     producer_of,
     sole_reader,
 )
-from bitswitch_deploy.lowering.bias_codes import BiasCodes, exact_bias, largest_shift
+from bitswitch_deploy.lowering.bias_codes import Accumulator, BiasFit, fit_bias, largest_shift
 from bitswitch_deploy.lowering.fold_batchnorm import along, channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
@@ -41,8 +41,8 @@ class QuantizeBias(LoweringPass):
     """Round the bias of Conv and Gemm to int32 in steps of s_x * s_w, its accumulator's unit.
 
     Not for TensorRT, whose parser refuses a DequantizeLinear on int32. onnxruntime does the same behind the scenes to a
-    float bias, rounding to nearest; here the steps are made finer and the bias is chosen so that no output code changes
-    (see bias_codes.py). Recorded as inexact with the share of channels where that is not possible.
+    float bias, rounding to nearest; here steps and bias are chosen so that no output code changes (see bias_codes.py).
+    Recorded as inexact with the share of channels where that is not possible.
     Cases: weight scale per tensor and per channel; output codes with and without Relu and Clip.
     Left alone: layers whose input, weight or output is not in codes, scales per block or along another axis; and,
     recorded, a bias that does not fit int32.
@@ -59,28 +59,26 @@ class QuantizeBias(LoweringPass):
             self.record("biases", what, exact=False)
         return bool(results)
 
-    def _quantize(self, graph: gs.Graph, layer: _Layer) -> BiasCodes | None:
+    def _quantize(self, graph: gs.Graph, layer: _Layer) -> BiasFit | None:
         """Rewrite one layer; None when its bias stays float."""
         axis, products = channel_axis(layer.node), layer.weight.products()
         bias = np.asarray(layer.node.inputs[_BIAS_INPUT].values, np.float64).ravel()
-        shifts = largest_shift(products, axis)
-        if np.ndim(layer.weight.scale.values) == 0:
-            # one scale for all channels: one shift, too
-            shifts = np.full(shifts.shape, shifts.min(initial=6), np.int32)
-        factors = np.int32(1) << shifts
-        scale = np.asarray(layer.weight.scale.values / (factors if layer.weight.scale.values.ndim else factors[0]), np.float32)
-        step = np.broadcast_to(np.float64(layer.data.codes.scale * scale), bias.shape)
-        codes = exact_bias(bias, step, np.asarray(factors, np.float64), _thresholds(layer))
-        if np.abs(codes.codes).max(initial=0.0) > _INT32_MAX // 2:
+        factors = np.int32(1) << largest_shift(products, axis)
+        # one scale for each channel from here on, since each has a shift and a stretch of its own
+        scale = np.broadcast_to(layer.weight.scale.values, bias.shape) / factors
+        fit = fit_bias(bias, _accumulator(layer, products, factors, scale), _thresholds(layer))
+        if np.abs(fit.codes).max(initial=0.0) > _INT32_MAX // 2:
             name = layer.weight.codes.name
             self.record(name, "bias kept in float: it does not fit int32 steps of s_x * s_w", exact=True)
             return None
-        if shifts.any():
-            multiply_codes(graph, layer.weight, along(axis, factors, products.ndim))
-            layer.weight.scale.values = scale
-        step32 = np.asarray(layer.data.codes.scale * scale, np.float32)
-        layer.node.inputs[_BIAS_INPUT] = _dequantized(graph, layer.node.inputs[_BIAS_INPUT].name, codes.codes, step32)
-        return codes
+        multiply_codes(graph, layer.weight, along(axis, factors, products.ndim))
+        stretched = np.asarray(scale * fit.stretch, np.float32)
+        layer.weight.scale.values = stretched
+        layer.weight.dequantize.inputs[2].values = np.zeros(bias.shape, np.int8)
+        layer.weight.dequantize.attrs["axis"] = axis
+        step32 = np.asarray(layer.data.codes.scale * stretched, np.float32)
+        layer.node.inputs[_BIAS_INPUT] = _dequantized(graph, layer.node.inputs[_BIAS_INPUT].name, fit.codes, step32)
+        return fit
 
 
 def _integer_layer(graph: gs.Graph, node: gs.Node) -> _Layer | None:
@@ -111,6 +109,20 @@ def _output_codes(graph: gs.Graph, quantize: gs.Node | None) -> ActivationCodes 
     return None if pattern is None else pattern.codes
 
 
+def _accumulator(
+    layer: _Layer, products: NDArray[np.int32], factors: NDArray[np.int32], scale: NDArray[np.float64]
+) -> Accumulator:
+    axis, codes = channel_axis(layer.node), layer.data.codes
+    others = tuple(index for index in range(products.ndim) if index != axis)
+    ends = np.stack([products * (codes.low - codes.zero_point), products * (codes.high - codes.zero_point)])
+    return Accumulator(
+        step=np.float64(codes.scale) * scale,
+        lattice=factors.astype(np.float64),
+        low=ends.min(axis=0).sum(axis=others, dtype=np.float64) * factors,
+        high=ends.max(axis=0).sum(axis=others, dtype=np.float64) * factors,
+    )
+
+
 def _thresholds(layer: _Layer) -> NDArray[np.float64]:
     """Outputs at which the code changes: half-way between neighbouring codes; below zero none survives a Relu."""
     codes = layer.output
@@ -125,6 +137,5 @@ def _dequantized(graph: gs.Graph, name: str, codes: NDArray[np.float64], scale: 
         gs.Constant(f"{name}.codes.scale", scale),
         gs.Constant(f"{name}.codes.zero_point", np.zeros(scale.shape, np.int32)),
     ]
-    attrs = {"axis": 0} if scale.ndim else {}
-    graph.nodes.insert(0, gs.Node("DequantizeLinear", f"{name}/DequantizeLinear", attrs, inputs, [output]))
+    graph.nodes.insert(0, gs.Node("DequantizeLinear", f"{name}/DequantizeLinear", {"axis": 0}, inputs, [output]))
     return output

@@ -58,7 +58,7 @@ class QuantizeResidual(LoweringPass):
         halved = activation.dtype == "int8" and activation.zero_point == 0
         low, high = (0, 127 if halved else 255) if point.unsigned else (-128, 127)
         return ActivationCodes(
-            scale=best_scale(self.context.ranges[point.like], low=low, high=high),
+            scale=np.float32(best_scale(self.context.ranges[point.like], low=low, high=high)),
             zero_point=0,
             container=np.uint8 if point.unsigned else np.int8,
             low=low,

@@ -55,8 +55,8 @@ def _thin(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values[:: stride | 1].copy() if stride > 1 else values
 
 
-def best_scale(seen: TensorRange, *, low: int, high: int) -> np.float32:
-    """The symmetric scale whose codes low..high have the least squared error on the values seen.
+def best_scale(seen: TensorRange, *, low: int, high: int) -> float:
+    """The symmetric float32 scale whose codes low..high have the least squared error on the values seen.
 
     Source: the usual search over clipping thresholds (minimum mean squared error), as in post-training quantization.
     A tensor that is zero everywhere gets scale 1.
@@ -65,11 +65,11 @@ def best_scale(seen: TensorRange, *, low: int, high: int) -> np.float32:
     peak = max(abs(seen.minimum), abs(seen.maximum))
     smallest = float(np.finfo(np.float32).tiny)
     if peak / steps < smallest:
-        return np.float32(1.0)
+        return 1.0
     candidates = np.maximum(_CLIP_FRACTIONS * peak / steps, smallest).astype(np.float32)
     errors = [_squared_error(seen.values, scale, low=low, high=high) for scale in candidates]
     # the widest of equals: values that were not seen clip last
-    return np.float32(candidates[len(errors) - 1 - int(np.argmin(errors[::-1]))])
+    return float(candidates[len(errors) - 1 - int(np.argmin(errors[::-1]))])
 
 
 def _squared_error(values: NDArray[np.float32], scale: np.float32, *, low: int, high: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.lowering.decompositions import decompose_gelu, decompose_layer_norm
@@ -26,7 +27,7 @@ class SetOpset(LoweringPass):
     def apply(self, graph: gs.Graph) -> bool:
         """Rewrite every operator that is too new; see the class for the cases."""
         opset = self.context.target.stack.opset
-        modified = graph.opset != opset
+        modified = bool(graph.opset != opset)
         for node in list(graph.nodes):
             for operator, introduced, rewrite in _REWRITES:
                 if node.op == operator and opset < introduced:
@@ -95,7 +96,7 @@ def _bounds(start: int, end: int) -> tuple[tuple[str, int], tuple[str, int]]:
     return ("start", start), ("end", end)
 
 
-def _constant(node: gs.Node, index: int) -> np.ndarray:  # type: ignore[type-arg]
+def _constant(node: gs.Node, index: int) -> NDArray[np.int64]:
     tensor = node.inputs[index]
     if not isinstance(tensor, gs.Constant):
         raise _refusal(node, f"input {index} is computed", "make it a constant before capture")

@@ -36,7 +36,11 @@ def _violations(model: onnx.ModelProto, target: Target) -> Iterator[tuple[str, s
             if dtype in forbidden:
                 yield f"{node.op_type} {node.name}", f"type {dtype}", f"any type but {', '.join(forbidden)}"
             if dtype == "int32" and target.engine.name != "onnxruntime":
-                yield f"{node.op_type} {node.name}", "an int32 bias", f"a float bias: {target.engine.name} does not parse this"
+                yield (
+                    f"{node.op_type} {node.name}",
+                    "an int32 bias",
+                    f"a float bias: {target.engine.name} does not parse this",
+                )
         if node.op_type in _WEIGHTED and target.engine.name != "onnxruntime":
             yield from _weight_path(node, producers, constants)
 

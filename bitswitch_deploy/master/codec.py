@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -25,6 +26,7 @@ MEND_WRITER = "mend the program that wrote it; bitswitch_deploy/master/README.md
 _INT_LIMIT = 2**63  # nothing in a spec is larger, and every size computed from it stays cheap
 
 
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80
 _SHORT.maxlist = _SHORT.maxdict = 3
@@ -33,6 +35,11 @@ _SHORT.maxlist = _SHORT.maxdict = 3
 def shown(value: object) -> str:
     """Short text of any value for a message, whatever its size."""
     return _SHORT.repr(value)
+
+
+def is_plain_text(text: str) -> bool:
+    """Tell whether `text` is safe to print and to encode: no control characters but white space, no lone surrogates."""
+    return _CONTROL.search(text) is None
 
 
 def load_object(text: str, *, where: str) -> dict[str, Any]:
@@ -79,8 +86,7 @@ def _decode_scalar(hint: Any, value: object, where: str) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str):
-        # No control characters (a master is printed to terminals) and no lone surrogates (they cannot be encoded).
-        if value.replace("\n", " ").replace("\t", " ").isprintable():
+        if is_plain_text(value):
             return str(value)
         raise _refusal(where, value, "text without control characters")
     is_int = isinstance(value, int) and not isinstance(value, bool) and -_INT_LIMIT < value < _INT_LIMIT

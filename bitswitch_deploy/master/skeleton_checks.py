@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.codec import MEND_WRITER, shown
+from bitswitch_deploy.master.codec import MEND_WRITER, is_plain_text, shown
 from bitswitch_deploy.master.container import Array, raw_bytes
 from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, ValueSpec
 
@@ -55,14 +55,32 @@ def check_skeleton(model: onnx.ModelProto, spec: MasterSpec, source: str) -> Map
         MasterError: the first thing found that is not allowed.
     """
     where = f"{source}: skeleton"
+    _check_text(model, where)
     _check_contents(model, where)
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as exc:
+        # ValueError: onnx 1.23 raises it for element types that it does not know
         _refuse(where, f"the ONNX checker says: {exc}", "a model that passes onnx.checker", cause=exc)
     shapes = _check_signature(model.graph, spec, where)
     _check_readers(model.graph, spec.layers, where)
     return shapes
+
+
+def _check_text(message: Message, where: str) -> None:
+    """Refuse strings that are not plain UTF-8 text; protobuf does not look when it parses."""
+    try:
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                for inner in [value] if isinstance(value, Message) else value:
+                    _check_text(inner, where)
+            elif field.type == field.TYPE_STRING:
+                for text in [value] if isinstance(value, str | bytes) else value:
+                    # bytes: what protobuf 7 gives for a string that is not UTF-8
+                    if isinstance(text, bytes) or not is_plain_text(text):
+                        _refuse(where, f"the text {shown(text)}", "UTF-8 text without control characters")
+    except UnicodeDecodeError as exc:  # what older releases do
+        _refuse(where, f"text that is not UTF-8 ({exc})", "UTF-8 text without control characters", cause=exc)
 
 
 def _check_contents(model: onnx.ModelProto, where: str) -> None:
@@ -72,6 +90,9 @@ def _check_contents(model: onnx.ModelProto, where: str) -> None:
     domains = [entry.domain for entry in model.opset_import]
     if len(domains) != 1 or domains[0] not in _PLAIN_DOMAINS:
         _refuse(where, f"operator sets {shown(domains)}", "one operator set, the standard one")
+    version, newest = model.opset_import[0].version, onnx.defs.onnx_opset_version()
+    if not 1 <= version <= newest:  # the checker takes any
+        _refuse(where, f"operator set {version}", f"1..{newest}, which the installed onnx knows")
     for graph in _graphs(model.graph):
         for node in graph.node:
             if node.domain not in _PLAIN_DOMAINS:

@@ -9,16 +9,24 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitswitch_deploy.report.export_report import ExportReport
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA = "bitswitch-report/1"
 
 
 def report_to_json(report: ExportReport) -> str:
     """Render `report`; equal reports give equal texts, ASCII only, with a final newline."""
-    tree = {"schema": SCHEMA, **asdict(report)}
+    return to_json(SCHEMA, report)
+
+
+def to_json(schema: str, result: DataclassInstance) -> str:
+    """Render any result dataclass under the name of its schema, by the same rules."""
+    tree = {"schema": schema, **asdict(result)}
     return json.dumps(_finite(tree), indent=2, allow_nan=False) + "\n"
 
 

@@ -29,9 +29,8 @@ class Page:
     def __init__(self, stream: TextIO, width: int | None = None) -> None:
         if width is None and not stream.isatty():
             width = PLAIN_WIDTH
-        # Without markup, a file name such as "[w4].onnx" stays what it is.
         self._stream = stream
-        self._console = Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+        self._console = Console(file=stream, width=width)
 
     @property
     def width(self) -> int:
@@ -88,7 +87,10 @@ class Page:
         self._stream.write(TRAILING_BLANKS.sub("", captured.get()))
 
     def _text(self, content: str, style: str = "") -> Text:
-        """Drop control characters, which a name inside a file could smuggle in, and what the encoding cannot say."""
+        """Drop control characters, which a name inside a file could smuggle in, and what the encoding cannot say.
+
+        A Text also keeps rich from reading markup out of a name such as "[w4].onnx".
+        """
         shown = "".join(char if char.isprintable() else "?" for char in content)
         encoding = self._console.encoding
         return Text(shown.encode(encoding, "replace").decode(encoding), style=style, overflow="fold")

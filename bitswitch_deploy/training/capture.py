@@ -31,7 +31,7 @@ SKELETON_IR_VERSION = 10
 BATCH = "batch"
 
 _WEIGHT_INPUT = 1  # Conv, ConvTranspose, Gemm and MatMul all read their weight at input 1
-_OPERATORS: dict[str, Operator] = {op: op for op in ("Conv", "ConvTranspose", "Gemm", "MatMul")}  # type: ignore[misc]
+_OPERATORS: dict[str, Operator] = {"Conv": "Conv", "ConvTranspose": "ConvTranspose", "Gemm": "Gemm", "MatMul": "MatMul"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, holding anything but tensors and plain values, or not a mapping.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of other pickle protocols, and then reads or refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as exc:
         raise _bad(path, f"cannot be read: {exc.strerror}", "a readable file") from exc
     except pickle.UnpicklingError as exc:
@@ -96,10 +99,10 @@ def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
         raise _bad(Path(source), got, f"the {len(wanted)} entries of this {type(model).__name__}")
     for key, value in state.items():
         _check_tensor(key, value, wanted[key], source)
-    model.load_state_dict(dict(state), strict=False)
     for name, module in model.named_modules():
-        if isinstance(module, ActivationQuantizer) and int(module.signed) not in (-1, 0, 1):
-            raise _bad(Path(source), f"{name}.signed = {int(module.signed)}", "-1, 0 or 1")
+        if isinstance(module, ActivationQuantizer) and int(state[f"{name}.signed"]) not in (-1, 0, 1):
+            raise _bad(Path(source), f"{name}.signed = {int(state[f'{name}.signed'])}", "-1, 0 or 1")
+    model.load_state_dict(dict(state), strict=False)
 
 
 def _check_tensor(key: str, value: object, wanted: Tensor, source: str) -> None:

@@ -123,7 +123,8 @@ def _read_mosaic(path: Path) -> npt.NDArray[np.uint8]:
         raise _bad(path, f"not an image: {exc}", "a webp mosaic") from exc
     if mosaic.shape != (rows * side, columns * side, 3):
         raise _bad(path, f"an image of shape {mosaic.shape}", f"({rows * side}, {columns * side}, 3)")
-    return mosaic.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
+    tiles: npt.NDArray[np.uint8] = mosaic.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
+    return tiles.reshape(-1, side, side, 3)
 
 
 def _read(path: Path) -> bytes:

@@ -43,7 +43,7 @@ class Session:
     resume: bool = False
     checkpoint: Path | None = None
     joint_steps: int | None = None
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,7 @@ class Dataset:
         if size < 1:
             raise ValueError(f"a batch has at least 1 sample, got {size}")
         for start in range(0, self.n, size):
-            stop = min(start + size, self.n)
+            stop = start + size
             yield self.source.read(start, stop), None if self.y is None else self.y[start:stop]
 
 
@@ -120,7 +120,7 @@ def load_dataset(
             allowed="an .npz file with x and y, or a folder of images per class",
             do="check the path" if not path.exists() else "write it as numpy.savez(path, x=samples, y=labels)",
         )
-    batch = input_spec.shape[0]
+    batch = input_spec.shape[0] if input_spec.shape else None
     return Dataset(
         name=path.resolve().name if path.is_dir() else path.stem,
         sha256=samples.sha256,

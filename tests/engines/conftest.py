@@ -1,4 +1,4 @@
-"""Small Q/DQ graphs for the engines."""
+"""Small Q/DQ graphs for the engines, and a target whose engines are built on the device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+
+from bitswitch_deploy.target import Target
 
 
 def _text(activation: str, zero_point: int, batch: str, tail: str) -> str:
@@ -66,3 +68,35 @@ def int4_matmul() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _target(**changes: object) -> Target:
+    mapping = {
+        "schema": "bitswitch-target/1",
+        "name": "jetson-test",
+        "title": "Test board",
+        "family": "jetson",
+        "arch": "aarch64",
+        "detect": {"compatible": ["tegra234"]},
+        "stacks": [
+            {"name": "6.2", "engine_version": "10.3.0", "opset": 21, "ir_version": 10, "python": "3.10",
+             "typing": "weak", "default": True}
+        ],
+        "quantization": {
+            "activation": {"dtype": "int8", "zero_point": 0},
+            "weight_containers": dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), "int8"),
+            "residual": "skip_input",
+            "residual_min_agreement": 99.5,
+        },
+        "lowering": [],
+        "engine": {"name": "tensorrt", "build": "on_device", "builder_flags_legacy": ["INT8", "FP16"]},
+        "measure": {"min_warmup_s": 10, "min_seconds": 30},
+        "limits": {"max_workspace_mb": 1024},
+    }  # fmt: skip
+    return Target.from_mapping(mapping | changes, source="test.yaml")
+
+
+@pytest.fixture
+def target_with() -> Callable[..., Target]:
+    """A Jetson-like target, with some of its top-level keys changed."""
+    return _target

@@ -39,6 +39,12 @@ def test_run_returns_the_first_output() -> None:
     np.testing.assert_array_equal(_session(RELU).run(x), [[0, 2, 3], [4, 0, 0]])
 
 
+def test_run_leaves_further_outputs_out() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[1] x) => (float[1] first, float[1] second)
+    { second = Neg(x) first = Identity(x) }"""
+    np.testing.assert_array_equal(_session(_model(text)).run(np.ones(1, np.float32)), [1])
+
+
 def test_run_all_names_every_output() -> None:
     outputs = _session(_model(TWO_OUTPUTS)).run_all(
         {"a": np.array([[1, 2]], np.float32), "i": np.array([41], np.int64)}
@@ -175,7 +181,10 @@ def test_optimized_operators_show_integer_convolutions(qdq_conv: Callable[..., b
 
 def test_optimized_operators_are_sorted_and_look_into_branches() -> None:
     text = """<ir_version: 10, opset_import: ["" : 21]> g (bool c, float[1] x) => (float[1] y) {
-        y = If(c) <then_branch = a () => (float[1] p) { p = Tanh(x) }, else_branch = b () => (float[1] q) { q = Cos(x) }>
+        y = If(c) <
+            then_branch = a () => (float[1] p) { p = Tanh(x) },
+            else_branch = b () => (float[1] q) { q = Cos(x) }
+        >
     }"""
     assert optimized_operators(_model(text), session_options={}) == (("Cos", 1), ("If", 1), ("Tanh", 1))
 

@@ -18,6 +18,7 @@ FLAGS = {
     # name: (creation flags, builder flags); the integers are those of the headers, and moved in 11.0
     "8.6.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1}),
     "10.3.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1}),
+    "10.12.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1}),
     "10.16.2": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1}),
     "11.4.1": ({"STRONGLY_TYPED": 0}, {"REFIT": 0}),
 }
@@ -39,6 +40,7 @@ class Record:
         self.parser_errors: list[str] = []
         self.shape = (1, 3)
         self.plan: bytes | None = b"plan"
+        self.profile_index = 0
         self.builder_error: Exception | None = None
 
 
@@ -57,13 +59,14 @@ def _config(record: Record) -> type:
 
         def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
             record.calls.append(("cache", cache, ignore_mismatch))
-            return True
+            return cache != b"of another board"
 
         def get_timing_cache(self) -> types.SimpleNamespace:
             return types.SimpleNamespace(serialize=lambda: b"new cache")
 
-        def add_optimization_profile(self, profile: list[Any]) -> None:
+        def add_optimization_profile(self, profile: list[Any]) -> int:
             record.calls.append(("profile", *profile))
+            return record.profile_index
 
     return Config
 
@@ -169,6 +172,7 @@ def test_typing_follows_what_the_release_has(version: str, record: Record) -> No
     expected = {
         "8.6.2": ("weak", 0b01, ["INT8", "FP16"]),
         "10.3.0": ("weak", 0b01, ["INT8", "FP16"]),
+        "10.12.0": ("strong", 0b11, []),
         "10.16.2": ("strong", 0b11, []),
         "11.4.1": ("strong", 0b01, []),
     }
@@ -203,6 +207,20 @@ def test_the_profile_reaches_the_builder(orin: Record) -> None:
     shapes = ShapeRange(input="x", minimum=(1, 3), optimum=(2, 3), maximum=(4, 3))
     _build(profile=(shapes,))
     assert ("profile", ("x", (1, 3), (2, 3), (4, 3))) in orin.calls
+
+
+def test_a_profile_that_the_builder_refuses_is_said(orin: Record) -> None:
+    orin.shape, orin.profile_index = (-1, 3), -1
+    shapes = ShapeRange(input="x", minimum=(1, 3), optimum=(2, 3), maximum=(4, 3))
+    with pytest.raises(GraphError, match="TensorRT engine: no engine"):
+        _build(profile=(shapes,))
+
+
+def test_a_timing_cache_of_another_board_is_started_again(orin: Record, tmp_path: Path) -> None:
+    (tmp_path / "timing.cache").write_bytes(b"of another board")
+    _build(timing_cache=tmp_path / "timing.cache")
+    assert [call[1] for call in orin.calls if call[0] == "cache"] == [b"of another board", b""]
+    assert (tmp_path / "timing.cache").read_bytes() == b"new cache"
 
 
 def test_the_timing_cache_is_read_and_updated(orin: Record, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""`bitswitch-deploy export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, max_drop_option, progress_bar
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master import read_master
+from bitswitch_deploy.pipeline.export import ExportRequest, export
+from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
+from bitswitch_deploy.report.export_report import ExportReport
+from bitswitch_deploy.report.json import report_to_json
+from bitswitch_deploy.report.table import print_report
+from bitswitch_deploy.tensors import WidthAssignment
+
+DEFAULT_BITS = "8,6,4,2"
+
+
+@click.command("export")
+@master_option
+@click.option(
+    "--target", required=True, metavar="NAME", help="Name, alias (`jetson`), NAME@STACK, or path of a profile."
+)
+@click.option("--output", type=PATH, metavar="DIR", help="Folder to make.  [default: deploy-TARGET]")
+@click.option("--bits", metavar="LIST", help=f"Widths to export, each in 2..8.  [default: {DEFAULT_BITS}]")
+@click.option("--mixed", type=PATH, metavar="FILE", help="JSON of layer -> width: export this mixed assignment.")
+@data_option
+@click.option("--calibration", type=PATH, metavar="PATH", help="Samples to calibrate residual ranges on, like --data.")
+@max_drop_option
+@click.option("--strict", is_flag=True, help="Refuse any lowering that is not exact.")
+@click.option("--force", is_flag=True, help="Replace a package that exists.")
+@json_option
+def command(
+    master: Path | None,
+    target: str,
+    output: Path | None,
+    bits: str | None,
+    mixed: Path | None,
+    as_json: bool,
+    **options: object,
+) -> int:
+    """Turn a master into a validated package for one target.
+
+    Writes one ONNX graph for each width, the engines or the script that builds them on the device, the validation
+    results and a manifest. The default master is a network for 8x8 digits that ships with the package.
+    """
+    resolved = load_target(target)
+    path = master if master is not None else bundled_master()
+    request = ExportRequest(
+        master=path,
+        target=resolved,
+        output=output if output is not None else Path(f"deploy-{resolved.target.name}"),
+        widths=_widths(path, bits, mixed),
+        command=_command(master, target, bits, mixed, options),
+        **options,  # type: ignore[arg-type]
+    )
+    with progress_bar() as progress:
+        report = export(request, progress)
+    if as_json:
+        print(report_to_json(report))
+    else:
+        print_report(report, sys.stdout)
+    return exit_code(report)
+
+
+def exit_code(report: ExportReport) -> int:
+    """1 when a width lost more accuracy than allowed, else 0."""
+    return int(any(verdict.verdict == "failed" for row in report.widths for verdict in row.verdicts))
+
+
+def _widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[WidthAssignment, ...]:
+    if mixed is None:
+        return parse_bits(bits or DEFAULT_BITS)
+    assignment = read_mixed(mixed, highest=read_master(master).spec.bits)
+    if not assignment.overrides:
+        raise UsageError(
+            where=f"--mixed {mixed}",
+            got="no layer",
+            allowed="at least one layer -> width",
+            do="use --bits for uniform widths",
+        )
+    return (*(parse_bits(bits) if bits else ()), assignment)
+
+
+def _command(
+    master: Path | None, target: str, bits: str | None, mixed: Path | None, options: dict[str, object]
+) -> tuple[str, ...]:
+    """The command line that makes the same package again; --output and --force are the caller's."""
+    named: dict[str, object] = {"--master": master, "--target": target, "--bits": bits, "--mixed": mixed}
+    named |= {"--data": options["data"], "--calibration": options["calibration"], "--max-drop": options["max_drop"]}
+    words = [word for flag, value in named.items() if value is not None for word in (flag, str(value))]
+    return ("bitswitch-deploy", "export", *words, *(["--strict"] if options["strict"] else []))

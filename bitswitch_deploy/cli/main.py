@@ -1,0 +1,101 @@
+"""Entry point: finds the command, and turns every failure into one message and one exit code.
+
+Commands are imported when they are called, so `bitswitch-deploy --help` does not pay for onnx and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from bitswitch_deploy import __version__
+from bitswitch_deploy.errors import EXIT_BUG, BitswitchError
+
+_EXIT_INTERRUPTED = 130
+_EXIT_TERMINATED = 143
+
+# name -> (module, one line of help); the order of the help page
+COMMANDS = {
+    "export": ("export", "Turn a master into a validated package for one target."),
+    "inspect": ("inspect", "Show what is in a master file."),
+    "targets": ("targets", "List targets, or show one."),
+    "validate": ("validate", "Measure the graphs of a package again, on this machine."),
+    "verify": ("verify", "Check every file of a package against its manifest."),
+    "build": ("build", "Build the engines of a package on this machine."),
+}
+
+
+class _Commands(click.Group):
+    """Looks commands up in COMMANDS and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"bitswitch_deploy.cli.{COMMANDS[cmd_name][0]}")
+        command = module.command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module.__name__}.command is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bitswitch-deploy")
+def cli() -> None:
+    r"""One int8 master, every bit-width, every target: derive, lower, build, validate and package.
+
+    \b
+    Exit codes: 0 done; 1 a check failed (accuracy, hashes, --strict); 2 wrong usage; 3 bad input file or
+    output that cannot be written; 4 target or engine not available here; 70 a bug; 130 interrupted.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the code of the kind of failure."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as exc:
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted: nothing was written")
+        sys.exit(_EXIT_INTERRUPTED)
+    except BitswitchError as exc:
+        if "--json" in sys.argv:
+            print(json.dumps(_error_document(exc), indent=2))
+        _say(f"error: {exc}")
+        sys.exit(exc.exit_code)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        _say("this is a bug in bitswitch-deploy: please report it with the lines above")
+        sys.exit(EXIT_BUG)
+
+
+def _error_document(error: BitswitchError) -> dict[str, object]:
+    fields = {"where": error.where, "got": error.got, "allowed": error.allowed, "do": error.do}
+    return {"schema": "bitswitch-error/1", "kind": type(error).__name__, "exit_code": error.exit_code, **fields}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds the stack like Ctrl-C, so that a package in the making is removed."""
+    sys.exit(_EXIT_TERMINATED)

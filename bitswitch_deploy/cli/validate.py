@@ -1,0 +1,36 @@
+"""`bitswitch-deploy validate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, max_drop_option, progress_bar
+from bitswitch_deploy.pipeline.revalidate import revalidate
+from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.validation_page import print_validation
+
+
+@click.command("validate")
+@click.argument("package", type=PATH)
+@master_option
+@click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
+@data_option
+@max_drop_option
+@json_option
+def command(
+    package: Path, master: Path | None, target: str | None, data: Path | None, max_drop: float, as_json: bool
+) -> int:
+    """Measure the graphs of a package again, on this machine and on other data if you like.
+
+    Exits with 1 when a width lost more top-1 than --max-drop.
+    """
+    with progress_bar() as progress:
+        outcome = revalidate(package, master=master, target=target, data=data, max_drop=max_drop, progress=progress)
+    if as_json:
+        print(to_json("bitswitch-validation/1", outcome))
+    else:
+        print_validation(outcome.result, outcome.verdicts, sys.stdout)
+    return int(any(verdict.verdict == "failed" for verdict in outcome.verdicts))

@@ -1,0 +1,26 @@
+"""`bitswitch-deploy verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bitswitch_deploy.cli.options import PATH, json_option
+from bitswitch_deploy.package.verify import verify_package
+from bitswitch_deploy.report.json import to_json
+
+
+@click.command("verify")
+@click.argument("package", type=PATH)
+@json_option
+def command(package: Path, as_json: bool) -> int:
+    """Check every file of a package against its manifest. Exits with 1 when one is missing, changed or extra."""
+    result = verify_package(package)
+    if as_json:
+        print(to_json("bitswitch-verify/1", result))
+    else:
+        for state in result.files:
+            click.echo(f"{state.state:10} {state.path}")
+        click.echo(f"{package}: {'complete and unchanged' if result.is_ok else 'NOT as exported'}")
+    return 0 if result.is_ok else 1

@@ -1,0 +1,1 @@
+"""The one place that composes the layers below into what a command does."""

@@ -1,0 +1,209 @@
+"""`export`: from one master to a validated package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from bitswitch_deploy import __version__
+from bitswitch_deploy.catalogue import ResolvedTarget
+from bitswitch_deploy.errors import CheckFailedError
+from bitswitch_deploy.graph.stamp import MadeFrom, stamp
+from bitswitch_deploy.lowering.lower import check_passes
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.package.destination import check_destination
+from bitswitch_deploy.package.manifest import Manifest, SkippedStep
+from bitswitch_deploy.package.writer import PackageWriter
+from bitswitch_deploy.pipeline.engine_step import EngineOutcome, GraphFile, make_engines
+from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
+from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
+from bitswitch_deploy.pipeline.progress import Progress, Silent
+from bitswitch_deploy.pipeline.validate_width import validate_width
+from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
+from bitswitch_deploy.report.json import report_to_json
+from bitswitch_deploy.target import Target
+from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.validation.dataset import Dataset
+from bitswitch_deploy.validation.hops import ValidationResult, judge
+
+RESULTS = "results.json"
+_TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What to export, and where to. `command` is the command line that makes the same package again."""
+
+    master: Path
+    target: ResolvedTarget
+    output: Path
+    widths: tuple[WidthAssignment, ...]
+    data: Path | None = None
+    calibration: Path | None = None
+    max_drop: float = 1.0
+    strict: bool = False
+    force: bool = False
+    command: tuple[str, ...] = ()
+
+
+def export(request: ExportRequest, progress: Progress | None = None) -> ExportReport:
+    """Derive, lower, build, validate and package every width. The package appears whole or not at all.
+
+    Returns:
+        The report; its verdicts say whether accuracy fell by more than `max_drop`, which is no exception here.
+
+    Raises:
+        CheckFailedError: `strict` and a width whose lowering is not exact; an output that is not finite.
+        UsageError: an option that does not fit, or the output exists.
+        InputFileError: the master or the data are damaged.
+        OutputError: the package cannot be written.
+    """
+    started = time.monotonic()
+    progress = progress or Silent()
+    target = request.target.target
+    check_passes(target)
+    check_destination(request.output, force=request.force)
+    master = read_master(request.master)
+    data = load_export_data(master, data=request.data, calibration=request.calibration)
+    with PackageWriter(request.output, force=request.force) as writer:
+        widths = _lower_all(request, master, data, progress)
+        graphs = [_write_graph(writer, request, master, width) for width in widths]
+        engines = make_engines(writer, graphs, target, master.spec.inputs, progress)
+        results = _validate_all(request, master, widths, graphs, data.test, progress)
+        rows = _rows(request, master, widths, graphs, engines, results)
+        report = ExportReport(
+            target=target.name,
+            stack=stack_text(target),
+            note="; ".join(note for note in (request.target.note, data.note) if note),
+            master_path=str(request.master),
+            master_sha256=master.sha256,
+            dataset=data.test.summary if data.test else None,
+            widths=rows,
+            not_done=(*_validation_not_done(data.test), *engines.not_done),
+            package_path=str(request.output),
+            seconds=time.monotonic() - started,
+        )
+        writer.write(RESULTS, report_to_json(report).encode(), role="results")
+        writer.commit(_manifest(request, master, writer, engines, report))
+    return report
+
+
+def stack_text(target: Target) -> str:
+    """The software that the graphs were made for, in words."""
+    runtime = "JetPack " if target.stack.l4t else ""
+    return (
+        f"{runtime}{target.stack.name}, {target.engine.name} {target.stack.engine_version}, opset {target.stack.opset}"
+    )
+
+
+def _lower_all(request: ExportRequest, master: Master, data: ExportData, progress: Progress) -> list[LoweredWidth]:
+    progress.start("deriving and lowering", len(request.widths))
+    lowered = []
+    for assignment in request.widths:
+        width = lower_width(master, assignment, request.target.target, samples=data.calibration, strict=request.strict)
+        if request.strict and not width.exact:
+            raise _not_exact(width, request.target.target)
+        lowered.append(width)
+        progress.advance()
+    return lowered
+
+
+def _not_exact(width: LoweredWidth, target: Target) -> CheckFailedError:
+    inexact = "; ".join(f"{change.where}: {change.what}" for change in width.changes if not change.exact)
+    return CheckFailedError(
+        where=f"{width.assignment.label} for {target.name}",
+        got=f"the lowering is not exact: {inexact}",
+        allowed="with --strict, the integer codes of the canonical graph only",
+        do="leave out --strict, choose another target, or train the master for it",
+    )
+
+
+def _write_graph(writer: PackageWriter, request: ExportRequest, master: Master, width: LoweredWidth) -> GraphFile:
+    label = width.assignment.label
+    made_from = MadeFrom(master_sha256=master.sha256, target=request.target.target.name, assignment=width.assignment)
+    model = stamp(width.lowered.model, made_from).SerializeToString(deterministic=True)
+    path = f"{request.master.stem}-{label}.onnx"
+    writer.write(path, model, role="graph", label=label)
+    return GraphFile(label=label, path=path, model=model)
+
+
+def _validate_all(
+    request: ExportRequest,
+    master: Master,
+    widths: Sequence[LoweredWidth],
+    graphs: Sequence[GraphFile],
+    test: Dataset | None,
+    progress: Progress,
+) -> ValidationResult | None:
+    if test is None:
+        return None
+    progress.start("validating", len(widths) * test.n)
+    results = tuple(
+        validate_width(master, width.canonical, graph.model, request.target.target, test, progress)
+        for width, graph in zip(widths, graphs)
+    )
+    return ValidationResult(dataset=test.summary, widths=results)
+
+
+def _rows(
+    request: ExportRequest,
+    master: Master,
+    widths: Sequence[LoweredWidth],
+    graphs: Sequence[GraphFile],
+    engines: EngineOutcome,
+    results: ValidationResult | None,
+) -> tuple[WidthRow, ...]:
+    verdicts = judge(results, master.spec.accuracy, max_drop=request.max_drop) if results else ()
+    hops = {result.label: result.hops for result in results.widths} if results else {}
+    return tuple(
+        WidthRow(
+            label=graph.label,
+            bits=None if width.assignment.overrides else width.assignment.default,
+            file_name=graph.path,
+            size_bytes=len(graph.model),
+            hops=hops.get(graph.label, ()),
+            exact=width.exact,
+            changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
+            engine=engine,
+            verdicts=tuple(verdict for verdict in verdicts if verdict.label == graph.label),
+        )
+        for width, graph, engine in zip(widths, graphs, engines.texts)
+    )
+
+
+def _validation_not_done(test: Dataset | None) -> tuple[NotDone, ...]:
+    if test is not None:
+        return ()
+    return (
+        NotDone(
+            what="validation",
+            why="no data: the master names no bundled sample set and --data was not given",
+            command="bitswitch-deploy validate PACKAGE --data PATH",
+        ),
+    )
+
+
+def _manifest(
+    request: ExportRequest, master: Master, writer: PackageWriter, engines: EngineOutcome, report: ExportReport
+) -> Manifest:
+    target = request.target.target
+    tools = (("bitswitch-deploy", __version__), *((name, metadata.version(name)) for name in _TOOLS), *engines.tools)
+    return Manifest(
+        master_sha256=master.sha256,
+        target=target.name,
+        stack=(
+            ("name", target.stack.name),
+            ("engine", target.engine.name),
+            ("engine_version", target.stack.engine_version),
+            ("opset", str(target.stack.opset)),
+        ),
+        command=request.command,
+        tools=tuple(sorted(tools)),
+        files=writer.files,
+        results=RESULTS,
+        built_on_device=engines.built_on_device,
+        skipped=tuple(SkippedStep(step=item.what, reason=item.why) for item in report.not_done),
+    )

@@ -1,0 +1,117 @@
+"""What an export reads: the master, the data to validate on, the samples to calibrate on, the widths."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitswitch_deploy.catalogue import sample_set
+from bitswitch_deploy.errors import DataError, UsageError
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, WidthAssignment
+from bitswitch_deploy.validation.dataset import Dataset, load_dataset
+
+CALIBRATION_SAMPLES = 512
+DEFAULT_KEY = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportData:
+    """Data sets of one export, None where there are none; `note` says what the choice of calibration samples means."""
+
+    test: Dataset | None
+    calibration: Dataset | None
+    note: str = ""
+
+
+def load_export_data(master: Master, *, data: Path | None, calibration: Path | None) -> ExportData:
+    """The data that was asked for, else the bundled sample set that the master's accuracies name.
+
+    Raises:
+        DataError: a data set is damaged or does not fit the master.
+    """
+    names = {accuracy.dataset for accuracy in master.spec.accuracy}
+    bundled = next((found for name in sorted(names) if (found := sample_set(name)) is not None), None)
+    test_path = data if data is not None else bundled.test if bundled else None
+    calibration_path = calibration if calibration is not None else bundled.train if bundled else None
+    note = ""
+    if calibration_path is None and test_path is not None:
+        calibration_path = test_path
+        note = "residual ranges were calibrated on the validation data: name other samples with --calibration"
+    return ExportData(
+        test=_load(master, test_path, limit=None),
+        calibration=_load(master, calibration_path, limit=CALIBRATION_SAMPLES),
+        note=note,
+    )
+
+
+def _load(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:
+    if path is None:
+        return None
+    spec = master.spec
+    if len(spec.inputs) != 1:
+        raise DataError(
+            where=str(path),
+            got=f"data for a network with {len(spec.inputs)} inputs",
+            allowed="networks with one input",
+            do="leave out --data: the graphs are exported, and the report says that nothing was validated",
+        )
+    shape = spec.outputs[0].shape
+    classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+    return load_dataset(path, preprocessing=spec.preprocessing, input_spec=spec.inputs[0], classes=classes, limit=limit)
+
+
+def parse_bits(text: str) -> tuple[WidthAssignment, ...]:
+    """`8,6,4,2` as uniform assignments, in this order.
+
+    Raises:
+        UsageError: not a list of different widths in 2..8.
+    """
+    words = [word.strip() for word in text.split(",")]
+    widths = [int(word) for word in words if word.isdecimal()]
+    if (
+        len(widths) != len(words)
+        or len(set(widths)) != len(widths)
+        or not all(MIN_BITS <= b <= MAX_BITS for b in widths)
+    ):
+        raise UsageError(
+            where="--bits",
+            got=repr(text),
+            allowed=f"different widths in {MIN_BITS}..{MAX_BITS}, separated by commas",
+            do="write for example --bits 8,6,4,2",
+        )
+    return tuple(WidthAssignment(default=bits) for bits in widths)
+
+
+def read_mixed(path: Path, *, highest: int) -> WidthAssignment:
+    """A JSON object of layer -> width; `*` names the width of all layers that are not in it, else it is `highest`.
+
+    Raises:
+        UsageError: the file cannot be read or is not such an object.
+    """
+
+    def refusal(got: str) -> UsageError:
+        allowed = f'an object such as {{"layer1.0.conv1": 4, "{DEFAULT_KEY}": 8}} with widths {MIN_BITS}..{MAX_BITS}'
+        return UsageError(where=f"--mixed {path}", got=got, allowed=allowed, do="correct the file")
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(1 << 20)
+        widths = json.loads(text, object_pairs_hook=_unique)
+    except (OSError, ValueError, RecursionError) as exc:
+        raise refusal(f"cannot be read: {exc}") from exc
+    if not isinstance(widths, dict) or not widths:
+        raise refusal(f"{type(widths).__name__}, empty or not an object")
+    for name, bits in widths.items():
+        if type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS:
+            raise refusal(f"{name!r}: {bits!r}")
+    default = widths.pop(DEFAULT_KEY, highest)
+    return WidthAssignment(default=default, overrides=tuple(sorted(widths.items())))
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a layer is named twice")
+    return result

@@ -1,0 +1,84 @@
+"""`validate`: measure the graphs of a package again, where it is now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.errors import CheckFailedError, DataError, UsageError
+from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.graph.stamp import read_stamp
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.package.manifest import FileEntry
+from bitswitch_deploy.package.verify import verify_package
+from bitswitch_deploy.pipeline.inputs import load_export_data
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.validate_width import validate_width
+from bitswitch_deploy.target import Target
+from bitswitch_deploy.validation.dataset import Dataset
+from bitswitch_deploy.validation.hops import ValidationResult, Verdict, WidthResult, judge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revalidation:
+    """What was measured now, and the verdicts on it."""
+
+    package: str
+    target: str
+    result: ValidationResult
+    verdicts: tuple[Verdict, ...]
+
+
+def revalidate(
+    package: Path, *, master: Path | None, target: str | None, data: Path | None, max_drop: float, progress: Progress
+) -> Revalidation:
+    """Verify a package, then run every graph in it beside the canonical graph of its master.
+
+    `target` is needed only where the package was made for a profile of the user's own.
+
+    Raises:
+        CheckFailedError: a file of the package is not as it was exported.
+        PackageError: the manifest cannot be read or names no graphs.
+        UsageError: `master` is not the one that the package was made from.
+        DataError: there is no data, or it does not fit.
+    """
+    verified = verify_package(package)
+    if not verified.is_ok:
+        broken = ", ".join(f"{state.path} ({state.state})" for state in verified.files if state.state != "ok")
+        raise CheckFailedError(
+            where=str(package),
+            got=broken,
+            allowed="a package as it was exported",
+            do="export it again, or copy it again",
+        )
+    manifest = verified.manifest
+    loaded = read_master(master if master is not None else bundled_master())
+    if loaded.sha256 != manifest.master_sha256:
+        raise UsageError(
+            where="--master",
+            got=f"a master with sha256 {loaded.sha256[:12]}",
+            allowed=f"the one that the package was made from, sha256 {manifest.master_sha256[:12]}",
+            do="name that file with --master",
+        )
+    test = load_export_data(loaded, data=data, calibration=None).test
+    if test is None:
+        raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
+    profile = load_target(target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    graphs = [entry for entry in manifest.files if entry.role == "graph"]
+    progress.start("validating", len(graphs) * test.n)
+    widths = tuple(_validate(package, entry, loaded, profile, test, progress) for entry in graphs)
+    result = ValidationResult(dataset=test.summary, widths=widths)
+    verdicts = judge(result, loaded.spec.accuracy, max_drop=max_drop)
+    return Revalidation(package=str(package), target=manifest.target, result=result, verdicts=verdicts)
+
+
+def _validate(
+    package: Path, entry: FileEntry, master: Master, target: Target, test: Dataset, progress: Progress
+) -> WidthResult:
+    path = package / entry.path
+    made_from = read_stamp(onnx.load(str(path)), where=str(path))
+    canonical = canonical_graph(master, made_from.assignment)
+    return validate_width(master, canonical, path, target, test, progress)

@@ -1,0 +1,56 @@
+"""A master summary for people."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from bitswitch_deploy.master.summary import LayerSummary, MasterSummary
+from bitswitch_deploy.report.page import Page
+
+_LAYER_COLUMNS = (
+    ("layer", False),
+    ("operator", False),
+    ("weight", False),
+    ("scales", True),
+    ("codes", True),
+    ("input", False),
+)
+_WIDTH_COLUMNS = (("width", True), ("weights, packed", True), ("top-1", True), ("samples", True), ("data", False))
+
+
+def print_master(summary: MasterSummary, stream: TextIO, *, width: int | None = None) -> None:
+    """Print what is in a master.
+
+    Args:
+        summary: what to print. stream: text output. width: columns, see Page.
+    """
+    page = Page(stream, width)
+    page.title(f"Master of {summary.bits} bits, {summary.n_parameters:,} parameters, {summary.n_quantized:,} in codes")
+    pairs = [
+        ("sha256", summary.sha256),
+        ("rounding", f"{summary.rounding.value}, unsigned activations in {summary.activation_container}"),
+        ("input", "; ".join(f"{value.name} {value.dtype} {list(value.shape)}" for value in summary.inputs)),
+        ("output", "; ".join(f"{value.name} {value.dtype} {list(value.shape)}" for value in summary.outputs)),
+        ("skeleton", f"opset {summary.opset}, {summary.skeleton_size_bytes:,} bytes"),
+    ]
+    page.pairs(pairs)
+    page.section("Widths")
+    rows = []
+    for each in summary.widths:
+        accuracy = each.accuracy[0] if each.accuracy else None
+        top1 = f"{accuracy.value:.2f} %" if accuracy else "-"
+        size, n = f"{each.weight_size_bytes:,} bytes", f"{accuracy.n:,}" if accuracy else "-"
+        cells = (str(each.bits), size, top1, n, accuracy.dataset if accuracy else "not recorded")
+        rows.append([(cell, "") for cell in cells])
+    page.table(_WIDTH_COLUMNS, rows)
+    page.section("Layers")
+    page.table(_LAYER_COLUMNS, [[(cell, "") for cell in _layer_cells(layer)] for layer in summary.layers])
+    if summary.provenance:
+        page.section("Provenance")
+        page.pairs(summary.provenance)
+
+
+def _layer_cells(layer: LayerSummary) -> tuple[str, ...]:
+    codes = "float" if layer.pinned else f"{layer.code_min} .. {layer.code_max}"
+    shape = "x".join(map(str, layer.weight_shape))
+    return layer.name, layer.operator, shape, str(layer.n_scales), codes, "" if layer.pinned else layer.activation

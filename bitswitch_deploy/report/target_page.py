@@ -1,0 +1,65 @@
+"""Targets for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from bitswitch_deploy.report.page import Page
+from bitswitch_deploy.target import Target
+
+
+def print_targets(
+    targets: Sequence[Target], aliases: Sequence[str], stream: TextIO, *, width: int | None = None
+) -> None:
+    """Print one line for each target.
+
+    Args:
+        targets: what to print. aliases: other names. stream: text output. width: columns, see Page.
+    """
+    page = Page(stream, width)
+    rows = []
+    for target in targets:
+        stacks = ", ".join(f"{stack.name}*" if stack == target.stack else stack.name for stack in target.stacks)
+        rows.append([(cell, "") for cell in (target.name, target.engine.name, target.engine.build, stacks)])
+    page.table((("target", False), ("engine", False), ("built", False), ("stacks (* default)", False)), rows)
+    page.gap()
+    page.paragraph(f"aliases: {', '.join(aliases)}; another stack: NAME@STACK; your own: the path of a YAML file")
+
+
+def print_target(target: Target, note: str | None, stream: TextIO, *, width: int | None = None) -> None:
+    """Print one target with the stack that is selected.
+
+    Args:
+        target: what to print. note: how it was found. stream: text output. width: columns, see Page.
+    """
+    page = Page(stream, width)
+    page.title(f"{target.name}: {target.title}")
+    quantization, stack = target.quantization, target.stack
+    containers = ", ".join(f"{operator} {_container(value)}" for operator, value in quantization.weight_containers)
+    page.pairs(
+        (
+            *((("chosen", note),) if note else ()),
+            ("stack", f"{stack.name}: {target.engine.name} {stack.engine_version}, opset {stack.opset}"),
+            ("other stacks", ", ".join(each.name for each in target.stacks if each is not stack) or "none"),
+            ("engine built", target.engine.build),
+            (
+                "activations",
+                f"{quantization.activation.dtype}, unsigned zero-point {quantization.activation.zero_point}",
+            ),
+            ("weights", containers),
+            (
+                "residual branches",
+                f"{quantization.residual}, least agreement {quantization.residual_min_agreement:g} %",
+            ),
+            ("lowering", " -> ".join(target.lowering)),
+        )
+    )
+    if target.unverified:
+        page.section("Not verified")
+        for text in target.unverified:
+            page.paragraph(f"- {text}")
+
+
+def _container(value: object) -> str:
+    return value if isinstance(value, str) else " ".join(f"<={bits}:{name}" for bits, name in value)  # type: ignore[attr-defined]

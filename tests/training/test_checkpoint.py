@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitswitch_deploy.errors import CheckpointError, OutputError
+from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
+from tests.training.tiny_network import seen_network, tiny_model, tiny_network
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (Path.write_text, (Path("exploded"), "x"))
+
+
+def saved(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(content, path)
+    return path
+
+
+class TestImport:
+    @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+    def test_a_prepared_network_comes_back(self, tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+        network, other = seen_network(), tiny_network()
+        import_checkpoint(saved(tmp_path, wrap(network.model.state_dict())), other.model)
+        expected = network.model.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in other.model.state_dict().items())
+
+    def test_a_prefix_of_parallel_training_is_dropped(self, tmp_path: Path) -> None:
+        model, other = tiny_model(1), tiny_model(2)
+        state = {f"module.{key}": value for key, value in model.state_dict().items()}
+        import_checkpoint(saved(tmp_path, state), other)
+        assert torch.equal(other[0].weight, model[0].weight)  # type: ignore[arg-type]
+
+    def test_batch_counters_may_be_missing(self, tmp_path: Path) -> None:
+        state = {key: value for key, value in tiny_model().state_dict().items() if "num_batches" not in key}
+        import_checkpoint(saved(tmp_path, state), tiny_model(1))
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("3.weight", None, "missing 3.weight; unknown nothing"),
+            ("surplus", torch.zeros(1), "missing nothing; unknown surplus"),
+            ("3.weight", torch.zeros(4, 4, 1, 1), r"3\.weight: torch.float32 \(4, 4, 1, 1\)\n  allowed: torch.float32"),
+            ("3.weight", torch.zeros(4, 4, 3, 3, dtype=torch.float64), "3.weight: torch.float64"),
+            ("3.weight", torch.full((4, 4, 3, 3), float("nan")), "3.weight: NaN or infinity"),
+            ("3.weight", 5, "3.weight: int"),
+            ("3.input_quantizer.scales.1", torch.tensor(float("inf")), "scales.1: NaN or infinity"),
+            ("3.input_quantizer.signed", torch.tensor(7, dtype=torch.int8), "signed = 7"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_and_nothing_is_loaded(
+        self, tmp_path: Path, key: str, value: Any, message: str
+    ) -> None:
+        state = dict(seen_network().model.state_dict())
+        state[key] = value
+        if value is None:
+            del state[key]
+        other = tiny_network()
+        before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
+        with pytest.raises(CheckpointError, match=message):
+            import_checkpoint(saved(tmp_path, state), other.model)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in other.model.state_dict().items())
+
+    def test_a_float_checkpoint_does_not_fit_a_prepared_network(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"missing 1\.copies\.0\.weight.* and \d+ more; unknown 1\.weight"):
+            import_checkpoint(saved(tmp_path, tiny_model().state_dict()), tiny_network().model)
+
+
+class TestLoad:
+    def test_code_is_not_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(CheckpointError, match="holds more than tensors or is damaged"):
+            load_checkpoint(saved(tmp_path, {"state_dict": Bomb()}))
+        assert not Path("exploded").exists()
+
+    def test_a_whole_pickled_module_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="holds more than tensors"):
+            load_checkpoint(saved(tmp_path, tiny_model()))
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"absent\.pt: cannot be read: No such file"):
+            load_checkpoint(tmp_path / "absent.pt")
+
+    @pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04broken", b"\x80\x05", pickle.dumps({"a": 1})])
+    def test_bytes_that_are_no_checkpoint(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "broken.pt"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"broken\.pt: "):
+            load_checkpoint(path)
+
+    def test_a_cut_file(self, tmp_path: Path) -> None:
+        path = saved(tmp_path, tiny_model().state_dict())
+        path.write_bytes(path.read_bytes()[:-500])
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pt: "):
+            load_checkpoint(path)
+
+    def test_no_mapping(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="a Tensor\n  allowed: a mapping"):
+            load_checkpoint(saved(tmp_path, torch.zeros(3)))
+
+
+class TestSave:
+    def test_replaces_a_file_and_leaves_no_other(self, tmp_path: Path) -> None:
+        path = tmp_path / "state"
+        save_checkpoint({"step": 1}, path)
+        save_checkpoint({"step": 2}, path)
+        assert load_checkpoint(path) == {"step": 2}
+        assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="cannot be written: No such file"):
+            save_checkpoint({"step": 1}, tmp_path / "nowhere" / "state")

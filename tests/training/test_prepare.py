@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.training.layers import (
+    QUANTIZED_LAYERS,
+    QuantConv2d,
+    QuantConvTranspose2d,
+    QuantLinear,
+    SwitchableBatchNorm,
+    SwitchableBatchNorm1d,
+    SwitchableBatchNorm2d,
+)
+from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, prepare, set_width
+
+
+def conv_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.BatchNorm2d(4),
+        nn.ConvTranspose2d(4, 2, 2, stride=2),
+        nn.Flatten(),
+        nn.Linear(128, 8),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 3),
+    )
+
+
+IMAGES = (torch.zeros(2, 1, 8, 8),)
+
+
+def decisions(network: PreparedNetwork) -> dict[str, tuple[str, str]]:
+    return {entry.name: (entry.decision, entry.reason) for entry in network.report}
+
+
+def quantized(network: PreparedNetwork) -> list[str]:
+    return [entry.name for entry in network.report if entry.decision == "quantized"]
+
+
+class Backwards(nn.Module):
+    """Registers its layers in another order than it calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+        self.middle = nn.Linear(4, 4)
+        self.first = nn.Linear(3, 4)
+        self.idle = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.middle(self.first(x)))
+        return result
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.block(self.embed(x)))
+        return result
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(4, 4)
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.c = nn.Linear(4, 4)
+        self.end = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.end(self.c(self.b(self.a(self.start(x)))))
+        return result
+
+
+class FunctionalWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(4, 4)
+        self.middle = nn.Linear(4, 4)
+        self.hidden = nn.Linear(4, 4)
+        self.end = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.start(x))
+        result: Tensor = self.end(F.linear(x, self.hidden.weight))
+        return result
+
+
+class TestPrepare:
+    def test_replaces_every_kind_and_pins_both_ends(self) -> None:
+        model = conv_net()
+        network = prepare(model, IMAGES)
+        kinds = [type(module) for module in network.model]  # type: ignore[attr-defined]
+        assert kinds == [
+            nn.Conv2d,
+            SwitchableBatchNorm2d,
+            nn.ReLU,
+            QuantConv2d,
+            SwitchableBatchNorm2d,
+            QuantConvTranspose2d,
+            nn.Flatten,
+            QuantLinear,
+            SwitchableBatchNorm1d,
+            nn.Linear,
+        ]
+        assert decisions(network)["0"] == ("pinned", "first layer")
+        assert decisions(network)["9"] == ("pinned", "last layer")
+        assert quantized(network) == ["3", "5", "7"]
+
+    def test_the_float_network_is_left_alone(self) -> None:
+        model = conv_net().train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        prepare(model, IMAGES)
+        assert model.training
+        assert type(model[3]) is nn.Conv2d
+        assert not model[3]._forward_hooks
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_scale_shapes_follow_the_granularity(self) -> None:
+        def shapes(options: PrepareOptions) -> list[tuple[int, ...]]:
+            model = prepare(conv_net(), IMAGES, options).model
+            return [tuple(m.weight_quantizer.scale.shape) for m in model.modules() if isinstance(m, QUANTIZED_LAYERS)]
+
+        assert shapes(PrepareOptions()) == [(4,), (2,), (8,)]
+        assert shapes(PrepareOptions(granularity="per_tensor")) == [(), (), ()]
+
+    def test_ends_are_those_of_the_execution_order(self) -> None:
+        network = prepare(Backwards(), (torch.zeros(2, 3),))
+        assert decisions(network) == {
+            "last": ("pinned", "last layer"),
+            "middle": ("quantized", ""),
+            "first": ("pinned", "first layer"),
+            "idle": ("float", "the example input does not call it as a module"),
+        }
+
+    def test_pins_by_name_and_ends_on_request(self) -> None:
+        network = prepare(conv_net(), IMAGES, PrepareOptions(pin=("5",), pin_ends=False))
+        assert quantized(network) == ["0", "3", "7", "9"]
+        assert decisions(network)["5"] == ("pinned", "named in pin")
+
+    def test_explicit_sign_of_an_input(self) -> None:
+        model = prepare(conv_net(), IMAGES, PrepareOptions(signed=(("3", False),))).model
+        assert isinstance(model[3], QuantConv2d)  # type: ignore[index]
+        assert int(model[3].input_quantizer.signed) == 0  # type: ignore[index]
+        assert int(model[5].input_quantizer.signed) == -1  # type: ignore[index,union-attr,arg-type]
+
+    def test_attention_stays_float_and_is_reported(self) -> None:
+        network = prepare(Attention(), (torch.zeros(2, 3, 6),))
+        made = decisions(network)
+        assert made["block.self_attn"] == ("float", "MultiheadAttention is not quantized")
+        assert made["block.self_attn.out_proj"][0] == "float"
+        assert quantized(network) == ["block.linear1", "block.linear2"]
+
+    def test_a_transformer_layer_computes_quantized_in_evaluation_too(self) -> None:
+        model = prepare(Attention(), (torch.zeros(2, 3, 6),)).model
+        x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+        for bits in (8, 2):
+            set_width(model, bits)
+            model(x)
+        with torch.no_grad():
+            trained = model(x)
+            evaluated = model.eval()(x)
+        torch.testing.assert_close(evaluated, trained)
+
+    def test_shared_weights_stay_float(self) -> None:
+        made = decisions(prepare(Tied(), (torch.zeros(2, 4),)))
+        assert made["a"] == ("float", "shares its weight with b")
+        assert made["b"] == ("float", "shares its weight with a")
+        assert made["c"][0] == "quantized"
+
+    def test_a_weight_that_is_used_as_an_argument_stays_float(self) -> None:
+        network = prepare(FunctionalWeight(), (torch.zeros(2, 4),))
+        assert quantized(network) == ["middle"]
+
+    def test_a_subclass_stays_float(self) -> None:
+        class Special(nn.Linear):
+            pass
+
+        model = nn.Sequential(nn.Linear(4, 4), Special(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        made = decisions(prepare(model, (torch.zeros(2, 4),)))
+        assert made["1"] == ("float", "Special is not quantized")
+        assert made["2"][0] == "quantized"
+
+    def test_prepared_twice_is_refused(self) -> None:
+        network = prepare(conv_net(), IMAGES)
+        with pytest.raises(UsageError, match="prepare the float network, once"):
+            prepare(network.model, IMAGES)
+
+    def test_nothing_left_to_quantize_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="no layer is left to quantize: 0: first layer; 1: last layer"):
+            prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), (torch.zeros(1, 2),))
+
+    def test_an_unknown_pin_lists_the_layers(self) -> None:
+        with pytest.raises(UsageError, match="no layer is called '1'\n  allowed: 0, 3, 5, 7, 9"):
+            prepare(conv_net(), IMAGES, PrepareOptions(pin=("1",)))
+
+    def test_an_example_that_does_not_fit_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"example input of Sequential: shapes \(2, 3\)"):
+            prepare(conv_net(), (torch.zeros(2, 3),))
+
+    def test_half_precision_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"parameter 0\.weight: dtype torch\.float64"):
+            prepare(conv_net().double(), IMAGES)
+
+    @pytest.mark.parametrize("widths", [(), (2, 4), (8, 8), (9, 4), (4, 1)])
+    def test_widths_must_descend_within_2_to_8(self, widths: tuple[int, ...]) -> None:
+        with pytest.raises(UsageError, match="highest first"):
+            PrepareOptions(widths=widths)
+
+
+class TestSetWidth:
+    def prepared(self) -> nn.Module:
+        return prepare(conv_net(), IMAGES).model
+
+    def widths(self, model: nn.Module) -> dict[str, int]:
+        kinds = (*QUANTIZED_LAYERS, SwitchableBatchNorm)
+        return {path: module.bits for path, module in model.named_modules() if isinstance(module, kinds)}
+
+    def test_one_width_for_all(self) -> None:
+        model = self.prepared()
+        assert set(self.widths(model).values()) == {8}
+        set_width(model, 4)
+        assert set(self.widths(model).values()) == {4}
+
+    def test_overrides_take_the_batchnorm_along(self) -> None:
+        model = self.prepared()
+        set_width(model, WidthAssignment(default=4, overrides=(("3", 2), ("7", 8))))
+        # BatchNorm 1 follows the pinned layer 0: it goes with the first quantized layer after it
+        assert self.widths(model) == {"1": 2, "3": 2, "4": 2, "5": 4, "7": 8, "8": 8}
+
+    def test_the_output_changes_with_the_width(self) -> None:
+        model = self.prepared()
+        x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        outputs = []
+        for bits in (8, 6, 4, 2):
+            set_width(model, bits)
+            outputs.append(model(x))
+        assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs))
+
+    def test_an_untrained_width_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="default width: 5 bits\n  allowed: 8, 6, 4, 2"):
+            set_width(self.prepared(), 5)
+        with pytest.raises(UsageError, match="3: 7 bits"):
+            set_width(self.prepared(), WidthAssignment(default=8, overrides=(("3", 7),)))
+
+    def test_an_override_of_a_pinned_layer_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="no layer is called '0'\n  allowed: 3, 5, 7"):
+            set_width(self.prepared(), WidthAssignment(default=8, overrides=(("0", 4),)))
+
+    def test_a_float_network_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="the network is not prepared"):
+            set_width(conv_net(), 8)

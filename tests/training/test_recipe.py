@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bitswitch_deploy.errors import InputFileError, UsageError
+from bitswitch_deploy.tensors import Rounding
+from bitswitch_deploy.training.networks import NETWORKS
+from bitswitch_deploy.training.recipe import RECIPES, load_recipe
+
+
+def edited(tmp_path: Path, **changes: object) -> str:
+    content = yaml.safe_load((RECIPES / "digits.yaml").read_text(encoding="utf-8"))
+    content.update(changes)
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v != "DROP"}), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_bundled_recipes_load(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.network in NETWORKS
+    assert recipe.joint.learning_rate == 5e-4
+    assert recipe.joint.weight_decay == 5e-5
+    assert recipe.quantization.widths == (8, 6, 4, 2)
+    assert recipe.quantization.rounding is Rounding.HALF_UP
+
+
+def test_a_recipe_by_path(tmp_path: Path) -> None:
+    assert load_recipe(edited(tmp_path, seed=7)).seed == 7
+
+
+def test_unknown_name_lists_the_bundled_ones() -> None:
+    with pytest.raises(UsageError, match="--recipe: mnist\n  allowed: cifar10-resnet20, digits, or the path"):
+        load_recipe("mnist")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sead": 1}, "unknown key: 'sead'"),
+        ({"joint": {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0, "warmup": 3}}, "'warmup'"),
+        ({"seed": "DROP"}, "no key seed"),
+        ({"seed": "one"}, "seed: 'one'\n  allowed: an integer"),
+        ({"seed": True}, "seed: True\n  allowed: an integer"),
+        ({"quantization": {"rounding": "floor"}}, "quantization.rounding: 'floor'\n  allowed: half_up, half_even"),
+        ({"quantization": {"widths": [2, 8]}}, "highest first"),
+        ({"preprocessing": None}, "preprocessing: None"),
+    ],
+)
+def test_wrong_entries_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises((InputFileError, UsageError), match=message):
+        load_recipe(edited(tmp_path, **changes))
+
+
+def test_not_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [", encoding="utf-8")
+    with pytest.raises(InputFileError, match=r"broken\.yaml: cannot be read"):
+        load_recipe(str(path))
+    with pytest.raises(InputFileError, match=r"absent\.yaml: cannot be read"):
+        load_recipe(str(tmp_path / "absent.yaml"))
