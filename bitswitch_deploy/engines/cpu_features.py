@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 # x86: int8 dot products with and without AVX-512; ARM: dot product and matrix product
@@ -19,3 +20,8 @@ def cpu_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...]:
     fields = [line.partition(":") for line in lines]
     cores = [set(value.split()) for key, _, value in fields if key.strip() in ("flags", "Features")]
     return tuple(name for name in _KNOWN if cores and all(name in core for core in cores))
+
+
+def usable_cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,9 @@ from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, ValueSpec
 # Weights are stored outside; what is left of the largest networks is a few megabytes. Parsed, a hostile skeleton
 # takes some fifty times its size.
 MAX_SKELETON_BYTES = 16 * 2**20
+# Protobuf messages: nodes, attributes, constants, dimensions. A node takes about six; the largest networks that we
+# have seen have 25,000 nodes.
+MAX_SKELETON_PARTS = 500_000
 
 _PLAIN_DOMAINS = ("", "ai.onnx")
 _ELEMENT_TYPES = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
@@ -67,20 +70,25 @@ def check_skeleton(model: onnx.ModelProto, spec: MasterSpec, source: str) -> Map
     return shapes
 
 
-def _check_text(message: Message, where: str) -> None:
+def _check_text(model: onnx.ModelProto, where: str) -> None:
     """Refuse strings that are not plain UTF-8 text; protobuf does not look when it parses."""
-    try:
-        for field, value in message.ListFields():
+    count, messages = 1, [model]
+    while messages:
+        try:
+            present = messages.pop().ListFields()
+        except UnicodeDecodeError as exc:  # protobuf 7 returns bytes instead, older releases raise
+            _refuse(where, f"text that is not UTF-8 ({exc})", "UTF-8 text without control characters", cause=exc)
+        for field, value in present:
+            values = [value] if isinstance(value, str | bytes | Message) else value
             if field.type == field.TYPE_MESSAGE:
-                for inner in [value] if isinstance(value, Message) else value:
-                    _check_text(inner, where)
+                count += len(values)
+                if count > MAX_SKELETON_PARTS:
+                    _refuse(where, f"more than {MAX_SKELETON_PARTS} parts", "a network of at most that many")
+                messages.extend(values)
             elif field.type == field.TYPE_STRING:
-                for text in [value] if isinstance(value, str | bytes) else value:
-                    # bytes: what protobuf 7 gives for a string that is not UTF-8
-                    if isinstance(text, bytes) or not is_plain_text(text):
-                        _refuse(where, f"the text {shown(text)}", "UTF-8 text without control characters")
-    except UnicodeDecodeError as exc:  # what older releases do
-        _refuse(where, f"text that is not UTF-8 ({exc})", "UTF-8 text without control characters", cause=exc)
+                wrong = [text for text in values if isinstance(text, bytes) or not is_plain_text(text)]
+                if wrong:
+                    _refuse(where, f"the text {shown(wrong[0])}", "UTF-8 text without control characters")
 
 
 def _check_contents(model: onnx.ModelProto, where: str) -> None:

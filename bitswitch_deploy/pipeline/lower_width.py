@@ -2,7 +2,7 @@
 
 Residual branches in 8-bit codes are the one lowering that can change what the network says by more than a rounding
 tie, and how much depends on the network and the width. So the choice is measured: the fast form stays only where it
-agrees with the canonical graph on the calibration samples.
+agrees with the canonical graph on the calibration samples so often that chance does not explain it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
@@ -21,7 +22,7 @@ from bitswitch_deploy.master import Master
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
-from bitswitch_deploy.validation.metrics import HopAccumulator
+from bitswitch_deploy.validation.metrics import HopAccumulator, wilson_lower_bound
 
 _BATCH = 32
 
@@ -60,15 +61,14 @@ def lower_width(
         return _result(assignment, canonical, lowered, [*untrained, *kept])
     quantized = lower(canonical, target, ranges=observe_ranges(canonical, tensors, samples))
     agreement = _agreement(canonical, quantized, target, samples)
+    sure = 100 * wilson_lower_bound(agreement / 100, samples.n)
     least = target.quantization.residual_min_agreement
-    measured = f"{agreement:.2f} % agreement on {samples.n} calibration samples"
-    if agreement >= least:
-        return _result(
-            assignment, canonical, quantized, [*untrained, _residual_change(f"8-bit codes, {measured}", exact=False)]
-        )
-    lowered = lower(canonical, target, ranges={})
-    kept = [_residual_change(f"kept in float: 8-bit codes had {measured}, least accepted {least:g} %", exact=True)]
-    return _result(assignment, canonical, lowered, [*untrained, *kept])
+    measured = f"{agreement:.2f} % agreement on {samples.n} calibration samples, surely {sure:.2f} %"
+    if sure >= least:
+        change = _residual_change(f"8-bit codes, {measured}", exact=False)
+        return _result(assignment, canonical, quantized, [*untrained, change])
+    kept = _residual_change(f"kept in float: 8-bit codes had {measured}; {least:g} % is asked for", exact=True)
+    return _result(assignment, canonical, lower(canonical, target, ranges={}), [*untrained, kept])
 
 
 def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples: Dataset) -> dict[str, TensorRange]:
@@ -79,7 +79,7 @@ def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples:
     for name in tensors:
         if name not in known:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = ReferenceSession(model.SerializeToString())
+    session = ReferenceSession(model.SerializeToString(), threads=usable_cores())
     observers = {name: RangeObserver() for name in tensors}
     for x, _ in samples.batches(samples.fixed_batch or _BATCH):
         results = session.run_all({session.inputs[0].name: x})
@@ -90,9 +90,12 @@ def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples:
 
 def _agreement(canonical: CanonicalGraph, lowered: LoweredGraph, target: Target, samples: Dataset) -> float:
     """Percent of samples with the same prediction; of a network without classes, of equal outputs to 1 %."""
-    reference = ReferenceSession(canonical.model.SerializeToString())
+    reference = ReferenceSession(canonical.model.SerializeToString(), threads=usable_cores())
     session = OnnxRuntimeSession(
-        lowered.model.SerializeToString(), optimisation="off", threads=1, session_options=dict(target.engine.session)
+        lowered.model.SerializeToString(),
+        optimisation="off",
+        threads=usable_cores(),
+        session_options=dict(target.engine.session),
     )
     total = HopAccumulator("residual choice")
     for x, _ in samples.batches(samples.fixed_batch or _BATCH):

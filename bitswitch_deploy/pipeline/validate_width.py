@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph
@@ -26,12 +27,14 @@ def validate_width(
     """
     options = dict(target.engine.session)
     runners: dict[Hop, Runner] = {
-        "canonical": ReferenceSession(canonical.model.SerializeToString()),
-        "lowered": OnnxRuntimeSession(lowered, optimisation="off", threads=1, session_options=options),
+        "canonical": ReferenceSession(canonical.model.SerializeToString(), threads=usable_cores()),
+        "lowered": OnnxRuntimeSession(lowered, optimisation="off", threads=usable_cores(), session_options=options),
     }
     not_run: dict[Hop, str] = {"trained": "not recorded in the master"}
     if target.engine.name == "onnxruntime":
-        runners["engine"] = OnnxRuntimeSession(lowered, optimisation="all", threads=1, session_options=options)
+        runners["engine"] = OnnxRuntimeSession(
+            lowered, optimisation="all", threads=usable_cores(), session_options=options
+        )
     else:
         not_run["engine"] = f"a {target.engine.name} engine runs on its GPU only"
     assignment = canonical.plan.assignment

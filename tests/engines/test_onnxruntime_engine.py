@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ def _model(text: str) -> bytes:
 
 
 def _session(model: bytes | Path, **settings: object) -> OnnxRuntimeSession:
-    values = {"optimisation": "all", "threads": 1, "session_options": {}} | settings
+    values: dict[str, Any] = {"optimisation": "all", "threads": 1, "session_options": {}} | settings
     return OnnxRuntimeSession(model, **values)
 
 

@@ -131,13 +131,17 @@ def _stand_in(version: str, record: Record) -> Any:
     module.ILogger = type("ILogger", (), {})
     if not version.startswith("8."):
         module.IProgressMonitor = type("IProgressMonitor", (), {})
-    module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", creation)
-    module.BuilderFlag = enum.IntEnum("BuilderFlag", builder)
+    module.NetworkDefinitionCreationFlag, module.BuilderFlag = _flags(creation), _flags(builder)
     module.MemoryPoolType = types.SimpleNamespace(WORKSPACE="workspace")
     module.Builder, module.OnnxParser = _builder(record), _parser(record, version)
     module.Runtime = lambda _: types.SimpleNamespace(deserialize_cuda_engine=lambda plan: _engine(plan))
     module.LayerInformationFormat = types.SimpleNamespace(JSON="json")
     return module
+
+
+def _flags(members: dict[str, int]) -> Any:
+    kind: Any = enum.IntEnum
+    return kind("Flag", members)
 
 
 def _engine(plan: bytes) -> types.SimpleNamespace | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,6 @@ def test_an_unreadable_folder_is_said(package: Path, monkeypatch: pytest.MonkeyP
         onerror(PermissionError(13, "Permission denied", "graphs"))
         return []
 
-    monkeypatch.setattr(verify.os, "walk", walk)
+    monkeypatch.setattr(os, "walk", walk)
     with pytest.raises(PackageError, match=r"not readable: .*Permission denied"):
         verify_package(package)

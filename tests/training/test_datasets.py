@@ -14,7 +14,7 @@ from bitswitch_deploy.training.datasets import load_cifar10, load_dataset, load_
 CALIBRATION = Path(__file__).resolve().parents[2] / "calibration"
 
 
-def write_npz_dataset(folder: Path, **arrays: np.ndarray) -> Path:  # type: ignore[type-arg]
+def write_npz_dataset(folder: Path, **arrays: np.ndarray) -> Path:
     x = arrays.get("x", np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
     y = arrays.get("y", np.array([1, 0]))
     listing: dict[str, object] = {"name": "tiny", "splits": {}}
@@ -51,7 +51,7 @@ class TestNpz:
             {"y": np.zeros(3)},
         ],
     )
-    def test_other_arrays_are_refused(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+    def test_other_arrays_are_refused(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
         write_npz_dataset(tmp_path, **arrays)
         with pytest.raises(DataError, match=r"allowed: x uint8 \[n, H, W\] and y \[n\] with n = 2"):
             load_npz_dataset(tmp_path)

@@ -159,7 +159,7 @@ class TestPrepare:
         model = prepare(conv_net(), IMAGES, PrepareOptions(signed=(("3", False),))).model
         assert isinstance(model[3], QuantConv2d)  # type: ignore[index]
         assert int(model[3].input_quantizer.signed) == 0  # type: ignore[index]
-        assert int(model[5].input_quantizer.signed) == -1  # type: ignore[index,union-attr,arg-type]
+        assert int(model[5].input_quantizer.signed) == -1  # type: ignore[index]
 
     def test_attention_stays_float_and_is_reported(self) -> None:
         network = prepare(Attention(), (torch.zeros(2, 3, 6),))

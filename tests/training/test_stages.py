@@ -73,15 +73,15 @@ class TestJointStage:
         assert all(parameter.grad is None for parameter in stage.model.parameters())
 
     def test_learns(self) -> None:
-        stage = JointStage(tiny_network(), replace(SETTINGS, weight_decay=0.0))
+        stage = JointStage(tiny_network(), replace(SETTINGS, learning_rate=2e-3, weight_decay=0.0))
         batches = tiny_batches()
-        losses = [stage.step(*batches.batch(step), step, 60) for step in range(60)]
-        assert sum(losses[-4:]) < 0.4 * sum(losses[:4])
+        losses = [stage.step(*batches.batch(step), step, 40) for step in range(40)]
+        assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
 
     def test_nan_names_width_and_layer(self) -> None:
         stage = joint_stage()
         stage.step(*tiny_batches().batch(0), 0, 100)
-        stage.model[4].copies[1].bias.data.fill_(float("nan"))  # type: ignore[index,union-attr,operator]
+        stage.model[4].copies[1].bias.data.fill_(float("nan"))  # type: ignore[index]
         with pytest.raises(CheckFailedError, match=r"training of 4\.copies\.1 at 4 bits: loss nan"):
             stage.step(*tiny_batches().batch(1), 1, 100)
 

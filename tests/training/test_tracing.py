@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.training.tracing import trace_calls
+
+
+def test_order_is_that_of_the_first_calls_and_producers_are_direct() -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(shared, nn.BatchNorm1d(2), nn.ReLU(), shared, nn.Linear(2, 2), nn.BatchNorm1d(2))
+    trace = trace_calls(model, (torch.zeros(3, 2),), (nn.Linear, nn.BatchNorm1d))
+    assert trace.order == ("0", "1", "4", "5")
+    assert trace.producers == {"1": "0", "4": "0", "5": "4"}
+
+
+def test_leaves_modes_and_hooks_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+    model[1].eval()
+    trace_calls(model, (torch.zeros(1, 2),), (nn.Linear,))
+    assert [model.training, model[0].training, model[1].training] == [True, True, False]
+    assert not model[0]._forward_hooks
+
+
+def test_leaves_no_hooks_after_a_failure() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(UsageError, match=r"example input of Sequential: shapes \(1, 3\): mat1 and mat2"):
+        trace_calls(model, (torch.zeros(1, 3),), (nn.Linear,))
+    assert not model[0]._forward_hooks
+    assert model.training
