@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -30,30 +31,17 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Trained float weights to start from.")
 @click.option("--resume", is_flag=True, help="Go on from the state file beside the output (<output>.state).")
 @click.option("--seed", type=int, help="Replaces the seed of the recipe.")
-@click.option("--steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
+@click.option("--steps", "joint_steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of torch.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The master to write.")
-def main(
-    recipe: str,
-    data: Path,
-    checkpoint: Path | None,
-    resume: bool,
-    seed: int | None,
-    steps: int | None,
-    threads: int,
-    output: Path,
-) -> None:
+def main(recipe: str, output: Path, seed: int | None, **choices: Any) -> None:
     """Train a network at several widths at once and write its master."""
     try:
         loaded = load_recipe(recipe)
         session = Session(
             recipe=loaded if seed is None else replace(loaded, seed=seed),
-            data=data,
             state=output.with_name(f"{output.name}.state"),
-            resume=resume,
-            checkpoint=checkpoint,
-            joint_steps=steps,
-            threads=threads,
+            **choices,
         )
         trained = run_session(session)
         write_master(trained.master, output)

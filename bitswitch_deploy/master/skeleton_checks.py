@@ -7,10 +7,10 @@ nothing that this release cannot give a meaning to (custom operators, local func
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import onnx
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message
 
 from bitswitch_deploy.errors import MasterError
 from bitswitch_deploy.master.codec import MEND_WRITER, is_plain_text, shown
@@ -20,8 +20,7 @@ from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, ValueSpec
 # Weights are stored outside; what is left of the largest networks is a few megabytes. Parsed, a hostile skeleton
 # takes some fifty times its size.
 MAX_SKELETON_BYTES = 16 * 2**20
-# Protobuf messages: nodes, attributes, constants, dimensions. A node takes about six; the largest networks that we
-# have seen have 25,000 nodes.
+# Protobuf messages: nodes, attributes, constants, dimensions. A node takes about six, so some 80,000 nodes.
 MAX_SKELETON_PARTS = 500_000
 
 _PLAIN_DOMAINS = ("", "ai.onnx")
@@ -72,14 +71,15 @@ def check_skeleton(model: onnx.ModelProto, spec: MasterSpec, source: str) -> Map
 
 def _check_text(model: onnx.ModelProto, where: str) -> None:
     """Refuse strings that are not plain UTF-8 text; protobuf does not look when it parses."""
-    count, messages = 1, [model]
+    count = 1
+    messages: list[Message] = [model]
     while messages:
         try:
             present = messages.pop().ListFields()
         except UnicodeDecodeError as exc:  # protobuf 7 returns bytes instead, older releases raise
             _refuse(where, f"text that is not UTF-8 ({exc})", "UTF-8 text without control characters", cause=exc)
         for field, value in present:
-            values = [value] if isinstance(value, str | bytes | Message) else value
+            values: Any = [value] if isinstance(value, str | bytes | Message) else value
             if field.type == field.TYPE_MESSAGE:
                 count += len(values)
                 if count > MAX_SKELETON_PARTS:

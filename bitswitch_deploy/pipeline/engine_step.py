@@ -34,7 +34,10 @@ class GraphFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOutcome:
-    """What became of the engines: a text for each graph, what was not done, the versions of the tools used."""
+    """What became of the engines: a text for each graph, what was not done, the versions of the tools used.
+
+    built_on_device: folder of the package that `build` or the bundle's script fills later; None without engines.
+    """
 
     texts: tuple[str, ...]
     not_done: tuple[NotDone, ...]
@@ -54,8 +57,7 @@ def make_engines(
     if target.engine.name == "onnxruntime":
         return _onnxruntime_outcome(graphs, target)
     profile = batch_profile(inputs, batch=BATCH_RANGE)
-    bundled = target.engine.build == "on_device"
-    if bundled:
+    if target.engine.build == "on_device":
         pairs = tuple((graph.label, graph.path) for graph in graphs)
         for name in write_bundle(writer.folder, pairs, target, profile):
             writer.add(name, role="bundle")
@@ -64,7 +66,7 @@ def make_engines(
         return _build_here(writer, graphs, target, profile, progress)
     texts = tuple(f"not built here: {reason}" for _ in graphs)
     not_done = _not_done(writer.destination, target, reason)
-    return EngineOutcome(texts=texts, not_done=not_done, built_on_device=BUILD_FOLDER if bundled else None)
+    return EngineOutcome(texts=texts, not_done=not_done, built_on_device=BUILD_FOLDER)
 
 
 def _onnxruntime_outcome(graphs: Sequence[GraphFile], target: Target) -> EngineOutcome:
@@ -124,7 +126,7 @@ def _build_here(
         texts.append(f"{build.module} {build.version}, {len(build.plan):,} bytes")
         progress.advance()
     tools = ((build.module, build.version),) if build is not None else ()
-    return EngineOutcome(texts=tuple(texts), not_done=(), tools=tools)
+    return EngineOutcome(texts=tuple(texts), not_done=(), tools=tools, built_on_device=BUILD_FOLDER)
 
 
 def build_one(model: bytes, target: Target, profile: tuple[ShapeRange, ...]) -> EngineBuild:

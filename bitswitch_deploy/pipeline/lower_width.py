@@ -67,8 +67,8 @@ def lower_width(
     if sure >= least:
         change = _residual_change(f"8-bit codes, {measured}", exact=False)
         return _result(assignment, canonical, quantized, [*untrained, change])
-    kept = _residual_change(f"kept in float: 8-bit codes had {measured}; {least:g} % is asked for", exact=True)
-    return _result(assignment, canonical, lower(canonical, target, ranges={}), [*untrained, kept])
+    change = _residual_change(f"kept in float: 8-bit codes had {measured}; {least:g} % is asked for", exact=True)
+    return _result(assignment, canonical, lower(canonical, target, ranges={}), [*untrained, change])
 
 
 def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples: Dataset) -> dict[str, TensorRange]:

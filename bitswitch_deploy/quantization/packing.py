@@ -80,5 +80,8 @@ def _unpack(packed: ByteArray, shape: tuple[int, ...], *, bits: int, signed: boo
         # Shifted to the top of the byte, so that the way back fills with zeros or with the sign.
         np.left_shift(flat[: part.size], np.uint8(8 - bits * (position + 1)), out=part)
     if signed:
-        return (codes.view(np.int8) >> np.int8(8 - bits)).reshape(shape)
-    return (codes >> np.uint8(8 - bits)).reshape(shape)
+        extended = codes.view(np.int8)
+        np.right_shift(extended, np.int8(8 - bits), out=extended)
+        return extended.reshape(shape)
+    np.right_shift(codes, np.uint8(8 - bits), out=codes)
+    return codes.reshape(shape)

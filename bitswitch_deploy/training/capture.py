@@ -100,7 +100,9 @@ def capture_skeleton(
             allowed="a graph that onnx.checker accepts",
             do="report the network; replace the module that the message names",
         ) from exc
-    return _describe(proto, parameters, transposed)
+    captured = _describe(proto, parameters, transposed)
+    _check_batch(captured, type(model).__name__)
+    return captured
 
 
 def _float_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -214,6 +216,18 @@ def _strip_metadata(model: ir.Model) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
+
+
+def _check_batch(captured: CapturedNetwork, name: str) -> None:
+    """torch.export accepts some networks that only work at the example's batch size; their outputs show it."""
+    for value in (*captured.inputs, *captured.outputs):
+        if not value.shape or not isinstance(value.shape[0], str):
+            raise UsageError(
+                where=f"capture of {name}: {value.name}",
+                got=f"shape {list(value.shape)}",
+                allowed="a first axis that takes any batch size",
+                do="take batch sizes from x.shape[0], not from a number",
+            )
 
 
 def _describe(proto: onnx.ModelProto, parameters: dict[str, torch.Tensor], transposed: set[str]) -> CapturedNetwork:

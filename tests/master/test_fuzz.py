@@ -1,10 +1,11 @@
-"""Mutated files: whatever is done to a master, reading gives a master or a MasterError, quickly and in little memory."""
+"""Mutated files: whatever is done to a master, reading gives a master or a MasterError, in little memory."""
 
 from __future__ import annotations
 
 import json
 import random
 import resource
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,9 +26,9 @@ WATCH_EVERY = 30  # tracemalloc makes a case ten times slower
 MEMORY_LIMIT_BYTES = 4 * 2**20
 
 ODD_VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 7, 9, 255, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e-320, 1e308, "", "x", "n",
-    "conv", "conv.weight", "fc.bias", "skeleton", "float", "int8", "Conv", "MatMul", "\ud800", "\x00", "\x1b[2J", "é",
-    "x" * 3000, [], [[]], [0], [8, 4], ["n", 3, 8, 8], ["a", "b"], {}, {"a": 1}, {"kind": "per_tensor"},
+    None, True, False, 0, 1, -1, 2, 3, 7, 9, 255, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e-320, 1e308, "", "x",
+    "n", "conv", "conv.weight", "fc.bias", "skeleton", "float", "int8", "Conv", "MatMul", "\ud800", "\x00", "\x1b[2J",
+    "é", "x" * 3000, [], [[]], [0], [8, 4], ["n", 3, 8, 8], ["a", "b"], {}, {"a": 1}, {"kind": "per_tensor"},
     {"kind": "per_block", "axis": 2**40, "block_size": 2**62},
 ]  # fmt: skip
 
@@ -129,9 +130,10 @@ def memory_watched(*, active: bool) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def native_memory_watched() -> Iterator[None]:
     """Watch what tracemalloc does not see: protobuf, the checker and the safetensors library."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 2**10
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # KiB on Linux
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before < 200 * 2**20
 
 
 def fuzz_bytes(source: random.Random) -> bytes:
@@ -210,8 +212,8 @@ def test_only_success_or_master_error(
                 describe_master(read_master(path))
                 outcomes["success"] += 1
             except MasterError as exc:
-                assert len(str(exc)) < 5_000
                 outcomes[f"{exc.where.removeprefix(str(path))}: {exc.got}"] += 1
     assert outcomes.total() == CASES
+    assert max(map(len, outcomes)) < 5_000
     for outcome in must_be_seen:
         assert any(outcome in seen for seen in outcomes), outcome

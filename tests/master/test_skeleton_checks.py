@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from tests.master.tiny import SKELETON_TEXT, tiny_skeleton, tiny_tensors
 Change = Callable[[onnx.ModelProto], object]
 
 
-def refused(tmp_path: Path, message: str, **parts: object) -> None:
+def refused(tmp_path: Path, message: str, **parts: Any) -> None:
     with pytest.raises(MasterError, match=message):
         read_master(write_file(tmp_path / "bad.safetensors", **parts))
 
@@ -35,6 +36,13 @@ def constant_node(output: str, tensor: TensorProto) -> onnx.NodeProto:
 def external(name: str = "outside") -> TensorProto:
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="../../secrets")
+    return tensor
+
+
+def half_external() -> TensorProto:
+    """Build a tensor that names a file but does not say that its data lies there."""
+    tensor = external()
+    tensor.ClearField("data_location")
     return tensor
 
 
@@ -86,6 +94,14 @@ def test_a_skeleton_that_is_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     refused(tmp_path, rf"tensor skeleton: {size} bytes\n  allowed: {size - 1} bytes; large constants")
 
 
+def test_a_skeleton_of_too_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_skeleton()
+    monkeypatch.setattr(skeleton_checks, "MAX_SKELETON_PARTS", 500)
+    assert read_master(write_file(tmp_path / "good.safetensors", skeleton=model))
+    model.graph.node.extend(onnx.NodeProto() for _ in range(500))
+    refused(tmp_path, r"skeleton: more than 500 parts", skeleton=model)
+
+
 CHANGES: list[tuple[str, Change, str]] = [
     ("function", lambda m: m.functions.add(name="f", domain="d"), "local functions or training information"),
     ("training", lambda m: m.training_info.add(), "local functions or training information"),
@@ -99,6 +115,7 @@ CHANGES: list[tuple[str, Change, str]] = [
         lambda m: m.graph.node.extend(in_branch(helper.make_node("Shell", [], ["inner"], domain="com.acme"))),
         "'Shell' of domain 'com.acme'",
     ),
+    ("half external", lambda m: m.graph.initializer.append(half_external()), "'outside' lies in another file"),
     ("external initializer", lambda m: m.graph.initializer.append(external()), "'outside' lies in another file"),
     (
         "external sparse initializer",
@@ -247,6 +264,15 @@ def test_a_parameter_of_the_spec_that_the_skeleton_lacks(tmp_path: Path) -> None
 def test_a_parameter_of_the_skeleton_that_the_spec_lacks(tmp_path: Path) -> None:
     document = changed(tiny_document(), "parameters", ["conv.bias"])
     refused(tmp_path, r"graph inputs that are no parameters: .*'fc\.bias'", document=document)
+
+
+def test_a_parameter_that_is_no_float(tmp_path: Path) -> None:
+    document = changed(tiny_document(), "parameters", ["conv.bias", "fc.bias", "extra"])
+    model = tiny_skeleton()
+    model.graph.input.append(helper.make_tensor_value_info("extra", TensorProto.DOUBLE, [3]))
+    tensors = {**tiny_tensors(), "extra": np.zeros(3, np.float32)}
+    message = r"parameter 'extra': double of shape \[3\]\n  allowed: float of a fixed shape"
+    refused(tmp_path, message, document=document, skeleton=model, tensors=tensors)
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,15 @@ def test_the_text_has_the_names_of_the_fields_and_format_and_version() -> None:
 
 
 def test_whole_numbers_in_float_fields_give_the_same_text() -> None:
-    numbers = {"colour": "L", "size": (4, 4), "mean": (0,), "std": (1,)}
-    whole = replace(tiny_spec(), preprocessing=Preprocessing(divide_by=255, **numbers))
-    real = replace(tiny_spec(), preprocessing=Preprocessing(divide_by=255.0, **numbers))
-    assert whole.to_json() == real.to_json()
+    whole = Preprocessing(colour="L", size=(4, 4), divide_by=255, mean=(0,), std=(1,))
+    real = Preprocessing(colour="L", size=(4, 4), divide_by=255.0, mean=(0.0,), std=(1.0,))
+    texts = {replace(tiny_spec(), preprocessing=steps).to_json() for steps in (whole, real)}
+    assert len(texts) == 1
 
 
 def test_a_spec_of_wrong_types_is_not_written() -> None:
     with pytest.raises(MasterError, match=r"spec\.bits: '8'\n  allowed: an integer"):
-        replace(tiny_spec(), bits="8").to_json()
+        replace(tiny_spec(), bits="8").to_json()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from collections.abc import Iterator
 from fractions import Fraction
 
 import hypothesis.extra.numpy as hnp
@@ -24,8 +25,9 @@ rules = st.sampled_from(RULES)
 
 def slow_code(code: int, from_bits: int, to_bits: int, rule: Rounding) -> int:
     exact = Fraction(code, 2 ** (from_bits - to_bits))
-    nearest = math.floor(exact + Fraction(1, 2)) if rule is Rounding.HALF_UP else round(exact)
-    return max(-(2 ** (to_bits - 1)), min(2 ** (to_bits - 1) - 1, nearest))
+    nearest: int = math.floor(exact + Fraction(1, 2)) if rule is Rounding.HALF_UP else round(exact)
+    low, high = -int(2 ** (to_bits - 1)), int(2 ** (to_bits - 1)) - 1
+    return max(low, min(high, nearest))
 
 
 def slow_codes(codes: np.ndarray, from_bits: int, to_bits: int, rule: Rounding) -> np.ndarray:
@@ -40,7 +42,7 @@ def all_codes(bits: int) -> np.ndarray:
 
 def within(codes: np.ndarray, bits: int) -> np.ndarray:
     """Any int8 codes, brought into the range of `bits` by dropping high bits."""
-    return ((codes.astype(np.int16) % 2**bits) - 2 ** (bits - 1)).astype(np.int8)
+    return np.asarray(codes.astype(np.int16) % 2**bits - 2 ** (bits - 1), dtype=np.int8)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -216,7 +218,7 @@ def test_blocks_equal_the_whole(rule: Rounding) -> None:
 def test_blocks_are_taken_one_at_a_time() -> None:
     taken = []
 
-    def source() -> object:
+    def source() -> Iterator[np.ndarray]:
         for index in range(3):
             taken.append(index)
             yield np.full(2, 8 if index == 2 else 7, dtype=np.int8)
@@ -253,7 +255,7 @@ def test_scale_that_becomes_infinite_is_refused(value: float) -> None:
 
 def test_scale_of_another_dtype_or_width_is_refused() -> None:
     with pytest.raises(ValueError, match="must be float32, got float64"):
-        derive_scale(np.ones(2), from_bits=8, to_bits=2)
+        derive_scale(np.ones(2), from_bits=8, to_bits=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="only lower widths can"):
         derive_scale(np.ones(2, np.float32), from_bits=4, to_bits=8)
 

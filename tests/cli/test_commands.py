@@ -1,0 +1,128 @@
+"""Each command on real files; --json everywhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, sample_set, target_names
+from bitswitch_deploy.master import assemble_master, read_master, write_master
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def package(run: Run, tmp_path: Path) -> Path:
+    path = tmp_path / "package"
+    assert run("export", "--target", "x86-cpu", "--bits", "4", "--output", path).code == 0
+    return path
+
+
+def test_export_prints_a_table_on_stdout(run: Run, tmp_path: Path) -> None:
+    outcome = run("export", "--target", "jetson", "--bits", "8,2", "--output", tmp_path / "p")
+    assert outcome.code == 0
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert [line[0] for line in lines if line and line[-1] in ("exact", "approx")] == ["w8", "w2"]
+    assert "Not done here" in outcome.out
+
+
+def test_export_json_is_the_report(run: Run, tmp_path: Path) -> None:
+    outcome = run("export", "--target", "jetson", "--bits", "2", "--output", tmp_path / "p", "--json")
+    report = json.loads(outcome.out)
+    assert report["schema"] == "bitswitch-report/1"
+    assert [row["label"] for row in report["widths"]] == ["w2"]
+
+
+def test_the_manifest_has_the_command_that_makes_it_again(run: Run, tmp_path: Path) -> None:
+    layers = json.loads(run("inspect", "--json").out)["layers"]
+    name = next(layer["name"] for layer in layers if not layer["pinned"])
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps({"*": 4, name: 2}))
+    assert run("export", "--target", "jetson@6.0", "--mixed", mixed, "--output", tmp_path / "p").code == 0
+    command = json.loads((tmp_path / "p" / "manifest.json").read_text())["command"]
+    assert command[:2] == ["bitswitch-deploy", "export"]
+    assert run(*command[1:], "--output", tmp_path / "q").code == 0
+    (graph,) = (tmp_path / "p").glob("*.onnx")
+    assert graph.read_bytes() == (tmp_path / "q" / graph.name).read_bytes()
+
+
+def test_other_data_are_judged_against_the_canonical_graph(run: Run, tmp_path: Path) -> None:
+    samples = sample_set("digits")
+    assert samples is not None
+    data = dict(np.load(samples.test))
+    np.savez(tmp_path / "part.npz", x=data["x"][:100], y=data["y"][:100])
+    words = ("export", "--target", "x86-cpu", "--bits", "4", "--data", tmp_path / "part.npz")
+    outcome = run(*words, "--output", tmp_path / "p")
+    assert outcome.code == 0
+    assert "of the canonical graph" in outcome.out
+
+
+def test_accuracy_that_fell_too_far_exits_with_1(run: Run, tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    boasting = replace(master.spec, accuracy=tuple(replace(each, value=100.0) for each in master.spec.accuracy))
+    path = tmp_path / "boasting.safetensors"
+    write_master(assemble_master(spec=boasting, tensors=master.tensors, skeleton=master.skeleton), path)
+    words = ("export", "--target", "jetson", "--bits", "2", "--master", path, "--output", tmp_path / "p")
+    assert run(*words, "--max-drop", "50").code == 0
+    outcome = run(*words, "--max-drop", "0.1", "--force")
+    assert outcome.code == 1
+    assert "failed" in outcome.out
+
+
+def test_inspect(run: Run) -> None:
+    text = run("inspect")
+    assert text.code == 0
+    assert "Layers" in text.out
+    document = json.loads(run("inspect", bundled_master(), "--json").out)
+    assert document["schema"] == "bitswitch-master-summary/1"
+    assert [width["bits"] for width in document["widths"]] == [8, 6, 4, 2]
+
+
+def test_targets_list_and_show(run: Run) -> None:
+    listed = json.loads(run("targets", "list", "--json").out)
+    assert [target["name"] for target in listed["targets"]] == list(target_names())
+    assert all(name in run("targets", "list").out for name in target_names())
+    shown = run("targets", "show", "jetson")
+    assert shown.code == 0
+    assert "ClampActivations" in shown.out
+    assert json.loads(run("targets", "show", "rtx", "--json").out)["target"]["name"] == "rtx"
+
+
+def test_validate_measures_a_package_again(run: Run, package: Path) -> None:
+    outcome = run("validate", package)
+    assert outcome.code == 0
+    document = json.loads(run("validate", package, "--json").out)
+    exported = json.loads((package / "results.json").read_text())
+    assert document["result"]["widths"][0]["hops"] == exported["widths"][0]["hops"]
+
+
+def test_validate_refuses_another_master(run: Run, package: Path, tmp_path: Path) -> None:
+    outcome = run("validate", package, "--master", tmp_path / "no.safetensors")
+    assert outcome.code == 3
+
+
+def test_verify_sees_a_flipped_bit(run: Run, package: Path) -> None:
+    assert run("verify", package).code == 0
+    graph = next(package.glob("*.onnx"))
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    outcome = run("verify", package, "--json")
+    assert outcome.code == 1
+    assert {"path": graph.name, "state": "changed"} in json.loads(outcome.out)["files"]
+    assert run("validate", package).code == 1
+
+
+def test_build_of_rtx_engines_and_refusal_for_onnxruntime(run: Run, package: Path, tmp_path: Path) -> None:
+    assert run("build", package).code == 2
+    assert run("export", "--target", "rtx", "--bits", "8", "--output", tmp_path / "rtx").code == 0
+    outcome = run("build", tmp_path / "rtx", "--json")
+    assert outcome.code == 0
+    (engine,) = json.loads(outcome.out)["engines"]
+    assert Path(engine["path"]).stat().st_size == engine["size_bytes"]
+    assert run("build", tmp_path / "rtx").code == 2
+    assert run("build", tmp_path / "rtx", "--force").code == 0
+    assert run("verify", tmp_path / "rtx").code == 0

@@ -1,0 +1,34 @@
+"""Exports of the bundled master that several tests look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.pipeline.export import ExportRequest, export
+from bitswitch_deploy.report.export_report import ExportReport
+from bitswitch_deploy.tensors import WidthAssignment
+
+WIDTHS = tuple(WidthAssignment(default=bits) for bits in (8, 6, 4, 2))
+
+
+@dataclass(frozen=True)
+class Exported:
+    package: Path
+    report: ExportReport
+
+
+def export_to(package: Path, target: str, **changes: object) -> Exported:
+    arguments = {"master": bundled_master(), "target": load_target(target), "output": package, "widths": WIDTHS}
+    report = export(ExportRequest(**{**arguments, **changes}))  # type: ignore[arg-type]
+    return Exported(package=package, report=report)
+
+
+@pytest.fixture(
+    scope="session", params=["jetson", "jetson-xavier-nx@4.6", "jetson-thor", "rtx", "x86-cpu", "arm64-cpu"]
+)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export_to(tmp_path_factory.mktemp("export") / "package", request.param)

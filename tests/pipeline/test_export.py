@@ -1,0 +1,250 @@
+"""The main job, whole, on the bundled master and its 600 real test images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.errors import CheckFailedError, TargetFileError, UsageError
+from bitswitch_deploy.graph.stamp import read_stamp
+from bitswitch_deploy.master import assemble_master, read_master, write_master
+from bitswitch_deploy.package.verify import read_manifest, verify_package
+from bitswitch_deploy.pipeline.export import RESULTS
+from bitswitch_deploy.tensors import WidthAssignment
+from tests.pipeline.conftest import WIDTHS, Exported, export_to
+
+
+def double_rounding(code: int, shift: int, bits: int) -> int:
+    """Half-up in Python integers: floor(code / 2^D + 1/2), clipped."""
+    rounded = (2 * code + 2**shift) // 2 ** (shift + 1) if shift else code
+    return min(max(rounded, -(2 ** (bits - 1))), 2 ** (bits - 1) - 1)
+
+
+def emitted_codes(model: onnx.ModelProto, name: str) -> np.ndarray:
+    """The integers of a weight, as the graph holds them; of float weights, what their QuantizeLinear makes of them."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    values = constants[name]
+    if values.dtype != np.float32:
+        return values.astype(np.int64)
+    quantize = next(node for node in model.graph.node if node.input[0] == name)
+    axis = next((attribute.i for attribute in quantize.attribute if attribute.name == "axis"), 0)
+    scale = constants[quantize.input[1]]
+    if scale.ndim:
+        scale = scale.reshape([-1 if index == axis else 1 for index in range(values.ndim)])
+    return np.rint(values / scale).astype(np.int64)
+
+
+def test_every_emitted_weight_is_the_double_rounding_of_the_master(exported: Exported) -> None:
+    master = read_master(bundled_master())
+    quantized = [layer for layer in master.spec.layers if not layer.pinned]
+    assert quantized
+    for row in exported.report.widths:
+        model = onnx.load(str(exported.package / row.file_name))
+        for layer in quantized:
+            table = {code: double_rounding(code, 8 - row.bits, row.bits) for code in range(-128, 128)}
+            expected = np.vectorize(table.__getitem__)(np.asarray(master.tensors[layer.weight], np.int64))
+            np.testing.assert_array_equal(emitted_codes(model, layer.weight), expected, err_msg=layer.name)
+
+
+def test_the_package_is_complete_and_says_what_it_is(exported: Exported) -> None:
+    assert verify_package(exported.package).is_ok
+    manifest = read_manifest(exported.package)
+    assert manifest.master_sha256 == read_master(bundled_master()).sha256
+    assert [entry.label for entry in manifest.files if entry.role == "graph"] == ["w2", "w4", "w6", "w8"]
+    assert {"bitswitch-deploy", "onnx", "onnxruntime", "numpy"} <= dict(manifest.tools).keys()
+    results = json.loads((exported.package / RESULTS).read_text())
+    assert results["schema"] == "bitswitch-report/1"
+    for row in exported.report.widths:
+        made_from = read_stamp(onnx.load(str(exported.package / row.file_name)), where=row.file_name)
+        assert made_from.assignment == WidthAssignment(default=row.bits)
+        assert made_from.master_sha256 == manifest.master_sha256
+
+
+def test_every_hop_agrees_with_the_canonical_graph(exported: Exported) -> None:
+    for row in exported.report.widths:
+        canonical, lowered, engine = row.hops[1], row.hops[2], row.hops[3]
+        assert canonical.n == lowered.n == 600
+        assert lowered.agreement_percent is not None
+        assert lowered.agreement_percent >= 99.5, row
+        runs_here = exported.report.target.endswith("-cpu")
+        assert (engine.n > 0) == runs_here
+        if runs_here:
+            assert engine.agreement_percent is not None
+            assert engine.agreement_percent >= 99.5, row
+        else:
+            assert "runs on its GPU only" in engine.note
+
+
+def test_the_canonical_graph_has_the_accuracy_that_the_trainer_recorded(exported: Exported) -> None:
+    for row in exported.report.widths:
+        trained, canonical = row.hops[0], row.hops[1]
+        assert trained.same_data
+        assert trained.top1_percent is not None
+        assert canonical.top1_percent is not None
+        # one image of 600 may sit on a rounding tie
+        assert abs(trained.top1_percent - canonical.top1_percent) <= 100 / 600 + 1e-9
+        assert all(verdict.verdict != "failed" for verdict in row.verdicts)
+
+
+def test_what_could_not_be_done_is_said_with_the_command_that_does_it(exported: Exported) -> None:
+    manifest = read_manifest(exported.package)
+    names = {path.name for path in exported.package.iterdir()}
+    if exported.report.target.startswith("jetson"):
+        (step,) = exported.report.not_done
+        assert "only be built on the board" in step.why
+        assert step.command.endswith("build_on_device.sh")
+        assert "build_on_device.sh" in names
+        assert [skipped.step for skipped in manifest.skipped] == [step.what]
+    elif exported.report.target == "rtx":
+        assert exported.report.not_done == ()
+        engines = [entry for entry in manifest.files if entry.role == "engine"]
+        assert [entry.label for entry in engines] == ["w2", "w4", "w6", "w8"]
+        assert all(entry.size_bytes > 1000 for entry in engines)
+
+
+def test_exporting_twice_gives_the_same_graphs_byte_for_byte(exported: Exported, tmp_path: Path) -> None:
+    stack = dict(read_manifest(exported.package).stack)["name"]
+    again = export_to(tmp_path / "again", f"{exported.report.target}@{stack}")
+    for row in exported.report.widths:
+        assert (again.package / row.file_name).read_bytes() == (exported.package / row.file_name).read_bytes()
+
+
+def test_x86_graphs_load_in_a_plain_onnxruntime_session(tmp_path: Path) -> None:
+    package = export_to(tmp_path / "p", "x86-cpu").package
+    x = np.zeros((3, 1, 8, 8), np.float32)
+    for path in package.glob("*.onnx"):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        assert session.run(None, {session.get_inputs()[0].name: x})[0].shape == (3, 10)
+
+
+def test_strict_refuses_what_is_not_exact_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailedError, match=r"w8 for x86-cpu: the lowering is not exact: biases: int32"):
+        export_to(tmp_path / "p", "x86-cpu", strict=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_strict_accepts_what_is_exact(tmp_path: Path) -> None:
+    report = export_to(tmp_path / "p", "jetson", strict=True).report
+    assert all(row.exact and row.hops[2].agreement_percent == 100.0 for row in report.widths)
+    assert all(any("kept in float: strict" in change for change in row.changes) for row in report.widths)
+
+
+def test_a_mixed_assignment_is_exported_under_its_own_name(tmp_path: Path) -> None:
+    layers = [layer.name for layer in read_master(bundled_master()).spec.layers if not layer.pinned]
+    mixed = WidthAssignment(default=8, overrides=((layers[1], 4), (layers[2], 2)))
+    exported = export_to(tmp_path / "p", "jetson", widths=(mixed,))
+    (row,) = exported.report.widths
+    assert (row.label, row.bits) == ("mixed", None)
+    model = onnx.load(str(exported.package / row.file_name))
+    for name, limit in ((layers[0], 127), (layers[1], 7), (layers[2], 1)):
+        codes = emitted_codes(model, f"{name}.weight")
+        assert codes.max() <= limit
+        assert codes.max() > limit // 2
+
+
+def test_a_width_that_was_not_trained_says_so(tmp_path: Path) -> None:
+    report = export_to(tmp_path / "p", "jetson", widths=(WidthAssignment(default=5),)).report
+    (row,) = report.widths
+    assert any("width 5: not trained: activation ranges interpolated" in change for change in row.changes)
+    assert row.hops[1].top1_percent is not None
+    # between the neighbours that were trained; a wrong range would cost tens of points
+    assert row.hops[1].top1_percent > 90
+
+
+def test_a_drop_beyond_the_limit_fails_the_verdict_but_keeps_the_package(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    boasting = tuple(replace(accuracy, value=100.0) for accuracy in master.spec.accuracy)
+    path = tmp_path / "boasting.safetensors"
+    write_master(
+        assemble_master(spec=replace(master.spec, accuracy=boasting), tensors=master.tensors, skeleton=master.skeleton),
+        path,
+    )
+    exported = export_to(tmp_path / "p", "jetson", master=path, widths=WIDTHS[3:], max_drop=0.1)
+    verdicts = {verdict.hop: verdict.verdict for verdict in exported.report.widths[0].verdicts}
+    assert verdicts["lowered"] == "failed"
+    assert verify_package(exported.package).is_ok
+
+
+def test_without_data_the_graphs_are_exported_and_the_gap_is_said(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    path = tmp_path / "silent.safetensors"
+    write_master(
+        assemble_master(spec=replace(master.spec, accuracy=()), tensors=master.tensors, skeleton=master.skeleton), path
+    )
+    report = export_to(tmp_path / "p", "jetson", master=path, widths=WIDTHS[:1]).report
+    assert report.dataset is None
+    assert report.widths[0].hops == ()
+    assert "validation" in [step.what for step in report.not_done]
+    assert any("no calibration samples" in change for change in report.widths[0].changes)
+
+
+def test_own_data_without_calibration_samples_is_reported(tmp_path: Path) -> None:
+    samples = sample_set("digits")
+    assert samples is not None
+    master = read_master(bundled_master())
+    path = tmp_path / "other.safetensors"
+    other = tuple(replace(accuracy, dataset="unheard-of") for accuracy in master.spec.accuracy)
+    write_master(
+        assemble_master(spec=replace(master.spec, accuracy=other), tensors=master.tensors, skeleton=master.skeleton),
+        path,
+    )
+    report = export_to(tmp_path / "p", "jetson", master=path, data=samples.test, widths=WIDTHS[:1]).report
+    assert "calibrated on the validation data" in report.note
+
+
+def test_an_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"--force|not a package"):
+        export_to(tmp_path / "p", "jetson")
+    assert (tmp_path / "p" / "mine.txt").read_text() == "mine"
+
+
+def test_force_replaces_a_package(tmp_path: Path) -> None:
+    first = export_to(tmp_path / "p", "jetson", widths=WIDTHS[:1])
+    with pytest.raises(UsageError, match="--force"):
+        export_to(tmp_path / "p", "jetson", widths=WIDTHS[:1])
+    export_to(tmp_path / "p", "x86-cpu", widths=WIDTHS[:1], force=True)
+    assert read_manifest(first.package).target == "x86-cpu"
+
+
+def test_a_profile_that_names_an_unknown_pass_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "targets" / "x86-cpu.yaml").read_text()
+    profile = tmp_path / "own.yaml"
+    profile.write_text(text.replace("QuantizeBias", "QuantiseBias"))
+    with pytest.raises(TargetFileError, match="no pass is named QuantiseBias"):
+        export_to(tmp_path / "p", str(profile))
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_export_leaves_nothing_half_made(tmp_path: Path, number: signal.Signals) -> None:
+    package = tmp_path / "package"
+    words = [sys.executable, "-m", "bitswitch_deploy", "export", "--target", "jetson", "--output", str(package)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob(".package.partial-*/*.onnx")):
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.wait()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert list(tmp_path.iterdir()) == []
+    assert not package.exists()
+    # what SIGKILL left behind is in nobody's way
+    export_to(package, "jetson", widths=WIDTHS[:1])
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    shutil.rmtree(package)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
+from bitswitch_deploy.tensors import WidthAssignment
+
+
+def test_bits_keep_their_order() -> None:
+    assert [assignment.default for assignment in parse_bits("8, 2,5")] == [8, 2, 5]
+
+
+@pytest.mark.parametrize("text", ["", "9", "1", "8,8", "8,,4", "8;4", "-4", "4.0", "eight"])
+def test_bits_that_are_no_list_of_widths_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"different widths in 2\.\.8"):
+        parse_bits(text)
+
+
+def test_mixed_takes_the_star_for_all_other_layers(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.json"
+    path.write_text('{"b": 2, "a": 4, "*": 6}')
+    assert read_mixed(path, highest=8) == WidthAssignment(default=6, overrides=(("a", 4), ("b", 2)))
+
+
+def test_mixed_without_a_star_leaves_the_rest_at_the_highest_width(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.json"
+    path.write_text('{"a": 4}')
+    assert read_mixed(path, highest=8) == WidthAssignment(default=8, overrides=(("a", 4),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "4",
+        '{"a": 9}',
+        '{"a": 1}',
+        '{"a": true}',
+        '{"a": 4.0}',
+        '{"a": "4"}',
+        '{"a": 4, "a": 2}',
+        "{" * 5000,
+    ],
+)
+def test_mixed_that_is_no_object_of_widths_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mixed.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="an object such as"):
+        read_mixed(path, highest=8)
+
+
+def test_mixed_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_mixed(tmp_path / "no.json", highest=8)

@@ -1,0 +1,154 @@
+"""A whole run, from a recipe to a master file, on very little data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from bitswitch_deploy.errors import CheckpointError
+from bitswitch_deploy.master import read_master, write_master
+from bitswitch_deploy.training.batches import Batches
+from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from bitswitch_deploy.training.networks import build_network
+from bitswitch_deploy.training.recipe import load_recipe
+from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
+from bitswitch_deploy.training.stages import Stage
+from bitswitch_deploy.training.trainer import RunPlan, run_stage
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = load_recipe("digits")
+SHORT = replace(DIGITS, pretrain=replace(DIGITS.pretrain, epochs=30), joint=replace(DIGITS.joint, epochs=3))
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder whose `digits` are every eighth of the bundled ones."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    folder.mkdir()
+    listing: dict[str, object] = {"name": "digits"}
+    splits = {}
+    for split in ("train", "test"):
+        with np.load(ROOT / "calibration" / "digits" / f"{split}.npz") as arrays:
+            np.savez(folder / f"{split}.npz", x=arrays["x"][::8], y=arrays["y"][::8])
+            n = len(arrays["y"][::8])
+        digest = hashlib.sha256((folder / f"{split}.npz").read_bytes()).hexdigest()
+        splits[split] = {"file": f"{split}.npz", "n": n, "sha256": digest}
+    listing["splits"] = splits
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(listing), encoding="utf-8")
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> TrainedNetwork:
+    """The run that nothing interrupted."""
+    return run_session(Session(recipe=SHORT, data=data, state=tmp_path_factory.mktemp("whole") / "state"))
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_from_nothing_to_a_master(tmp_path: Path, whole: TrainedNetwork) -> None:
+    write_master(whole.master, tmp_path / "tiny.safetensors")
+    spec = read_master(tmp_path / "tiny.safetensors").spec
+    assert [entry.bits for entry in spec.accuracy] == [8, 6, 4, 2]
+    assert {(entry.dataset, entry.n) for entry in spec.accuracy} == {("digits", 75)}
+    assert spec.preprocessing == SHORT.preprocessing
+    assert whole.float_top1 > 60
+    assert spec.accuracy[0].value > 60
+    provenance = dict(spec.provenance)
+    assert (provenance["recipe"], provenance["seed"]) == ("digits", "1")
+    assert provenance["float_top1"] == f"{whole.float_top1:.2f}"
+
+
+def test_the_same_run_gives_the_same_file(tmp_path: Path, data: Path, whole: TrainedNetwork) -> None:
+    again = run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state"))
+    assert again.master.sha256 == whole.master.sha256
+
+
+@pytest.mark.parametrize(("stage", "stop"), [("float", 4), ("float", 60), ("joint", 2), ("joint", 6)])
+def test_a_killed_run_goes_on_to_the_same_master(
+    tmp_path: Path, data: Path, whole: TrainedNetwork, monkeypatch: pytest.MonkeyPatch, stage: str, stop: int
+) -> None:
+    def killed(current: Stage, batches: Batches, plan: RunPlan, save: Callable[[dict[str, Any]], None]) -> float:
+        if current.name != stage:
+            return run_stage(current, batches, plan, save)
+        run_stage(current, batches, replace(plan, stop=stop), save)
+        raise Killed("as planned")
+
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("bitswitch_deploy.training.session.run_stage", killed)
+        with pytest.raises(Killed, match="as planned"):
+            run_session(session)
+    resumed = run_session(session)
+    assert resumed.float_top1 == whole.float_top1
+    assert resumed.master.sha256 == whole.master.sha256
+
+
+def test_a_given_checkpoint_replaces_the_float_stage(tmp_path: Path, data: Path) -> None:
+    torch.manual_seed(5)
+    network = build_network("digits-resnet")
+    save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "float.pt")
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "s", checkpoint=tmp_path / "float.pt", joint_steps=1)
+    trained = run_session(session)
+    stem = network.state_dict()["conv1.weight"].numpy()
+    # four widths, each of one step of Adam at 5e-4
+    assert 0 < np.abs(trained.master.tensors["conv1.weight"] - stem).max() < 4 * 6e-4
+    assert load_checkpoint(tmp_path / "s")["total"] == 1
+
+
+def test_a_state_of_another_schedule_is_refused(tmp_path: Path, data: Path) -> None:
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", resume=True)
+    run_session(replace(session, joint_steps=1))
+    with pytest.raises(CheckpointError, match="step 1 of 1\n  allowed: stage joint, a schedule of 6 steps"):
+        run_session(session)
+
+
+def test_a_foreign_state_is_refused(tmp_path: Path, data: Path) -> None:
+    save_checkpoint({"stage": "joint", "step": 0}, tmp_path / "state")
+    with pytest.raises(CheckpointError, match="float_top1 = None"):
+        run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", resume=True))
+
+
+class TestTool:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "tools" / "train_master.py"), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    def test_writes_a_master_and_no_state(self, tmp_path: Path, data: Path) -> None:
+        torch.manual_seed(5)
+        save_checkpoint(build_network("digits-resnet").state_dict(), tmp_path / "float.pt")
+        output = tmp_path / "out.safetensors"
+        done = self.run(
+            *("--recipe", "digits", "--data", str(data), "--checkpoint", str(tmp_path / "float.pt")),
+            *("--steps", "1", "--seed", "7", "-o", str(output)),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "8 bits" in done.stdout
+        assert dict(read_master(output).spec.provenance)["seed"] == "7"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["float.pt", "out.safetensors"]
+
+    def test_an_error_is_one_message(self, tmp_path: Path) -> None:
+        done = self.run("--recipe", "nothing", "-o", str(tmp_path / "x"))
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: --recipe: nothing\n  allowed: cifar10-resnet20, digits")
+        assert "Traceback" not in done.stderr
