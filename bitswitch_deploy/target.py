@@ -96,7 +96,7 @@ class Quantization:
 
     weight_containers: per operator one type, or pairs (widest code in bits, type).
     residual: which inputs of a residual Add are quantized.
-    residual_min_agreement: percent of the calibration samples; below it a width keeps its residual in float.
+    residual_min_agreement: percent of samples predicted as before; below it a width keeps its residual in float.
     """
 
     activation: ActivationFormat

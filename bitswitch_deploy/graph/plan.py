@@ -171,44 +171,36 @@ def _plan_switches(master: Master, assignment: WidthAssignment) -> tuple[SwitchP
 
 
 class _SwitchOwner:
-    """Finds the quantized layer that a switchable parameter goes with: the one before it, else the one after it."""
+    """Finds the quantized layer that a switchable parameter goes with, exactly as the trainer does (`prepare`).
+
+    It is the layer whose output the BatchNormalization reads, else the weighted one that runs last before it; where
+    that one is pinned, the first quantized one that runs after it. The nodes of a skeleton stand in the order in which
+    they run; a layer that runs several times counts where it runs first.
+    """
 
     def __init__(self, skeleton: onnx.ModelProto, spec: MasterSpec) -> None:
-        self._producer = {name: node for node in skeleton.graph.node for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in skeleton.graph.node:
+        by_weight = {layer.weight: layer for layer in spec.layers}
+        self._reader: dict[str, int] = {}
+        self._maker: dict[str, LayerSpec] = {}
+        self._layers: dict[str, tuple[int, LayerSpec]] = {}
+        self._nodes = list(skeleton.graph.node)
+        for index, node in enumerate(self._nodes):
             for name in node.input:
-                self._readers.setdefault(name, []).append(node)
-        self._by_weight = {layer.weight: layer for layer in spec.layers}
+                self._reader.setdefault(name, index)
+            layer = by_weight.get(node.input[_WEIGHT_INPUT]) if len(node.input) > _WEIGHT_INPUT else None
+            if layer is not None:
+                self._maker[node.output[0]] = layer
+                self._layers.setdefault(layer.name, (index, layer))
 
     def of(self, parameter: str) -> tuple[str | None, str]:
-        readers = self._readers.get(parameter)
-        if not readers:
+        position = self._reader.get(parameter)
+        if position is None:
             return None, "the network"
-        before = self._search(readers[0], forward=False)
-        if before is not None:
-            return before, f"{before} before it"
-        after = self._search(readers[0], forward=True)
-        if after is not None:
-            return after, f"{after} after it"
+        earlier = [layer for index, layer in self._layers.values() if index < position]
+        before = self._maker.get(self._nodes[position].input[0]) or (earlier[-1] if earlier else None)
+        if before is not None and not before.pinned:
+            return before.name, f"{before.name} before it"
+        for index, layer in self._layers.values():
+            if index > position and not layer.pinned:
+                return layer.name, f"{layer.name} after it"
         return None, "the network"
-
-    def _search(self, start: onnx.NodeProto, *, forward: bool) -> str | None:
-        """Breadth first along the data; a weighted layer ends its branch, and only a quantized one is a hit."""
-        queue, seen = [start], {id(start)}
-        while queue:
-            node = queue.pop(0)
-            for other in self._neighbours(node, forward=forward):
-                layer = self._by_weight.get(other.input[_WEIGHT_INPUT]) if len(other.input) > _WEIGHT_INPUT else None
-                if layer is not None:
-                    if not layer.pinned:
-                        return layer.name
-                elif id(other) not in seen:
-                    seen.add(id(other))
-                    queue.append(other)
-        return None
-
-    def _neighbours(self, node: onnx.NodeProto, *, forward: bool) -> list[onnx.NodeProto]:
-        if forward:
-            return [reader for name in node.output for reader in self._readers.get(name, [])]
-        return [self._producer[name] for name in node.input if name in self._producer]

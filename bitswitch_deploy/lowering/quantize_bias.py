@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bitswitch_deploy.graph.qdq import (
     ActivationCodes,
-    ActivationPattern,
     WeightPattern,
+    activation_patterns,
     match_activation,
     match_weight,
     multiply_codes,
@@ -23,96 +23,164 @@ from bitswitch_deploy.lowering.fold_batchnorm import along, channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2
-_INT32_MAX = np.iinfo(np.int32).max
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Through these onnxruntime moves a QuantizeLinear up to the layer (qdq_propagation.cc), or drops them.
+_MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """A layer that onnxruntime runs in integers: codes in, codes out."""
+    """A layer from codes to codes.
+
+    adder: reads the bias as input `bias_input`: `node` itself, or the Add behind a MatMul.
+    bias: [channels]. thresholds: outputs at which a code behind the layer changes [n].
+    """
 
     node: gs.Node
-    data: ActivationPattern
+    adder: gs.Node
+    bias_input: int
+    bias: NDArray[np.float64]
+    data: ActivationCodes
     weight: WeightPattern
-    output: ActivationCodes
-    relu: bool
+    thresholds: NDArray[np.float64]
 
 
 class QuantizeBias(LoweringPass):
-    """Round the bias of Conv and Gemm to int32 in steps of s_x * s_w, its accumulator's unit.
+    """Round the bias of a layer from codes to codes to int32 in steps of s_x * s_w, its accumulator's unit.
 
     Not for TensorRT, whose parser refuses a DequantizeLinear on int32. onnxruntime does the same behind the scenes to a
-    float bias, rounding to nearest; here steps and bias are chosen so that no output code changes (see bias_codes.py).
-    Recorded as inexact with the share of channels where that is not possible.
-    Cases: weight scale per tensor and per channel; output codes with and without Relu and Clip.
-    Left alone: layers whose input, weight or output is not in codes, scales per block or along another axis; and,
-    recorded, a bias that does not fit int32.
+    float bias, rounding to nearest (weight_bias_quantization.cc), and also to layers that it then runs in float; here
+    steps and bias are chosen so that no output code changes (see bias_codes.py). Recorded as inexact with the share of
+    channels where that is not possible.
+    Cases: Conv, ungrouped ConvTranspose, Gemm; a MatMul and its Add, which onnxruntime makes a Gemm of: this bias stays
+    float, but is a whole number of steps; weight scale per tensor and per channel; output codes with and without Clip,
+    directly behind or behind Relu, Clip and data movement; one bias for several layers.
+    Left alone: layers whose input, weight or output is not in codes, scales per block or along another axis, a bias
+    that differs within a channel. Left alone, and recorded as inexact: a weight that several nodes read, Gemm with
+    alpha or beta, grouped ConvTranspose with one scale.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Quantize every bias that can be; see the class for the cases."""
-        layers = [layer for node in graph.nodes if (layer := _integer_layer(graph, node)) is not None]
-        results = [result for layer in layers if (result := self._quantize(graph, layer)) is not None]
-        channels = sum(result.exact.size for result in results)
-        moved = channels - sum(int(result.exact.sum()) for result in results)
+        codes = {id(pattern.quantize): pattern.codes for pattern in activation_patterns(graph)}
+        layers = [layer for node in graph.nodes if (layer := _integer_layer(graph, node, codes)) is not None]
+        fits = []
+        for layer in layers:
+            obstacle = _obstacle(graph, layer)
+            if obstacle is None:
+                fits.append(_quantize(graph, layer))
+            else:
+                what = f"onnxruntime rounds the bias to steps of s_x * s_w: {obstacle}"
+                self.record(layer.weight.codes.name, what, exact=False)
+        channels = sum(fit.exact.size for fit in fits)
+        moved = channels - sum(int(fit.exact.sum()) for fit in fits)
         if moved:
             what = f"int32 rounding moves a code threshold in {moved} of {channels} channels"
             self.record("biases", what, exact=False)
-        return bool(results)
-
-    def _quantize(self, graph: gs.Graph, layer: _Layer) -> BiasFit | None:
-        """Rewrite one layer; None when its bias stays float."""
-        axis, products = channel_axis(layer.node), layer.weight.products()
-        bias = np.asarray(layer.node.inputs[_BIAS_INPUT].values, np.float64).ravel()
-        factors = np.int32(1) << largest_shift(products, axis)
-        # one scale for each channel from here on, since each has a shift and a stretch of its own
-        scale = np.broadcast_to(layer.weight.scale.values, bias.shape) / factors
-        fit = fit_bias(bias, _accumulator(layer, products, factors, scale), _thresholds(layer))
-        if np.abs(fit.codes).max(initial=0.0) > _INT32_MAX // 2:
-            name = layer.weight.codes.name
-            self.record(name, "bias kept in float: it does not fit int32 steps of s_x * s_w", exact=True)
-            return None
-        multiply_codes(graph, layer.weight, along(axis, factors, products.ndim))
-        stretched = np.asarray(scale * fit.stretch, np.float32)
-        layer.weight.scale.values = stretched
-        layer.weight.dequantize.inputs[2].values = np.zeros(bias.shape, np.int8)
-        layer.weight.dequantize.attrs["axis"] = axis
-        step32 = np.asarray(layer.data.codes.scale * stretched, np.float32)
-        layer.node.inputs[_BIAS_INPUT] = _dequantized(graph, layer.node.inputs[_BIAS_INPUT].name, fit.codes, step32)
-        return fit
+        return bool(fits)
 
 
-def _integer_layer(graph: gs.Graph, node: gs.Node) -> _Layer | None:
-    if node.op not in ("Conv", "Gemm") or len(node.inputs) <= _BIAS_INPUT:
+def _quantize(graph: gs.Graph, layer: _Layer) -> BiasFit:
+    axis, products, name = channel_axis(layer.node), layer.weight.products(), layer.weight.codes.name
+    factors = np.int32(1) << largest_shift(products, axis)
+    # one scale for each channel from here on, since each has a shift and a stretch of its own
+    scale = np.broadcast_to(layer.weight.scale.values, layer.bias.shape) / factors
+    fit = fit_bias(layer.bias, _accumulator(layer, products, factors, scale), layer.thresholds)
+    multiply_codes(graph, layer.weight, along(axis, factors, products.ndim))
+    stretched = np.asarray(scale * fit.stretch, np.float32)
+    layer.weight.scale.values = stretched
+    layer.weight.dequantize.inputs[2].values = np.zeros(layer.bias.shape, np.int8)
+    layer.weight.dequantize.attrs["axis"] = axis
+    step32 = np.asarray(layer.data.scale * stretched, np.float32)
+    if layer.adder is layer.node:
+        layer.adder.inputs[layer.bias_input] = _dequantized(graph, f"{name}.bias", fit.codes, step32)
+    else:
+        whole_steps = np.asarray(fit.codes * step32, np.float32)
+        layer.adder.inputs[layer.bias_input] = gs.Constant(f"{name}.bias", whole_steps)
+    return fit
+
+
+def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCodes]) -> _Layer | None:
+    if node.op not in _WEIGHTED:
         return None
     weight, producer = match_weight(node.inputs[1]), producer_of(node.inputs[0])
     data = match_activation(producer) if producer is not None and producer.op == "DequantizeLinear" else None
-    if weight is None or data is None or weight.is_blocked or not isinstance(node.inputs[_BIAS_INPUT], gs.Constant):
+    adder, bias_input = _adder(graph, node)
+    if weight is None or data is None or adder is None or weight.is_blocked:
         return None
-    if np.ndim(weight.scale.values) and weight.dequantize.attrs.get("axis", 1) != channel_axis(node):
+    axis, shape = channel_axis(node), weight.codes.values.shape
+    if np.ndim(weight.scale.values) and weight.dequantize.attrs.get("axis", 1) != axis:
         return None
-    reader = sole_reader(graph, node.outputs[0])
-    relu = reader is not None and reader.op == "Relu"
-    if reader is not None and relu:
-        reader = sole_reader(graph, reader.outputs[0])
-    output = _output_codes(graph, reader)
-    return None if output is None else _Layer(node=node, data=data, weight=weight, output=output, relu=relu)
+    channels = shape[axis] * (node.attrs.get("group", 1) if node.op == "ConvTranspose" else 1)
+    bias = np.asarray(adder.inputs[bias_input].values, np.float64)
+    thresholds = _thresholds(graph, adder.outputs[0], codes)
+    if thresholds is None or bias.size not in (1, channels) or bias.shape[-1:] != (bias.size,)[: bias.ndim]:
+        return None
+    return _Layer(
+        node=node,
+        adder=adder,
+        bias_input=bias_input,
+        bias=np.broadcast_to(bias.ravel(), (channels,)),
+        data=data.codes,
+        weight=weight,
+        thresholds=thresholds,
+    )
 
 
-def _output_codes(graph: gs.Graph, quantize: gs.Node | None) -> ActivationCodes | None:
-    """The codes that `quantize` leads to, through at most a Clip."""
-    if quantize is None or quantize.op != "QuantizeLinear":
-        return None
-    follower = sole_reader(graph, quantize.outputs[0])
-    if follower is not None and follower.op == "Clip":
-        follower = sole_reader(graph, follower.outputs[0])
-    pattern = match_activation(follower) if follower is not None and follower.op == "DequantizeLinear" else None
-    return None if pattern is None else pattern.codes
+def _adder(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node | None, int]:
+    """The node that adds a constant bias and the input it reads it from."""
+    adder, places = (node, (_BIAS_INPUT,))
+    if node.op == "MatMul":
+        adder, places = sole_reader(graph, node.outputs[0]), (0, 1)
+        if adder is None or adder.op != "Add" or node.inputs[1].shape is None or len(node.inputs[1].shape) != 2:
+            return None, 0
+    for place in places:
+        if len(adder.inputs) > place and isinstance(adder.inputs[place], gs.Constant):
+            return adder, place
+    return None, 0
+
+
+def _obstacle(graph: gs.Graph, layer: _Layer) -> str | None:
+    if sole_reader(graph, layer.node.inputs[1]) is None:
+        return "several nodes read the weight"
+    if (layer.node.attrs.get("alpha", 1.0), layer.node.attrs.get("beta", 1.0)) != (1.0, 1.0):
+        return "Gemm with alpha or beta"
+    if layer.node.op == "ConvTranspose" and layer.node.attrs.get("group", 1) != 1:
+        return "output channels of a grouped ConvTranspose share their scale"
+    return None
+
+
+def _thresholds(graph: gs.Graph, tensor: gs.Tensor, codes: dict[int, ActivationCodes]) -> NDArray[np.float64] | None:
+    """Values of `tensor` at which the codes that it becomes change, half-way between neighbours; None without codes."""
+    low, high = -np.inf, np.inf
+    while (reader := sole_reader(graph, tensor)) is not None:
+        if reader.op == "QuantizeLinear":
+            found = codes.get(id(reader))
+            if found is None:
+                return None
+            steps = np.arange(found.low + 1, found.high + 1, dtype=np.float64) - found.zero_point - 0.5
+            values = steps * np.float64(found.scale)
+            # what a Relu or Clip cuts off crosses no threshold
+            return values[(values >= low) & (values <= high)]
+        if reader.op == "Relu":
+            low = max(low, 0.0)
+        elif reader.op == "Clip":
+            low, high = max(low, _bound(reader, 1, low)), min(high, _bound(reader, 2, high))
+        elif reader.op not in _MOVED_THROUGH:
+            return None
+        tensor = reader.outputs[0]
+    return None
+
+
+def _bound(clip: gs.Node, place: int, default: float) -> float:
+    known = len(clip.inputs) > place and isinstance(clip.inputs[place], gs.Constant)
+    return float(clip.inputs[place].values) if known else default
 
 
 def _accumulator(
     layer: _Layer, products: NDArray[np.int32], factors: NDArray[np.int32], scale: NDArray[np.float64]
 ) -> Accumulator:
-    axis, codes = channel_axis(layer.node), layer.data.codes
+    axis, codes = channel_axis(layer.node), layer.data
     others = tuple(index for index in range(products.ndim) if index != axis)
     ends = np.stack([products * (codes.low - codes.zero_point), products * (codes.high - codes.zero_point)])
     return Accumulator(
@@ -121,13 +189,6 @@ def _accumulator(
         low=ends.min(axis=0).sum(axis=others, dtype=np.float64) * factors,
         high=ends.max(axis=0).sum(axis=others, dtype=np.float64) * factors,
     )
-
-
-def _thresholds(layer: _Layer) -> NDArray[np.float64]:
-    """Outputs at which the code changes: half-way between neighbouring codes; below zero none survives a Relu."""
-    codes = layer.output
-    steps = np.arange(codes.low + 1, codes.high + 1, dtype=np.float64) - codes.zero_point - 0.5
-    return steps[steps > 0] * codes.scale if layer.relu else steps * codes.scale
 
 
 def _dequantized(graph: gs.Graph, name: str, codes: NDArray[np.float64], scale: NDArray[np.float32]) -> gs.Tensor:

@@ -34,6 +34,8 @@ MAX_HEADER_BYTES = 8 * 2**20
 
 COPY_AGAIN = "copy the file again from where it was made and compare the sha256, or export the master again"
 
+CLOSE_WRITER = "read it again when nothing writes to it"
+
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1"), "U8": np.dtype("u1")}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -72,10 +74,14 @@ def read_container(path: Path) -> TensorFile:
     data = _map_file(path)
     data_start = _check_prologue(path, data)
     try:
-        load_object(data[8:data_start].decode(), where=f"{path}: header")  # the library accepts keys given twice
+        header = load_object(data[8:data_start].decode(), where=f"{path}: header")  # refuses keys given twice
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
-            slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            if set(file.keys()) != header.keys() - {"__metadata__"}:
+                _refuse(path, "changed while it was read", CLOSE_WRITER)
+            # safe_open.offset_keys does this, from safetensors 0.6 on
+            names = sorted(file.keys(), key=lambda name: header[name]["data_offsets"])
+            slices = [(name, file.get_slice(name)) for name in names]
             layout = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices]
     except UnicodeDecodeError as exc:
         _refuse(path, "the header is not UTF-8 text", COPY_AGAIN, cause=exc)
@@ -134,7 +140,7 @@ def _view_tensors(
             raise MasterError(where=where, got=f"no elements, shape {shape}", allowed="at least one", do=MEND_WRITER)
         end = offset + count * dtype.itemsize
         if end > len(data):  # only when the file was replaced between the two times that it was opened
-            _refuse(path, "changed while it was read", "read it again when nothing writes to it")
+            _refuse(path, "changed while it was read", CLOSE_WRITER)
         yield name, np.frombuffer(data, dtype, count=count, offset=offset).reshape(shape)
         offset = end
 

@@ -103,7 +103,7 @@ def _lower_all(request: ExportRequest, master: Master, data: ExportData, progres
     progress.start("deriving and lowering", len(request.widths))
     lowered = []
     for assignment in request.widths:
-        width = lower_width(master, assignment, request.target.target, samples=data.calibration, strict=request.strict)
+        width = lower_width(master, assignment, request.target.target, data=data, strict=request.strict)
         if request.strict and not width.exact:
             raise _not_exact(width, request.target.target)
         lowered.append(width)

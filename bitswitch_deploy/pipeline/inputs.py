@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitswitch_deploy.catalogue import sample_set
@@ -31,19 +31,17 @@ def load_export_data(master: Master, *, data: Path | None, calibration: Path | N
     Raises:
         DataError: a data set is damaged or does not fit the master.
     """
-    names = {accuracy.dataset for accuracy in master.spec.accuracy}
-    bundled = next((found for name in sorted(names) if (found := sample_set(name)) is not None), None)
-    test_path = data if data is not None else bundled.test if bundled else None
-    calibration_path = calibration if calibration is not None else bundled.train if bundled else None
+    names = sorted({accuracy.dataset for accuracy in master.spec.accuracy})
+    name, bundled = next(((name, found) for name in names if (found := sample_set(name)) is not None), ("", None))
     note = ""
-    if calibration_path is None and test_path is not None:
-        calibration_path = test_path
+    if calibration is None and bundled is None and data is not None:
+        calibration = data
         note = "residual ranges were calibrated on the validation data: name other samples with --calibration"
-    return ExportData(
-        test=_load(master, test_path, limit=None),
-        calibration=_load(master, calibration_path, limit=CALIBRATION_SAMPLES),
-        note=note,
-    )
+    test = _load(master, data or (bundled.test if bundled else None), limit=None)
+    samples = _load(master, calibration or (bundled.train if bundled else None), limit=CALIBRATION_SAMPLES)
+    if test is not None and data is None:
+        test = replace(test, name=f"{name} test split")
+    return ExportData(test=test, calibration=samples, note=note)
 
 
 def _load(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:

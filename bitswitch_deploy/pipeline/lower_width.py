@@ -1,8 +1,9 @@
 """One width from master to lowered graph, with the choice of what happens to its residual branches.
 
 Residual branches in 8-bit codes are the one lowering that can change what the network says by more than a rounding
-tie, and how much depends on the network and the width. So the choice is measured: the fast form stays only where it
-agrees with the canonical graph on the calibration samples so often that chance does not explain it.
+tie, and how much depends on the network and the width. So the choice is measured: ranges come from the calibration
+samples, and the fast form stays only where it agrees with the canonical graph on the validation samples, which no
+network was trained on (on the calibration samples where there are no others). Labels play no part in it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from bitswitch_deploy.lowering.lower import LoweredGraph, lower, residual_tensor
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.master import Master
+from bitswitch_deploy.pipeline.inputs import ExportData
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
-from bitswitch_deploy.validation.metrics import HopAccumulator, wilson_lower_bound
+from bitswitch_deploy.validation.metrics import HopAccumulator
 
 _BATCH = 32
 
@@ -43,7 +45,7 @@ class LoweredWidth:
 
 
 def lower_width(
-    master: Master, assignment: WidthAssignment, target: Target, *, samples: Dataset | None, strict: bool
+    master: Master, assignment: WidthAssignment, target: Target, *, data: ExportData, strict: bool
 ) -> LoweredWidth:
     """Derive, lower and choose. `strict` keeps residual branches in float without trying.
 
@@ -54,17 +56,17 @@ def lower_width(
     canonical = canonical_graph(master, assignment)
     tensors = residual_tensors(canonical, target)
     untrained = _untrained(canonical)
-    if not tensors or strict or samples is None:
+    if not tensors or strict or data.calibration is None:
         lowered = lower(canonical, target, ranges={})
         reason = "strict" if strict else "no calibration samples"
         kept = [_residual_change(f"kept in float: {reason}", exact=True)] if tensors else []
         return _result(assignment, canonical, lowered, [*untrained, *kept])
-    quantized = lower(canonical, target, ranges=observe_ranges(canonical, tensors, samples))
-    agreement = _agreement(canonical, quantized, target, samples)
-    sure = 100 * wilson_lower_bound(agreement / 100, samples.n)
+    quantized = lower(canonical, target, ranges=observe_ranges(canonical, tensors, data.calibration))
+    judged_on = data.test or data.calibration
+    agreement = _agreement(canonical, quantized, target, judged_on)
     least = target.quantization.residual_min_agreement
-    measured = f"{agreement:.2f} % agreement on {samples.n} calibration samples, surely {sure:.2f} %"
-    if sure >= least:
+    measured = f"{agreement:.2f} % agreement on {judged_on.n:,} samples of {judged_on.name}"
+    if agreement >= least:
         change = _residual_change(f"8-bit codes, {measured}", exact=False)
         return _result(assignment, canonical, quantized, [*untrained, change])
     change = _residual_change(f"kept in float: 8-bit codes had {measured}; {least:g} % is asked for", exact=True)

@@ -47,17 +47,6 @@ def agreement_percent(outputs_a: Outputs, outputs_b: Outputs) -> float:
     return _equal_percent(_choice(outputs_a), _choice(outputs_b))
 
 
-def wilson_lower_bound(share: float, n: int, *, z: float = 1.2816) -> float:
-    """Lower end of Wilson's interval for a share of `n` samples, 0..1; the default `z` is one-sided 90 % confidence.
-
-    Source: E. B. Wilson, "Probable Inference", JASA 22 (1927). Even at a share of 1 it stays below 1, the more so
-    the fewer the samples are.
-    """
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n)
-
-
 def sqnr_db(reference: Outputs, other: Outputs) -> float:
     """Signal to quantization noise ratio of `other`, same shape as `reference`, in dB; infinite when they are equal.
 

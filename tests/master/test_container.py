@@ -204,12 +204,13 @@ def test_bad_headers_are_refused(header: bytes | dict[str, object], message: str
     refused(tmp_path / "file", with_header(header), message)
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["t", "other"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "small").write_bytes(with_header({"t": HEADER_ENTRY}))
-    write_container(tmp_path / "large", {}, {"t": np.zeros(10_000, np.int8)})
-    monkeypatch.setattr(
-        container, "safe_open", lambda path, framework: safe_open(tmp_path / "large", framework=framework)
-    )
+    write_container(tmp_path / "large", {}, {name: np.zeros(10_000, np.int8)})
+    monkeypatch.setattr(container, "safe_open", lambda _path, framework: safe_open(tmp_path / "large", framework))
     with pytest.raises(MasterError, match="changed while it was read"):
         read_container(tmp_path / "small")
 

@@ -1,122 +1,198 @@
 """Comparing two forms of a network layer by layer, with every layer given the same input codes in both.
 
 Two float implementations put a value that lies on a rounding tie on different sides of it, and in a deep network one
-such code changes many others. So each activation's codes are taken from the canonical graph: then whatever else
-differs must itself be a tie, and the logits must agree for every sample, not for most.
+such code changes many others. So the codes of each activation are taken from the canonical graph: then whatever code
+still differs must be a tie itself, and the outputs must agree for every sample, not for most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
-from bitswitch_deploy.graph.canonical import CanonicalGraph
-from bitswitch_deploy.tensors import CodeRange
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS
 from bitswitch_deploy.training.prepare import PreparedNetwork
+from bitswitch_deploy.training.quantizers import positive
 
-# In steps of the code. Both sides compute in float32: at 127 codes one ulp is 8e-6, and a long sum loses some tens.
-TIE = 1e-3
+_ACTIVATION = re.compile(r"(.+)\.input(?:\.\d+)?\.dequantized")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activation:
-    """One quantized activation of a canonical run: `codes` and `ratio` x / s [n, ...], limits of the codes."""
+    """One quantized activation: `codes` and `ratio` x / s before rounding, both [n, ...]."""
 
-    codes: NDArray[np.int64]
+    codes: NDArray[np.int16]
     ratio: NDArray[np.float32]
-    limits: CodeRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A canonical graph on some inputs. activations: by the name of the tensor that holds the codes' dequantized form."""
+    """A canonical graph on some inputs. activations: by the name of the dequantized tensor, in the order of the graph."""
 
     output: NDArray[np.float32]
     activations: dict[str, Activation]
 
+    def of_layer(self, layer: str) -> list[Activation]:
+        """The inputs of a layer, one for each of its nodes."""
+        return [each for name, each in self.activations.items() if _layer_of(name) == layer]
+
 
 @dataclass(slots=True, kw_only=True)
 class Ties:
-    """Codes compared, codes that differ, and the largest distance of such a code from its tie, in steps."""
+    """How many codes were compared, how many differ, and how far the farthest of them is from its tie, in steps."""
 
     compared: int = 0
     differing: int = 0
     farthest: float = 0.0
 
-    def add(self, codes: NDArray[np.int64], reference: Activation) -> None:
-        """Compare codes with the reference's; raises nothing: `farthest` tells."""
+    def add(self, codes: NDArray[np.int16], reference: Activation) -> None:
+        """Compare codes [n, ...] with those of the reference."""
         differ = codes != reference.codes
         self.compared += codes.size
         self.differing += int(differ.sum())
         if differ.any():
-            # the code changes half-way between the two; a tie of a jump by several steps is far from its middle
-            middle = (codes[differ] + reference.codes[differ]) / 2
-            jump = np.abs(codes[differ] - reference.codes[differ]) - 1
-            self.farthest = max(self.farthest, float((np.abs(reference.ratio[differ] - middle) + jump).max()))
+            other, own = codes[differ].astype(np.float64), reference.codes[differ].astype(np.float64)
+            # half-way between neighbours lies the tie; half-way between codes farther apart lies none
+            distance = np.abs(reference.ratio[differ] - (other + own) / 2) + (np.abs(other - own) - 1)
+            self.farthest = max(self.farthest, float(distance.max()))
 
 
-def canonical_run(canonical: CanonicalGraph, x: NDArray[np.float32]) -> Run:
-    """Run a canonical graph and keep all its activations."""
-    model = _copy(canonical.model)
-    producers = {name: node for node in model.graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    plans = {f"{layer.layer.name}.input": layer.activation for layer in canonical.plan.layers}
-    points = {}
-    for node in [node for node in model.graph.node if _is_activation(node, producers)]:
-        quantize = producers[node.input[0]]
-        if quantize.op_type == "Clip":
-            quantize = producers[quantize.input[0]]
-        points[node.output[0]] = (node.input[0], quantize.input[0], constants[node.input[1]])
-        _expose(model, node.input[0], constants[node.input[2]].data_type)
-        _expose(model, quantize.input[0], onnx.TensorProto.FLOAT)
-    results = _session(model, "off").run_all({model.graph.input[0].name: x})
-    activations = {}
-    for name, (codes, source, scale) in points.items():
-        plan = plans[_layer_of(name, plans)]
-        if plan is None:
-            raise AssertionError(f"{name} is quantized against the plan")
-        ratio = np.asarray(results[source] / numpy_helper.to_array(scale), np.float32)
-        activations[name] = Activation(codes=results[codes].astype(np.int64), ratio=ratio, limits=plan.codes)
-    return Run(output=results[canonical.model.graph.output[0].name], activations=activations)
+def canonical_run(canonical: onnx.ModelProto, x: NDArray[np.float32]) -> Run:
+    """Run a canonical graph as it is written and keep its activations."""
+    model = _copy(canonical)
+    points = _activations(model)
+    for point in points.values():
+        _add_output(model, point.codes, point.zero_point.data_type)
+        _add_output(model, point.source, onnx.TensorProto.FLOAT)
+    results = _run(model, {model.graph.input[0].name: x}, "off", {})
+    activations = {
+        name: Activation(
+            codes=results[point.codes].astype(np.int16),
+            ratio=results[point.source] / numpy_helper.to_array(point.scale),
+        )
+        for name, point in points.items()
+    }
+    return Run(output=results[canonical.graph.output[0].name], activations=activations)
+
+
+def forced_run(
+    lowered: onnx.ModelProto,
+    x: NDArray[np.float32],
+    run: Run,
+    *,
+    optimisation: Optimisation,
+    session_options: dict[str, str],
+) -> tuple[NDArray[np.float32], dict[str, Ties]]:
+    """A lowered graph whose layers read the codes of `run`: its output, and its own codes compared with those."""
+    model = _copy(lowered)
+    points = _activations(model)
+    if points.keys() != run.activations.keys():
+        raise AssertionError(f"other activations: {sorted(points.keys() ^ run.activations.keys())}")
+    feeds: dict[str, NDArray[Any]] = {model.graph.input[0].name: x}
+    for name, point in points.items():
+        zero_point = numpy_helper.to_array(point.zero_point)
+        given = run.activations[name].codes
+        model.graph.input.append(onnx.helper.make_tensor_value_info(f"{name}.given", point.zero_point.data_type, given.shape))
+        feeds[f"{name}.given"] = (given + zero_point.astype(np.int16)).astype(zero_point.dtype)
+        point.dequantize.input[0] = f"{name}.given"
+        _add_output(model, point.codes, point.zero_point.data_type)
+    results = _run(model, feeds, optimisation, session_options)
+    ties = {}
+    for name, point in points.items():
+        zero_point = numpy_helper.to_array(point.zero_point).astype(np.int16)
+        ties[name] = Ties()
+        ties[name].add(results[point.codes].astype(np.int16) - zero_point, run.activations[name])
+    return results[lowered.graph.output[0].name], ties
 
 
 @contextmanager
 def forced_torch(network: PreparedNetwork, run: Run) -> Iterator[Ties]:
-    """Inside, every quantized layer of the torch network computes with the codes of `run`; Ties compares its own."""
-    ties, replaced = Ties(), []
-    for path, module in network.model.named_modules():
-        if isinstance(module, QUANTIZED_LAYERS):
-            quantizer = module.input_quantizer
-            given = [run.activations[name] for name in run.activations if _layer_of(name, [f"{path}.input"])]
-            quantizer.__dict__["forward"] = _Forced(quantizer.forward, given, ties)
-            replaced.append(quantizer)
+    """Inside, the quantized layers of the torch network compute with the codes of `run`; their own are compared."""
+    ties = Ties()
+    handles = [
+        module.input_quantizer.register_forward_hook(_replace(run.of_layer(path), ties))
+        for path, module in network.model.named_modules()
+        if isinstance(module, QUANTIZED_LAYERS)
+    ]
     try:
         yield ties
     finally:
-        for quantizer in replaced:
-            del quantizer.__dict__["forward"]
+        for handle in handles:
+            handle.remove()
 
 
-class _Forced:
-    def __init__(self, forward: object, given: list[Activation], ties: Ties) -> None:
-        self._forward, self._given, self._ties = forward, list(given), ties
+def _replace(given: list[Activation], ties: Ties) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    """A forward hook of an ActivationQuantizer; each call takes the next of `given`."""
+    waiting = list(given)
 
-    def __call__(self, x: Tensor, bits: int) -> Tensor:
-        if not callable(self._forward):
-            raise AssertionError("the forward of a quantizer is callable")
-        own = self._forward(x, bits)
-        scale = own.abs()[own != 0].min() if bool((own != 0).any()) else torch.ones(())
-        raise NotImplementedError(scale)
+    def hook(quantizer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        _, bits = args
+        scale = positive(quantizer.scales[quantizer.widths.index(bits)])
+        reference = waiting.pop(0)
+        ties.add(torch.round(output / scale).numpy().astype(np.int16), reference)
+        return torch.from_numpy(reference.codes.astype(np.float32)) * scale
+
+    return hook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Point:
+    """A quantized activation in a graph: names of the float tensor and of its codes, the node that ends it."""
+
+    source: str
+    codes: str
+    scale: onnx.TensorProto
+    zero_point: onnx.TensorProto
+    dequantize: onnx.NodeProto
+
+
+def _activations(model: onnx.ModelProto) -> dict[str, _Point]:
+    producers = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    points = {}
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or not _ACTIVATION.fullmatch(node.output[0]):
+            continue
+        first = producers[node.input[0]]
+        quantize = producers[first.input[0]] if first.op_type == "Clip" else first
+        points[node.output[0]] = _Point(
+            source=quantize.input[0],
+            codes=node.input[0],
+            scale=constants[node.input[1]],
+            zero_point=constants[node.input[2]],
+            dequantize=node,
+        )
+    return points
+
+
+def _layer_of(dequantized: str) -> str | None:
+    match = _ACTIVATION.fullmatch(dequantized)
+    return match[1] if match else None
+
+
+def _add_output(model: onnx.ModelProto, name: str, element_type: int) -> None:
+    if all(output.name != name for output in model.graph.output):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, element_type, None))
+
+
+def _run(
+    model: onnx.ModelProto, feeds: dict[str, NDArray[Any]], optimisation: Optimisation, options: dict[str, str]
+) -> dict[str, NDArray[Any]]:
+    session = OnnxRuntimeSession(
+        model.SerializeToString(), optimisation=optimisation, threads=1, session_options=options
+    )
+    return session.run_all(feeds)
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
