@@ -5,14 +5,14 @@ A profile is data: code asks it questions and never compares its name. The YAML 
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from bitswitch_deploy.errors import TargetFileError, UsageError
+from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import MAX_BITS
 
 ActivationType = Literal["uint8", "int8"]
@@ -36,6 +36,7 @@ _SCALARS: dict[Any, str] = {
 # YAML aliases can make a value whose full text is larger than memory.
 _shown = reprlib.Repr()
 _shown.maxlevel, _shown.maxlist, _shown.maxstring = 2, 4, 60
+_READER = Reader(error=TargetFileError, do="correct this entry; targets/README.md explains each field")
 _VERSION_CLAUSE = re.compile(r"(>=|<)?(\d+(?:\.\d+)*)")
 
 
@@ -188,14 +189,15 @@ class Target:
         Raises:
             TargetFileError: a key is unknown, missing, of another type, or contradicts another one.
         """
-        # `stack` is chosen, not written: the reader sees the other fields only.
-        values = _read_fields(cls, mapping, f"{source}: ", chosen=("stack",))
+        # `stack` is chosen, not written
+        values = _READER.arguments(cls, mapping, where=source, omit=("stack",))
         defaults = [stack for stack in values["stacks"] if stack.default]
         if len(defaults) != 1:
-            raise _refusal(f"{source}: stacks", f"{len(defaults)} stacks have default: true", "exactly one")
+            got = f"{len(defaults)} stacks have default: true"
+            raise _READER.refusal(f"{source}: stacks", got, "exactly one", is_text=True)
         target = cls(**values, stack=defaults[0])
         for key, got, allowed in _contradictions(target):
-            raise _refusal(f"{source}: {key}", got, allowed)
+            raise _READER.refusal(f"{source}: {key}", got, allowed, is_text=True)
         return target
 
     def with_stack(self, name: str) -> Target:
@@ -242,87 +244,17 @@ def _widths(container: WeightType | WidthMap) -> WidthMap:
     return ((MAX_BITS, container),) if isinstance(container, str) else container
 
 
-def _refusal(where: str, got: str, allowed: str) -> TargetFileError:
-    do = "correct this entry; targets/README.md explains each field"
-    return TargetFileError(where=where.removesuffix(": "), got=got, allowed=allowed, do=do)
-
-
-# --- reading: the dataclasses above are the schema ---------------------------------------------------------------
-
-
-def _read_fields(kind: Any, value: object, where: str, *, chosen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Constructor arguments of dataclass `kind`; `where` ends in ': ' at the top of the file."""
-    if not isinstance(value, Mapping):
-        raise _refusal(where, f"{_shown.repr(value)} is not a mapping", f"the keys of {kind.__name__.lower()}")
-    hints = get_type_hints(kind)
-    known = {field.name: field for field in fields(kind) if field.name not in chosen}
-    for key in value:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise _refusal(where, f"unknown key {_shown.repr(key)}{hint}", ", ".join(known))
-    required = [name for name, field in known.items() if field.default is MISSING]
-    for name in required:
-        if name not in value:
-            raise _refusal(where, f"key {name!r} is missing", f"all of {', '.join(required)}")
-    prefix = where if where.endswith(": ") else f"{where}."
-    return {name: _read(hints[name], value[name], prefix + name) for name in known if name in value}
-
-
-def _read(kind: Any, value: object, where: str) -> Any:
-    """`value` as `kind`: a dataclass, a tuple (list, or pairs from a mapping), a Literal, a union or a scalar."""
-    if is_dataclass(kind) and isinstance(kind, type):
-        return kind(**_read_fields(kind, value, where))
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        return _read_tuple(args[0], value, where)
-    if origin is Literal:
-        # `True == 1`: compare the types as well.
-        if any(value == choice and type(value) is type(choice) for choice in args):
-            return value
-        raise _refusal(where, _shown.repr(value), " or ".join(map(repr, args)))
-    if origin is not None:
-        return _read_union(args, value, where)
-    return _read_scalar(kind, value, where)
-
-
-def _read_union(args: tuple[Any, ...], value: object, where: str) -> Any:
-    """The schema has two unions: `X | None`, and one type | pairs from a mapping."""
-    if type(None) in args:
-        return None if value is None else _read(args[0], value, where)
-    return _read(args[1] if isinstance(value, Mapping) else args[0], value, where)
-
-
-def _read_tuple(item: Any, value: object, where: str) -> tuple[Any, ...]:
-    if get_origin(item) is tuple:
-        key_kind, value_kind = get_args(item)
-        if not isinstance(value, Mapping):
-            raise _refusal(where, _shown.repr(value), "a mapping")
-        places = [(f"{where}[{key}]", key, entry) for key, entry in value.items()]
-        return tuple((_read(key_kind, key, at), _read(value_kind, entry, at)) for at, key, entry in places)
-    if not isinstance(value, list):
-        raise _refusal(where, _shown.repr(value), "a list")
-    return tuple(_read(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
-
-
-def _read_scalar(kind: Any, value: object, where: str) -> Any:
-    if kind is str and isinstance(value, str) and value:
-        return value
-    if kind is bool and isinstance(value, bool):
-        return value
-    accepted = {int: (int,), float: (int, float)}.get(kind, ())
-    # The bound also keeps nan, inf and integers that no float holds out.
-    if isinstance(value, accepted) and not isinstance(value, bool) and 0 <= value <= _MAX_NUMBER:
-        return kind(value)
-    raise _refusal(where, _shown.repr(value), _SCALARS[kind])
-
-
 # --- contradictions: (key, got, allowed) of everything that cannot be true at once -------------------------------
 
 _Problems = Iterable[tuple[str, str, str]]
 
 
 def _contradictions(target: Target) -> _Problems:
+    if not target.title:
+        yield "title", "''", "a name for people"
+    for field in ("gpu_int8_tops_dense", "memory_gb", "memory_bandwidth_gbs", "dla_cores"):
+        if (getattr(target.device, field) or 0) < 0:
+            yield f"device.{field}", str(getattr(target.device, field)), "0 or more"
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", target.name):
         yield "name", repr(target.name), "lower-case letters, digits and hyphens"
     yield from _stack_problems(target)

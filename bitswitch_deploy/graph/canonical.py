@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.bind_parameters import BindParameters
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
@@ -35,10 +36,24 @@ def canonical_graph(master: Master, assignment: WidthAssignment) -> CanonicalGra
 
     Raises:
         UsageError: a width is above the master's, or `assignment` names a layer that cannot take a width.
-        GraphError: the result is not valid ONNX, which the reader of the master should have refused.
+        GraphError: the skeleton is of another opset, a layer stands in a branch or loop of the network, or the result
+            is not valid ONNX, which the reader of the master should have refused.
     """
+    _check_opset(master.skeleton)
     plan = plan_canonical(master, assignment)
     graph = import_model(master.skeleton)
     run_passes(graph, [BindParameters(master, plan), QuantizeWeights(master, plan), QuantizeActivations(plan)])
     model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION)
     return CanonicalGraph(model=model, plan=plan)
+
+
+def _check_opset(skeleton: onnx.ModelProto) -> None:
+    """Operators such as Softmax and GroupNormalization mean something else in another opset."""
+    opset = skeleton.opset_import[0].version
+    if opset != CANONICAL_OPSET:
+        raise GraphError(
+            where="skeleton of the master",
+            got=f"opset {opset}",
+            allowed=f"opset {CANONICAL_OPSET}",
+            do="export the network at this opset, or convert it (onnx.version_converter), and write the master again",
+        )

@@ -11,11 +11,22 @@ PRODUCER = "bitswitch-deploy"
 
 
 def import_model(model: onnx.ModelProto) -> gs.Graph:
-    """The editable form of a model. Names of tensors and nodes are kept; missing node names are filled in."""
+    """The editable form of a model. Names of tensors are kept; nodes have the names of `node_names`."""
     graph = gs.import_onnx(model)
-    for index, node in enumerate(graph.nodes):
-        node.name = node.name or f"{node.op}_{index}"
+    for node, name in zip(graph.nodes, node_names(model), strict=True):
+        node.name = name
     return graph
+
+
+def node_names(model: onnx.ModelProto) -> list[str]:
+    """A name for each node of the model [nodes]: its own, or a new one where it has none or shares it with another."""
+    names: dict[str, None] = {}
+    for index, node in enumerate(model.graph.node):
+        name = node.name if node.name and node.name not in names else f"{node.op_type}_{index}"
+        while name in names:
+            name += "_"
+        names[name] = None
+    return list(names)
 
 
 def export_model(graph: gs.Graph, *, opset: int, ir_version: int) -> onnx.ModelProto:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import GraphError, UsageError
+from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import LayerSpec, MasterSpec
 from bitswitch_deploy.tensors import CodeRange, WidthAssignment, code_range
@@ -73,10 +74,12 @@ def plan_canonical(master: Master, assignment: WidthAssignment) -> QuantizationP
 
     Raises:
         UsageError: a width is above the master's, or `assignment` names a layer that cannot take a width.
+        GraphError: a layer stands in a branch or loop of the network.
     """
     spec = master.spec
     _check_assignment(spec, assignment)
     readers = _weight_readers(master.skeleton)
+    _check_places(master.skeleton, spec)
     layers = tuple(
         LayerPlan(
             layer=layer,
@@ -118,10 +121,30 @@ def _check_assignment(spec: MasterSpec, assignment: WidthAssignment) -> None:
 
 def _weight_readers(skeleton: onnx.ModelProto) -> dict[str, list[str]]:
     readers: dict[str, list[str]] = {}
-    for index, node in enumerate(skeleton.graph.node):
+    for node, name in zip(skeleton.graph.node, node_names(skeleton), strict=True):
         if len(node.input) > _WEIGHT_INPUT:
-            readers.setdefault(node.input[_WEIGHT_INPUT], []).append(node.name or f"{node.op_type}_{index}")
+            readers.setdefault(node.input[_WEIGHT_INPUT], []).append(name)
     return readers
+
+
+def _check_places(skeleton: onnx.ModelProto, spec: MasterSpec) -> None:
+    """Passes see the nodes of the network itself only, not those inside of If, Loop and Scan."""
+    layers = {layer.weight: layer.name for layer in spec.layers if not layer.pinned}
+    graphs = [graph for node in skeleton.graph.node for graph in _inner_graphs(node)]
+    while graphs:
+        for node in graphs.pop().node:
+            graphs += _inner_graphs(node)
+            for weight in set(node.input) & set(layers):
+                raise GraphError(
+                    where=f"layer {layers[weight]!r}",
+                    got=f"it stands in a branch or loop ({node.op_type} {node.name})",
+                    allowed="quantized layers outside of If, Loop and Scan",
+                    do="pin the layer to float, or take the control flow out of the network before training",
+                )
+
+
+def _inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
 
 
 def activation_range(spec: MasterSpec, bits: int, *, signed: bool) -> CodeRange:

@@ -42,12 +42,12 @@ def read_stamp(model: onnx.ModelProto, *, where: str) -> MadeFrom:
     """
     values = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        widths = json.loads(values[f"{_PREFIX}widths"])
+        widths = json.loads(values[f"{_PREFIX}widths"], parse_float=int)  # refuses 4.0
         assignment = WidthAssignment(default=widths["default"], overrides=tuple(sorted(widths["layers"].items())))
         return MadeFrom(
             master_sha256=values[f"{_PREFIX}master_sha256"], target=values[f"{_PREFIX}target"], assignment=assignment
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as exc:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as exc:
         raise GraphError(
             where=where,
             got=f"no readable {_PREFIX}* metadata: {exc!r}",

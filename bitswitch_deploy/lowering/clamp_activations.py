@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns, producer_of, redirect_readers
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
@@ -17,14 +18,26 @@ class ClampActivations(LoweringPass):
     TensorRT reads UINT8 with zero-point 0 as INT8 and only warns: half of the range is lost. Codes 0..M with M <= 127
     fit int8, and clipping x to [0, M * s] before rounding gives the same codes as clipping the codes after it: exact.
     Cases: unsigned with M <= 127; signed narrower than 8 bits; no Clip where saturation at +-127 and a preceding Relu
-    already do the work; unsigned with M > 127, whose scale is widened to s * M / 127: inexact, recorded.
+    already do the work; unsigned with M > 127, whose scale is widened to s * M / 127: inexact, recorded. Left alone:
+    signed 8-bit codes. Refused: codes with another zero-point than 0, as RecentreActivations makes them.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
-        """Rewrite every activation pattern that needs it; see the class for the cases."""
+        """Rewrite every activation pattern that needs it; see the class for the cases.
+
+        Raises:
+            GraphError: codes have another zero-point than 0.
+        """
         modified = False
         widened = []
         for pattern in activation_patterns(graph):
+            if pattern.codes.zero_point != 0:
+                raise GraphError(
+                    where=f"QuantizeLinear {pattern.quantize.name}",
+                    got=f"zero-point {pattern.codes.zero_point}",
+                    allowed="zero-point 0 in front of ClampActivations",
+                    do="take RecentreActivations out of the target's list of passes",
+                )
             if pattern.codes.container is np.int8 and pattern.clip is None:
                 continue
             if pattern.codes.high > _INT8_MAX:

@@ -42,6 +42,14 @@ def decompose_gelu(graph: gs.Graph, node: gs.Node) -> None:
     replace_node(graph, node, chain.nodes)
 
 
+def decompose_hard_swish(graph: gs.Graph, node: gs.Node) -> None:
+    """HardSwish: x * HardSigmoid(x) with alpha 1/6 and beta 1/2."""
+    x = node.inputs[0]
+    chain = _Chain(node.name)
+    chain.add("Mul", x, chain.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
+    replace_node(graph, node, chain.nodes)
+
+
 def decompose_layer_norm(graph: gs.Graph, node: gs.Node) -> None:
     """(x - mean) / sqrt(mean of squares + eps) * scale + bias over the axes from `axis` on.
 

@@ -32,7 +32,9 @@ class FoldBatchNorm(LoweringPass):
     without bias.
     Left alone, and recorded: a gain of zero or one whose scale would underflow; a negative gain in a channel that holds
     -128, whose negative has no int8 code; scales per block; grouped ConvTranspose, whose channels share a scale across
-    groups; a weight that several nodes read. A BatchNormalization behind a float layer is the runtime's own business.
+    groups; a weight that several nodes read; Gemm with alpha or beta; a bias, mean or the like that is computed;
+    training mode. Left alone: a layer whose output others read, too. A BatchNormalization behind a float layer is the
+    runtime's own business.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -45,9 +47,8 @@ class FoldBatchNorm(LoweringPass):
             weight = match_weight(layer.inputs[1])
             if weight is None or sole_reader(graph, layer.outputs[0]) is not node:
                 continue
-            affine = _affine(node)
             shared = sole_reader(graph, layer.inputs[1]) is None
-            obstacle = "several nodes read the weight" if shared else _obstacle(layer, weight, affine)
+            obstacle = "several nodes read the weight" if shared else _obstacle(layer, weight, node)
             if obstacle is not None:
                 self.record(weight.codes.name, f"BatchNormalization kept: {obstacle}", exact=True)
                 continue
@@ -105,8 +106,14 @@ def _affine(node: gs.Node) -> _Affine:
     return _Affine(gain=gain.astype(np.float32), offset=(beta - mean * gain).astype(np.float32))
 
 
-def _obstacle(layer: gs.Node, weight: WeightPattern, affine: _Affine) -> str | None:
-    codes, scale = np.asarray(weight.codes.values), np.asarray(weight.scale.values)
+def _obstacle(layer: gs.Node, weight: WeightPattern, node: gs.Node) -> str | None:
+    return _obstacle_of_kind(layer, weight, node) or _obstacle_of_value(layer, weight, _affine(node))
+
+
+def _obstacle_of_kind(layer: gs.Node, weight: WeightPattern, node: gs.Node) -> str | None:
+    if node.attrs.get("training_mode", 0) or not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5]):
+        return "training mode, or parameters that are not constants"
+    scale = np.asarray(weight.scale.values)
     axis = channel_axis(layer)
     if weight.is_blocked or (scale.ndim == 1 and weight.dequantize.attrs.get("axis", 1) != axis):
         return "the scale does not run along the output channels"
@@ -116,6 +123,12 @@ def _obstacle(layer: gs.Node, weight: WeightPattern, affine: _Affine) -> str | N
         return "Gemm with alpha or beta"
     if len(layer.inputs) > 2 and not isinstance(layer.inputs[2], gs.Constant) and not layer.inputs[2].is_empty():
         return "the bias is not a constant"
+    return None
+
+
+def _obstacle_of_value(layer: gs.Node, weight: WeightPattern, affine: _Affine) -> str | None:
+    codes, scale = np.asarray(weight.codes.values), np.asarray(weight.scale.values)
+    axis = channel_axis(layer)
     folded = scale * np.abs(affine.gain)
     if not np.all(np.isfinite(folded)) or np.any(folded < _SMALLEST_SCALE):
         return "a gain of zero, or too small or large for a float32 scale"

@@ -25,7 +25,7 @@ from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 _BIAS_INPUT = 2
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Through these onnxruntime moves a QuantizeLinear up to the layer (qdq_propagation.cc), or drops them.
-_MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity")
+_MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,9 @@ def _quantize(graph: gs.Graph, layer: _Layer) -> BiasFit:
     if layer.adder is layer.node:
         layer.adder.inputs[layer.bias_input] = _dequantized(graph, f"{name}.bias", fit.codes, step32)
     else:
-        whole_steps = np.asarray(fit.codes * step32, np.float32)
+        # leading ones of its shape give the sum its rank
+        shape = (*layer.adder.inputs[layer.bias_input].shape[:-1], layer.bias.size)
+        whole_steps = np.asarray(fit.codes * step32, np.float32).reshape(shape)
         layer.adder.inputs[layer.bias_input] = gs.Constant(f"{name}.bias", whole_steps)
     return fit
 
@@ -109,18 +111,20 @@ def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCo
     if weight is None or data is None or adder is None or weight.is_blocked:
         return None
     axis, shape = channel_axis(node), weight.codes.values.shape
-    if np.ndim(weight.scale.values) and weight.dequantize.attrs.get("axis", 1) != axis:
+    groups = node.attrs.get("group", 1) if node.op == "ConvTranspose" else 1
+    if np.ndim(weight.scale.values) and (weight.dequantize.attrs.get("axis", 1) != axis or groups != 1):
         return None
-    channels = shape[axis] * (node.attrs.get("group", 1) if node.op == "ConvTranspose" else 1)
+    if node.op == "MatMul" and len(shape) != 2:
+        return None
     bias = np.asarray(adder.inputs[bias_input].values, np.float64)
     thresholds = _thresholds(graph, adder.outputs[0], codes)
-    if thresholds is None or bias.size not in (1, channels) or bias.shape[-1:] != (bias.size,)[: bias.ndim]:
+    if thresholds is None or bias.size not in (1, shape[axis] * groups) or bias.shape[-1:] != (bias.size,)[: bias.ndim]:
         return None
     return _Layer(
         node=node,
         adder=adder,
         bias_input=bias_input,
-        bias=np.broadcast_to(bias.ravel(), (channels,)),
+        bias=np.broadcast_to(bias.ravel(), (shape[axis] * groups,)),
         data=data.codes,
         weight=weight,
         thresholds=thresholds,
@@ -129,12 +133,10 @@ def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCo
 
 def _adder(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node | None, int]:
     """The node that adds a constant bias and the input it reads it from."""
-    adder, places = (node, (_BIAS_INPUT,))
-    if node.op == "MatMul":
-        adder, places = sole_reader(graph, node.outputs[0]), (0, 1)
-        if adder is None or adder.op != "Add" or node.inputs[1].shape is None or len(node.inputs[1].shape) != 2:
-            return None, 0
-    for place in places:
+    adder = sole_reader(graph, node.outputs[0]) if node.op == "MatMul" else node
+    if adder is None or (adder is not node and adder.op != "Add"):
+        return None, 0
+    for place in (_BIAS_INPUT,) if adder is node else (0, 1):
         if len(adder.inputs) > place and isinstance(adder.inputs[place], gs.Constant):
             return adder, place
     return None, 0
@@ -159,7 +161,7 @@ def _thresholds(graph: gs.Graph, tensor: gs.Tensor, codes: dict[int, ActivationC
             if found is None:
                 return None
             steps = np.arange(found.low + 1, found.high + 1, dtype=np.float64) - found.zero_point - 0.5
-            values = steps * np.float64(found.scale)
+            values: NDArray[np.float64] = steps * np.float64(found.scale)
             # what a Relu or Clip cuts off crosses no threshold
             return values[(values >= low) & (values <= high)]
         if reader.op == "Relu":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from bitswitch_deploy.errors import TargetFileError
 from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
@@ -13,13 +14,27 @@ class RecentreActivations(LoweringPass):
     """Move codes between uint8 and int8 by adding 128 to code and zero-point. Exact.
 
     Cases: target uint8 (x86): signed codes become uint8 around 128; target int8 with zero-point -128 (ARM): unsigned
-    codes become int8 from -128. A Clip on the codes moves along. Left alone: codes already in the container.
+    codes become int8 from -128. A Clip on the codes moves along. Left alone: codes already in the container. Refused:
+    unsigned codes for a target of int8 with zero-point 0, which is the work of ClampActivations.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
-        """Move every pattern that is in the other container; see the class for the cases."""
-        container = np.uint8 if self.context.target.quantization.activation.dtype == "uint8" else np.int8
+        """Move every pattern that is in the other container; see the class for the cases.
+
+        Raises:
+            TargetFileError: the target wants int8 with zero-point 0 and there are unsigned codes.
+        """
+        target = self.context.target
+        activation = target.quantization.activation
+        container = np.uint8 if activation.dtype == "uint8" else np.int8
         moved = [pattern for pattern in activation_patterns(graph) if pattern.codes.container is not container]
+        if moved and container is np.int8 and activation.zero_point == 0:
+            raise TargetFileError(
+                where=f"target {target.name}: lowering",
+                got="RecentreActivations with activations in int8 and zero-point 0",
+                allowed="zero-point -128, or ClampActivations",
+                do="correct the list or quantization.activation in the target's YAML",
+            )
         for pattern in moved:
             _move(pattern, container)
         return bool(moved)

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.lowering.decompositions import decompose_gelu, decompose_layer_norm
+from bitswitch_deploy.lowering.decompositions import decompose_gelu, decompose_hard_swish, decompose_layer_norm
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 Rewrite = Callable[[gs.Graph, gs.Node], None]
@@ -20,7 +20,9 @@ class SetOpset(LoweringPass):
 
     Cases, each below the opset that brought the newer form: axes of Reduce* as input (18), axes of Pad (18),
     num_outputs of Split (18), allowzero of Reshape (14), training_mode of BatchNormalization (14), start and end of
-    Shape (15), defaults of AveragePool, Cast, Resize (18, 19), Gelu (20), LayerNormalization (17).
+    Shape (15), defaults of AveragePool, Cast, Resize (18, 19), modes of GridSample (20), Gelu (20),
+    LayerNormalization (17). Refused here: newer values of older attributes of Pad, Resize, ScatterElements and
+    ScatterND, which the checker does not look at.
     What is left and does not exist at the opset is refused by the checker when the graph is written.
     """
 
@@ -38,13 +40,18 @@ class SetOpset(LoweringPass):
 
 
 def _reduce_axes_to_attribute(graph: gs.Graph, node: gs.Node) -> None:
-    if len(node.inputs) > 1 and not node.inputs[1].is_empty():
-        node.attrs["axes"] = [int(axis) for axis in _constant(node, 1).ravel()]
-    elif node.attrs.get("noop_with_empty_axes", 0):
+    given = len(node.inputs) > 1 and not node.inputs[1].is_empty()
+    axes = [int(axis) for axis in _constant(node, 1).ravel()] if given else []
+    keeps_input = node.attrs.pop("noop_with_empty_axes", 0) and not axes
+    node.inputs = node.inputs[:1]
+    if axes:
+        node.attrs["axes"] = axes
+    elif keeps_input and node.op in _SAME_OF_ONE:
         node.op = "Identity"
         node.attrs.clear()
-    node.attrs.pop("noop_with_empty_axes", None)
-    node.inputs = node.inputs[:1]
+    elif keeps_input:
+        # the specification was read in two ways: the input itself, or its square, absolute value, logarithm
+        raise _refusal(node, "noop_with_empty_axes without axes", "leave the node out")
 
 
 def _pad_axes_to_all(graph: gs.Graph, node: gs.Node) -> None:
@@ -80,6 +87,19 @@ def _drop_default(name: str, default: object) -> Rewrite:
     return rewrite
 
 
+def _refuse_value(name: str, *newer: str) -> Rewrite:
+    def rewrite(graph: gs.Graph, node: gs.Node) -> None:
+        if node.attrs.get(name) in newer:
+            raise _refusal(node, f"{name}={node.attrs[name]}", f"use another {name}")
+
+    return rewrite
+
+
+def _older_grid_mode(graph: gs.Graph, node: gs.Node) -> None:
+    mode = node.attrs.get("mode", "linear")
+    node.attrs["mode"] = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+
+
 def _shape_slice(graph: gs.Graph, node: gs.Node) -> None:
     """Shape(start, end) is Slice(Shape)."""
     start, end = node.attrs.pop("start", 0), node.attrs.pop("end", np.iinfo(np.int64).max)
@@ -112,11 +132,17 @@ def _refusal(node: gs.Node, got: str, do: str) -> GraphError:
     )
 
 
-_REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare")
+# ReduceSum has had its axes as input since 13
+_SAME_OF_ONE = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp")
+_REDUCTIONS = (*_SAME_OF_ONE, "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum")
 
-# (operator, first opset that needs no rewrite, rewrite), newest first so that a decomposition is itself rewritten
+# (operator, first opset that needs no rewrite, rewrite); decompositions are written in the oldest form at once
 _REWRITES: tuple[tuple[str, int, Rewrite], ...] = (
     ("Gelu", 20, decompose_gelu),
+    ("GridSample", 20, _older_grid_mode),
+    ("Pad", 19, _refuse_value("mode", "wrap")),
+    ("Resize", 19, _refuse_value("coordinate_transformation_mode", "half_pixel_symmetric")),
+    *((operator, 18, _refuse_value("reduction", "max", "min")) for operator in ("ScatterElements", "ScatterND")),
     ("LayerNormalization", 17, decompose_layer_norm),
     *((operator, 18, _reduce_axes_to_attribute) for operator in _REDUCTIONS),
     ("Pad", 18, _pad_axes_to_all),
@@ -127,5 +153,6 @@ _REWRITES: tuple[tuple[str, int, Rewrite], ...] = (
     ("Resize", 18, _drop_default("keep_aspect_ratio_policy", "stretch")),
     ("Shape", 15, _shape_slice),
     ("Reshape", 14, _drop_allowzero),
+    ("HardSwish", 14, decompose_hard_swish),
     ("BatchNormalization", 14, _drop_default("training_mode", 0)),
 )

@@ -24,7 +24,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bitswitch_deploy.errors import MasterError, OutputError
-from bitswitch_deploy.master.codec import MEND_WRITER, load_object, shown
+from bitswitch_deploy.master.spec import MEND_WRITER, READER
+from bitswitch_deploy.records import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -74,7 +75,7 @@ def read_container(path: Path) -> TensorFile:
     data = _map_file(path)
     data_start = _check_prologue(path, data)
     try:
-        header = load_object(data[8:data_start].decode(), where=f"{path}: header")  # refuses keys given twice
+        header = READER.load_json(data[8:data_start].decode(), where=f"{path}: header")  # refuses keys given twice
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
             if set(file.keys()) != header.keys() - {"__metadata__"}:

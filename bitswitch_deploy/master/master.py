@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.codec import MEND_WRITER, load_object, shown
 from bitswitch_deploy.master.container import (
     COPY_AGAIN,
     Array,
@@ -27,9 +26,10 @@ from bitswitch_deploy.master.container import (
     write_container,
 )
 from bitswitch_deploy.master.skeleton_checks import check_skeleton, parse_skeleton
-from bitswitch_deploy.master.spec import MasterSpec, check_version
+from bitswitch_deploy.master.spec import MEND_WRITER, READER, MasterSpec, check_version
 from bitswitch_deploy.master.spec_checks import check_spec
 from bitswitch_deploy.master.tensor_checks import check_tensors
+from bitswitch_deploy.records import shown
 
 SPEC_KEY = "bitswitch_master"
 DIGEST_KEY = "bitswitch_sha256"
@@ -69,7 +69,7 @@ def read_master(path: str | os.PathLike[str]) -> Master:
             allowed="a bitswitch master (.safetensors)",
             do="name the master, not a checkpoint; a trainer of bitswitch-deploy writes one",
         )
-    check_version(load_object(text, where=source), source=source)
+    check_version(READER.load_json(text, where=source), source=source)
     _check_digest(container.metadata, container.tensors, source)
     spec = MasterSpec.from_json(text, source=source)
     tensors = dict(container.tensors)

@@ -13,9 +13,9 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.codec import MEND_WRITER, is_plain_text, shown
 from bitswitch_deploy.master.container import Array, raw_bytes
-from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, ValueSpec
+from bitswitch_deploy.master.spec import MEND_WRITER, LayerSpec, MasterSpec, ValueSpec
+from bitswitch_deploy.records import is_plain_text, shown
 
 # Weights are stored outside; what is left of the largest networks is a few megabytes. Parsed, a hostile skeleton
 # takes some fifty times its size.

@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.codec import decode, load_object, shown
+from bitswitch_deploy.records import Reader, shown
 from bitswitch_deploy.tensors import Granularity, Rounding
 
 FORMAT = "bitswitch-master"
 VERSION = 1
+
+MEND_WRITER = "mend the program that wrote it; bitswitch_deploy/master/README.md documents the format"
+READER = Reader(error=MasterError, do=MEND_WRITER)
 
 Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 Container = Literal["uint8", "int8"]
@@ -123,7 +126,7 @@ class MasterSpec:
             MasterError: a field does not hold what its type says.
         """
         # Through `decode`, so that 255 and 255.0 in a float field are written alike.
-        normalised = decode(MasterSpec, asdict(self), where="spec")
+        normalised = READER.decode(MasterSpec, asdict(self), where="spec")
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(normalised)}, allow_nan=False)
 
     @classmethod
@@ -133,9 +136,11 @@ class MasterSpec:
         Raises:
             MasterError: not JSON, another format or version, unknown or missing keys, wrong types.
         """
-        document = load_object(text, where=source)
+        document = READER.load_json(text, where=source)
         check_version(document, source=source)
-        return decode(cls, {key: document[key] for key in document if key not in ("format", "version")}, where=source)
+        return READER.decode(
+            cls, {key: document[key] for key in document if key not in ("format", "version")}, where=source
+        )
 
 
 def check_version(document: dict[str, object], *, source: str) -> None:

@@ -1,4 +1,4 @@
-"""Does a spec agree with itself? Types are right already (codec.py); whether it fits the tensors comes later."""
+"""Does a spec agree with itself? Types are right already (records.py); whether it fits the tensors comes later."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from itertools import pairwise
 import onnx
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.codec import MEND_WRITER, shown
-from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy, Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import MEND_WRITER, LayerSpec, MasterSpec, MeasuredAccuracy, Preprocessing, ValueSpec
+from bitswitch_deploy.records import shown
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
 
 _CHANNELS = {"L": 1, "RGB": 3}

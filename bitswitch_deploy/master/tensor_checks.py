@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.codec import MEND_WRITER, shown
 from bitswitch_deploy.master.container import Array
-from bitswitch_deploy.master.spec import LayerSpec, MasterSpec
+from bitswitch_deploy.master.spec import MEND_WRITER, LayerSpec, MasterSpec
+from bitswitch_deploy.records import shown
 from bitswitch_deploy.tensors import code_range
 
 _FLOAT32 = np.finfo(np.float32)

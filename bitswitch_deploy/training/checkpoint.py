@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,12 @@ from bitswitch_deploy.training.quantizers import ActivationQuantizer
 
 _COUNTER = "num_batches_tracked"  # old checkpoints lack it, and a fixed momentum does not read it
 _PARALLEL_PREFIX = "module."
+
+# what torch's readers raise on bytes that are no archive, or a cut or edited one; found by flipping bytes at random
+_DAMAGED = (
+    *(RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError),
+    *(AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile),
+)
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -57,11 +64,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as exc:
         first = str(exc).splitlines()[0]
         raise _bad(path, f"holds more than tensors or is damaged: {first}", "tensors and plain values") from exc
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
-        # what torch's readers raise on bytes that are no archive, or a cut or edited one
+    except _DAMAGED as exc:
         raise _bad(path, f"not a torch checkpoint: {exc}", "a file written by torch.save") from exc
-    except zipfile.BadZipFile as exc:
-        raise _bad(path, f"damaged archive: {exc}", "a file written by torch.save") from exc
     if not isinstance(content, dict):
         raise _bad(path, f"a {type(content).__name__}", "a mapping of names to tensors")
     return cast("dict[str, Any]", content)

@@ -30,6 +30,8 @@ class TrainingRecord:
 @dataclass(slots=True, kw_only=True)
 class _Contents:
     layers: list[LayerSpec] = field(default_factory=list)
+    switchable: list[str] = field(default_factory=list)
+    parameters: list[str] = field(default_factory=list)
     tensors: dict[str, npt.NDArray[np.generic]] = field(default_factory=dict)
 
 
@@ -49,21 +51,9 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
     modules = dict(network.model.named_modules())
     skeleton = float_skeleton(network.model).eval()
     captured = capture_skeleton(skeleton, example_input)
-    contents = _Contents()
-    floats = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
     _check_captured(modules, captured)
-    for layer in captured.layers:
-        module = modules.get(layer.name)
-        if isinstance(module, QUANTIZED_LAYERS):
-            _add_quantized(contents, layer, module)
-        else:
-            _add_pinned(contents, layer, floats[layer.weight])
-    weights = {layer.weight for layer in contents.layers}
-    others = [name for name in captured.parameters if name not in weights]
-    switchable = _add_switchable(contents, modules, others)
-    parameters = tuple(name for name in others if name not in switchable)
-    for name in parameters:
-        contents.tensors[name] = _array(floats[name])
+    floats = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
+    contents = _collect(captured, modules, floats)
     options = network.options
     spec = MasterSpec(
         bits=options.widths[0],
@@ -71,8 +61,8 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
         rounding=options.rounding,
         activation_container=options.activation_container,
         layers=tuple(contents.layers),
-        switchable=switchable,
-        parameters=parameters,
+        switchable=tuple(contents.switchable),
+        parameters=tuple(contents.parameters),
         inputs=captured.inputs,
         outputs=captured.outputs,
         preprocessing=record.preprocessing,
@@ -80,6 +70,28 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
         provenance=record.provenance,
     )
     return assemble_master(spec=spec, tensors=contents.tensors, skeleton=captured.model)
+
+
+def _collect(captured: CapturedNetwork, modules: dict[str, nn.Module], floats: dict[str, Tensor]) -> _Contents:
+    """Take every parameter of the captured graph from where it lives: a quantizer, a BatchNorm copy, the skeleton."""
+    contents = _Contents()
+    for layer in captured.layers:
+        module = modules.get(layer.name)
+        if isinstance(module, QUANTIZED_LAYERS):
+            _add_quantized(contents, layer, module)
+        else:
+            _add_pinned(contents, layer, floats[layer.weight])
+    weights = {layer.weight for layer in contents.layers}
+    for name in captured.parameters:
+        path, _, leaf = name.rpartition(".")
+        module = modules.get(path)
+        if isinstance(module, SwitchableBatchNorm):
+            contents.switchable.append(name)
+            contents.tensors[name] = _array(torch.stack([getattr(copy, leaf).detach() for copy in module.copies]))
+        elif name not in weights:
+            contents.parameters.append(name)
+            contents.tensors[name] = _array(floats[name])
+    return contents
 
 
 def _add_quantized(contents: _Contents, layer: CapturedLayer, module: QuantizedLayer) -> None:
@@ -114,18 +126,6 @@ def _add_pinned(contents: _Contents, layer: CapturedLayer, weight: Tensor) -> No
         )
     )
     contents.tensors[layer.weight] = _array(weight.T if layer.transposed else weight)
-
-
-def _add_switchable(contents: _Contents, modules: dict[str, nn.Module], names: list[str]) -> tuple[str, ...]:
-    """Stack the copies of every captured BatchNorm parameter, [len(widths), ...]; returns their names."""
-    switchable = []
-    for name in names:
-        path, _, leaf = name.rpartition(".")
-        module = modules.get(path)
-        if isinstance(module, SwitchableBatchNorm):
-            contents.tensors[name] = _array(torch.stack([getattr(copy, leaf).detach() for copy in module.copies]))
-            switchable.append(name)
-    return tuple(switchable)
 
 
 def _check_captured(modules: dict[str, nn.Module], captured: CapturedNetwork) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from bitswitch_deploy.errors import InputFileError, MasterError, UsageError
-from bitswitch_deploy.master.codec import decode
+from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.records import Reader
 from bitswitch_deploy.training.batches import Augmentation
 from bitswitch_deploy.training.prepare import PrepareOptions
 
+_READER = Reader(error=InputFileError, do="correct the recipe")
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
@@ -64,7 +65,4 @@ def load_recipe(name: str) -> Recipe:
         raise InputFileError(
             where=str(path), got=f"cannot be read: {exc}", allowed="a YAML file", do="check the path and the file"
         ) from exc
-    try:
-        return decode(Recipe, content, where=str(path))
-    except MasterError as exc:
-        raise InputFileError(where=exc.where, got=exc.got, allowed=exc.allowed, do="correct the recipe") from exc
+    return _READER.decode(Recipe, content, where=str(path))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.errors import CheckpointError
+from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.training.batches import Batches
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
@@ -69,7 +69,7 @@ def run_session(session: Session) -> TrainedNetwork:
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(recipe.seed)
     dataset = load_dataset(recipe.dataset, session.data / recipe.dataset)
-    saved = load_checkpoint(session.state) if session.resume and session.state.exists() else {}
+    saved = _saved_state(session)
     model = build_network(recipe.network)
     if saved.get("stage") == JointStage.name:
         float_top1 = _saved_top1(saved, session)  # the weights come with the joint state
@@ -84,6 +84,19 @@ def run_session(session: Session) -> TrainedNetwork:
     record = TrainingRecord(accuracy=accuracy, preprocessing=recipe.preprocessing, provenance=provenance)
     master = build_master(network, (_example(recipe),), record)
     return TrainedNetwork(network=network, master=master, float_top1=float_top1)
+
+
+def _saved_state(session: Session) -> dict[str, Any]:
+    if not session.state.exists():
+        return {}
+    if not session.resume:
+        raise UsageError(
+            where=str(session.state),
+            got="an interrupted run left its state here",
+            allowed="no state file, or a run that resumes",
+            do="go on with --resume, or delete the file to start again",
+        )
+    return load_checkpoint(session.state)
 
 
 def _obtain_float(session: Session, dataset: Dataset, model: nn.Module, saved: dict[str, Any]) -> None:

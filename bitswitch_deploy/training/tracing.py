@@ -54,16 +54,19 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
         with torch.no_grad():
             model(*example_input)
     except (RuntimeError, TypeError, ValueError) as exc:
-        shapes = ", ".join(str(tuple(x.shape)) for x in example_input)
-        raise UsageError(
-            where=f"example input of {type(model).__name__}",
-            got=f"shapes {shapes}: {exc}",
-            allowed="inputs that the network accepts",
-            do="pass one tensor for each argument of forward, with a batch axis",
-        ) from exc
+        raise _refused(model, example_input, exc) from exc
     finally:
         for handle in handles:
             handle.remove()
         for module, training in modes.items():
             module.training = training
     return Trace(order=tuple(order), producers=producers)
+
+
+def _refused(model: nn.Module, example_input: tuple[Tensor, ...], reason: Exception) -> UsageError:
+    return UsageError(
+        where=f"example input of {type(model).__name__}",
+        got=f"shapes {', '.join(str(tuple(x.shape)) for x in example_input)}: {reason}",
+        allowed="inputs that the network accepts",
+        do="pass one tensor for each argument of forward, with a batch axis",
+    )

@@ -86,7 +86,7 @@ def restore_stage(stage: Stage, state: dict[str, Any], total: int, source: str) 
     try:
         for optimizer, saved in zip(stage.optimizers, optimizers or (), strict=True):
             optimizer.load_state_dict(saved)
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(
             where=source, got=f"optimizer state: {exc}", allowed="the state of this run", do="start the run again"
         ) from exc

@@ -103,7 +103,9 @@ def forced_run(
     for name, point in points.items():
         zero_point = numpy_helper.to_array(point.zero_point)
         given = run.activations[name].codes
-        model.graph.input.append(onnx.helper.make_tensor_value_info(f"{name}.given", point.zero_point.data_type, given.shape))
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(f"{name}.given", point.zero_point.data_type, given.shape)
+        )
         feeds[f"{name}.given"] = (given + zero_point.astype(np.int16)).astype(zero_point.dtype)
         point.dequantize.input[0] = f"{name}.given"
         _add_output(model, point.codes, point.zero_point.data_type)

@@ -65,7 +65,7 @@ def inputs(entry: Entry, n: int, *, seed: int) -> Tensor:
     """Random inputs [n, ...]: vectors, or images of coarse patches under noise, so that samples differ in content."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, *entry.shape, generator=generator)
-    if len(entry.shape) == 1:
+    if len(entry.shape) != 3:
         return x
     coarse = torch.randn(n, entry.shape[0], 4, 4, generator=generator)
     level = torch.randn(n, entry.shape[0], 1, 1, generator=generator)

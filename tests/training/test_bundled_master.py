@@ -25,18 +25,18 @@ def master() -> Master:
 
 
 @pytest.fixture(scope="module")
-def test_split() -> ImageSet:
+def held_out() -> ImageSet:
     return load_npz_dataset(FOLDER).test
 
 
-def test_is_of_the_recipe(master: Master, test_split: ImageSet) -> None:
+def test_is_of_the_recipe(master: Master, held_out: ImageSet) -> None:
     recipe = load_recipe("digits")
     options = recipe.quantization
     assert master.spec.widths == options.widths
     assert (master.spec.rounding, master.spec.activation_container) == (options.rounding, options.activation_container)
     assert master.spec.preprocessing == recipe.preprocessing
     assert dict(master.spec.provenance)["seed"] == str(recipe.seed)
-    assert {entry.dataset_sha256 for entry in master.spec.accuracy} == {test_split.sha256}
+    assert {entry.dataset_sha256 for entry in master.spec.accuracy} == {held_out.sha256}
 
 
 @pytest.mark.parametrize(("bits", "points_lost"), [(8, 0.5), (6, 0.5), (4, 1.0), (2, 3.0)])
@@ -47,7 +47,7 @@ def test_loses_no_more_than_promised(master: Master, bits: int, points_lost: flo
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
 def test_the_canonical_graph_has_the_accuracy_that_training_measured(
-    master: Master, test_split: ImageSet, bits: int
+    master: Master, held_out: ImageSet, bits: int
 ) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -55,8 +55,8 @@ def test_the_canonical_graph_has_the_accuracy_that_training_measured(
     model = canonical_graph(master, WidthAssignment(default=bits)).model.SerializeToString()
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     assert master.spec.preprocessing is not None
-    inputs = preprocess(test_split.images, master.spec.preprocessing).numpy()
+    inputs = preprocess(held_out.images, master.spec.preprocessing).numpy()
     predicted = session.run(None, {"input": inputs})[0].argmax(1)
     measured = next(entry.value for entry in master.spec.accuracy if entry.bits == bits)
     # two float implementations may disagree on a rounding tie: at most one image of 600
-    assert 100 * np.mean(predicted == test_split.labels) == pytest.approx(measured, abs=100 / 600 + 1e-9)
+    assert 100 * np.mean(predicted == held_out.labels) == pytest.approx(measured, abs=100 / 600 + 1e-9)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,20 @@ class TestLoad:
         path.write_bytes(path.read_bytes()[:-500])
         with pytest.raises(CheckpointError, match=r"checkpoint\.pt: "):
             load_checkpoint(path)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_flipped_bytes_are_read_or_refused(self, tmp_path: Path, legacy: bool) -> None:
+        path = tmp_path / "flipped.pt"
+        content = {"a": torch.zeros(3), "b": [1, 2.0, "x"]}
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        sound = path.read_bytes()
+        generator = random.Random(0)
+        for _ in range(150):
+            flipped = bytearray(sound)
+            flipped[generator.randrange(len(sound))] = generator.randrange(256)
+            path.write_bytes(flipped)
+            with contextlib.suppress(CheckpointError):
+                load_checkpoint(path)
 
     def test_no_mapping(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="a Tensor\n  allowed: a mapping"):

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from bitswitch_deploy.errors import CheckpointError
+from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.training.batches import Batches
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
@@ -120,6 +120,13 @@ def test_a_state_of_another_schedule_is_refused(tmp_path: Path, data: Path) -> N
     run_session(replace(session, joint_steps=1))
     with pytest.raises(CheckpointError, match="step 1 of 1\n  allowed: stage joint, a schedule of 6 steps"):
         run_session(session)
+
+
+def test_a_state_is_not_overwritten(tmp_path: Path, data: Path) -> None:
+    save_checkpoint({"stage": "joint"}, tmp_path / "state")
+    with pytest.raises(UsageError, match=r"an interrupted run left its state here[\s\S]*--resume"):
+        run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state"))
+    assert load_checkpoint(tmp_path / "state") == {"stage": "joint"}
 
 
 def test_a_foreign_state_is_refused(tmp_path: Path, data: Path) -> None:

@@ -1,0 +1,184 @@
+"""Patterns that are recognised, and look-alikes that are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import onnx_graphsurgeon as gs
+import pytest
+
+from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.qdq import (
+    ActivationCodes,
+    activation_patterns,
+    match_activation,
+    match_weight,
+    multiply_codes,
+    producer_of,
+    redirect_readers,
+    sole_reader,
+)
+from tests.graph.running import look
+
+HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
+ACTIVATION = """
+net (float[n] x) => (float[n] y) <float s = {0.5}, int8 z = {-3}, int8 low = {-10}, int8 high = {20}, uint8 u = {7}> {
+    q = QuantizeLinear (x, s, z)
+    c = Clip (q, low, high)
+    d = DequantizeLinear (c, s, z)
+    r = Relu (d)
+    q2 = QuantizeLinear (r, s, u)
+    y = DequantizeLinear (q2, s, u)
+}"""
+WEIGHT = """
+net (float[n, 2] x) => (float[n, 3] y)
+<int8[2, 3] w = {1, -2, 3, -4, 5, -6}, float[3] s = {0.5, 1, 2}, int8[3] z = {0, 0, 0}> {
+    d = DequantizeLinear <axis: int = 1> (w, s, z)
+    y = MatMul (x, d)
+}"""
+
+
+def graph(text: str) -> gs.Graph:
+    return import_model(onnx.parser.parse_model(HEADER + text))
+
+
+def node(graph: gs.Graph, op: str) -> gs.Node:
+    return next(each for each in graph.nodes if each.op == op)
+
+
+def test_activations_with_and_without_clip() -> None:
+    first, second = activation_patterns(graph(ACTIVATION))
+    assert first.codes == ActivationCodes(scale=np.float32(0.5), zero_point=-3, container=np.int8, low=-10, high=20)
+    assert (first.source.name, first.result.name) == ("x", "d")
+    assert first.clip is not None
+    assert second.codes == ActivationCodes(scale=np.float32(0.5), zero_point=7, container=np.uint8, low=0, high=255)
+    assert (second.source.name, second.result.name, second.clip) == ("r", "y", None)
+
+
+def test_a_dequantized_constant_is_no_activation() -> None:
+    assert match_activation(node(graph(WEIGHT), "DequantizeLinear")) is None
+    assert activation_patterns(graph(WEIGHT)) == []
+
+
+@pytest.mark.parametrize("between", ["Relu (d)", "Identity (d)"])
+def test_codes_that_other_nodes_make_are_no_activation(between: str) -> None:
+    text = """
+    net (float[n] x) => (float[n] y) <float s = {0.5}, uint8 z = {0}> {
+        d = Cast <to: int = 2> (x)
+        q = BETWEEN
+        y = DequantizeLinear (q, s, z)
+    }""".replace("BETWEEN", between)
+    assert activation_patterns(graph(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("container", "low", "high", "needed"),
+    [
+        (np.uint8, 0, 255, False),
+        (np.uint8, 0, 254, True),
+        (np.uint8, 1, 255, True),
+        (np.int8, -128, 127, False),
+        (np.int8, -128, 126, True),
+        (np.int8, -127, 127, True),
+    ],
+)
+def test_when_saturation_is_enough(
+    container: type[np.uint8] | type[np.int8], low: int, high: int, needed: bool
+) -> None:
+    codes = ActivationCodes(scale=np.float32(1), zero_point=0, container=container, low=low, high=high)
+    assert codes.needs_clip is needed
+
+
+def test_weight() -> None:
+    weight = match_weight(node(graph(WEIGHT), "MatMul").inputs[1])
+    assert weight is not None
+    assert (weight.codes.name, weight.scale.name, weight.factors, weight.is_blocked) == ("w", "s", None, False)
+    np.testing.assert_array_equal(weight.products(), [[1, -2, 3], [-4, 5, -6]])
+
+
+def test_blocked_weight() -> None:
+    text = WEIGHT.replace("axis: int = 1", "axis: int = 0, block_size: int = 2").replace("[3] ", "[1, 3] ")
+    weight = match_weight(node(graph(text), "MatMul").inputs[1])
+    assert weight is not None
+    assert weight.is_blocked
+
+
+@pytest.mark.parametrize("replacement", ["Identity (w2)", "Neg (w2)"])
+def test_other_tensors_are_no_weight(replacement: str) -> None:
+    text = WEIGHT.replace("y = MatMul (x, d)", f"w2 = Relu (d) e = {replacement} y = MatMul (x, e)")
+    assert match_weight(node(graph(text), "MatMul").inputs[1]) is None
+    assert match_weight(node(graph(text), "MatMul").inputs[0]) is None
+
+
+def test_cast_without_product_is_no_weight() -> None:
+    text = WEIGHT.replace("d = Deq", "f = Cast <to: int = 1> (w) w2 = Cast <to: int = 3> (f) d = Deq").replace(
+        "(w, s", "(w2, s"
+    )
+    assert match_weight(node(graph(text), "MatMul").inputs[1]) is None
+
+
+def test_multiplied_codes_are_recognised_and_computed() -> None:
+    changed = graph(WEIGHT)
+    weight = match_weight(node(changed, "MatMul").inputs[1])
+    assert weight is not None
+    multiply_codes(changed, weight, np.array([[1, -1, 2]], np.int32))
+    model = export_model(changed, opset=21, ir_version=10)
+    np.testing.assert_array_equal(look(model, np.ones((1, 2), np.float32), "w.multiplied"), [[1, 2, 6], [-4, -5, -12]])
+    again = match_weight(node(changed, "MatMul").inputs[1])
+    assert again is not None
+    assert again.codes is weight.codes
+    np.testing.assert_array_equal(again.products(), [[1, 2, 6], [-4, -5, -12]])
+
+
+def test_factors_multiply() -> None:
+    changed = graph(WEIGHT)
+    for factors in ([[1, -1, 2]], [[-1, -1, 4]]):
+        weight = match_weight(node(changed, "MatMul").inputs[1])
+        assert weight is not None
+        multiply_codes(changed, weight, np.array(factors, np.int32))
+    assert [each.op for each in changed.nodes].count("Mul") == 1
+    model = export_model(changed, opset=21, ir_version=10)
+    found = look(model, np.ones((1, 2), np.float32), "w.multiplied")
+    np.testing.assert_array_equal(found, [[-1, -2, 24], [4, 5, -48]])
+
+
+READERS = """
+net (float[n] x) => (float[n] y, float[n] b) {
+    a = Relu (x)
+    b = Neg (a)
+    c = Add (a, a)
+    d = Exp (b)
+    e = Exp (c)
+    y = Add (d, e)
+}"""
+
+
+def test_sole_reader() -> None:
+    tensors = graph(READERS).tensors()
+    whole = graph(READERS)
+    tensors = whole.tensors()
+    reader = sole_reader(whole, tensors["x"])
+    assert reader is not None
+    assert reader.op == "Relu"
+    assert sole_reader(whole, tensors["a"]) is None  # two readers
+    assert sole_reader(whole, tensors["b"]) is None  # a graph output as well
+    assert sole_reader(whole, tensors["y"]) is None  # none
+
+
+def test_producer() -> None:
+    tensors = graph(READERS).tensors()
+    assert producer_of(tensors["x"]) is None
+    producer = producer_of(tensors["d"])
+    assert producer is not None
+    assert producer.op == "Exp"
+
+
+def test_redirected_readers() -> None:
+    whole = graph(READERS)
+    tensors = whole.tensors()
+    redirect_readers(whole, tensors["a"], tensors["x"], keep=node(whole, "Neg"))
+    assert [tensor.name for tensor in node(whole, "Add").inputs] == ["x", "x"]
+    assert [tensor.name for tensor in node(whole, "Neg").inputs] == ["a"]
+    redirect_readers(whole, tensors["b"], tensors["x"])
+    assert [output.name for output in whole.outputs] == ["y", "b"]
+    assert [tensor.name for tensor in node(whole, "Exp").inputs] == ["x"]
