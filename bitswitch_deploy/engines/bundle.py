@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from bitswitch_deploy.engines.atomic_file import replace_file
+from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.engines.shape_range import ShapeRange, check_profile
 from bitswitch_deploy.errors import GraphError, UsageError
 from bitswitch_deploy.target import Target

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from bitswitch_deploy.engines.atomic_file import replace_file
+from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.engines.deferred_signals import deferred_signals
 from bitswitch_deploy.engines.shape_range import ShapeRange, check_profile
 from bitswitch_deploy.engines.tensorrt_log import (

@@ -12,8 +12,6 @@ import hashlib
 import json
 import math
 import mmap
-import os
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ from typing import Any, NoReturn
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from bitswitch_deploy.errors import MasterError, OutputError
+from bitswitch_deploy.atomic_file import atomic_writer
+from bitswitch_deploy.errors import MasterError
 from bitswitch_deploy.master.spec import MEND_WRITER, READER
 from bitswitch_deploy.records import shown
 
@@ -184,23 +183,8 @@ def write_container(path: Path, metadata: Mapping[str, str], tensors: Mapping[st
         OutputError: the folder is missing or not writable, the disk is full, `path` is a directory.
     """
     digest = hashlib.sha256()
-    try:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                for chunk in file_chunks(metadata, tensors):
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as exc:  # ValueError: a path without a file name or with a NUL byte
-        raise OutputError(
-            where=str(path),
-            got=f"cannot be written ({exc})",
-            allowed="a file in an existing, writable folder",
-            do="create the folder, free disk space or choose another path",
-        ) from exc
+    with atomic_writer(path) as file:
+        for chunk in file_chunks(metadata, tensors):
+            digest.update(chunk)
+            file.write(chunk)
     return digest.hexdigest()

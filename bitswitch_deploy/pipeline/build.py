@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 
+from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import load_target
-from bitswitch_deploy.engines.atomic_file import replace_file
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.engines.shape_range import batch_profile
 from bitswitch_deploy.errors import UnavailableError, UsageError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import struct
 import warnings
@@ -14,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.errors import CheckpointError, OutputError
+from bitswitch_deploy.atomic_file import atomic_writer
+from bitswitch_deploy.errors import CheckpointError
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 
 _COUNTER = "num_batches_tracked"  # old checkpoints lack it, and a fixed momentum does not read it
@@ -33,20 +33,8 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                torch.save(dict(content), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as exc:
-        raise OutputError(
-            where=str(path), got=f"cannot be written: {exc.strerror}", allowed="a writable folder", do="choose another"
-        ) from exc
+    with atomic_writer(path) as file:
+        torch.save(dict(content), file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

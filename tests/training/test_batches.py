@@ -55,6 +55,14 @@ class TestBatches:
         assert torch.equal(labels, fresh_labels)
         assert batches(seed=1).batch(3)[1].tolist() != fresh_labels.tolist()
 
+    def test_augmentation_differs_from_step_to_step(self) -> None:
+        source = batches(augmentation=Augmentation(shift=2, flip=False), batch_size=10)
+        patterns = []
+        for step in range(2):
+            inputs, labels = source.batch(step)
+            patterns.append((inputs[labels.argsort()] > 0).flatten(1))
+        assert not torch.equal(patterns[0], patterns[1])
+
     def test_a_batch_is_never_larger_than_the_data(self) -> None:
         source = batches(batch_size=64)
         assert source.per_epoch == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bitswitch_deploy.engines.atomic_file import replace_file
+from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.errors import OutputError
 
 

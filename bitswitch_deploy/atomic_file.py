@@ -1,0 +1,49 @@
+"""Write a file so that a killed run leaves either the old one or the new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from bitswitch_deploy.errors import OutputError
+
+
+@contextmanager
+def atomic_writer(path: Path, *, executable: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` when the block ends well: same folder, fsync, rename.
+
+    Raises:
+        OutputError: the folder is missing, not writable or full, or `path` is no name for a file.
+    """
+    mode = 0o777 if executable else 0o666
+    try:
+        temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            # os.open applies the umask, as for any other new file
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as exc:  # ValueError: a path without a file name or with a NUL byte
+        raise OutputError(
+            where=str(path),
+            got=f"cannot be written: {exc.strerror if isinstance(exc, OSError) and exc.strerror else exc}",
+            allowed="a file in an existing, writable folder with enough free space",
+            do="create the folder, free disk space or choose another path",
+        ) from exc
+
+
+def replace_file(path: Path, data: bytes, *, executable: bool = False) -> None:
+    """Put `data` at `path` in one step.
+
+    Raises:
+        OutputError: as `atomic_writer`.
+    """
+    with atomic_writer(path, executable=executable) as file:
+        file.write(data)
