@@ -103,7 +103,8 @@ def _affine(node: gs.Node) -> _Affine:
             do="correct the running statistics in the master",
         )
     gain = gamma / np.sqrt(variance + epsilon)
-    return _Affine(gain=gain.astype(np.float32), offset=(beta - mean * gain).astype(np.float32))
+    with np.errstate(over="ignore"):
+        return _Affine(gain=gain.astype(np.float32), offset=(beta - mean * gain).astype(np.float32))
 
 
 def _obstacle(layer: gs.Node, weight: WeightPattern, node: gs.Node) -> str | None:
@@ -129,8 +130,9 @@ def _obstacle_of_kind(layer: gs.Node, weight: WeightPattern, node: gs.Node) -> s
 def _obstacle_of_value(layer: gs.Node, weight: WeightPattern, affine: _Affine) -> str | None:
     codes, scale = np.asarray(weight.codes.values), np.asarray(weight.scale.values)
     axis = channel_axis(layer)
-    folded = scale * np.abs(affine.gain)
-    if not np.all(np.isfinite(folded)) or np.any(folded < _SMALLEST_SCALE):
+    with np.errstate(over="ignore"):
+        folded = scale * np.abs(affine.gain)
+    if not np.all(np.isfinite([*folded, *affine.offset])) or np.any(folded < _SMALLEST_SCALE):
         return "a gain of zero, or too small or large for a float32 scale"
     lowest = codes.min(axis=tuple(index for index in range(codes.ndim) if index != axis))
     if np.any((affine.gain < 0) & (lowest == np.iinfo(np.int8).min)):

@@ -33,7 +33,7 @@ class _Layer:
     """A layer from codes to codes.
 
     adder: reads the bias as input `bias_input`: `node` itself, or the Add behind a MatMul.
-    bias: [channels]. thresholds: outputs at which a code behind the layer changes [n].
+    bias: [channels], zeros when it is computed. thresholds: outputs at which a code behind the layer changes [n].
     """
 
     node: gs.Node
@@ -56,8 +56,9 @@ class QuantizeBias(LoweringPass):
     float, but is a whole number of steps; weight scale per tensor and per channel; output codes with and without Clip,
     directly behind or behind Relu, Clip and data movement; one bias for several layers.
     Left alone: layers whose input, weight or output is not in codes, scales per block or along another axis, a bias
-    that differs within a channel. Left alone, and recorded as inexact: a weight that several nodes read, Gemm with
-    alpha or beta, grouped ConvTranspose with one scale.
+    that differs within a channel, a bias that depends on data. Left alone, and recorded as inexact: a bias that is
+    computed from constants, a weight that several nodes read, Gemm with alpha or beta, grouped ConvTranspose with one
+    scale.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -116,15 +117,16 @@ def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCo
         return None
     if node.op == "MatMul" and len(shape) != 2:
         return None
-    bias = np.asarray(adder.inputs[bias_input].values, np.float64)
+    tensor, channels = adder.inputs[bias_input], shape[axis] * groups
+    bias = np.asarray(tensor.values if isinstance(tensor, gs.Constant) else np.zeros(channels), np.float64)
     thresholds = _thresholds(graph, adder.outputs[0], codes)
-    if thresholds is None or bias.size not in (1, shape[axis] * groups) or bias.shape[-1:] != (bias.size,)[: bias.ndim]:
+    if thresholds is None or bias.size not in (1, channels) or bias.shape[-1:] != (bias.size,)[: bias.ndim]:
         return None
     return _Layer(
         node=node,
         adder=adder,
         bias_input=bias_input,
-        bias=np.broadcast_to(bias.ravel(), (shape[axis] * groups,)),
+        bias=np.broadcast_to(bias.ravel(), (channels,)),
         data=data.codes,
         weight=weight,
         thresholds=thresholds,
@@ -132,17 +134,27 @@ def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCo
 
 
 def _adder(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node | None, int]:
-    """The node that adds a constant bias and the input it reads it from."""
+    """The node that adds a bias which is known before the graph runs, and the input it reads it from."""
     adder = sole_reader(graph, node.outputs[0]) if node.op == "MatMul" else node
     if adder is None or (adder is not node and adder.op != "Add"):
         return None, 0
     for place in (_BIAS_INPUT,) if adder is node else (0, 1):
-        if len(adder.inputs) > place and isinstance(adder.inputs[place], gs.Constant):
+        if len(adder.inputs) > place and _is_known(adder.inputs[place]):
             return adder, place
     return None, 0
 
 
+def _is_known(tensor: gs.Tensor) -> bool:
+    """Whether onnxruntime can fold `tensor` to a constant."""
+    producer = producer_of(tensor)
+    if producer is None:
+        return isinstance(tensor, gs.Constant)
+    return producer.op == "Constant" or (bool(producer.inputs) and all(_is_known(each) for each in producer.inputs))
+
+
 def _obstacle(graph: gs.Graph, layer: _Layer) -> str | None:
+    if not isinstance(layer.adder.inputs[layer.bias_input], gs.Constant):
+        return "it is computed in the graph"
     if sole_reader(graph, layer.node.inputs[1]) is None:
         return "several nodes read the weight"
     if (layer.node.attrs.get("alpha", 1.0), layer.node.attrs.get("beta", 1.0)) != (1.0, 1.0):

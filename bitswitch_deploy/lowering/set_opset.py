@@ -9,7 +9,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.lowering.decompositions import decompose_gelu, decompose_hard_swish, decompose_layer_norm
+from bitswitch_deploy.lowering.decompositions import (
+    decompose_gelu,
+    decompose_group_norm,
+    decompose_hard_swish,
+    decompose_layer_norm,
+    decompose_mish,
+)
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 Rewrite = Callable[[gs.Graph, gs.Node], None]
@@ -20,9 +26,9 @@ class SetOpset(LoweringPass):
 
     Cases, each below the opset that brought the newer form: axes of Reduce* as input (18), axes of Pad (18),
     num_outputs of Split (18), allowzero of Reshape (14), training_mode of BatchNormalization (14), start and end of
-    Shape (15), defaults of AveragePool, Cast, Resize (18, 19), modes of GridSample (20), Gelu (20),
-    LayerNormalization (17). Refused here: newer values of older attributes of Pad, Resize, ScatterElements and
-    ScatterND, which the checker does not look at.
+    Shape (15), defaults of AveragePool, Cast, Resize (18, 19), modes of GridSample (20),
+    GroupNormalization (21), Gelu (20), Mish (18), LayerNormalization (17), HardSwish (14). Refused here: newer values
+    of older attributes of Pad, Resize, ScatterElements and ScatterND, which the checker does not look at.
     What is left and does not exist at the opset is refused by the checker when the graph is written.
     """
 
@@ -138,11 +144,13 @@ _REDUCTIONS = (*_SAME_OF_ONE, "ReduceL1", "ReduceL2", "ReduceSumSquare", "Reduce
 
 # (operator, first opset that needs no rewrite, rewrite); decompositions are written in the oldest form at once
 _REWRITES: tuple[tuple[str, int, Rewrite], ...] = (
+    ("GroupNormalization", 21, decompose_group_norm),
     ("Gelu", 20, decompose_gelu),
     ("GridSample", 20, _older_grid_mode),
     ("Pad", 19, _refuse_value("mode", "wrap")),
     ("Resize", 19, _refuse_value("coordinate_transformation_mode", "half_pixel_symmetric")),
     *((operator, 18, _refuse_value("reduction", "max", "min")) for operator in ("ScatterElements", "ScatterND")),
+    ("Mish", 18, decompose_mish),
     ("LayerNormalization", 17, decompose_layer_norm),
     *((operator, 18, _reduce_axes_to_attribute) for operator in _REDUCTIONS),
     ("Pad", 18, _pad_axes_to_all),

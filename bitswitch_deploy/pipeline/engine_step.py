@@ -25,11 +25,11 @@ ENGINE_FOLDER = "engines"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphFile:
-    """One lowered graph of a package: label of its widths, path in the package, the serialized model."""
+    """One lowered graph of a package: label of its widths, path in the package, bytes."""
 
     label: str
     path: str
-    model: bytes
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ def make_engines(
         OutputError: the package cannot be written.
     """
     if target.engine.name == "onnxruntime":
-        return _onnxruntime_outcome(graphs, target)
+        return _onnxruntime_outcome([writer.folder / graph.path for graph in graphs], target)
     profile = batch_profile(inputs, batch=BATCH_RANGE)
     if target.engine.build == "on_device":
         pairs = tuple((graph.label, graph.path) for graph in graphs)
@@ -69,8 +69,8 @@ def make_engines(
     return EngineOutcome(texts=texts, not_done=not_done, built_on_device=BUILD_FOLDER)
 
 
-def _onnxruntime_outcome(graphs: Sequence[GraphFile], target: Target) -> EngineOutcome:
-    texts = tuple(_integer_share(graph.model, target) for graph in graphs)
+def _onnxruntime_outcome(graphs: Sequence[Path], target: Target) -> EngineOutcome:
+    texts = tuple(_integer_share(graph, target) for graph in graphs)
     if platform.machine() == target.arch:
         return EngineOutcome(texts=texts, not_done=())
     not_done = NotDone(
@@ -81,9 +81,9 @@ def _onnxruntime_outcome(graphs: Sequence[GraphFile], target: Target) -> EngineO
     return EngineOutcome(texts=texts, not_done=(not_done,))
 
 
-def _integer_share(model: bytes, target: Target) -> str:
+def _integer_share(graph: Path, target: Target) -> str:
     """How many convolutions and matrix products onnxruntime runs in integers after its optimisations."""
-    counts = dict(optimized_operators(model, session_options=dict(target.engine.session)))
+    counts = dict(optimized_operators(graph, session_options=dict(target.engine.session)))
     integer = sum(
         n for op, n in counts.items() if op in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
     )
@@ -120,7 +120,7 @@ def _build_here(
     progress.start("building engines", len(graphs))
     texts, build = [], None
     for graph in graphs:
-        build = build_one(graph.model, target, profile)
+        build = build_one((writer.folder / graph.path).read_bytes(), target, profile)
         path = f"{ENGINE_FOLDER}/{Path(graph.path).stem}.engine"
         writer.write(path, build.plan, role="engine", label=graph.label)
         texts.append(f"{build.module} {build.version}, {len(build.plan):,} bytes")

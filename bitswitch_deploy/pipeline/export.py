@@ -21,13 +21,12 @@ from bitswitch_deploy.pipeline.engine_step import EngineOutcome, GraphFile, make
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
-from bitswitch_deploy.pipeline.validate_width import validate_width
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
 from bitswitch_deploy.report.json import report_to_json
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
-from bitswitch_deploy.validation.hops import ValidationResult, judge
+from bitswitch_deploy.validation.hops import ValidationResult, Verdict, WidthResult, judge
 
 RESULTS = "results.json"
 _TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime")
@@ -69,11 +68,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     master = read_master(request.master)
     data = load_export_data(master, data=request.data, calibration=request.calibration)
     with PackageWriter(request.output, force=request.force) as writer:
-        widths = _lower_all(request, master, data, progress)
-        graphs = [_write_graph(writer, request, master, width) for width in widths]
+        outcomes = [_export_width(writer, request, master, data, each, progress) for each in request.widths]
+        graphs = [outcome.graph for outcome in outcomes]
         engines = make_engines(writer, graphs, target, master.spec.inputs, progress)
-        results = _validate_all(request, master, widths, graphs, data.test, progress)
-        rows = _rows(request, master, widths, graphs, engines, results)
+        rows = _rows(request, master, outcomes, engines, data.test)
         report = ExportReport(
             target=target.name,
             stack=stack_text(target),
@@ -99,78 +97,74 @@ def stack_text(target: Target) -> str:
     )
 
 
-def _lower_all(request: ExportRequest, master: Master, data: ExportData, progress: Progress) -> list[LoweredWidth]:
-    progress.start("deriving and lowering", len(request.widths))
-    lowered = []
-    for assignment in request.widths:
-        width = lower_width(master, assignment, request.target.target, data=data, strict=request.strict)
-        if request.strict and not width.exact:
-            raise _not_exact(width, request.target.target)
-        lowered.append(width)
-        progress.advance()
-    return lowered
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What is left of one width when its graphs are written: not the graphs, so memory does not grow with widths."""
+
+    graph: GraphFile
+    bits: int | None
+    exact: bool
+    changes: tuple[str, ...]
+    result: WidthResult | None
+
+
+def _export_width(
+    writer: PackageWriter,
+    request: ExportRequest,
+    master: Master,
+    data: ExportData,
+    assignment: WidthAssignment,
+    progress: Progress,
+) -> _Outcome:
+    target = request.target.target
+    progress.start(f"{assignment.label}: deriving and lowering", 1)
+    width = lower_width(master, assignment, target, data=data, strict=request.strict, progress=progress)
+    if request.strict and not width.exact:
+        raise _not_exact(width, target)
+    made_from = MadeFrom(master_sha256=master.sha256, target=target.name, assignment=assignment)
+    path = f"{request.master.stem}-{assignment.label}.onnx"
+    model = stamp(width.lowered.model, made_from).SerializeToString(deterministic=True)
+    writer.write(path, model, role="graph", label=assignment.label)
+    return _Outcome(
+        graph=GraphFile(label=assignment.label, path=path, size_bytes=len(model)),
+        bits=None if assignment.overrides else assignment.default,
+        exact=width.exact,
+        changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
+        result=width.result,
+    )
 
 
 def _not_exact(width: LoweredWidth, target: Target) -> CheckFailedError:
     inexact = "; ".join(f"{change.where}: {change.what}" for change in width.changes if not change.exact)
     return CheckFailedError(
-        where=f"{width.assignment.label} for {target.name}",
+        where=f"{width.canonical.plan.assignment.label} for {target.name}",
         got=f"the lowering is not exact: {inexact}",
         allowed="with --strict, the integer codes of the canonical graph only",
         do="leave out --strict, choose another target, or train the master for it",
     )
 
 
-def _write_graph(writer: PackageWriter, request: ExportRequest, master: Master, width: LoweredWidth) -> GraphFile:
-    label = width.assignment.label
-    made_from = MadeFrom(master_sha256=master.sha256, target=request.target.target.name, assignment=width.assignment)
-    model = stamp(width.lowered.model, made_from).SerializeToString(deterministic=True)
-    path = f"{request.master.stem}-{label}.onnx"
-    writer.write(path, model, role="graph", label=label)
-    return GraphFile(label=label, path=path, model=model)
-
-
-def _validate_all(
-    request: ExportRequest,
-    master: Master,
-    widths: Sequence[LoweredWidth],
-    graphs: Sequence[GraphFile],
-    test: Dataset | None,
-    progress: Progress,
-) -> ValidationResult | None:
-    if test is None:
-        return None
-    progress.start("validating", len(widths) * test.n)
-    results = tuple(
-        validate_width(master, width.canonical, graph.model, request.target.target, test, progress)
-        for width, graph in zip(widths, graphs)
-    )
-    return ValidationResult(dataset=test.summary, widths=results)
-
-
 def _rows(
-    request: ExportRequest,
-    master: Master,
-    widths: Sequence[LoweredWidth],
-    graphs: Sequence[GraphFile],
-    engines: EngineOutcome,
-    results: ValidationResult | None,
+    request: ExportRequest, master: Master, outcomes: Sequence[_Outcome], engines: EngineOutcome, test: Dataset | None
 ) -> tuple[WidthRow, ...]:
-    verdicts = judge(results, master.spec.accuracy, max_drop=request.max_drop) if results else ()
-    hops = {result.label: result.hops for result in results.widths} if results else {}
+    results = tuple(outcome.result for outcome in outcomes if outcome.result is not None)
+    verdicts: tuple[Verdict, ...] = ()
+    if test is not None:
+        measured = ValidationResult(dataset=test.summary, widths=results)
+        verdicts = judge(measured, master.spec.accuracy, max_drop=request.max_drop)
     return tuple(
         WidthRow(
-            label=graph.label,
-            bits=None if width.assignment.overrides else width.assignment.default,
-            file_name=graph.path,
-            size_bytes=len(graph.model),
-            hops=hops.get(graph.label, ()),
-            exact=width.exact,
-            changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
+            label=outcome.graph.label,
+            bits=outcome.bits,
+            file_name=outcome.graph.path,
+            size_bytes=outcome.graph.size_bytes,
+            hops=outcome.result.hops if outcome.result is not None else (),
+            exact=outcome.exact,
+            changes=outcome.changes,
             engine=engine,
-            verdicts=tuple(verdict for verdict in verdicts if verdict.label == graph.label),
+            verdicts=tuple(verdict for verdict in verdicts if verdict.label == outcome.graph.label),
         )
-        for width, graph, engine in zip(widths, graphs, engines.texts)
+        for outcome, engine in zip(outcomes, engines.texts)
     )
 
 

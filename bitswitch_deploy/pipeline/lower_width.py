@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import onnx
 
 from bitswitch_deploy.engines.cpu_features import usable_cores
-from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.lowering.lower import LoweredGraph, lower, residual_tensors
@@ -21,22 +20,24 @@ from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.inputs import ExportData
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.validate_width import WidthValidator
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
-from bitswitch_deploy.validation.metrics import HopAccumulator
+from bitswitch_deploy.validation.hops import HOPS, HopResult, WidthResult
 
 _BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoweredWidth:
-    """Both graphs of one width; `changes` are the lowering's and the choice made here."""
+    """One width, lowered. `changes` are the lowering's and the choice made here; result: None without test data."""
 
-    assignment: WidthAssignment
     canonical: CanonicalGraph
     lowered: LoweredGraph
     changes: tuple[Change, ...]
+    result: WidthResult | None
 
     @property
     def exact(self) -> bool:
@@ -45,32 +46,56 @@ class LoweredWidth:
 
 
 def lower_width(
-    master: Master, assignment: WidthAssignment, target: Target, *, data: ExportData, strict: bool
+    master: Master, assignment: WidthAssignment, target: Target, *, data: ExportData, strict: bool, progress: Progress
 ) -> LoweredWidth:
-    """Derive, lower and choose. `strict` keeps residual branches in float without trying.
+    """Derive, lower, choose and validate. `strict` keeps residual branches in float without trying.
 
     Raises:
         UsageError: the assignment does not fit the master.
         GraphError: the network holds something that the target cannot express.
+        CheckFailedError: an output is not finite.
     """
     canonical = canonical_graph(master, assignment)
-    tensors = residual_tensors(canonical, target)
-    untrained = _untrained(canonical)
-    if not tensors or strict or data.calibration is None:
-        lowered = lower(canonical, target, ranges={})
-        reason = "strict" if strict else "no calibration samples"
-        kept = [_residual_change(f"kept in float: {reason}", exact=True)] if tensors else []
-        return _result(assignment, canonical, lowered, [*untrained, *kept])
-    quantized = lower(canonical, target, ranges=observe_ranges(canonical, tensors, data.calibration))
+    changes = _untrained(canonical)
     judged_on = data.test or data.calibration
-    agreement = _agreement(canonical, quantized, target, judged_on)
-    least = target.quantization.residual_min_agreement
-    measured = f"{agreement:.2f} % agreement on {judged_on.n:,} samples of {judged_on.name}"
+    validator = WidthValidator(master, canonical, target, judged_on, progress) if judged_on is not None else None
+    tensors = residual_tensors(canonical, target)
+    if tensors and (strict or data.calibration is None or validator is None):
+        reason = "strict" if strict else "no calibration samples"
+        changes.append(_residual_change(f"kept in float: {reason}", exact=True))
+    elif tensors and data.calibration is not None and validator is not None:
+        lowered = lower(canonical, target, ranges=observe_ranges(canonical, tensors, data.calibration))
+        measured = validator.validate(lowered.model.SerializeToString())
+        change = _choose(measured, target)
+        changes.append(change)
+        if not change.exact:
+            return _lowered_width(canonical, lowered, changes, measured if data.test else None)
+    lowered = lower(canonical, target, ranges={})
+    result = validator.validate(lowered.model.SerializeToString()) if validator and data.test else None
+    return _lowered_width(canonical, lowered, changes, result)
+
+
+def _choose(measured: WidthResult, target: Target) -> Change:
+    """Whether 8-bit codes on the residual branches stay: the change is inexact if they do."""
+    hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
+    agreement, least = min(map(_agreement, hops)), target.quantization.residual_min_agreement
+    text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
     if agreement >= least:
-        change = _residual_change(f"8-bit codes, {measured}", exact=False)
-        return _result(assignment, canonical, quantized, [*untrained, change])
-    change = _residual_change(f"kept in float: 8-bit codes had {measured}; {least:g} % is asked for", exact=True)
-    return _result(assignment, canonical, lower(canonical, target, ranges={}), [*untrained, change])
+        return _residual_change(f"8-bit codes, {text}", exact=False)
+    return _residual_change(f"kept in float: 8-bit codes had {text}; {least:g} % is asked for", exact=True)
+
+
+def _agreement(hop: HopResult) -> float:
+    """Percent of samples with the same prediction; of dense outputs, 100 less the relative error in percent."""
+    if hop.agreement_percent is not None:
+        return hop.agreement_percent
+    return 100.0 - 100.0 * (hop.relative_error or 0.0)
+
+
+def _lowered_width(
+    canonical: CanonicalGraph, lowered: LoweredGraph, changes: list[Change], result: WidthResult | None
+) -> LoweredWidth:
+    return LoweredWidth(canonical=canonical, lowered=lowered, changes=(*changes, *lowered.changes), result=result)
 
 
 def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples: Dataset) -> dict[str, TensorRange]:
@@ -90,24 +115,6 @@ def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples:
     return {name: observer.result() for name, observer in observers.items()}
 
 
-def _agreement(canonical: CanonicalGraph, lowered: LoweredGraph, target: Target, samples: Dataset) -> float:
-    """Percent of samples with the same prediction; of a network without classes, of equal outputs to 1 %."""
-    reference = ReferenceSession(canonical.model.SerializeToString(), threads=usable_cores())
-    session = OnnxRuntimeSession(
-        lowered.model.SerializeToString(),
-        optimisation="off",
-        threads=usable_cores(),
-        session_options=dict(target.engine.session),
-    )
-    total = HopAccumulator("residual choice")
-    for x, _ in samples.batches(samples.fixed_batch or _BATCH):
-        total.update(session.run(x), reference=reference.run(x))
-    metrics = total.metrics()
-    if metrics.agreement_percent is not None:
-        return metrics.agreement_percent
-    return 100.0 - 100.0 * (metrics.relative_error or 0.0)
-
-
 def _untrained(canonical: CanonicalGraph) -> list[Change]:
     widths = ", ".join(str(bits) for bits in canonical.plan.untrained)
     if not widths:
@@ -118,11 +125,3 @@ def _untrained(canonical: CanonicalGraph) -> list[Change]:
 
 def _residual_change(what: str, *, exact: bool) -> Change:
     return Change(by="residual choice", where="residual branches", what=what, exact=exact)
-
-
-def _result(
-    assignment: WidthAssignment, canonical: CanonicalGraph, lowered: LoweredGraph, changes: list[Change]
-) -> LoweredWidth:
-    return LoweredWidth(
-        assignment=assignment, canonical=canonical, lowered=lowered, changes=(*changes, *lowered.changes)
-    )

@@ -16,7 +16,7 @@ from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.package.verify import verify_package
 from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.pipeline.progress import Progress
-from bitswitch_deploy.pipeline.validate_width import validate_width
+from bitswitch_deploy.pipeline.validate_width import WidthValidator
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.validation.dataset import Dataset
 from bitswitch_deploy.validation.hops import ValidationResult, Verdict, WidthResult, judge
@@ -68,7 +68,6 @@ def revalidate(
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
     profile = load_target(target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
     graphs = [entry for entry in manifest.files if entry.role == "graph"]
-    progress.start("validating", len(graphs) * test.n)
     widths = tuple(_validate(package, entry, loaded, profile, test, progress) for entry in graphs)
     result = ValidationResult(dataset=test.summary, widths=widths)
     verdicts = judge(result, loaded.spec.accuracy, max_drop=max_drop)
@@ -81,4 +80,4 @@ def _validate(
     path = package / entry.path
     made_from = read_stamp(onnx.load(str(path)), where=str(path))
     canonical = canonical_graph(master, made_from.assignment)
-    return validate_width(master, canonical, path, target, test, progress)
+    return WidthValidator(master, canonical, target, test, progress).validate(path)

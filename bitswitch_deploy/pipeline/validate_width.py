@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bitswitch_deploy.engines.cpu_features import usable_cores
-from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
+from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.master import Master
@@ -14,31 +18,74 @@ from bitswitch_deploy.target import Target
 from bitswitch_deploy.validation.dataset import Dataset
 from bitswitch_deploy.validation.hops import Hop, Runner, WidthResult, WidthUnderTest, validate_hops
 
+# Class scores of a hundred thousand ImageNet samples fit; dense outputs are computed again.
+_MAX_REMEMBERED_BYTES = 512 << 20
 
-def validate_width(
-    master: Master, canonical: CanonicalGraph, lowered: bytes | Path, target: Target, test: Dataset, progress: Progress
-) -> WidthResult:
-    """Run the canonical and the lowered graph, and the engine where onnxruntime is the engine, on every sample.
 
-    Raises:
-        CheckFailedError: an output is not finite.
-        GraphError: onnxruntime refuses a graph.
-        DataError: an image cannot be decoded, or a label is no class.
+class WidthValidator:
+    """Measures lowered graphs of one width on one data set, each hop that can run on this host.
+
+    The canonical graph runs once, however many lowered graphs are measured.
+
+    Args:
+        master: what the trainer recorded is taken from it.
+        canonical: the reference of every comparison.
+        target: decides what else can run here.
+        samples: the data set.
+        progress: told how far it is.
     """
-    options = dict(target.engine.session)
-    runners: dict[Hop, Runner] = {
-        "canonical": ReferenceSession(canonical.model.SerializeToString(), threads=usable_cores()),
-        "lowered": OnnxRuntimeSession(lowered, optimisation="off", threads=usable_cores(), session_options=options),
-    }
-    not_run: dict[Hop, str] = {"trained": "not recorded in the master"}
-    if target.engine.name == "onnxruntime":
-        runners["engine"] = OnnxRuntimeSession(
-            lowered, optimisation="all", threads=usable_cores(), session_options=options
+
+    def __init__(
+        self, master: Master, canonical: CanonicalGraph, target: Target, samples: Dataset, progress: Progress
+    ) -> None:
+        assignment = canonical.plan.assignment
+        bits = None if assignment.overrides else assignment.default
+        recorded = next((accuracy for accuracy in master.spec.accuracy if accuracy.bits == bits), None)
+        self._width = WidthUnderTest(label=assignment.label, bits=bits, recorded=recorded)
+        self._reference = _Remembered(ReferenceSession(canonical.model.SerializeToString(), threads=usable_cores()))
+        self._target, self._samples, self._progress = target, samples, progress
+
+    def validate(self, lowered: bytes | Path) -> WidthResult:
+        """Run every sample through the canonical and the lowered graph, and the engine where that is onnxruntime.
+
+        Raises:
+            CheckFailedError: an output is not finite.
+            GraphError: onnxruntime refuses a graph.
+            DataError: an image cannot be decoded, or a label is no class.
+        """
+        self._progress.start(f"{self._width.label}: validating", self._samples.n)
+        self._reference.rewind()
+        runners: dict[Hop, Runner] = {"canonical": self._reference, "lowered": self._session(lowered, "off")}
+        not_run: dict[Hop, str] = {"trained": "not recorded in the master"}
+        if self._target.engine.name == "onnxruntime":
+            runners["engine"] = self._session(lowered, "all")
+        else:
+            not_run["engine"] = f"a {self._target.engine.name} engine runs on its GPU only"
+        return validate_hops(
+            runners, self._samples, width=self._width, not_run=not_run, progress=self._progress.advance
         )
-    else:
-        not_run["engine"] = f"a {target.engine.name} engine runs on its GPU only"
-    assignment = canonical.plan.assignment
-    bits = None if assignment.overrides else assignment.default
-    recorded = next((accuracy for accuracy in master.spec.accuracy if accuracy.bits == bits), None)
-    width = WidthUnderTest(label=assignment.label, bits=bits, recorded=recorded)
-    return validate_hops(runners, test, width=width, not_run=not_run, progress=progress.advance)
+
+    def _session(self, lowered: bytes | Path, optimisation: Optimisation) -> OnnxRuntimeSession:
+        options = dict(self._target.engine.session)
+        return OnnxRuntimeSession(lowered, optimisation=optimisation, threads=usable_cores(), session_options=options)
+
+
+class _Remembered:
+    """A runner whose outputs are computed once; batches come in the same order after each `rewind`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._outputs: list[npt.NDArray[Any]] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    def run(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        index, self._next = self._next, self._next + 1
+        if index < len(self._outputs):
+            return self._outputs[index]
+        output = self._runner.run(x)
+        if index == len(self._outputs) and sum(kept.nbytes for kept in self._outputs) < _MAX_REMEMBERED_BYTES:
+            self._outputs.append(output)
+        return output

@@ -234,11 +234,15 @@ def _describe(proto: onnx.ModelProto, parameters: dict[str, torch.Tensor], trans
     inputs = tuple(_value_spec(value) for value in proto.graph.input if value.name not in parameters)
     stored = tuple(value.name for value in proto.graph.input if value.name in parameters)
     layers: dict[str, CapturedLayer] = {}
+    readers = _readers(proto.graph)
     for node in proto.graph.node:
         operator = _OPERATORS.get(node.op_type)
         if operator is None or node.input[_WEIGHT_INPUT] not in parameters:
             continue
         weight = node.input[_WEIGHT_INPUT]
+        # what another operator or input reads, too, is no weight but a parameter like any other
+        if readers[weight] != {(operator, _WEIGHT_INPUT)}:
+            continue
         layers[weight] = CapturedLayer(
             name=weight.removesuffix(".weight"),
             operator=operator,
@@ -253,6 +257,15 @@ def _describe(proto: onnx.ModelProto, parameters: dict[str, torch.Tensor], trans
         inputs=inputs,
         outputs=tuple(_value_spec(value) for value in proto.graph.output),
     )
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, set[tuple[str, int]]]:
+    """Operator and input position of everything that reads a tensor, by its name."""
+    readers: dict[str, set[tuple[str, int]]] = {}
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            readers.setdefault(name, set()).add((node.op_type, position))
+    return readers
 
 
 def _channel_axis(node: onnx.NodeProto) -> int:

@@ -32,9 +32,7 @@ def activation_codes(x: Array, scale: np.float32, low: int, high: int) -> Array:
 
 
 def _shaped(values: list[int], like: Array) -> Array:
-    result = np.zeros(like.shape, np.int64)
-    result.flat = values
-    return result
+    return np.reshape(np.array(values, np.int64), like.shape)
 
 
 def spread(scale: Array, shape: tuple[int, ...], axis: int | None, block: int | None) -> Array:

@@ -110,6 +110,7 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("no opset", lambda m: m.ClearField("opset_import"), r"operator sets \[\]"),
     ("only custom opset", lambda m: setattr(m.opset_import[0], "domain", "ai.onnx.ml"), "operator sets"),
     ("custom operator", lambda m: setattr(m.graph.node[2], "domain", "com.acme"), "'Relu' of domain 'com.acme'"),
+    ("text operator", lambda m: setattr(m.graph.node[4], "op_type", "RegexFullMatch"), "'RegexFullMatch' of domain ''"),
     (
         "custom operator in a branch",
         lambda m: m.graph.node.extend(in_branch(helper.make_node("Shell", [], ["inner"], domain="com.acme"))),

@@ -97,11 +97,13 @@ def _randomise(model: nn.Module) -> None:
             if module.bias is not None:
                 module.bias.normal_(0, 0.1)
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(0, 0.2)
+            if module.weight is not None and module.bias is not None:
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
             if isinstance(module, _NORMS):
-                module.weight[torch.rand(module.weight.shape) < 0.25] *= -1
                 module.momentum = 1.0  # one batch sets the running statistics
+                if module.weight is not None:
+                    module.weight[torch.rand(module.weight.shape) < 0.25] *= -1
     for name, parameter in model.named_parameters():
         if name.endswith(("token", "embed")):
             parameter.normal_(0, 0.5)
@@ -113,15 +115,17 @@ def _calibrate(network: PreparedNetwork, x: Tensor) -> None:
     for bits in network.options.widths:
         set_width(network.model, bits)
         network.model(x)
-    for norm in (m for m in network.model.modules() if isinstance(m, SwitchableBatchNorm)):
-        shift, factor = torch.randn(norm.copies[0].num_features), torch.rand(norm.copies[0].num_features) * 0.7 + 0.7
+    for norm in (module for module in network.model.modules() if isinstance(module, SwitchableBatchNorm)):
+        channels = norm.copies[0].num_features
+        shift, factor = 0.1 * torch.randn(channels), 0.7 + 0.7 * torch.rand(channels)
         for copy in norm.copies:
-            if not isinstance(copy, _NORMS) or copy.running_mean is None or copy.running_var is None:
-                raise AssertionError("copies of a BatchNorm with running statistics")
-            copy.running_mean += 0.1 * copy.running_var.sqrt() * shift
-            copy.running_var *= factor
-            copy.weight *= torch.empty_like(copy.weight).uniform_(0.98, 1.02)
-            copy.bias += 0.02 * torch.randn(copy.bias.shape)
+            for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
+                if name == "running_mean":
+                    tensor += shift * copy.running_var.sqrt()
+                elif name == "running_var":
+                    tensor *= factor
+                elif name in ("weight", "bias"):
+                    tensor *= torch.empty_like(tensor).uniform_(0.98, 1.02)
     network.model.eval()
 
 

@@ -59,8 +59,7 @@ class TestBatches:
         source = batches(augmentation=Augmentation(shift=2, flip=False), batch_size=10)
         patterns = []
         for step in range(2):
-            inputs, labels = source.batch(step)
-            patterns.append((inputs[labels.argsort()] > 0).flatten(1))
+            patterns.append(source.batch(step)[0] > 0)  # where zeros came in, by place in the batch
         assert not torch.equal(patterns[0], patterns[1])
 
     def test_a_batch_is_never_larger_than_the_data(self) -> None:

@@ -1,0 +1,113 @@
+"""What is seen of a tensor, and the scale that loses least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from bitswitch_deploy.lowering import ranges
+from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange, best_scale
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def seen(*batches: Array) -> TensorRange:
+    observer = RangeObserver()
+    for batch in batches:
+        observer.observe(np.asarray(batch, np.float32))
+    return observer.result()
+
+
+def error(values: Array, scale: float, low: int, high: int) -> float:
+    restored = np.clip(np.rint(values / scale), low, high) * scale
+    return float(np.mean((restored - values) ** 2))
+
+
+def test_extremes_of_all_batches() -> None:
+    found = seen(np.array([[1, -2], [3, 0]]), np.array([5.0]), np.array([-7.0, 2.0]))
+    assert (found.minimum, found.maximum) == (-7.0, 5.0)
+    assert found.values.tolist() == [1, -2, 3, 0, 5, -7, 2]
+
+
+def test_nothing_seen() -> None:
+    with pytest.raises(ValueError, match="no batch was observed"):
+        RangeObserver().result()
+
+
+def test_memory_is_bounded_and_extremes_are_not_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "_MAX_SAMPLES", 100)
+    observer = RangeObserver()
+    for index in range(50):
+        batch = np.full(1000, index, np.float32)
+        batch[1] = -index  # falls through every stride
+        observer.observe(batch)
+        assert sum(part.size for part in observer._parts) <= 900
+    found = observer.result()
+    assert found.values.size <= 100
+    assert (found.minimum, found.maximum) == (-49, 49)
+    assert len(np.unique(found.values)) > 10  # from early and late batches
+
+
+def test_thinning_does_not_fall_into_step_with_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "_MAX_SAMPLES", 64)
+    channels = np.tile(np.arange(8, dtype=np.float32), 128)  # every eighth value is the same channel
+    assert len(np.unique(seen(channels).values)) == 8
+
+
+def test_a_batch_is_kept_as_it_is_when_it_fits() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 1 << 16)
+    np.testing.assert_array_equal(seen(values).values, values.astype(np.float32))
+    assert seen(np.append(values, 0)).values.size == -(-(values.size + 1) // 3)
+
+
+def test_values_are_copied() -> None:
+    batch = np.zeros(1 << 17, np.float32)
+    observer = RangeObserver()
+    observer.observe(batch)
+    batch[:] = 9
+    assert observer.result().values.max() == 0
+
+
+def test_uniform_values_are_not_clipped() -> None:
+    values = np.linspace(0, 5.1, 5000)
+    assert best_scale(seen(values), low=0, high=255) == pytest.approx(5.1 / 255, rel=1e-3)
+    assert best_scale(seen(values), low=0, high=127) == pytest.approx(5.1 / 127, rel=1e-2)
+    assert best_scale(seen(-values), low=-128, high=127) == pytest.approx(5.1 / 128, rel=1e-2)
+
+
+def test_outliers_are_clipped() -> None:
+    values = np.append(np.random.default_rng(0).normal(0, 1, 5000), 12.0)
+    scale = best_scale(seen(values), low=-128, high=127)
+    assert scale < 12 / 128
+    assert scale >= np.float32(0.4 * 12 / 128)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), unsigned=st.booleans(), power=st.integers(-20, 20))
+def test_no_clipping_fraction_is_better(seed: int, unsigned: bool, power: int) -> None:
+    random = np.random.default_rng(seed)
+    values = (random.standard_t(3, 500) * 2.0**power).astype(np.float32)
+    values = np.abs(values) if unsigned else values
+    low, high = (0, 255) if unsigned else (-128, 127)
+    scale = best_scale(seen(values), low=low, high=high)
+    assert scale == float(np.float32(scale))
+    peak = float(np.abs(values).max()) / max(high, -low)
+    best = min(error(values, float(np.float32(peak * fraction)), low, high) for fraction in np.linspace(0.4, 1, 61))
+    assert error(values, scale, low, high) <= best * (1 + 1e-4)
+
+
+def test_the_widest_of_equals() -> None:
+    # zeros and ones are restored without error by every scale that is 1 / integer
+    assert best_scale(TensorRange(minimum=0, maximum=0.0, values=np.zeros(3, np.float32)), low=0, high=255) == 1.0
+    found = best_scale(TensorRange(minimum=0, maximum=255.0, values=np.zeros(3, np.float32)), low=0, high=255)
+    assert found == 1.0  # all scales restore the zeros; the range says that there is more
+
+
+@pytest.mark.parametrize("peak", [0.0, 1e-45, 1e-37])
+def test_a_scale_is_never_below_the_smallest_normal_number(peak: float) -> None:
+    found = best_scale(seen(np.array([peak, 0])), low=0, high=255)
+    assert found == 1.0 if peak < 1e-37 else found >= float(np.finfo(np.float32).smallest_normal)

@@ -1,0 +1,125 @@
+"""Each rule of a target, broken once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx.parser
+import pytest
+
+from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.lowering.target_rules import check_target_rules
+from tests.lowering.lowered import profile
+
+X86, RTX, NANO = profile("x86-cpu"), profile("rtx"), profile("jetson-orin-nano")
+CONSTANTS = "float s = {0.5}, uint8 u = {0}, int8 i = {0}, int8 minus = {-128}, int32 b = {0}, int4 n = {0},"
+
+
+def check(body: str, target: Any, *, opset: int | None = None, constants: str = CONSTANTS) -> None:
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : {opset or target.stack.opset}]> net (float[2, 2] x) => (float[2, 2] y)'
+        f" <{constants} int8[2, 2] w = {{1, 2, 3, 4}}, float[2, 2] f = {{1, 2, 3, 4}}, int32 two = {{2}}> {{ {body} }}"
+    )
+    check_target_rules(model, target)
+
+
+def refused(body: str, target: Any, message: str, **options: Any) -> None:
+    with pytest.raises(GraphError, match=message):
+        check(body, target, **options)
+
+
+ACTIVATION = "q = QuantizeLinear (x, s, {0}) y = DequantizeLinear (q, s, {0})"
+
+
+def test_types_that_the_target_forbids() -> None:
+    for target in (RTX, NANO):
+        refused(
+            ACTIVATION.format("u"), target, r"QuantizeLinear : type uint8\n  allowed: any type but uint8, uint4, int2"
+        )
+        check(ACTIVATION.format("i"), target)
+    check(ACTIVATION.format("u"), X86)
+
+
+def test_types_of_one_profile_only() -> None:
+    body = "d = DequantizeLinear (n, s, n) y = Add (x, d)"
+    check(body, RTX)
+    strict = profile("rtx", {"quantization.forbid_types": ["int4"], "quantization.weight_containers.MatMul": "int8"})
+    refused(body, strict, "DequantizeLinear : type int4")
+
+
+def test_int32_bias() -> None:
+    body = "d = DequantizeLinear (b, s, b) y = Add (x, d)"
+    refused(body, RTX, r"DequantizeLinear : an int32 bias\n  allowed: a float bias: tensorrt_rtx does not parse this")
+    refused(body, NANO, "tensorrt does not parse this")
+    check(body, X86)
+
+
+def test_zero_points_for_tensorrt() -> None:
+    refused(ACTIVATION.format("minus"), RTX, r"QuantizeLinear : a zero-point\n  allowed: zero-point 0: tensorrt_rtx")
+    check(ACTIVATION.format("minus"), X86)
+
+
+def test_zero_point_as_raw_data() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> net (float[2] x) => (float[2] y) <float s = {0.5}>'
+        " { q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z) }"
+    )
+    for raw, broken in ((b"\x00", False), (b"\x80", True)):
+        del model.graph.initializer[1:]
+        model.graph.initializer.append(onnx.helper.make_tensor("z", onnx.TensorProto.INT8, [], raw, raw=True))
+        if broken:
+            with pytest.raises(GraphError, match="a zero-point"):
+                check_target_rules(model, RTX)
+        else:
+            check_target_rules(model, RTX)
+
+
+def test_opset_of_the_stack() -> None:
+    refused(ACTIVATION.format("i"), NANO, r"graph: opset 21\n  allowed: opset 17 of stack 6\.2", opset=21)
+    refused(ACTIVATION.format("u"), X86, r"graph: opset 20\n  allowed: opset 21 of stack ort-1\.23", opset=20)
+
+
+WEIGHTS = {
+    "codes": "d = DequantizeLinear (w, s, i) y = MatMul (x, d)",
+    "float": "y = MatMul (x, f)",
+    "computed float": "g = Neg (f) y = MatMul (x, g)",
+    "float, Q, DQ": "q = QuantizeLinear (f, s, i) d = DequantizeLinear (q, s, i) y = MatMul (x, d)",
+}
+FACTORS = """
+    wide = Cast <to: int = 6> (w) product = Mul (wide, two) narrow = Cast <to: int = 3> (product)
+    d = DequantizeLinear (narrow, s, i) y = MatMul (x, d)"""
+BROKEN = {
+    "DequantizeLinear <- Cast <- Mul <- Cast": FACTORS,
+    "Transpose <- DequantizeLinear": "d = DequantizeLinear (w, s, i) t = Transpose (d) y = MatMul (x, t)",
+    "DequantizeLinear <- QuantizeLinear <- DequantizeLinear <- QuantizeLinear": """
+        q = QuantizeLinear (f, s, i) d = DequantizeLinear (q, s, i)
+        r = QuantizeLinear (d, s, i) e = DequantizeLinear (r, s, i) y = MatMul (x, e)""",
+    "Add <- DequantizeLinear": "d = DequantizeLinear (w, s, i) a = Add (f, d) y = MatMul (x, a)",
+}
+
+
+@pytest.mark.parametrize("body", WEIGHTS.values(), ids=WEIGHTS)
+def test_paths_of_weights_that_tensorrt_reads(body: str) -> None:
+    check(body, RTX)
+
+
+@pytest.mark.parametrize("path", BROKEN)
+def test_paths_of_weights_that_it_does_not_read(path: str) -> None:
+    message = rf"MatMul : weight through {path}\n  allowed: codes, DequantizeLinear, node\n  do: .*profile of rtx"
+    refused(BROKEN[path], RTX, message)
+    check(BROKEN[path], X86)
+
+
+@pytest.mark.parametrize("operator", ["Gemm", "MatMul"])
+def test_a_product_of_data_is_no_weight_even_when_a_constant_comes_first(operator: str) -> None:
+    """As with a position embedding in front of attention."""
+    body = f"""
+        p = Add (f, x)
+        q = QuantizeLinear (p, s, i) c = DequantizeLinear (q, s, i) t = Transpose (c)
+        y = {operator} (p, t)"""
+    check(body, RTX)
+
+
+def test_the_first_violation_is_named() -> None:
+    body = "[first] q = QuantizeLinear (x, s, u) [second] y = DequantizeLinear (q, s, u)"
+    refused(body, RTX, "^QuantizeLinear first: type uint8")
