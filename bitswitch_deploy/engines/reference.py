@@ -6,6 +6,9 @@ from pathlib import Path
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 
+# Idle threads sleep: nothing here is timed, and spinning costs more than it gains on a machine that is shared.
+PATIENT = {"session.intra_op.allow_spinning": "0"}
+
 
 class ReferenceSession(OnnxRuntimeSession):
     """A canonical graph with every optimisation off; everything else is compared with its outputs.
@@ -15,4 +18,4 @@ class ReferenceSession(OnnxRuntimeSession):
     """
 
     def __init__(self, model: bytes | Path, *, threads: int = 1) -> None:
-        super().__init__(model, optimisation="off", threads=threads, session_options={})
+        super().__init__(model, optimisation="off", threads=threads, session_options=PATIENT)

@@ -62,7 +62,9 @@ def _rewrite(graph: gs.Graph, pattern: ActivationPattern) -> None:
         clipped = pattern.clip.outputs[0]
         pattern.clip.outputs.clear()
         redirect_readers(graph, clipped, quantize.outputs[0])
-    if not _saturation_suffices(pattern, high):
+    # int8 saturates at 127 by itself, and codes that low were never negative behind a Relu
+    producer = producer_of(pattern.source)
+    if high < _INT8_MAX or producer is None or producer.op != "Relu":
         low_value = gs.Constant(f"{name}.clip_low", np.asarray(codes.low * scale, np.float32))
         high_value = gs.Constant(f"{name}.clip_high", np.asarray(high * scale, np.float32))
         clamped = gs.Variable(f"{name}.clamped", dtype=np.float32)
@@ -70,11 +72,3 @@ def _rewrite(graph: gs.Graph, pattern: ActivationPattern) -> None:
             gs.Node(op="Clip", name=f"{name}/Clip", inputs=[pattern.source, low_value, high_value], outputs=[clamped])
         )
         quantize.inputs[0] = clamped
-
-
-def _saturation_suffices(pattern: ActivationPattern, high: int) -> bool:
-    producer = producer_of(pattern.source)
-    never_negative = producer is not None and producer.op == "Relu"
-    return high == _INT8_MAX and (
-        pattern.codes.low == np.iinfo(np.int8).min or (pattern.codes.low == 0 and never_negative)
-    )

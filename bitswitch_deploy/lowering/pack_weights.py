@@ -8,7 +8,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from bitswitch_deploy.graph.qdq import WeightPattern, match_weight
+from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, producer_of
+from bitswitch_deploy.lowering.fold_batchnorm import channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.quantization import pack_int2, pack_int4
 
@@ -21,8 +22,9 @@ class PackWeights(LoweringPass):
     """Store codes as INT4 or INT2 where the target's container table says so. Exact.
 
     The packed initializer is made here and handed through untouched: onnx-graphsurgeon 0.6.1 writes one byte per
-    INT4 value. Cases: the table names int8 (nothing to do), int4 or int2. Left in int8, and recorded: an odd last
-    dimension, which TensorRT refuses for packed types; codes with factors, whose products may leave the narrow type.
+    INT4 value. Cases: the table names int8 (nothing to do), int4 or int2; behind activations in codes, a scale per
+    tensor becomes one per channel, all equal. Left in int8, and recorded: an odd last dimension, which TensorRT refuses
+    for packed types; codes with factors, whose products may leave the narrow type.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -35,10 +37,10 @@ class PackWeights(LoweringPass):
             bits = self.context.weight_bits[weight.codes.name]
             container = self.context.target.quantization.weight_container(node.op, bits)
             if container != "int8" and np.dtype(weight.codes.dtype) == np.int8:
-                modified |= self._pack(weight, container)
+                modified |= self._pack(node, weight, container)
         return modified
 
-    def _pack(self, weight: WeightPattern, container: str) -> bool:
+    def _pack(self, node: gs.Node, weight: WeightPattern, container: str) -> bool:
         codes, dequantize = weight.codes, weight.dequantize
         values = np.asarray(codes.values, np.int8)
         if values.shape[-1] % 2:
@@ -51,10 +53,19 @@ class PackWeights(LoweringPass):
                 codes.name, f"kept in int8: its signs or steps were changed, which {container} cannot hold", exact=True
             )
             return False
-        zero_point = dequantize.inputs[2]
+        scale, zero_point = dequantize.inputs[1:3]
+        if np.ndim(scale.values) == 0 and _reads_codes(node):
+            # TensorRT for RTX 1.7.1 does not build int8 activations of rank 3 times int4 weights of a single scale
+            dequantize.attrs["axis"] = channel_axis(node)
+            scale.values = np.full(values.shape[channel_axis(node)], scale.values, np.float32)
         dequantize.inputs[0] = _packed_constant(codes.name, values, container)
-        dequantize.inputs[2] = _packed_constant(zero_point.name, np.zeros(tuple(zero_point.shape), np.int8), container)
+        dequantize.inputs[2] = _packed_constant(zero_point.name, np.zeros(scale.values.shape, np.int8), container)
         return True
+
+
+def _reads_codes(node: gs.Node) -> bool:
+    producer = producer_of(node.inputs[0])
+    return producer is not None and producer.op == "DequantizeLinear"
 
 
 def _packed_constant(name: str, codes: NDArray[np.int8], container: str) -> gs.Constant:

@@ -18,7 +18,7 @@ from bitswitch_deploy.master.spec import MEND_WRITER, LayerSpec, MasterSpec, Val
 from bitswitch_deploy.records import is_plain_text, shown
 
 # Weights are stored outside; what is left of the largest networks is a few megabytes. Parsed, a hostile skeleton
-# takes some fifty times its size.
+# takes up to seventy times its size (1.15 GB measured).
 MAX_SKELETON_BYTES = 16 * 2**20
 # Protobuf messages: nodes, attributes, constants, dimensions. A node takes about six, so some 80,000 nodes.
 MAX_SKELETON_PARTS = 500_000

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
-from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.engines.reference import PATIENT, ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.progress import Progress
@@ -66,7 +66,7 @@ class WidthValidator:
         )
 
     def _session(self, lowered: bytes | Path, optimisation: Optimisation) -> OnnxRuntimeSession:
-        options = dict(self._target.engine.session)
+        options = {**PATIENT, **dict(self._target.engine.session)}
         return OnnxRuntimeSession(lowered, optimisation=optimisation, threads=usable_cores(), session_options=options)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set, target_names
 from bitswitch_deploy.master import assemble_master, read_master, write_master
-from tests.cli.conftest import Run
+from tests.conftest import Run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from bitswitch_deploy import __version__
 from bitswitch_deploy.cli import main as main_module
 from bitswitch_deploy.cli.main import COMMANDS
-from tests.cli.conftest import Run
+from tests.conftest import Run
 
 
 def test_help_lists_every_command_and_the_exit_codes(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,46 @@ def test_batch_norm_goes_with_the_layer_before_it_else_after_it_else_the_network
         "n2": (3, 2, "b before it computes at 2 bits"),
         "n3": (0, 8, "the network computes at 8 bits"),
     }
+
+
+# A and B are quantized, P is pinned, N is the BatchNormalization; expected: which layer it goes with
+OWNERS = {
+    "the layer that it reads, though another ran since": ("a = A b = B n = N(a) y = Add (n, b)", "a before"),
+    "the layer that ran last": ("a = A b = B s = Add (a, b) n = N(s) y = Relu (n)", "b before"),
+    "not the one on its own branch": ("a = A r = Relu (a) b = B n = N(r) y = Add (n, b)", "b before"),
+    "nothing before it": ("n = N(x) a = A b = B s = Add (a, b) y = Add (s, n)", "a after"),
+    "a layer that runs twice counts where it runs first": (
+        "a = A b = B a2 = A s = Add (a2, b) n = N(s) y = Add (n, a)",
+        "b before",
+    ),
+    "and is found directly in front": ("a = A b = B a2 = A n = N(a2) y = Add (n, b)", "a before"),
+    "pinned and directly in front": ("p = P n = N(p) b = B a = A s = Add (a, b) y = Add (s, n)", "b after"),
+    "pinned and the last that ran": ("a = A p = P s = Add (a, p) n = N(s) b = B y = Add (b, n)", "b after"),
+    "pinned with nothing behind": ("a = A b = B p = P s = Add (a, b) t = Add (s, p) n = N(t) y = Relu (n)", ""),
+}
+OWNER_NET = """
+net (float[n, 2, 4, 4] x, float[2, 2, 1, 1] "a.weight", float[2, 2, 1, 1] "b.weight", float[2, 2, 1, 1] "p.weight",
+     float[2] "n.gamma", float[2] "n.beta", float[2] "n.mean", float[2] "n.var") => (float[n, 2, 4, 4] y) {"""
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_owner(case: str) -> None:
+    body, owner = OWNERS[case]
+    layers = [layer("a"), layer("b")]
+    text = OWNER_NET
+    if "= P" in body:
+        layers.append(layer("p", activation="pinned"))
+    else:
+        text = text.replace(', float[2, 2, 1, 1] "p.weight"', "")
+    for name in "abp":
+        body = body.replace(f"= {name.upper()} ", f'= Conv (x, "{name}.weight") ')
+    parameters = [f"n.{part}" for part in BATCH_NORM]
+    listed = ", ".join(f'"{name}"' for name in parameters)
+    body = re.sub(r"= N\((\w+)\)", rf"= BatchNormalization (\1, {listed})", body)
+    plan = at(build(f"{text} {body} }}", layers, switchable=parameters), 8, a=4, b=2)
+    bits = {"a": 4, "b": 2, "": 8}[owner[:1]]
+    expected = f"{owner} it computes at {bits} bits" if owner else "the network computes at 8 bits"
+    assert {(each.why, each.width) for each in plan.switches} == {(expected, bits)}
 
 
 def test_all_parts_of_a_batch_norm_switch_together() -> None:

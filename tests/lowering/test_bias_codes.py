@@ -175,9 +175,20 @@ def test_rounding_is_free_between_two_sums() -> None:
 def test_a_coarse_lattice_leaves_room() -> None:
     # reachable sums are ..., -8, 0, 8: both thresholds lie between 0 and 8 with bias -2.7
     code, stretch, exact = fit_one(-2.7, [0.5, 4.5], lattice=8)
+    assert (code, stretch, exact) == (-3.0, 1.0, True)
+
+
+def test_negative_thresholds() -> None:
+    assert fit_one(3.4, [-2.5, -1.5, -0.5, 0.5]) == (3.0, 1.0, True)
+    code, _, exact = fit_one(-2.7, [-60.5, -4.5, 4.5], lattice=8)
     assert exact
-    assert -8 <= (0.5 / stretch) - code - 8 <= 0
-    assert -8 <= (4.5 / stretch) - code - 8 <= 0
+    expected = [[total - 2.7 >= threshold for total in range(-96, 97, 8)] for threshold in (-60.5, -4.5, 4.5)]
+    assert [[total + code >= threshold for total in range(-96, 97, 8)] for threshold in (-60.5, -4.5, 4.5)] == expected
+
+
+def test_the_least_stretch_wins() -> None:
+    # sums 0, 4, 8, ...: code 0 has room above 99.9 up to a stretch of 1.001 only, code 1 on both sides
+    assert fit_one(0.0, [2.0, 99.9], lattice=4) == (1.0, 1.0, True)
 
 
 def test_thresholds_that_leave_no_room() -> None:
@@ -223,11 +234,11 @@ def test_no_channels() -> None:
 
 SHIFTS = {
     6: ([1], [-1], [0], [-2, 1]),
-    5: ([-2, 2], [3], [-4, 3]),
-    4: ([4], [-8, 7]),
-    3: ([-8, 8], [15]),
-    2: ([-32, 31],),
-    1: ([63], [-64, 63], [-64]),
+    5: ([-2, 2], [3], [-4, 3], [-3]),
+    4: ([4], [-8, 7], [-5]),
+    3: ([-8, 8], [15], [-9]),
+    2: ([-32, 31], [-17]),
+    1: ([63], [-64, 63], [-64], [-33]),
     0: ([64], [127], [-128], [128]),
 }
 

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.lowering.lowering_pass import Change, LoweringContext, LoweringPass, replace_node
+from tests.graph.masters import HEADER
 from tests.graph.running import run
 from tests.lowering.lowered import profile
 
@@ -29,8 +30,8 @@ def test_changes_are_signed_by_the_pass() -> None:
 
 
 def test_replaced_node_keeps_its_outputs_and_place() -> None:
-    text = '<ir_version: 10, opset_import: ["" : 21]> net (float[n] x) => (float[n] y) { a = Abs (x) b = Neg (a) y = Exp (b) }'
-    graph = import_model(onnx.parser.parse_model(text))
+    text = "net (float[n] x) => (float[n] y) { a = Abs (x) b = Neg (a) y = Exp (b) }"
+    graph = import_model(onnx.parser.parse_model(HEADER + text))
     tensors = graph.tensors()
     half = gs.Variable("half", dtype=np.float32)
     scale = gs.Constant("minus", np.array(-0.5, np.float32))

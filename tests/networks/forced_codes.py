@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS
 from bitswitch_deploy.training.prepare import PreparedNetwork
-from bitswitch_deploy.training.quantizers import positive
+from bitswitch_deploy.training.quantizers import ActivationQuantizer, positive
+
+# Both sides compute in float32, where a code of 127 is exact to 8e-6 and a long sum loses some more.
+TIE = 1e-4
 
 _ACTIVATION = re.compile(r"(.+)\.input(?:\.\d+)?\.dequantized")
 
@@ -38,7 +41,7 @@ class Activation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A canonical graph on some inputs. activations: by the name of the dequantized tensor, in the order of the graph."""
+    """A canonical graph on some inputs. activations: by name of the dequantized tensor, in the order of the graph."""
 
     output: NDArray[np.float32]
     activations: dict[str, Activation]
@@ -50,17 +53,21 @@ class Run:
 
 @dataclass(slots=True, kw_only=True)
 class Ties:
-    """How many codes were compared, how many differ, and how far the farthest of them is from its tie, in steps."""
+    """How many codes were compared, how many differ, how far the farthest of them is from its tie, in steps, and the
+    samples that they belong to.
+    """
 
     compared: int = 0
     differing: int = 0
     farthest: float = 0.0
+    samples: set[int] = field(default_factory=set)
 
     def add(self, codes: NDArray[np.int16], reference: Activation) -> None:
         """Compare codes [n, ...] with those of the reference."""
         differ = codes != reference.codes
         self.compared += codes.size
         self.differing += int(differ.sum())
+        self.samples |= set(np.nonzero(differ)[0].tolist())
         if differ.any():
             other, own = codes[differ].astype(np.float64), reference.codes[differ].astype(np.float64)
             # half-way between neighbours lies the tie; half-way between codes farther apart lies none
@@ -139,6 +146,8 @@ def _replace(given: list[Activation], ties: Ties) -> Callable[[nn.Module, tuple[
     waiting = list(given)
 
     def hook(quantizer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not isinstance(quantizer, ActivationQuantizer):
+            raise AssertionError("the hook of an ActivationQuantizer")
         _, bits = args
         scale = positive(quantizer.scales[quantizer.widths.index(bits)])
         reference = waiting.pop(0)

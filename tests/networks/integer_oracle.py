@@ -56,4 +56,4 @@ def _quantized(
     if scale.ndim:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
         scale = scale.reshape([-1 if index == axis else 1 for index in range(values.ndim)])
-    return np.clip(np.rint(values / scale), -128, 127).astype(np.int64)
+    return np.asarray(np.clip(np.rint(values / scale), -128, 127), np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class Entry:
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     dense: bool = False
-    options: PrepareOptions = PrepareOptions()
+    options: PrepareOptions = field(default_factory=PrepareOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,17 +116,21 @@ def _calibrate(network: PreparedNetwork, x: Tensor) -> None:
         set_width(network.model, bits)
         network.model(x)
     for norm in (module for module in network.model.modules() if isinstance(module, SwitchableBatchNorm)):
-        channels = norm.copies[0].num_features
-        shift, factor = 0.1 * torch.randn(channels), 0.7 + 0.7 * torch.rand(channels)
-        for copy in norm.copies:
-            for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
-                if name == "running_mean":
-                    tensor += shift * copy.running_var.sqrt()
-                elif name == "running_var":
-                    tensor *= factor
-                elif name in ("weight", "bias"):
-                    tensor *= torch.empty_like(tensor).uniform_(0.98, 1.02)
+        _vary([copy for copy in norm.copies if isinstance(copy, _NORMS)])
     network.model.eval()
+
+
+@torch.no_grad()
+def _vary(copies: list[nn.BatchNorm1d | nn.BatchNorm2d]) -> None:
+    """Move running statistics away from those of the calibration batch, and let the copies differ everywhere."""
+    channels = copies[0].num_features
+    shift, factor = 0.1 * torch.randn(channels), 0.7 + 0.7 * torch.rand(channels)
+    for copy in copies:
+        if copy.running_mean is not None and copy.running_var is not None:
+            copy.running_mean += shift * copy.running_var.sqrt()
+            copy.running_var *= factor
+        for parameter in copy.parameters():
+            parameter *= torch.empty_like(parameter).uniform_(0.98, 1.02)
 
 
 @torch.no_grad()

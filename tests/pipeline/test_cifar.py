@@ -8,19 +8,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
 from bitswitch_deploy.catalogue import load_target, target_names
+from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.engines.shape_range import batch_profile
 from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, build_engine
 from bitswitch_deploy.graph.canonical import canonical_graph
-from bitswitch_deploy.master import write_master
+from bitswitch_deploy.master import read_master, write_master
+from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.package.verify import verify_package
-from bitswitch_deploy.pipeline.engine_step import BATCH_RANGE, batch_profile
+from bitswitch_deploy.pipeline.engine_step import BATCH_RANGE
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import Batches, preprocess
 from bitswitch_deploy.training.checkpoint import import_checkpoint
@@ -31,7 +34,7 @@ from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_widt
 from bitswitch_deploy.training.recipe import load_recipe
 from bitswitch_deploy.training.stages import JointStage
 from bitswitch_deploy.training.trainer import RunPlan, run_stage
-from tests.pipeline.conftest import export_to
+from tests.pipeline.conftest import WIDTHS, export_to
 
 DATA = Path(os.environ.get("BITSWITCH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 STEPS = 200
@@ -56,6 +59,8 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("cifar")
+    # more threads wait for each other when two test processes share two cores
+    torch.set_num_threads(1)
     torch.manual_seed(1)
     dataset = load_dataset("cifar10", DATA / "cifar10")
     model = build_network(RECIPE.network)
@@ -63,9 +68,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     import_checkpoint(DATA / RECIPE.float_checkpoint, model)
     example = torch.zeros(1, 3, 32, 32)
     network = prepare(model, (example,), RECIPE.quantization)
-    settings = replace(RECIPE.joint, batch_size=32)
+    settings = replace(RECIPE.joint, batch_size=16)
     batches = Batches(
-        dataset.train, preprocessing=RECIPE.preprocessing, augmentation=RECIPE.augmentation, batch_size=32, seed=1
+        dataset.train, preprocessing=RECIPE.preprocessing, augmentation=RECIPE.augmentation, batch_size=16, seed=1
     )
     plan = RunPlan(start=0, stop=STEPS, total=STEPS, save_every=STEPS)
     run_stage(JointStage(network, settings), batches, plan, save=lambda state: None)
@@ -82,34 +87,40 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     )
 
 
-def test_the_short_run_learned_every_width(trained: Trained, tmp_path: Path) -> None:
-    report = export_to(tmp_path / "p", "jetson", master=trained.master, data=trained.data).report
-    top1 = {row.bits: row.hops[1].top1_percent or 0.0 for row in report.widths}
+@pytest.fixture(scope="module")
+def references(trained: Trained) -> dict[str, np.ndarray]:
+    """Outputs of the canonical graphs on the test images, [IMAGES, 10] for each width."""
+    x = preprocess(trained.test.images[:IMAGES], RECIPE.preprocessing).numpy()
+    master = read_master(trained.master)
+    models = {width.label: canonical_graph(master, width).model.SerializeToString() for width in WIDTHS}
+    return {label: ReferenceSession(model, threads=2).run(x) for label, model in models.items()}
+
+
+def test_the_short_run_learned_every_width(trained: Trained, references: dict[str, np.ndarray]) -> None:
+    labels = trained.test.labels[:IMAGES]
+    top1 = {label: 100 * np.mean(output.argmax(1) == labels) for label, output in references.items()}
     # a floor that only a broken quantizer misses: the float network has 91.7 %
-    assert top1[8] > 88
-    assert top1[6] > 88
-    assert top1[4] > 85
-    assert top1[2] > 60
+    assert min(top1["w8"], top1["w6"]) > 87, top1
+    assert top1["w4"] > 80, top1
+    assert top1["w2"] > 40, top1
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4, 2])
-def test_the_canonical_graph_is_the_trained_network(trained: Trained, bits: int) -> None:
-    from bitswitch_deploy.master import read_master
-
-    x = preprocess(trained.test.images[:IMAGES], RECIPE.preprocessing)
-    set_width(trained.network.model, bits)
+@pytest.mark.parametrize("width", WIDTHS, ids=lambda width: width.label)
+def test_the_canonical_graph_is_the_trained_network(
+    trained: Trained, references: dict[str, np.ndarray], width: WidthAssignment
+) -> None:
+    set_width(trained.network.model, width.default)
     with torch.no_grad():
-        expected = trained.network.model.eval()(x).numpy()
-    canonical = canonical_graph(read_master(trained.master), WidthAssignment(default=bits))
-    actual = ReferenceSession(canonical.model.SerializeToString()).run(x.numpy())
+        expected = trained.network.model.eval()(preprocess(trained.test.images[:IMAGES], RECIPE.preprocessing)).numpy()
+    actual = references[width.label]
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max()
-    # two float implementations may fall on different sides of a rounding tie
-    assert np.mean(error <= 1e-4) >= 0.95
+    # most samples meet no rounding tie; the rest is traced to ties, layer by layer, in tests/networks
+    assert np.median(error) <= 1e-5
     assert np.mean(actual.argmax(1) == expected.argmax(1)) >= 0.999
 
 
-@pytest.mark.parametrize("target", target_names())
-def test_every_target_agrees_with_the_canonical_graph(trained: Trained, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["jetson-orin-nano", "x86-cpu"])
+def test_the_export_with_data_agrees_at_every_hop(trained: Trained, target: str, tmp_path: Path) -> None:
     exported = export_to(
         tmp_path / "p", target, master=trained.master, data=trained.data, calibration=trained.calibration
     )
@@ -120,19 +131,29 @@ def test_every_target_agrees_with_the_canonical_graph(trained: Trained, target: 
                 assert hop.n == IMAGES
                 assert hop.agreement_percent is not None
                 assert hop.agreement_percent >= 99.5, (row.label, hop)
-        onnxruntime.InferenceSession(str(exported.package / row.file_name), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_every_target_agrees_with_the_canonical_graph(
+    trained: Trained, references: dict[str, np.ndarray], target: str, tmp_path: Path
+) -> None:
+    exported = export_to(tmp_path / "p", target, master=trained.master)
     profile = load_target(target).target
-    if profile.engine.name == "tensorrt":
-        _check_builds(exported.package, [row.file_name for row in exported.report.widths])
+    x = preprocess(trained.test.images[:IMAGES], RECIPE.preprocessing).numpy()
+    level: Literal["all", "off"] = "all" if profile.engine.name == "onnxruntime" else "off"
+    for row in exported.report.widths:
+        options = dict(profile.engine.session)
+        path = exported.package / row.file_name
+        session = OnnxRuntimeSession(path, optimisation=level, threads=2, session_options=options)
+        agreement = 100 * np.mean(session.run(x).argmax(1) == references[row.label].argmax(1))
+        assert agreement >= 99.5, (row.label, agreement)
+        if profile.engine.name == "tensorrt":
+            _check_builds(path)
 
 
-def _check_builds(package: Path, names: list[str]) -> None:
-    """The graphs for a Jetson build with the TensorRT that runs on this host."""
+def _check_builds(path: Path) -> None:
+    """The graph for a Jetson builds with the TensorRT that runs on this host."""
     pytest.importorskip("tensorrt_rtx")
-    from bitswitch_deploy.master.spec import ValueSpec
-
     inputs = (ValueSpec(name="input", dtype="float", shape=("batch", 3, 32, 32)),)
     settings = BuildSettings(compute_capabilities=("SM86",), profile=batch_profile(inputs, batch=BATCH_RANGE))
-    for name in names:
-        build = build_engine((package / name).read_bytes(), module="tensorrt_rtx", settings=settings)
-        assert len(build.plan) > 100_000
+    assert len(build_engine(path.read_bytes(), module="tensorrt_rtx", settings=settings).plan) > 100_000

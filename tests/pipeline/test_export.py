@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.errors import CheckFailedError, TargetFileError, UsageError
@@ -28,22 +29,22 @@ from tests.pipeline.conftest import WIDTHS, Exported, export_to
 
 def double_rounding(code: int, shift: int, bits: int) -> int:
     """Half-up in Python integers: floor(code / 2^D + 1/2), clipped."""
-    rounded = (2 * code + 2**shift) // 2 ** (shift + 1) if shift else code
-    return min(max(rounded, -(2 ** (bits - 1))), 2 ** (bits - 1) - 1)
+    rounded = (2 * code + (1 << shift)) // (1 << (shift + 1)) if shift else code
+    return min(max(rounded, -(1 << (bits - 1))), (1 << (bits - 1)) - 1)
 
 
-def emitted_codes(model: onnx.ModelProto, name: str) -> np.ndarray:
+def emitted_codes(model: onnx.ModelProto, name: str) -> NDArray[np.int64]:
     """The integers of a weight, as the graph holds them; of float weights, what their QuantizeLinear makes of them."""
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    values = constants[name]
+    values = np.asarray(constants[name])
     if values.dtype != np.float32:
-        return values.astype(np.int64)
+        return np.asarray(values, np.int64)
     quantize = next(node for node in model.graph.node if node.input[0] == name)
     axis = next((attribute.i for attribute in quantize.attribute if attribute.name == "axis"), 0)
     scale = constants[quantize.input[1]]
     if scale.ndim:
         scale = scale.reshape([-1 if index == axis else 1 for index in range(values.ndim)])
-    return np.rint(values / scale).astype(np.int64)
+    return np.asarray(np.rint(values / scale), np.int64)
 
 
 def test_every_emitted_weight_is_the_double_rounding_of_the_master(exported: Exported) -> None:
@@ -51,6 +52,7 @@ def test_every_emitted_weight_is_the_double_rounding_of_the_master(exported: Exp
     quantized = [layer for layer in master.spec.layers if not layer.pinned]
     assert quantized
     for row in exported.report.widths:
+        assert row.bits is not None
         model = onnx.load(str(exported.package / row.file_name))
         for layer in quantized:
             table = {code: double_rounding(code, 8 - row.bits, row.bits) for code in range(-128, 128)}
@@ -68,6 +70,7 @@ def test_the_package_is_complete_and_says_what_it_is(exported: Exported) -> None
     assert results["schema"] == "bitswitch-report/1"
     for row in exported.report.widths:
         made_from = read_stamp(onnx.load(str(exported.package / row.file_name)), where=row.file_name)
+        assert row.bits is not None
         assert made_from.assignment == WidthAssignment(default=row.bits)
         assert made_from.master_sha256 == manifest.master_sha256
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ class Residual(nn.Module):
         shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
         x = F.relu(self.bn2(self.grouped(x)) + shortcut)
         x = F.max_pool2d(x, 2)
-        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return cast("Tensor", self.head(F.adaptive_avg_pool2d(x, 1).flatten(1)))
 
 
 class Decoder(nn.Module):
@@ -44,7 +45,7 @@ class Decoder(nn.Module):
         self.up2 = nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1, groups=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up2(F.relu(self.up1(x)))
+        return cast("Tensor", self.up2(F.relu(self.up1(x))))
 
 
 class Attention(nn.Module):
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
         x = x + F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         x = x + F.gelu(x @ self.mix)
-        return self.head(x.mean(1))
+        return cast("Tensor", self.head(x.mean(1)))
 
 
 NETWORKS: tuple[Callable[[], nn.Module], ...] = (Residual, Decoder, Attention)

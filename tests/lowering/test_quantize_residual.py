@@ -1,0 +1,184 @@
+"""Codes on residual branches: which edges change, in which container, and what onnxruntime makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
+from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.canonical import CanonicalGraph
+from bitswitch_deploy.lowering.lower import LoweredGraph, lower, residual_tensors
+from bitswitch_deploy.lowering.ranges import best_scale
+from bitswitch_deploy.target import Target
+from tests.graph.running import initializer, look, run
+from tests.lowering.blocks import images, observed, residual_master
+from tests.lowering.lowered import applied, canonical, profile
+
+X86, ARM, RTX = profile("x86-cpu"), profile("arm64-cpu"), profile("rtx")
+
+
+def both(shortcut: str, bits: int, target: Target, **options: Any) -> tuple[CanonicalGraph, LoweredGraph]:
+    """Give canonical and lowered graph, the latter with observed ranges."""
+    graph = canonical(residual_master(shortcut, **options), bits)
+    ranges = observed(graph.model, residual_tensors(graph, target))
+    return graph, lower(graph, target, ranges=ranges)
+
+
+def fast(model: onnx.ModelProto, target: Target) -> dict[str, int]:
+    return dict(optimized_operators(model.SerializeToString(), session_options=dict(target.engine.session)))
+
+
+def readers(model: onnx.ModelProto, tensor: str) -> set[str]:
+    return {node.name for node in model.graph.node if tensor in node.input}
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("shortcut", "layers"), [("identity", 4), ("moved", 4), ("convolution", 5)])
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_convolution_and_add_becomes_integer(
+    bits: int, target: Target, shortcut: str, layers: int, norm: bool
+) -> None:
+    _, after = both(shortcut, bits, target, norm=norm)
+    found = fast(after.model, target)
+    # the stem is pinned, and z has no codes behind it
+    assert (found.get("QLinearConv"), found.get("QLinearAdd")) == (layers, 2)
+    assert found.get("Conv", 0) + found.get("FusedConv", 0) == 2
+    assert "Add" not in found
+
+
+def test_without_it_half_of_them_stay_in_float() -> None:
+    graph = canonical(residual_master("convolution"), 4)
+    after = lower(graph, X86, ranges={})
+    found = fast(after.model, X86)
+    assert (found.get("QLinearConv"), found.get("QLinearAdd")) == (2, None)
+    assert "QuantizeResidual" not in after.passes
+
+
+def test_close_to_the_canonical_graph() -> None:
+    for shortcut in ("identity", "moved", "convolution"):
+        before, after = both(shortcut, 8, X86, norm=True)
+        expected = run(before.model, images())
+        error = run(after.model, images(), optimisation="all", session=dict(X86.engine.session)) - expected
+        assert np.sqrt((error**2).mean() / (expected**2).mean()) < 0.06
+
+
+def test_no_ranges_change_nothing() -> None:
+    before = canonical(residual_master(), 4).model
+    result = applied("QuantizeResidual", before, X86)
+    assert (result.modified, result.changes) == (False, [])
+    assert result.model.SerializeToString() == before.SerializeToString()
+
+
+def test_nothing_to_quantize_changes_nothing() -> None:
+    before = canonical(residual_master(pinned="abcez"), 8).model
+    result = applied("QuantizeResidual", before, X86, ranges=observed(before, ("b",)))
+    assert (result.modified, result.changes) == (False, [])
+
+
+def test_a_missing_range() -> None:
+    graph = canonical(residual_master(), 4)
+    with pytest.raises(GraphError, match="residual tensor start: no observed range"):
+        lower(graph, X86, ranges=observed(graph.model, ("b",)))
+
+
+def test_it_confesses() -> None:
+    _, after = both("identity", 4, X86)
+    (change,) = [change for change in after.changes if change.by == "QuantizeResidual"]
+    assert (change.where, change.what, change.exact) == (
+        "residual branches",
+        "6 tensors in calibrated 8-bit codes",
+        False,
+    )
+    assert not after.exact
+    assert after.passes[0] == "QuantizeResidual"
+
+
+# --- which edges ---------------------------------------------------------------------------------------------------
+
+
+def test_both_inputs_move_all_readers() -> None:
+    graph = canonical(residual_master(), 4)
+    ranges = observed(graph.model, residual_tensors(graph, X86))
+    result = applied("QuantizeResidual", graph.model, X86, ranges=ranges)
+    assert readers(graph.model, "start") == {"a.input/QuantizeLinear", "add1"}
+    assert readers(result.model, "start") == {"start.residual/QuantizeLinear"}
+    assert readers(result.model, "start.residual.dequantized") == {"a.input/QuantizeLinear", "add1"}
+    assert readers(result.model, "b") == {"b.residual/QuantizeLinear"}
+    assert readers(result.model, "b.residual.dequantized") == {"add1"}
+
+
+def test_skip_input_moves_the_edge_into_the_add_only() -> None:
+    graph = canonical(residual_master(), 4)
+    ranges = observed(graph.model, residual_tensors(graph, RTX))
+    result = applied("QuantizeResidual", graph.model, RTX, ranges=ranges)
+    assert readers(result.model, "start") == {"a.input/QuantizeLinear", "start.residual.add1/QuantizeLinear"}
+    assert readers(result.model, "start.residual.add1.dequantized") == {"add1"}
+    assert readers(result.model, "b") == {"add1"}
+    assert [change.what for change in result.changes] == ["2 tensors in calibrated 8-bit codes"]
+
+
+def test_a_graph_output_stays_float() -> None:
+    graph = canonical(residual_master(), 4)
+    value = onnx.helper.make_tensor_value_info("first", onnx.TensorProto.FLOAT, ["n", 4, 6, 6])
+    graph.model.graph.output.append(value)
+    ranges = observed(graph.model, residual_tensors(graph, X86))
+    result = applied("QuantizeResidual", graph.model, X86, ranges=ranges)
+    assert [output.name for output in result.model.graph.output] == ["y", "first"]
+    assert readers(result.model, "first") == {"first.residual/QuantizeLinear"}
+
+
+# --- which codes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "low", "high"), [(X86, 0, 255), (ARM, 0, 255), (RTX, 0, 127)], ids=["x86", "arm64", "rtx"]
+)
+def test_codes_of_a_tensor_behind_a_relu(target: Target, low: int, high: int) -> None:
+    graph = canonical(residual_master(), 4)
+    ranges = observed(graph.model, residual_tensors(graph, target))
+    result = applied("QuantizeResidual", graph.model, target, ranges=ranges)
+    name = "start.residual" + (".add1" if target is RTX else "")
+    scale = initializer(result.model, f"{name}.scale")
+    assert scale == np.float32(best_scale(ranges["start"], low=low, high=high))
+    assert initializer(result.model, f"{name}.zero_point").dtype == np.uint8
+    limits = {tensor.name: tensor for tensor in result.model.graph.initializer}
+    assert (f"{name}.high" in limits) is (high == 127)
+    codes = look(result.model, images() * 100, f"{name}.clipped" if high == 127 else f"{name}.codes")
+    assert (codes.min(), codes.max()) == (low, high)
+
+
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+def test_codes_of_any_other_tensor(target: Target) -> None:
+    graph = canonical(residual_master(), 4)
+    ranges = observed(graph.model, residual_tensors(graph, target))
+    result = applied("QuantizeResidual", graph.model, target, ranges=ranges)
+    assert initializer(result.model, "b.residual.zero_point").dtype == np.int8
+    assert initializer(result.model, "b.residual.zero_point") == 0
+    assert initializer(result.model, "b.residual.scale") == np.float32(best_scale(ranges["b"], low=-128, high=127))
+
+
+def test_one_container_in_the_end() -> None:
+    for target, dtype in ((X86, np.uint8), (ARM, np.int8), (RTX, np.int8)):
+        _, after = both("convolution", 8, target)
+        names = {node.input[2] for node in after.model.graph.node if node.op_type == "QuantizeLinear"}
+        zeros = [initializer(after.model, name) for name in sorted(names)]
+        assert len(zeros) > 5
+        assert {zero.dtype for zero in zeros} == {np.dtype(dtype)}
+        if target is RTX:
+            assert not any(zero.any() for zero in zeros)
+
+
+def test_codes_pass_through_data_movement_unchanged() -> None:
+    graph = canonical(residual_master("moved"), 4)
+    assert "side" not in residual_tensors(graph, X86)
+    ranges = observed(graph.model, residual_tensors(graph, X86))
+    result = applied("QuantizeResidual", graph.model, X86, ranges=ranges)
+    assert initializer(result.model, "side.residual.scale") == initializer(result.model, "first.residual.scale")
+    first, side = (look(result.model, images(), f"{name}.residual.codes") for name in ("first", "side"))
+    np.testing.assert_array_equal(side[:, 1:], first[:, :3])
+    assert not side[:, 0].any()

@@ -1,0 +1,152 @@
+"""Which tensors around which Adds get codes, whose scale they share, and which Adds are not looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bitswitch_deploy.graph.model_io import import_model
+from bitswitch_deploy.lowering.residuals import Mode, ResidualPoint, plan_residuals
+from bitswitch_deploy.master import Master
+from tests.graph.masters import build, layer
+from tests.lowering import blocks
+from tests.lowering.blocks import residual_master
+from tests.lowering.lowered import canonical
+
+
+def plan(master: Master, mode: Mode) -> tuple[ResidualPoint, ...]:
+    return plan_residuals(import_model(canonical(master, 4).model), mode)
+
+
+def point(tensor: str, *, like: str = "", reader: str | None = None, unsigned: bool = False) -> ResidualPoint:
+    return ResidualPoint(tensor=tensor, like=like or tensor, reader=reader, unsigned=unsigned)
+
+
+FIRST_BLOCK = (point("b"), point("start", unsigned=True), point("first", unsigned=True))
+
+
+def test_no_mode() -> None:
+    assert plan(residual_master(), "none") == ()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_both_inputs_and_the_output(norm: bool) -> None:
+    """The output of the first block is the shortcut of the second one: it is listed once."""
+    assert plan(residual_master(norm=norm), "both_inputs") == (
+        *FIRST_BLOCK,
+        point("side", like="first", unsigned=True),
+        point("main"),
+        point("second", unsigned=True),
+    )
+
+
+def test_behind_data_movement_the_scale_is_shared() -> None:
+    points = plan(residual_master("moved"), "both_inputs")
+    assert points[3] == point("side", like="first", unsigned=True)
+
+
+@pytest.mark.parametrize(
+    "movement",
+    [
+        "side = MaxPool <kernel_shape = [1, 1]> (first)",
+        "side = Transpose <perm = [0, 1, 2, 3]> (first)",
+        "side = Reshape (first, shape)",
+        "u = Unsqueeze (first, axis) side = Squeeze (u, axis)",
+        "flat = Flatten (first) side = Reshape (flat, shape)",
+    ],
+)
+def test_every_kind_of_data_movement(movement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(blocks.SHORTCUTS, "moved", f"shape = Shape (first) {movement}")
+    points = plan(residual_master("moved"), "both_inputs")
+    assert points[3] == point("side", like="first", unsigned=True)
+
+
+def test_arithmetic_ends_the_sharing() -> None:
+    assert plan(residual_master("pooled"), "both_inputs")[3] == point("side")
+
+
+def test_origin_that_gets_no_codes_shares_no_scale() -> None:
+    text = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "a.weight") => (float[n, 4, 6, 6] y) {
+        r = Relu (x)
+        side = Identity (r)
+        a = Conv (r, "a.weight")
+        y = Add (a, side)
+    }"""
+    assert plan(build(text, (layer("a"),)), "both_inputs") == (point("a"), point("side", unsigned=True), point("y"))
+
+
+def test_shortcut_through_a_convolution() -> None:
+    assert plan(residual_master("convolution"), "both_inputs")[3:5] == (point("side"), point("main"))
+
+
+def test_only_the_shortcut() -> None:
+    assert plan(residual_master(), "skip_input") == (
+        point("start", reader="add1", unsigned=True),
+        point("side", reader="add2", unsigned=True),
+    )
+
+
+def test_of_two_convolutions_the_second_is_the_main_branch() -> None:
+    assert plan(residual_master("convolution"), "skip_input")[1] == point("side", reader="add2")
+
+
+def test_shortcut_in_the_second_place() -> None:
+    assert plan(residual_master(norm=True), "skip_input")[0] == point("start", reader="add1", unsigned=True)
+
+
+NETWORK = 'net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "a.weight") => (float[n, 4, 6, 6] y) {{ {} }}'
+
+
+@pytest.mark.parametrize("mode", ["skip_input", "both_inputs"])
+@pytest.mark.parametrize(
+    ("body", "activation"),
+    [
+        ('a = Conv (x, "a.weight") y = Add (a, x)', "pinned"),
+        ('a = Conv (x, "a.weight") e = Relu (a) y = Add (e, x)', "unsigned"),
+        ('a = Conv (x, "a.weight") y = Mul (a, x)', "unsigned"),
+        ('a = Conv (x, "a.weight") y = Add (a, one)', "unsigned"),
+    ],
+)
+def test_adds_that_are_no_residual(body: str, activation: str, mode: Mode) -> None:
+    text = NETWORK.format(body).replace("=> (float[n, 4, 6, 6] y)", "=> (float[n, 4, 6, 6] y) <float one = {1}>")
+    assert plan(build(text, (layer("a", activation=activation),)), mode) == ()
+
+
+@pytest.mark.parametrize("mode", ["skip_input", "both_inputs"])
+def test_behind_a_matrix_product_there_is_nothing_to_gain(mode: Mode) -> None:
+    text = """
+    net (float[n, 4] x, float[4, 4] "a.weight") => (float[n, 4] y) {
+        a = MatMul (x, "a.weight")
+        y = Add (a, x)
+    }"""
+    assert plan(build(text, (layer("a", "MatMul"),)), mode) == ()
+
+
+def test_transposed_convolution_counts() -> None:
+    text = NETWORK.format('a = ConvTranspose (x, "a.weight") y = Add (a, x)')
+    assert plan(build(text, (layer("a", "ConvTranspose"),)), "both_inputs") == (point("a"), point("x"), point("y"))
+
+
+@pytest.mark.parametrize(
+    ("tail", "output"),
+    [("y = Relu (s)", "y"), ("y = Neg (s)", "s"), ("r = Relu (s) y = Sub (r, s)", "s")],
+)
+def test_the_output_is_taken_behind_a_relu_of_its_own(tail: str, output: str) -> None:
+    text = NETWORK.format(f'a = Conv (x, "a.weight") s = Add (a, x) {tail}')
+    expected = point(output, unsigned=output == "y")
+    assert plan(build(text, (layer("a"),)), "both_inputs")[-1] == expected
+
+
+def test_two_adds_of_one_shortcut() -> None:
+    text: Any = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "a.weight", float[4, 4, 1, 1] "b.weight") => (float[n, 4, 6, 6] y) {
+        a = Conv (x, "a.weight")
+        [one] s = Add (a, x)
+        b = Conv (s, "b.weight")
+        [two] y = Add (b, x)
+    }"""
+    master = build(text, (layer("a"), layer("b")))
+    assert plan(master, "skip_input") == (point("x", reader="one"), point("x", reader="two"))
+    assert plan(master, "both_inputs") == (point("a"), point("x"), point("s"), point("b"), point("y"))
