@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Run
 
 ROOT = Path(__file__).parents[1]
@@ -52,3 +54,19 @@ def test_every_exit_code_of_the_help_is_in_the_readme(run: Run) -> None:
     for code in ("0 done", "1 a check", "2 wrong", "3 bad", "4 target", "70 a bug", "130 interrupted"):
         assert code in text
         assert re.search(rf"^\| {code.split()[0]}\b", README, re.MULTILINE)
+
+
+def test_the_training_example_gives_a_master_that_exports(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    batches = [(torch.randn(8, 3, 32, 32), torch.randint(5, (8,))) for _ in range(2)]
+    monkeypatch.chdir(tmp_path)
+    exec(block("training example"), {"model": model, "batches": batches})
+    outcome = run("export", "--target", "jetson", "--master", "master.safetensors", "--output", "package")
+    assert outcome.code == 0
+    assert len(list((tmp_path / "package").glob("*.onnx"))) == 4

@@ -1,7 +1,8 @@
 """Making and recognising Q/DQ patterns.
 
-A quantized activation is   x -> QuantizeLinear -> [Clip] -> DequantizeLinear -> node,
-the Clip on the integer tensor and present only where the codes are narrower than their container.
+A quantized activation is   x -> QuantizeLinear -> [Clip] -> [BitShift] -> DequantizeLinear -> node,
+the Clip on the integer tensor and present only where the codes are narrower than their container. The BitShift, where a
+lowering needs one, writes the same values in finer steps: codes * 2^k at scale / 2^k.
 A quantized weight is       codes -> [Cast -> Mul -> Cast] -> DequantizeLinear -> node.
 The codes are always the ones derived from the master. The Mul, where a lowering needs one, holds a factor +-2^k for
 each output channel; onnxruntime folds it into the codes when it loads the graph, TensorRT graphs never have one.
@@ -82,10 +83,11 @@ def _node(op: str, name: str, inputs: list[gs.Tensor], output: gs.Tensor) -> gs.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationPattern:
-    """A recognised Q, [Clip], DQ chain."""
+    """A recognised Q, [Clip], [BitShift], DQ chain. codes: before the shift, which multiplies them by 2^`shift`."""
 
     quantize: gs.Node
     clip: gs.Node | None
+    shift: int
     dequantize: gs.Node
     codes: ActivationCodes
 
@@ -108,7 +110,11 @@ def activation_patterns(graph: gs.Graph) -> list[ActivationPattern]:
 
 def match_activation(dequantize: gs.Node) -> ActivationPattern | None:
     """The chain that ends in `dequantize`, or None when that dequantizes a constant."""
-    producer = producer_of(dequantize.inputs[0])
+    codes_of, shift = dequantize.inputs[0], 0
+    producer = producer_of(codes_of)
+    if producer is not None and producer.op == "BitShift":
+        codes_of, shift = producer.inputs[0], int(producer.inputs[1].values)
+        producer = producer_of(codes_of)
     clip = producer if producer is not None and producer.op == "Clip" else None
     quantize = producer_of(clip.inputs[0]) if clip is not None else producer
     if quantize is None or quantize.op != "QuantizeLinear":
@@ -125,7 +131,17 @@ def match_activation(dequantize: gs.Node) -> ActivationPattern | None:
         low=low,
         high=high,
     )
-    return ActivationPattern(quantize=quantize, clip=clip, dequantize=dequantize, codes=codes)
+    return ActivationPattern(quantize=quantize, clip=clip, shift=shift, dequantize=dequantize, codes=codes)
+
+
+def refine_activation(graph: gs.Graph, pattern: ActivationPattern, shift: int) -> None:
+    """Write the codes of an unsigned pattern as codes * 2^shift at scale / 2^shift: the same values, finer steps."""
+    codes, dequantize = pattern.dequantize.inputs[0], pattern.dequantize
+    bits = gs.Constant(f"{codes.name}.shift", np.asarray(shift, np.uint8))
+    shifted = gs.Variable(f"{codes.name}.shifted", dtype=np.uint8)
+    graph.nodes.append(gs.Node("BitShift", f"{codes.name}/BitShift", {"direction": "LEFT"}, [codes, bits], [shifted]))
+    scale = gs.Constant(f"{codes.name}.shifted.scale", np.asarray(pattern.codes.scale / 2**shift, np.float32))
+    dequantize.inputs = [shifted, scale, dequantize.inputs[2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,16 +4,17 @@ onnxruntime's integer convolution computes  code = round((acc + b) * u / s_y)  w
 network was trained with a real bias. Below 8 bits u is large (64 * 64 times larger at 2 bits than at 8), and
 b = round(bias / u) moves the thresholds between output codes far enough to change one code in a hundred.
 
-But acc is an integer. A threshold may move as long as no reachable acc lies in between. Three freedoms make that room
-enough, and none costs anything at run time:
+But acc is an integer. A threshold may move as long as no reachable acc lies in between. Four freedoms make that room
+enough, and the first three cost nothing at run time:
 
 * weights stored as W * 2^k at scale s_w / 2^k give the same products, but now the reachable accs are the multiples of
   2^k in steps 2^k times finer;
 * b need not be the nearest integer, only one that suits all thresholds of its channel;
-* the step u itself may be stretched a little (about 1e-3), which moves far thresholds more than near ones.
+* the step u itself may be stretched a little (about 1e-3), which moves far thresholds more than near ones;
+* input codes that leave bits of their container free may be shifted left, X * 2^k at scale s_x / 2^k.
 
-`fit_bias` searches b and the stretch. It succeeds for every channel at 2 and 3 bits, nearly every one at 4, few at 8,
-where u is so fine that the rounding hardly matters.
+`fit_bias` searches b and the stretch. It succeeds for nearly every channel from 2 to 6 bits and for few at 8, where
+neither weights nor inputs leave bits free.
 """
 
 from __future__ import annotations
@@ -61,6 +62,12 @@ class Accumulator:
     lattice: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+    def finer(self, factor: int) -> Accumulator:
+        """The same sums counted in units of `step` / `factor`."""
+        return Accumulator(
+            step=self.step / factor, lattice=self.lattice * factor, low=self.low * factor, high=self.high * factor
+        )
 
 
 def fit_bias(bias: NDArray[np.float64], accumulator: Accumulator, thresholds: NDArray[np.float64]) -> BiasFit:

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from bitswitch_deploy.graph.qdq import (
     ActivationCodes,
+    ActivationPattern,
     WeightPattern,
     activation_patterns,
     match_activation,
     match_weight,
     multiply_codes,
     producer_of,
+    refine_activation,
     sole_reader,
 )
 from bitswitch_deploy.lowering.bias_codes import Accumulator, BiasFit, fit_bias, largest_shift
@@ -23,6 +25,8 @@ from bitswitch_deploy.lowering.fold_batchnorm import along, channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2
+# Share of a layer's channels that must become exact to pay for shifting its input.
+_WORTH_A_SHIFT = 0.75
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Through these onnxruntime moves a QuantizeLinear up to the layer (qdq_propagation.cc), or drops them.
 _MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
@@ -40,7 +44,7 @@ class _Layer:
     adder: gs.Node
     bias_input: int
     bias: NDArray[np.float64]
-    data: ActivationCodes
+    data: ActivationPattern
     weight: WeightPattern
     thresholds: NDArray[np.float64]
 
@@ -50,8 +54,9 @@ class QuantizeBias(LoweringPass):
 
     Not for TensorRT, whose parser refuses a DequantizeLinear on int32. onnxruntime does the same behind the scenes to a
     float bias, rounding to nearest (weight_bias_quantization.cc), and also to layers that it then runs in float; here
-    steps and bias are chosen so that no output code changes (see bias_codes.py). Recorded as inexact with the share of
-    channels where that is not possible.
+    steps and bias are chosen so that no output code changes (see bias_codes.py). Where finer steps of the weights are
+    not enough and uint8 input codes have bits to spare, these are shifted as well: one cheap operator. Recorded as
+    inexact with the share of channels where that is not possible.
     Cases: Conv, ungrouped ConvTranspose, Gemm; a MatMul and its Add, which onnxruntime makes a Gemm of: this bias stays
     float, but is a whole number of steps; weight scale per tensor and per channel; output codes with and without Clip,
     directly behind or behind Relu, Clip and data movement; one bias for several layers.
@@ -86,13 +91,16 @@ def _quantize(graph: gs.Graph, layer: _Layer) -> BiasFit:
     factors = np.int32(1) << largest_shift(products, axis)
     # one scale for each channel from here on, since each has a shift and a stretch of its own
     scale = np.broadcast_to(layer.weight.scale.values, layer.bias.shape) / factors
-    fit = fit_bias(layer.bias, _accumulator(layer, products, factors, scale), layer.thresholds)
+    fit, shift = _best_fit(layer, _accumulator(layer, products, factors, scale), _room(graph, layer.data))
+    if shift:
+        refine_activation(graph, layer.data, shift)
+    data_scale = np.float32(layer.data.codes.scale / 2**shift)
     multiply_codes(graph, layer.weight, along(axis, factors, products.ndim))
     stretched = np.asarray(scale * fit.stretch, np.float32)
     layer.weight.scale.values = stretched
     layer.weight.dequantize.inputs[2].values = np.zeros(layer.bias.shape, np.int8)
     layer.weight.dequantize.attrs["axis"] = axis
-    step32 = np.asarray(layer.data.scale * stretched, np.float32)
+    step32 = np.asarray(data_scale * stretched, np.float32)
     if layer.adder is layer.node:
         layer.adder.inputs[layer.bias_input] = _dequantized(graph, f"{name}.bias", fit.codes, step32)
     else:
@@ -101,6 +109,23 @@ def _quantize(graph: gs.Graph, layer: _Layer) -> BiasFit:
         whole_steps = np.asarray(fit.codes * step32, np.float32).reshape(shape)
         layer.adder.inputs[layer.bias_input] = gs.Constant(f"{name}.bias", whole_steps)
     return fit
+
+
+def _best_fit(layer: _Layer, accumulator: Accumulator, room: int) -> tuple[BiasFit, int]:
+    """The fit, and by how many bits the input codes are shifted for it: none unless that saves most channels."""
+    plain = fit_bias(layer.bias, accumulator, layer.thresholds)
+    if plain.exact.all() or not room:
+        return plain, 0
+    finer = fit_bias(layer.bias, accumulator.finer(2**room), layer.thresholds)
+    return (finer, room) if finer.exact.mean() >= _WORTH_A_SHIFT else (plain, 0)
+
+
+def _room(graph: gs.Graph, data: ActivationPattern) -> int:
+    """Bits by which input codes can be shifted left within uint8; signed and shared codes stay as they are."""
+    shared = sole_reader(graph, data.result) is None
+    if data.clip is None or data.shift or shared or data.codes.container is not np.uint8 or data.codes.zero_point:
+        return 0
+    return 8 - int(data.codes.high).bit_length()
 
 
 def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCodes]) -> _Layer | None:
@@ -127,7 +152,7 @@ def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCo
         adder=adder,
         bias_input=bias_input,
         bias=np.broadcast_to(bias.ravel(), (channels,)),
-        data=data.codes,
+        data=data,
         weight=weight,
         thresholds=thresholds,
     )
@@ -194,7 +219,7 @@ def _bound(clip: gs.Node, place: int, default: float) -> float:
 def _accumulator(
     layer: _Layer, products: NDArray[np.int32], factors: NDArray[np.int32], scale: NDArray[np.float64]
 ) -> Accumulator:
-    axis, codes = channel_axis(layer.node), layer.data
+    axis, codes = channel_axis(layer.node), layer.data.codes
     others = tuple(index for index in range(products.ndim) if index != axis)
     ends = np.stack([products * (codes.low - codes.zero_point), products * (codes.high - codes.zero_point)])
     return Accumulator(

@@ -13,9 +13,10 @@ from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 class RecentreActivations(LoweringPass):
     """Move codes between uint8 and int8 by adding 128 to code and zero-point. Exact.
 
-    Cases: target uint8 (x86): signed codes become uint8 around 128; target int8 with zero-point -128 (ARM): unsigned
-    codes become int8 from -128. A Clip on the codes moves along. Left alone: codes already in the container. Refused:
-    unsigned codes for a target of int8 with zero-point 0, which is the work of ClampActivations.
+    Cases: target uint8 (CPUs): signed codes become uint8 around 128; target int8 with zero-point -128: unsigned codes
+    become int8 from -128. A Clip on the codes moves along. Left alone: codes already in the container, and shifted ones
+    (BitShift is for unsigned types only). Refused: unsigned codes for a target of int8 with zero-point 0, which is the
+    work of ClampActivations.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -27,7 +28,11 @@ class RecentreActivations(LoweringPass):
         target = self.context.target
         activation = target.quantization.activation
         container = np.uint8 if activation.dtype == "uint8" else np.int8
-        moved = [pattern for pattern in activation_patterns(graph) if pattern.codes.container is not container]
+        moved = [
+            pattern
+            for pattern in activation_patterns(graph)
+            if pattern.codes.container is not container and not pattern.shift
+        ]
         if moved and container is np.int8 and activation.zero_point == 0:
             raise TargetFileError(
                 where=f"target {target.name}: lowering",

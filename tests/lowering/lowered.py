@@ -44,6 +44,10 @@ def profile(name: str, changes: Mapping[str, Any] | None = None) -> Target:
     return Target.from_mapping(mapping, source=f"{name}.yaml")
 
 
+# No bundled target wants its unsigned codes from -128 on; a user's may.
+INT8_CPU = {"quantization.activation": {"dtype": "int8", "zero_point": -128}}
+
+
 def canonical(master: Master, bits: int, **overrides: int) -> CanonicalGraph:
     return canonical_graph(master, WidthAssignment(default=bits, overrides=tuple(overrides.items())))
 

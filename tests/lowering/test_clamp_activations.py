@@ -13,7 +13,7 @@ from bitswitch_deploy.lowering.lower import lower
 from tests.graph import slow
 from tests.graph.masters import build, layer
 from tests.graph.running import initializer, look, operators
-from tests.lowering.lowered import applied, canonical, profile
+from tests.lowering.lowered import INT8_CPU, applied, canonical, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -140,7 +140,7 @@ def test_relu_of_another_branch_does_not_save_the_clip() -> None:
 
 def test_codes_around_another_zero_point_are_refused() -> None:
     before, _ = both(4, "unsigned", scale=0.1)
-    moved = applied("RecentreActivations", before, profile("arm64-cpu")).model
+    moved = applied("RecentreActivations", before, profile("arm64-cpu", INT8_CPU)).model
     with pytest.raises(GraphError, match=r"QuantizeLinear a\.input/QuantizeLinear: zero-point -128\n"):
         applied("ClampActivations", moved, RTX)
 

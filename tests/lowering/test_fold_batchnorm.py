@@ -152,6 +152,12 @@ def test_default_epsilon() -> None:
     np.testing.assert_allclose(initializer(result.model, "a.weight.scale"), 1 / np.sqrt(2e-5), rtol=1e-6)
 
 
+def test_bias_left_out_by_an_empty_name() -> None:
+    before, result = fold(conv_master(compute='a = Conv (x, "a.weight", "")'), 8)
+    assert result.modified
+    assert_same_numbers(before, result.model, images(30, 4, 5, 5))
+
+
 def test_positive_gains_leave_no_trace() -> None:
     _, result = fold(conv_master(tensors={"n.gamma": np.abs(GAMMA)}), 8)
     assert said(result) == []

@@ -98,6 +98,20 @@ def test_odd_last_dimension_stays_int8(target: Any, bits: int, dtype: str) -> No
     )
 
 
+CONVOLUTIONS = profile("x86-cpu", {CONTAINERS: {**OLD, "Conv": {8: "int8", 4: "int4"}, "MatMul": "int8"}})
+
+
+@pytest.mark.parametrize(("kernel", "kept"), [((6, 4, 3, 3), True), ((6, 3, 3, 2), False)])
+def test_the_last_of_four_dimensions_counts(kernel: tuple[int, ...], kept: bool) -> None:
+    conv = (
+        f'net (float[n, {kernel[1]}, 5, 5] x, float[{", ".join(map(str, kernel))}] "a.weight") => (float[n, 6, h, w] y)'
+        ' { y = Conv (x, "a.weight") }'
+    )
+    _, result = packed(build(conv, (layer("a"),)), 4, CONVOLUTIONS)
+    assert result.modified is not kept
+    assert [change.exact for change in result.changes] == ([True] if kept else [])
+
+
 @pytest.mark.parametrize("bits", [8, 5])
 def test_codes_wider_than_the_narrow_type_stay_int8(bits: int) -> None:
     _, result = packed(master_of(), bits, INT4)
@@ -132,7 +146,6 @@ def test_weights_that_are_not_the_master_s_stay() -> None:
 
 
 def test_codes_with_factors_stay_int8() -> None:
-    containers = {**OLD, "Conv": {8: "int8", 4: "int4"}, "MatMul": "int8"}
     norms = ", ".join(f'float[6] "n.{part}"' for part in ("gamma", "beta", "mean", "var"))
     conv = (
         f'net (float[n, 4, 5, 5] x, float[6, 4, 2, 2] "a.weight", {norms}) => (float[n, 6, 4, 4] y)'
@@ -140,11 +153,12 @@ def test_codes_with_factors_stay_int8() -> None:
     )
     for gamma, kept in ((-1.0, True), (1.0, False)):
         master = build(conv, (layer("a"),), tensors={"n.gamma": np.full((6,), gamma)})
-        target = profile("x86-cpu", {CONTAINERS: containers})
-        before, after = lowered(master, 4, target)
+        before, after = lowered(master, 4, CONVOLUTIONS)
         assert proto(after.model, "a.weight").data_type == (onnx.TensorProto.INT8 if kept else onnx.TensorProto.INT4)
-        said = [change.what for change in after.changes if change.by == "PackWeights"]
-        assert said == (["kept in int8: its signs or steps were changed, which int4 cannot hold"] if kept else [])
+        said = [(change.what, change.exact) for change in after.changes if change.by == "PackWeights"]
+        what = "kept in int8: its signs or steps were changed, which int4 cannot hold"
+        assert said == ([(what, True)] if kept else [])
+        assert ("PackWeights" in after.passes) is not kept
         x = np.random.default_rng(0).normal(1, 1, (5, 4, 5, 5)).astype(np.float32)
         np.testing.assert_allclose(run(after.model, x), run(before.model, x), rtol=1e-5, atol=1e-4)
 

@@ -163,7 +163,7 @@ def test_codes_of_any_other_tensor(target: Target) -> None:
 
 
 def test_one_container_in_the_end() -> None:
-    for target, dtype in ((X86, np.uint8), (ARM, np.int8), (RTX, np.int8)):
+    for target, dtype in ((X86, np.uint8), (ARM, np.uint8), (RTX, np.int8)):
         _, after = both("convolution", 8, target)
         names = {node.input[2] for node in after.model.graph.node if node.op_type == "QuantizeLinear"}
         zeros = [initializer(after.model, name) for name in sorted(names)]

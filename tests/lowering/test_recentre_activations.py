@@ -12,10 +12,10 @@ from bitswitch_deploy.errors import TargetFileError
 from bitswitch_deploy.lowering.lowering_pass import Change
 from tests.graph.masters import build, layer
 from tests.graph.running import initializer, look, operators
-from tests.lowering.lowered import Applied, applied, canonical, profile
+from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, profile
 
 TEXT = 'net (float[n, 1] x, float[1, 1] "a.weight") => (float[n, 1] y) { y = MatMul (x, "a.weight") }'
-X86, ARM = profile("x86-cpu"), profile("arm64-cpu")
+X86, ARM = profile("x86-cpu"), profile("arm64-cpu", INT8_CPU)
 
 
 def both(bits: int, activation: str, target: Any, **changes: Any) -> tuple[onnx.ModelProto, Applied]:
@@ -76,7 +76,7 @@ def test_zero_points_that_q_and_dq_do_not_share() -> None:
 
 
 def test_int8_around_zero_is_the_work_of_another_pass() -> None:
-    target = profile("arm64-cpu", {"quantization.activation.zero_point": 0})
+    target = profile("arm64-cpu", {"quantization.activation": {"dtype": "int8", "zero_point": 0}})
     with pytest.raises(
         TargetFileError, match=r"target arm64-cpu: lowering: RecentreActivations with activations in int8"
     ):

@@ -120,6 +120,23 @@ def test_a_product_of_data_is_no_weight_even_when_a_constant_comes_first(operato
     check(body, RTX)
 
 
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm", "MatMul"])
+def test_every_operator_with_a_weight(operator: str) -> None:
+    rank = 4 if "Conv" in operator else 2
+    shape = ", ".join(["2"] * rank)
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> net (float[{shape}] x) => (float[a, b{", c, d" * (rank == 4)}] y)'
+        f" <float s = {{0.5}}, int8 i = {{0}}, int8[{shape}] w = {{{', '.join(['1'] * 2**rank)}}}>"
+        f" {{ d = DequantizeLinear (w, s, i) t = Neg (d) y = {operator} (x, t) }}"
+    )
+    with pytest.raises(GraphError, match=f"^{operator} : weight through Neg <- DequantizeLinear"):
+        check_target_rules(model, RTX)
+
+
+def test_nodes_without_inputs() -> None:
+    check("c = Constant <value_float: float = 1.0> () d = Neg (c) e = Add (x, d) y = MatMul (e, e)", RTX)
+
+
 def test_the_first_violation_is_named() -> None:
     body = "[first] q = QuantizeLinear (x, s, u) [second] y = DequantizeLinear (q, s, u)"
     refused(body, RTX, "^QuantizeLinear first: type uint8")

@@ -93,6 +93,17 @@ def canonical_run(canonical: onnx.ModelProto, x: NDArray[np.float32]) -> Run:
     return Run(output=results[canonical.graph.output[0].name], activations=activations)
 
 
+def float_tensors(
+    canonical: onnx.ModelProto, names: tuple[str, ...], x: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """Float tensors inside of a canonical graph, by name."""
+    model = _copy(canonical)
+    for name in names:
+        _add_output(model, name, onnx.TensorProto.FLOAT)
+    results = _run(model, {model.graph.input[0].name: x}, "off", {})
+    return {name: results[name] for name in names}
+
+
 def forced_run(
     lowered: onnx.ModelProto,
     x: NDArray[np.float32],

@@ -29,6 +29,14 @@ EVERYWHERE = [(name, bits) for name in ("resnet20", "vit") for bits in (8, 6, 4,
 OTHERS = [name for name in ZOO if name not in ("resnet20", "vit")]
 # each other network at two widths, all widths over neighbouring networks
 ROTATING = [(name, (8, 6, 4, 2, MIXED)[(index + k) % 5]) for index, name in enumerate(OTHERS) for k in (0, 2)]
+# of the module, so that all tests of a case follow each other
+every_case = pytest.mark.parametrize(
+    "case",
+    EVERYWHERE + ROTATING,
+    indirect=True,
+    ids=lambda each: f"{each[0]}-{each[1] or 'mixed'}",
+    scope="module",
+)
 SAME = 1e-4
 # What a rounded bias may do to codes, in steps and as share of all codes; 2.5e-2 and 1.8e-3 were seen.
 MOVED_STEPS, MOVED_SHARE = 0.05, 0.005
@@ -43,7 +51,7 @@ class Case:
     lowered: dict[str, LoweredGraph]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, sample: Callable[[str], Sample]) -> Case:
     name, bits = request.param
     made = sample(name)
@@ -57,9 +65,7 @@ def optimisations(target: Target) -> tuple[Optimisation, ...]:
     return ("off", "all") if target.engine.name == "onnxruntime" else ("off",)
 
 
-@pytest.mark.parametrize(
-    "case", EVERYWHERE + ROTATING, indirect=True, ids=lambda each: f"{each[0]}-{each[1] or 'mixed'}"
-)
+@every_case
 def test_lowered(case: Case) -> None:
     x = inputs(case.sample.entry, 12, seed=7).numpy()
     run = canonical_run(case.canonical.model, x)
@@ -85,9 +91,7 @@ def test_lowered(case: Case) -> None:
             assert differing < (1e-5 if lowered.exact else MOVED_SHARE), (form, optimisation)
 
 
-@pytest.mark.parametrize(
-    "case", EVERYWHERE + ROTATING, indirect=True, ids=lambda each: f"{each[0]}-{each[1] or 'mixed'}"
-)
+@every_case
 def test_same_predictions(case: Case) -> None:
     x = inputs(case.sample.entry, 200, seed=9).numpy()
     reference = ReferenceSession(case.canonical.model.SerializeToString()).run(x)

@@ -130,7 +130,7 @@ def _vary(copies: list[nn.BatchNorm1d | nn.BatchNorm2d]) -> None:
             copy.running_mean += shift * copy.running_var.sqrt()
             copy.running_var *= factor
         for parameter in copy.parameters():
-            parameter *= torch.empty_like(parameter).uniform_(0.98, 1.02)
+            parameter.mul_(torch.empty_like(parameter).uniform_(0.98, 1.02))
 
 
 @torch.no_grad()
