@@ -125,7 +125,7 @@ def forced_run(
             onnx.helper.make_tensor_value_info(f"{name}.given", point.zero_point.data_type, given.shape)
         )
         feeds[f"{name}.given"] = (given + zero_point.astype(np.int16)).astype(zero_point.dtype)
-        point.dequantize.input[0] = f"{name}.given"
+        point.reader.input[0] = f"{name}.given"
         _add_output(model, point.codes, point.zero_point.data_type)
     results = _run(model, feeds, optimisation, session_options)
     ties = {}
@@ -170,13 +170,13 @@ def _replace(given: list[Activation], ties: Ties) -> Callable[[nn.Module, tuple[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Point:
-    """A quantized activation in a graph: names of the float tensor and of its codes, the node that ends it."""
+    """A quantized activation in a graph: names of the float tensor and of its codes, the node that reads the codes."""
 
     source: str
     codes: str
     scale: onnx.TensorProto
     zero_point: onnx.TensorProto
-    dequantize: onnx.NodeProto
+    reader: onnx.NodeProto
 
 
 def _activations(model: onnx.ModelProto) -> dict[str, _Point]:
@@ -186,14 +186,16 @@ def _activations(model: onnx.ModelProto) -> dict[str, _Point]:
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or not _ACTIVATION.fullmatch(node.output[0]):
             continue
-        first = producers[node.input[0]]
+        first, reader = producers[node.input[0]], node
+        if first.op_type == "BitShift":
+            first, reader = producers[first.input[0]], first
         quantize = producers[first.input[0]] if first.op_type == "Clip" else first
         points[node.output[0]] = _Point(
             source=quantize.input[0],
-            codes=node.input[0],
-            scale=constants[node.input[1]],
-            zero_point=constants[node.input[2]],
-            dequantize=node,
+            codes=reader.input[0],
+            scale=constants[quantize.input[1]],
+            zero_point=constants[quantize.input[2]],
+            reader=reader,
         )
     return points
 
