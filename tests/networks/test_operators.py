@@ -84,8 +84,8 @@ class FreeParameters(nn.Module):
         return cast(Tensor, self.fc(x * torch.sigmoid(self.query(self.token))))
 
 
-class ManyNormsOfBatches(nn.Module):
-    """BatchNorm behind BatchNorm's usual places: without parameters, shared input with a shortcut, behind a Dropout."""
+class BatchNormPlaces(nn.Module):
+    """BatchNorm without parameters, beside a shortcut, behind a Dropout, and called after another layer was called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +94,10 @@ class ManyNormsOfBatches(nn.Module):
         self.norm1 = nn.BatchNorm2d(8, affine=False)
         self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(8, eps=1e-2)
+        self.left = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.right = nn.Conv2d(8, 8, 1)
+        self.norm_left = nn.BatchNorm2d(8)
+        self.norm_right = nn.BatchNorm2d(8)
         self.drop = nn.Dropout2d(0.3)
         self.conv3 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
         self.norm3 = nn.BatchNorm2d(8)
@@ -103,6 +107,8 @@ class ManyNormsOfBatches(nn.Module):
         x = F.relu(self.norm1(self.conv1(F.relu(self.stem(x)))))
         x = self.conv2(x)
         x = x + F.relu(self.norm2(x))
+        left, right = self.left(x), self.right(x)
+        x = F.relu(self.norm_left(left)) + F.relu(self.norm_right(right))
         x = F.relu(self.norm3(self.drop(self.conv3(x))))
         return cast(Tensor, self.fc(x.mean((2, 3))))
 
@@ -136,7 +142,7 @@ ENTRIES = {
     "many-norms": Entry(build=ManyNorms, shape=(3, 8, 8)),
     "shared-layer": Entry(build=SharedLayer, shape=(3, 8, 8)),
     "free-parameters": Entry(build=FreeParameters, shape=(3, 8, 8)),
-    "batch-norms": Entry(build=ManyNormsOfBatches, shape=(3, 8, 8)),
+    "batch-norms": Entry(build=BatchNormPlaces, shape=(3, 8, 8)),
     **{name: Entry(build=Plain, shape=(3, 8, 8), options=options) for name, options in OPTIONS.items()},
 }
 
