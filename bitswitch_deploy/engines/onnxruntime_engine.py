@@ -60,6 +60,11 @@ class Environment:
     session_options: tuple[tuple[str, str], ...]
 
 
+def host_text() -> str:
+    """Processor, its instruction sets and the onnxruntime release: what results on this host depend on."""
+    return f"{platform.machine()}, {' '.join(cpu_features()) or 'features unknown'}, onnxruntime {ort.__version__}"
+
+
 class OnnxRuntimeSession:
     """A graph loaded for the CPU with everything pinned that can change its results.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import ResolvedTarget
+from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.graph.stamp import MadeFrom, stamp
 from bitswitch_deploy.lowering.lower import check_passes
@@ -83,6 +84,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
             not_done=(*_validation_not_done(data.test), *engines.not_done),
             package_path=str(request.output),
             seconds=time.monotonic() - started,
+            host=host_text(),
         )
         writer.write(RESULTS, report_to_json(report).encode(), role="results")
         writer.commit(_manifest(request, master, writer, engines, report))

@@ -47,6 +47,7 @@ class ExportReport:
 
     target: name of the target. stack: versions it was lowered for, in words. note: how the target was chosen.
     dataset: what accuracy was measured on; None when there was no data.
+    host: processor that the hops ran on, with the instruction sets that decide its integer kernels, and onnxruntime.
     seconds: wall time of the run.
     """
 
@@ -60,3 +61,4 @@ class ExportReport:
     not_done: tuple[NotDone, ...]
     package_path: str
     seconds: float
+    host: str = ""

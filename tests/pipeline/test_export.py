@@ -68,6 +68,7 @@ def test_the_package_is_complete_and_says_what_it_is(exported: Exported) -> None
     assert {"bitswitch-deploy", "onnx", "onnxruntime", "numpy"} <= dict(manifest.tools).keys()
     results = json.loads((exported.package / RESULTS).read_text())
     assert results["schema"] == "bitswitch-report/1"
+    assert results["host"].endswith(f"onnxruntime {onnxruntime.__version__}")
     for row in exported.report.widths:
         made_from = read_stamp(onnx.load(str(exported.package / row.file_name)), where=row.file_name)
         assert row.bits is not None
