@@ -16,6 +16,7 @@ from bitswitch_deploy.graph.qdq import (
     multiply_codes,
     producer_of,
     redirect_readers,
+    refine_activation,
     sole_reader,
 )
 from tests.graph.running import look
@@ -87,6 +88,28 @@ def test_when_saturation_is_enough(
 ) -> None:
     codes = ActivationCodes(scale=np.float32(1), zero_point=0, container=container, low=low, high=high)
     assert codes.needs_clip is needed
+
+
+SHIFTED = """
+net (float[n] x) => (float[n] y) <float s = {0.5}, uint8 z = {0}, uint8 high = {15}> {
+    q = QuantizeLinear (x, s, z)
+    c = Clip (q, z, high)
+    y = DequantizeLinear (c, s, z)
+}"""
+
+
+def test_shifted_codes_have_the_same_values() -> None:
+    before, after = graph(SHIFTED), graph(SHIFTED)
+    (pattern,) = activation_patterns(after)
+    refine_activation(after, pattern, 3)
+    (found,) = activation_patterns(after)
+    assert (pattern.shift, found.shift) == (0, 3)
+    assert found.codes == pattern.codes
+    assert found.clip is pattern.clip
+    models = [export_model(each, opset=21, ir_version=10) for each in (before, after)]
+    x = np.linspace(-2, 12, 100, dtype=np.float32)
+    np.testing.assert_array_equal(look(models[1], x, "c.shifted"), look(models[0], x, "c") * 8)
+    np.testing.assert_array_equal(look(models[1], x, "y"), look(models[0], x, "y"))
 
 
 def test_weight() -> None:

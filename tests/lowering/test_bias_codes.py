@@ -76,25 +76,32 @@ def codes_of_the_real_bias(
 
 
 def codes_of_the_runtime(
-    case: Case, channel: int, sums: NDArray[np.float64], code: float, stretch: float
+    case: Case, channel: int, sums: NDArray[np.float64], code: float, stretch: float, *, shift: int = 0
 ) -> NDArray[Any]:
     """Compute as onnxruntime does: integer sum, one float32 product, a tie to the even neighbour, clip."""
     stretched = np.float32(np.float64(case.weight_scale[channel]) / case.lattice[channel] * stretch)
-    multiplier = np.float32(np.float32(case.data_scale * stretched) / case.output_scale)
-    rounded = np.rint((sums + code).astype(np.float32) * multiplier)
+    data_scale = np.float32(case.data_scale / 2**shift)
+    multiplier = np.float32(np.float32(data_scale * stretched) / case.output_scale)
+    rounded = np.rint((sums * 2**shift + code).astype(np.float32) * multiplier)
     lowest = max(case.first_code, 0) if case.relu else case.first_code
     return np.asarray(np.clip(rounded, lowest, case.last_code), np.int64)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), bits=st.integers(2, 8), signed=st.booleans(), relu=st.booleans())
-def test_exact_means_exact(seed: int, bits: int, signed: bool, relu: bool) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    bits=st.integers(2, 8),
+    signed=st.booleans(),
+    relu=st.booleans(),
+    shift=st.sampled_from([0, 0, 1, 3, 6]),
+)
+def test_exact_means_exact(seed: int, bits: int, signed: bool, relu: bool, shift: int) -> None:
     case = random_case(seed, bits, signed=signed, relu=relu)
-    fit = fit_bias(case.bias, case.accumulator, case.thresholds)
+    fit = fit_bias(case.bias, case.accumulator.finer(2**shift), case.thresholds)
     for channel in np.flatnonzero(fit.exact).tolist():
         sums = np.arange(case.low[channel], case.high[channel] + 1, case.lattice[channel])
         expected, undecided = codes_of_the_real_bias(case, channel, sums)
-        found = codes_of_the_runtime(case, channel, sums, fit.codes[channel], fit.stretch[channel])
+        found = codes_of_the_runtime(case, channel, sums, fit.codes[channel], fit.stretch[channel], shift=shift)
         np.testing.assert_array_equal(found[~undecided], expected[~undecided])
     assert (np.abs(fit.stretch - 1) <= 0.011).all()
     assert (np.rint(fit.codes) == fit.codes).all()
@@ -135,6 +142,21 @@ def test_how_often_it_succeeds(bits: int, least: int, most: int) -> None:
     """As the docstring of the module claims."""
     case = channels(bits)
     assert least <= fit_bias(case.bias, case.accumulator, case.thresholds).exact.sum() <= most
+
+
+@pytest.mark.parametrize(("bits", "least"), [(5, 62), (6, 56), (7, 3)])
+def test_how_often_it_succeeds_with_shifted_inputs(bits: int, least: int) -> None:
+    case = channels(bits)
+    plain = fit_bias(case.bias, case.accumulator, case.thresholds).exact.sum()
+    shifted = fit_bias(case.bias, case.accumulator.finer(2 ** (8 - bits)), case.thresholds).exact.sum()
+    assert plain < shifted
+    assert shifted >= least
+
+
+def test_finer_units() -> None:
+    reach = Accumulator(step=np.array([0.5]), lattice=np.array([2.0]), low=np.array([-6.0]), high=np.array([8.0]))
+    finer = reach.finer(4)
+    assert [each.item() for each in (finer.step, finer.lattice, finer.low, finer.high)] == [0.125, 8, -24, 32]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

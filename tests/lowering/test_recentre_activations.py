@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 from bitswitch_deploy.errors import TargetFileError
+from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.qdq import activation_patterns, refine_activation
 from bitswitch_deploy.lowering.lowering_pass import Change
 from tests.graph.masters import build, layer
 from tests.graph.running import initializer, look, operators
@@ -61,6 +63,16 @@ def test_codes_in_the_container_are_left_alone(bits: int, activation: str, targe
     before, result = both(bits, activation, target)
     assert not result.modified
     assert result.model.SerializeToString() == before.SerializeToString()
+
+
+def test_shifted_codes_are_left_alone() -> None:
+    before, _ = both(4, "unsigned", ARM)
+    graph = import_model(before)
+    refine_activation(graph, activation_patterns(graph)[0], 2)
+    shifted = export_model(graph, opset=21, ir_version=10)
+    result = applied("RecentreActivations", shifted, ARM)
+    assert not result.modified
+    assert result.model.SerializeToString() == shifted.SerializeToString()
 
 
 def test_zero_points_that_q_and_dq_do_not_share() -> None:
