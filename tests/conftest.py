@@ -1,7 +1,8 @@
-"""Runs the command line in this process, through the real entry point."""
+"""The command line in this process, through the real entry point; and signals as a foreground shell leaves them."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from dataclasses import dataclass
 import pytest
 
 from bitswitch_deploy.cli.main import main
+
+# A job in the background is started with these ignored, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,8 @@ def test_jetson_profiles_keep_to_what_tensorrt_reads() -> None:
 
 def test_cpu_profiles_absorb_relu_and_leave_no_branch_in_float() -> None:
     formats = {target.arch: (target.quantization.activation.dtype, target.quantization) for target in by_family("cpu")}
-    assert formats["x86_64"][0] == "uint8"
-    assert formats["x86_64"][1].activation.zero_point == 0
-    assert formats["aarch64"][0] == "int8"
-    assert formats["aarch64"][1].activation.zero_point == -128
+    assert {dtype for dtype, _ in formats.values()} == {"uint8"}
+    assert {quantization.activation.zero_point for _, quantization in formats.values()} == {0}
     assert all(quantization.residual == "both_inputs" for _, quantization in formats.values())
 
 

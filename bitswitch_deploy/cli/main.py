@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 import click
@@ -18,7 +16,6 @@ from bitswitch_deploy import __version__
 from bitswitch_deploy.errors import EXIT_BUG, BitswitchError
 
 _EXIT_INTERRUPTED = 130
-_EXIT_TERMINATED = 143
 
 # name -> (module, one line of help); the order of the help page
 COMMANDS = {
@@ -64,7 +61,6 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the kind of failure."""
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -94,8 +90,3 @@ def _error_document(error: BitswitchError) -> dict[str, object]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM unwinds the stack like Ctrl-C, so that a package in the making is removed."""
-    sys.exit(_EXIT_TERMINATED)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.engines.reference import PATIENT, ReferenceSession
 
 
 def test_the_reference_computes_what_is_written(int4_matmul: bytes) -> None:
@@ -21,5 +21,5 @@ def test_nothing_is_optimised(qdq_conv: Callable[..., bytes]) -> None:
     session = ReferenceSession(qdq_conv())
     assert session.environment.optimisation == "off"
     assert session.environment.threads == 1
-    assert session.environment.session_options == ()
+    assert session.environment.session_options == tuple(PATIENT.items())
     assert ReferenceSession(qdq_conv(), threads=2).environment.threads == 2

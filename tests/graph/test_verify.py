@@ -11,7 +11,7 @@ from bitswitch_deploy.graph.verify import verify_qdq
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 21]>
-net (float[2] x, float s) => (float[2] y)
+net (float[2] x, float s, uint8 u) => (float[2] y)
 <float scale = {0.5}, float[2] scales = {0.5, 0.25}, uint8 zero = {0}, uint8[2] zeros = {0, 0}, float bad = {BAD}> {
     none = Constant <value_float: float = 0.5> ()
     q = QuantizeLinear (x, Q)
@@ -35,6 +35,7 @@ def test_sound_graphs() -> None:
         ("scale", "no zero-point"),
         ('scale, ""', "no zero-point"),
         ("s, zero", "scale or zero-point is not a constant"),
+        ("scale, u", "scale or zero-point is not a constant"),
         ("none, zero", "scale or zero-point is not a constant"),
         ("scales, zero", r"scale of shape \(2,\) with a zero-point of shape \(\)"),
         ("scale, zeros", r"scale of shape \(\) with a zero-point of shape \(2,\)"),
