@@ -2,6 +2,8 @@
 
 python tools/train_master.py --recipe digits -o calibration/digits/digits.safetensors
 python tools/train_master.py --recipe cifar10-resnet20 --data DATA --steps 200 -o resnet20.safetensors
+
+A log is kept beside the output, <output>.log.jsonl (see bitswitch_deploy/training/metrics_log.py).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 @click.option("--seed", type=int, help="Replaces the seed of the recipe.")
 @click.option("--steps", "joint_steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of torch.")
+@click.option("--fast", is_flag=True, help="Compile the training steps (torch.compile): minutes at first, then faster.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The master to write.")
 def main(recipe: str, output: Path, seed: int | None, **choices: Any) -> None:
     """Train a network at several widths at once and write its master."""
@@ -41,6 +44,7 @@ def main(recipe: str, output: Path, seed: int | None, **choices: Any) -> None:
         session = Session(
             recipe=loaded if seed is None else replace(loaded, seed=seed),
             state=output.with_name(f"{output.name}.state"),
+            log=output.with_name(f"{output.name}.log.jsonl"),
             **choices,
         )
         trained = run_session(session)

@@ -16,6 +16,8 @@ Gradients of both, with x = value / step, codes c, range n..p, and G the incomin
     dL/ds_h   = 2^D * dL/dstep                                      chain rule, left to autograd
 
 A scale stays positive because every use reads |parameter|, never below MIN_SCALE (`positive`); that value is exported.
+
+torch.compile traces both quantizers whole: what `forward` branches on are plain Python values, never tensors.
 """
 
 from __future__ import annotations
@@ -72,28 +74,27 @@ class _Dequantize(torch.autograd.Function):
     """codes * step, with the gradients of the module docstring; value, codes [...], step broadcasts."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange) -> Tensor:
+    def forward(ctx: Any, value: Tensor, step: Tensor, codes: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(value, step, codes)
-        ctx.limits = limits
+        ctx.low, ctx.high = low, high
         return codes * step
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad,) = grad_outputs
         value, step, codes = ctx.saved_tensors
-        limits: CodeRange = ctx.limits
         x = value / step
-        inside = (x >= limits.low) & (x <= limits.high)
+        inside = (x >= ctx.low) & (x <= ctx.high)
         grad_value = grad * inside if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
-            return grad_value, None, None, None
+            return grad_value, None, None, None, None
         per_element = grad * (codes - torch.where(inside, x, torch.zeros_like(x)))
-        damping = 1.0 / math.sqrt(value.numel() / step.numel() * limits.high)
-        return grad_value, per_element.sum_to_size(step.shape) * damping, None, None
+        damping = 1.0 / math.sqrt(value.numel() / step.numel() * ctx.high)
+        return grad_value, per_element.sum_to_size(step.shape) * damping, None, None, None
 
 
 def _dequantize(value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange) -> Tensor:
-    return cast(Tensor, _Dequantize.apply(value, step, codes, limits))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Dequantize.apply(value, step, codes, limits.low, limits.high))  # type: ignore[no-untyped-call]
 
 
 class WeightQuantizer(nn.Module):
@@ -177,6 +178,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("initialised", torch.zeros(len(self.widths), dtype=torch.bool))
         state = _UNDECIDED if signed is None else int(signed)
         self.register_buffer("signed", torch.tensor(state, dtype=torch.int8))
+        self._remember_state()
 
     @property
     def is_signed(self) -> bool:
@@ -185,9 +187,14 @@ class ActivationQuantizer(nn.Module):
         Raises:
             UsageError: no batch has decided it yet.
         """
-        if int(self.signed) == _UNDECIDED:
+        if self._sign == _UNDECIDED:
             raise self._unseen("no width has")
-        return int(self.signed) == _SIGNED
+        return self._sign == _SIGNED
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether every width has seen a training batch."""
+        return all(self._seen)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """Dequantized activations at `bits` bits, shape of `x`.
@@ -196,7 +203,7 @@ class ActivationQuantizer(nn.Module):
             UsageError: in evaluation mode, before any training batch at this width.
         """
         index = self.widths.index(bits)
-        if not self.initialised[index]:
+        if not self._seen[index]:
             self._initialise(x.detach(), index)
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
         scale = positive(self.scales[index])
@@ -210,7 +217,7 @@ class ActivationQuantizer(nn.Module):
         Raises:
             UsageError: a width has seen no training batch.
         """
-        for bits, done in zip(self.widths, self.initialised.tolist(), strict=True):
+        for bits, done in zip(self.widths, self._seen, strict=True):
             if not done:
                 raise self._unseen(f"{bits} bits have")
         return positive(torch.stack([scale.detach() for scale in self.scales]))
@@ -220,11 +227,22 @@ class ActivationQuantizer(nn.Module):
         bits = self.widths[index]
         if not self.training:
             raise self._unseen(f"{bits} bits have")
-        if int(self.signed) == _UNDECIDED:
+        if self._sign == _UNDECIDED:
             self.signed.fill_(_SIGNED if float(x.min()) < 0 else _UNSIGNED)
+            self._remember_state()
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
         self.scales[index].copy_((2 * x.abs().mean() / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
         self.initialised[index] = True
+        self._remember_state()
+
+    def _remember_state(self) -> None:
+        """Copy the two buffers to Python, so that `forward` neither waits for a device nor breaks a traced graph."""
+        self._seen: tuple[bool, ...] = tuple(self.initialised.tolist())
+        self._sign = int(self.signed)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._remember_state()
 
     def _unseen(self, what: str) -> UsageError:
         return UsageError(

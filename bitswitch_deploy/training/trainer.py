@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -33,27 +35,53 @@ class RunPlan:
     save_every: int
 
 
-def run_stage(
-    stage: Stage, batches: Batches, plan: RunPlan, save: Callable[[dict[str, Any]], None] | None = None
-) -> float:
-    """Train; returns the loss of the last mini-batch (NaN when there was none).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestone:
+    """Where a stage stands when it is saved.
 
-    save: called with `stage_state` every `save_every` steps and at the end.
+    step: mini-batches done. state: what `restore_stage` takes.
+    steps: mini-batches since the last milestone. losses: their means, by the stage's names. seconds: that they took.
+    """
+
+    step: int
+    steps: int
+    state: dict[str, Any]
+    losses: dict[str, float]
+    seconds: float
+
+
+def run_stage(
+    stage: Stage, batches: Batches, plan: RunPlan, reached: Callable[[Milestone], None] | None = None
+) -> None:
+    """Train from `plan.start` to `plan.stop`.
+
+    reached: called every `save_every` steps and at the end.
 
     Raises:
         CheckFailedError: the loss or a gradient is not finite; the message names width and layer.
     """
-    stage.model.train()
-    loss = float("nan")
+    recent: list[tuple[float, ...]] = []
     with _progress() as progress:
-        task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss=loss)
+        task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss=float("nan"))
+        started = time.monotonic()
+        stage.model.train()
         for step in range(plan.start, plan.stop):
-            loss = stage.step(*batches.batch(step), step, plan.total)
-            progress.update(task, advance=1, loss=loss)
+            recent.append(stage.step(*batches.batch(step), step, plan.total))
+            progress.update(task, advance=1, loss=mean(recent[-1]))
             done = step + 1
-            if save is not None and (done % plan.save_every == 0 or done == plan.stop):
-                save(stage_state(stage, done, plan.total))
-    return loss
+            if reached is not None and (done % plan.save_every == 0 or done == plan.stop):
+                reached(
+                    Milestone(
+                        step=done,
+                        steps=len(recent),
+                        state=stage_state(stage, done, plan.total),
+                        losses=dict(zip(stage.losses, map(mean, zip(*recent)), strict=True)),
+                        seconds=time.monotonic() - started,
+                    )
+                )
+                recent.clear()
+                stage.model.train()  # who measured a milestone did so in evaluation mode
+                started = time.monotonic()
 
 
 def stage_state(stage: Stage, step: int, total: int) -> dict[str, Any]:

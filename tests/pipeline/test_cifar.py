@@ -73,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         dataset.train, preprocessing=RECIPE.preprocessing, augmentation=RECIPE.augmentation, batch_size=16, seed=1
     )
     plan = RunPlan(start=0, stop=STEPS, total=STEPS, save_every=STEPS)
-    run_stage(JointStage(network, settings), batches, plan, save=lambda state: None)
+    run_stage(JointStage(network, settings), batches, plan)
     record = TrainingRecord(preprocessing=RECIPE.preprocessing)
     write_master(build_master(network, (example,), record), folder / "resnet20.safetensors")
     for name, part, count in (("test", dataset.test, IMAGES), ("train", dataset.train, 512)):

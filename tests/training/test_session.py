@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import load_recipe
 from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
 from bitswitch_deploy.training.stages import Stage
-from bitswitch_deploy.training.trainer import RunPlan, run_stage
+from bitswitch_deploy.training.trainer import Milestone, RunPlan, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = load_recipe("digits")
@@ -78,19 +78,30 @@ def test_a_run_from_nothing_to_a_master(tmp_path: Path, whole: TrainedNetwork) -
     assert provenance["float_top1"] == f"{whole.float_top1:.2f}"
 
 
-def test_the_same_run_gives_the_same_file(tmp_path: Path, data: Path, whole: TrainedNetwork) -> None:
-    again = run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state"))
-    assert again.master.sha256 == whole.master.sha256
+def test_the_same_run_gives_the_same_file_and_logs_each_epoch(
+    tmp_path: Path, data: Path, whole: TrainedNetwork
+) -> None:
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", log=tmp_path / "log.jsonl")
+    assert run_session(session).master.sha256 == whole.master.sha256
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["event"] for line in lines] == ["start", *["epoch"] * 33, "end"]
+    assert (lines[0]["recipe"], lines[0]["seed"], lines[0]["step"]) == ("digits", 1, 0)
+    assert [line["step"] for line in lines if line.get("stage") == "joint"] == [2, 4, 6]
+    assert lines[-2]["top1"] == lines[-1]["top1"] == {f"w{e.bits}": e.value for e in whole.master.spec.accuracy}
+    assert lines[30]["top1"]["float"] == lines[-1]["float_top1"] == whole.float_top1
+    assert lines[-1]["master_sha256"] == whole.master.sha256
+    assert set(lines[-2]["losses"]) == {"w8", "w6", "w4", "w2"}
 
 
 @pytest.mark.parametrize(("stage", "stop"), [("float", 4), ("float", 60), ("joint", 2), ("joint", 6)])
 def test_a_killed_run_goes_on_to_the_same_master(
     tmp_path: Path, data: Path, whole: TrainedNetwork, monkeypatch: pytest.MonkeyPatch, stage: str, stop: int
 ) -> None:
-    def killed(current: Stage, batches: Batches, plan: RunPlan, save: Callable[[dict[str, Any]], None]) -> float:
+    def killed(current: Stage, batches: Batches, plan: RunPlan, reached: Callable[[Milestone], None]) -> None:
         if current.name != stage:
-            return run_stage(current, batches, plan, save)
-        run_stage(current, batches, replace(plan, stop=stop), save)
+            run_stage(current, batches, plan, reached)
+            return
+        run_stage(current, batches, replace(plan, stop=stop), reached)
         raise Killed("as planned")
 
     session = Session(recipe=SHORT, data=data, state=tmp_path / "state", resume=True)
@@ -152,7 +163,11 @@ class TestTool:
         assert done.returncode == 0, done.stderr
         assert "8 bits" in done.stdout
         assert dict(read_master(output).spec.provenance)["seed"] == "7"
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["float.pt", "out.safetensors"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "float.pt",
+            "out.safetensors",
+            "out.safetensors.log.jsonl",
+        ]
 
     def test_an_error_is_one_message(self, tmp_path: Path) -> None:
         done = self.run("--recipe", "nothing", "-o", str(tmp_path / "x"))

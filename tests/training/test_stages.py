@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -75,8 +76,21 @@ class TestJointStage:
     def test_learns(self) -> None:
         stage = JointStage(tiny_network(), replace(SETTINGS, learning_rate=2e-3, weight_decay=0.0))
         batches = tiny_batches()
-        losses = [stage.step(*batches.batch(step), step, 40) for step in range(40)]
+        losses = [sum(stage.step(*batches.batch(step), step, 40)) for step in range(40)]
         assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+
+    def test_is_traced_without_a_break_and_computes_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def traced(model: nn.Module) -> nn.Module:
+            return cast(nn.Module, torch.compile(model, backend="aot_eager", fullgraph=True))
+
+        monkeypatch.setattr("bitswitch_deploy.training.stages.compiled", traced)
+        fast = JointStage(tiny_network(), SETTINGS, fast=True)
+        plain = JointStage(tiny_network(), SETTINGS)
+        for step in range(3):
+            inputs, labels = tiny_batches().batch(step)
+            assert fast.step(inputs, labels, step, 3) == plain.step(inputs, labels, step, 3)
+        for actual, expected in zip(fast.model.parameters(), plain.model.parameters(), strict=True):
+            assert torch.equal(actual, expected)
 
     def test_nan_names_width_and_layer(self) -> None:
         stage = joint_stage()
@@ -118,7 +132,7 @@ class TestFloatStage:
         loss = F.cross_entropy(reference(inputs), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
-        assert stage.step(inputs, labels, 0, 10) == pytest.approx(loss.item())
+        assert stage.step(inputs, labels, 0, 10) == pytest.approx((loss.item(),))
         for actual, expected in zip(stage.model.parameters(), reference.parameters(), strict=True):
             assert torch.equal(actual, expected)
 

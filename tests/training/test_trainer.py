@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from bitswitch_deploy.training.prepare import set_width
 from bitswitch_deploy.training.recipe import StageSettings
 from bitswitch_deploy.training.stages import JointStage
 from bitswitch_deploy.training.trainer import (
+    Milestone,
     RunPlan,
     measure_widths,
     restore_stage,
@@ -55,7 +55,7 @@ class TestResume:
         whole = JointStage(tiny_network(), SETTINGS)
         run_stage(whole, tiny_batches(), plan(0, 12))
         first = JointStage(tiny_network(), SETTINGS)
-        run_stage(first, tiny_batches(), plan(0, stop), save=lambda state: save_checkpoint(state, path))
+        run_stage(first, tiny_batches(), plan(0, stop), lambda reached: save_checkpoint(reached.state, path))
         torch.manual_seed(99)
         second = JointStage(tiny_network(), SETTINGS)
         start = restore_stage(second, load_checkpoint(path), 12, "state")
@@ -66,8 +66,35 @@ class TestResume:
     def test_states_are_saved_on_the_way_and_at_the_end(self) -> None:
         steps: list[int] = []
         stage = JointStage(tiny_network(), SETTINGS)
-        run_stage(stage, tiny_batches(), plan(0, 8, save_every=3), save=lambda state: steps.append(state["step"]))
-        assert steps == [3, 6, 8]
+        counts: list[int] = []
+
+        def reached(milestone: Milestone) -> None:
+            assert milestone.state["step"] == milestone.step
+            steps.append(milestone.step)
+            counts.append(milestone.steps)
+
+        run_stage(stage, tiny_batches(), plan(0, 8, save_every=3), reached)
+        assert (steps, counts) == ([3, 6, 8], [3, 3, 2])
+
+    def test_a_milestone_has_the_mean_losses_since_the_last(self) -> None:
+        reached: list[Milestone] = []
+        run_stage(JointStage(tiny_network(), SETTINGS), tiny_batches(), plan(0, 4, save_every=2), reached.append)
+        stage, batches = JointStage(tiny_network(), SETTINGS), tiny_batches()
+        losses = [stage.step(*batches.batch(step), step, 12) for step in range(4)]
+        for milestone, pair in zip(reached, (losses[:2], losses[2:]), strict=True):
+            expected = [(first + second) / 2 for first, second in zip(*pair, strict=True)]
+            assert milestone.losses == pytest.approx(dict(zip(("w8", "w4", "w2"), expected, strict=True)))
+
+    def test_who_measures_at_a_milestone_does_not_change_the_training(self) -> None:
+        measured, plain = JointStage(tiny_network(), SETTINGS), JointStage(tiny_network(), SETTINGS)
+        run_stage(plain, tiny_batches(), plan(0, 6))
+        data = halves()
+
+        def measure(_: Milestone) -> None:
+            measure_widths(measured.model, (8, 4, 2), data, PREPROCESSING)
+
+        run_stage(measured, tiny_batches(), plan(0, 6, save_every=1), measure)
+        assert_same_state(stage_state(measured, 6, 12), stage_state(plain, 6, 12))
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -86,9 +113,6 @@ class TestResume:
         state = {**stage_state(stage, 2, 12), **change}
         with pytest.raises(CheckpointError, match=message):
             restore_stage(stage, state, 12, "run.state")
-
-    def test_without_steps_the_loss_is_nan(self) -> None:
-        assert math.isnan(run_stage(JointStage(tiny_network(), SETTINGS), tiny_batches(), plan(12, 12)))
 
 
 class TestAccuracy:

@@ -1,0 +1,64 @@
+"""The log of a run: one JSON object a line, first what ran where, then one for each epoch.
+
+    {"event": "start", "recipe": ..., "seed": ..., "step": 0, "versions": {...}, "host": ..., "threads": ..., ...}
+    {"event": "epoch", "stage": "joint", "step": 390, "total": 2340, "losses": {"w8": ...}, "top1": {"w8": ...},
+     "seconds": ..., "images_per_s": ...}
+    {"event": "end", "float_top1": ..., "top1": {...}, "master_sha256": ...}
+
+A run that was interrupted and went on has another "start" with the step that it went on from. Top-1 is in percent of
+the test split, `seconds` is time spent training since the line before (measuring and saving left out).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitswitch_deploy import __version__
+from bitswitch_deploy.errors import OutputError
+
+VERSIONS = {
+    "bitswitch-deploy": __version__,
+    "python": platform.python_version(),
+    "torch": torch.__version__,
+    "numpy": np.__version__,
+}
+
+
+class MetricsLog:
+    """Appends lines to a file; each is on disk when the call returns. None as the path keeps no log."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one line.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+        except OSError as exc:
+            raise OutputError(
+                where=str(self._path), got=f"cannot be written: {exc.strerror}", allowed="a writable file", do="free it"
+            ) from exc
+
+
+def host_text() -> str:
+    """Architecture and processor, as far as the system tells."""
+    processor = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return f"{platform.machine()}, {processor or 'processor unknown'}"
