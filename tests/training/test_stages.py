@@ -79,6 +79,8 @@ class TestJointStage:
         losses = [sum(stage.step(*batches.batch(step), step, 40)) for step in range(40)]
         assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
 
+    # torch's own tracer of autograd functions does what it warns of
+    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
     def test_is_traced_without_a_break_and_computes_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def traced(model: nn.Module) -> nn.Module:
             return cast(nn.Module, torch.compile(model, backend="aot_eager", fullgraph=True))
