@@ -12,6 +12,8 @@ last `min` would clip anyway, so the limit is applied before the sum, where it c
 
 The first equals the hardware form `(w >> D) + ((w >> (D-1)) & 1)` followed by a min, in three passes instead of
 five. A tie above the highest code rounds up under both rules (that code is odd), so the limit is the same.
+
+rounding_shift.py computes them.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from bitswitch_deploy.quantization.rounding_shift import Formula, NumpyShift, compiled_shift
 from bitswitch_deploy.tensors import Rounding, code_range
 
 Int8Array = npt.NDArray[np.int8]
 Float32Array = npt.NDArray[np.float32]
 
-# Elements worked on at a time: three int8 blocks of this size stay in the L2 cache of every supported CPU
+# Elements that NumPy works on at a time: three int8 blocks of this size stay in the L2 cache of every supported CPU
 # (256 KiB on Jetson Orin) and hide the cost of the calls.
 BLOCK = 1 << 16
 
@@ -52,11 +55,17 @@ def derive_codes(
         if out is not codes:
             np.copyto(out, codes)
         return out
-    shift = _RoundingShift(from_bits=from_bits, to_bits=to_bits, rounding=rounding, block=min(codes.size, BLOCK))
+    formula = Formula.of(from_bits=from_bits, to_bits=to_bits, rounding=rounding)
+    shift = compiled_shift(formula) or NumpyShift(formula, block=min(codes.size, BLOCK))
+    # overlap_...: codes and result are the same memory or apart, element by element; only otherwise is a copy needed
     chunks = np.nditer(
         (codes, out),
-        flags=["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"],
-        op_flags=[["readonly", "overlap_assume_elementwise"], ["writeonly", "overlap_assume_elementwise"]],
+        flags=["external_loop", "buffered", "zerosize_ok", "copy_if_overlap", *shift.iterator_flags],
+        op_flags=[
+            # NumPy 2.4's stub misspells contig
+            ["readonly", "contig", "overlap_assume_elementwise"],  # type: ignore[list-item]
+            ["writeonly", "contig", "overlap_assume_elementwise"],  # type: ignore[list-item]
+        ],
         buffersize=BLOCK,
     )
     with chunks:
@@ -91,36 +100,6 @@ def derive_scale(scale: Float32Array, *, from_bits: int, to_bits: int) -> Float3
     if not np.isfinite(derived).all():
         raise ValueError(f"a scale is not finite at {to_bits} bits: largest at {from_bits} bits is {scale.max()}")
     return derived
-
-
-class _RoundingShift:
-    """The two formulas of the module docstring on contiguous blocks of at most `block` codes."""
-
-    def __init__(self, *, from_bits: int, to_bits: int, rounding: Rounding, block: int) -> None:
-        self._distance = np.int8(from_bits - to_bits)
-        half = 2 ** (from_bits - to_bits - 1)
-        self._is_half_even = rounding is Rounding.HALF_EVEN
-        self._addend = np.int8(half - 1 if self._is_half_even else half)
-        # An array, not a scalar: NumPy 2.4 has no vector code for minimum(array, scalar) in int8 (ten times slower).
-        self._limit = np.full(block, 2 ** (from_bits - 1) - 1 - half, dtype=np.int8)
-        self._odd = np.empty(block if self._is_half_even else 0, dtype=np.int8)
-
-    def apply(self, source: Int8Array, result: Int8Array) -> None:
-        """Write the derived codes [n] of `source` [n] to `result` [n], which may be the same memory."""
-        limit = self._limit[: source.size]
-        if not self._is_half_even:
-            np.minimum(source, limit, out=result)
-            np.add(result, self._addend, out=result)
-            np.right_shift(result, self._distance, out=result)
-            return
-        # `source` is read to the end before `result`, perhaps the same memory, is written.
-        odd = self._odd[: source.size]
-        np.right_shift(source, self._distance, out=odd)
-        np.bitwise_and(odd, np.int8(1), out=odd)
-        np.minimum(source, limit, out=result)
-        np.add(result, self._addend, out=result)
-        np.add(result, odd, out=result)
-        np.right_shift(result, self._distance, out=result)
 
 
 def _check_widths(from_bits: int, to_bits: int) -> None:

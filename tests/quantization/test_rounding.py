@@ -1,4 +1,7 @@
-"""Derived codes against an independent slow implementation: every code, every pair of widths, both tie rules."""
+"""Derived codes against an independent slow implementation: every code, every pair of widths, both tie rules.
+
+All of it twice: with the compiled library of a wheel built here, and with NumPy alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 import tracemalloc
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -13,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from bitswitch_deploy.quantization import derive_blocks, derive_codes, derive_scale, rounding
+from bitswitch_deploy.quantization import derive_blocks, derive_codes, derive_scale, rounding, rounding_shift
 from bitswitch_deploy.tensors import Rounding
 
 WIDTH_PAIRS = [(high, low) for high in range(2, 9) for low in range(2, high + 1)]
@@ -21,6 +25,18 @@ RULES = list(Rounding)
 
 widths = st.sampled_from(WIDTH_PAIRS)
 rules = st.sampled_from(RULES)
+
+
+@pytest.fixture(scope="module", params=["compiled", "numpy"], autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How `derive_codes` computes in this run of the file."""
+    compiled = request.param == "compiled"
+    library = request.getfixturevalue("compiled_library") if compiled else Path("there is none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounding_shift, "LIBRARY", library)
+        formula = rounding_shift.Formula.of(from_bits=8, to_bits=4, rounding=Rounding.HALF_UP)
+        assert (rounding_shift.compiled_shift(formula) is not None) == compiled
+        yield request.param
 
 
 def slow_code(code: int, from_bits: int, to_bits: int, rule: Rounding) -> int:
