@@ -17,7 +17,10 @@ from bitswitch_deploy.pipeline.progress import Progress
 PATH = click.Path(path_type=Path)
 
 master_option = click.option(
-    "--master", type=PATH, metavar="FILE", help="The master file.  [default: the bundled digits network]"
+    "--master",
+    type=PATH,
+    metavar="FILE",
+    help="The master, of several files their *.safetensors.index.json.  [default: the bundled digits network]",
 )
 data_option = click.option(
     "--data",

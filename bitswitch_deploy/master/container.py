@@ -58,11 +58,16 @@ _FOREIGN_STARTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TensorFile:
-    """What a safetensors file holds: text metadata, read-only tensors over the memory map, sha256 of the file."""
+    """What a safetensors file holds: text metadata, read-only tensors over the memory map `data`."""
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, Array]
-    sha256: str
+    data: mmap.mmap | bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, which is read for it."""
+        return hashlib.sha256(self.data).hexdigest()
 
 
 def read_container(path: Path) -> TensorFile:
@@ -71,7 +76,7 @@ def read_container(path: Path) -> TensorFile:
     Raises:
         MasterError: not a regular file, not safetensors, damaged, or holding other dtypes than float32, int8, uint8.
     """
-    data = _map_file(path)
+    data = map_file(path)
     data_start = _check_prologue(path, data)
     try:
         header = READER.load_json(data[8:data_start].decode(), where=f"{path}: header")  # refuses keys given twice
@@ -88,10 +93,15 @@ def read_container(path: Path) -> TensorFile:
     except (SafetensorError, OSError) as exc:
         _refuse(path, f"not a valid safetensors file ({exc})", COPY_AGAIN, cause=exc)
     tensors = dict(_view_tensors(path, data, data_start, layout))
-    return TensorFile(metadata=metadata, tensors=tensors, sha256=hashlib.sha256(data).hexdigest())
+    return TensorFile(metadata=metadata, tensors=tensors, data=data)
 
 
-def _map_file(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
+    """The content of a regular file that is not empty.
+
+    Raises:
+        MasterError: there is no such file, or it cannot be read.
+    """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

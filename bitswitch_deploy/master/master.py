@@ -25,6 +25,7 @@ from bitswitch_deploy.master.container import (
     read_container,
     write_container,
 )
+from bitswitch_deploy.master.sharded import INDEX_SUFFIX, is_index, read_sharded, write_sharded
 from bitswitch_deploy.master.skeleton_checks import check_skeleton, parse_skeleton
 from bitswitch_deploy.master.spec import MEND_WRITER, READER, MasterSpec, check_version
 from bitswitch_deploy.master.spec_checks import check_spec
@@ -34,6 +35,7 @@ from bitswitch_deploy.records import shown
 SPEC_KEY = "bitswitch_master"
 DIGEST_KEY = "bitswitch_sha256"
 SKELETON = "skeleton"
+SHARD_SIZE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,7 +54,9 @@ class Master:
 
 
 def read_master(path: str | os.PathLike[str]) -> Master:
-    """Read and check a master file. No code in it is executed, nothing is unpickled.
+    """Read and check a master: a .safetensors file, or the *.safetensors.index.json of several.
+
+    No code in it is executed, nothing is unpickled.
 
     Replace a master that is in use, do not overwrite it in place: the tensors are views into the file.
 
@@ -60,14 +64,14 @@ def read_master(path: str | os.PathLike[str]) -> Master:
         MasterError: the file is missing, damaged, of another format or version, or contradicts itself.
     """
     source = str(path)
-    container = read_container(Path(path))
+    container = read_sharded(Path(path)) if is_index(Path(path)) else read_container(Path(path))
     text = container.metadata.get(SPEC_KEY)
     if text is None:
         raise MasterError(
             where=source,
             got=f"a safetensors file without the metadata key {SPEC_KEY}",
             allowed="a bitswitch master (.safetensors)",
-            do="name the master, not a checkpoint; a trainer of bitswitch-deploy writes one",
+            do=f"name the master, not a checkpoint; of one in several files name the *{INDEX_SUFFIX}",
         )
     check_version(READER.load_json(text, where=source), source=source)
     _check_digest(container.metadata, container.tensors, source)
@@ -96,15 +100,21 @@ def assemble_master(*, spec: MasterSpec, tensors: Mapping[str, Array], skeleton:
     return Master(spec=spec, tensors=MappingProxyType(own), skeleton=skeleton, sha256=digest.hexdigest())
 
 
-def write_master(master: Master, path: str | os.PathLike[str]) -> str:
-    """Write a master, replacing `path` in one step, and return the sha256 of the file; equal masters, equal bytes.
+def write_master(master: Master, path: str | os.PathLike[str], *, shard_size_bytes: int = SHARD_SIZE_BYTES) -> str:
+    """Write a master and return the sha256 of the file `path`; equal masters, equal bytes.
+
+    A `path` named *.safetensors.index.json becomes an index of files of about `shard_size_bytes`, and must be new. Any
+    other becomes one file, replaced in one step.
 
     Raises:
         MasterError: the parts contradict each other; the same checks as `read_master`.
         OutputError: the place does not accept a file.
     """
     _check(master.spec, master.tensors, master.skeleton, "master to write")
-    return write_container(Path(path), *_file_contents(master.spec, master.tensors, master.skeleton))
+    metadata, stored = _file_contents(master.spec, master.tensors, master.skeleton)
+    if is_index(Path(path)):
+        return write_sharded(Path(path), metadata, stored, shard_size_bytes)
+    return write_container(Path(path), metadata, stored)
 
 
 def _check(spec: MasterSpec, tensors: Mapping[str, Array], skeleton: onnx.ModelProto, source: str) -> None:
