@@ -70,9 +70,9 @@ class EngineBuild:
 
 
 def build_engine(
-    model: bytes, *, module: Module, settings: BuildSettings, progress: Progress | None = None
+    model: bytes | Path, *, module: Module, settings: BuildSettings, progress: Progress | None = None
 ) -> EngineBuild:
-    """Build the engine of a serialized ONNX graph; `progress` is told the fraction done, 0..1.
+    """Build the engine of an ONNX graph, serialized or as a file; `progress` is told the fraction done, 0..1.
 
     Raises:
         UnavailableError: the module, or a GPU that this build needs, is not here.
@@ -176,9 +176,10 @@ def _creation_flags(trt: Any, typing: Literal["weak", "strong"]) -> int:
     return sum(1 << int(flag) for flag in wanted if flag is not None)
 
 
-def _parse(trt: Any, network: Any, logger: Any, model: bytes, messages: list[LogMessage]) -> None:
+def _parse(trt: Any, network: Any, logger: Any, model: bytes | Path, messages: list[LogMessage]) -> None:
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model):
+    # external data is found next to a file only
+    if not (parser.parse(model) if isinstance(model, bytes) else parser.parse_from_file(str(model))):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise GraphError(
             where=_where(trt),

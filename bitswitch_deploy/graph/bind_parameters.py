@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from bitswitch_deploy.graph.large_tensors import StoredFloats, constant_of
 from bitswitch_deploy.graph.passes import GraphPass
 from bitswitch_deploy.graph.plan import QuantizationPlan
 from bitswitch_deploy.graph.qdq import redirect_readers
@@ -30,7 +31,8 @@ class BindParameters(GraphPass):
         for tensor in bound:
             values = np.asarray(self._master.tensors[tensor.name], np.float32)
             row = self._row.get(tensor.name)
-            constant = gs.Constant(tensor.name, np.ascontiguousarray(values if row is None else values[row]))
+            stored = StoredFloats(values if row is None else np.asarray(values[row]))
+            constant = constant_of(self._master, tensor.name, stored)
             redirect_readers(graph, tensor, constant)
         graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in self._names]
         return bool(bound)

@@ -5,12 +5,14 @@ Run with graph optimisations off it is the reference that everything else is com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.bind_parameters import BindParameters
+from bitswitch_deploy.graph.large_tensors import LargeTensor, large_tensors
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
 from bitswitch_deploy.graph.plan import QuantizationPlan, plan_canonical
@@ -25,10 +27,11 @@ CANONICAL_IR_VERSION = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanonicalGraph:
-    """The model and the plan that it carries out."""
+    """The model and the plan that it carries out. large: tensors that the model only marks, by name."""
 
     model: onnx.ModelProto
     plan: QuantizationPlan
+    large: Mapping[str, LargeTensor] = field(default_factory=dict)
 
 
 def canonical_graph(master: Master, assignment: WidthAssignment) -> CanonicalGraph:
@@ -44,7 +47,7 @@ def canonical_graph(master: Master, assignment: WidthAssignment) -> CanonicalGra
     graph = import_model(master.skeleton)
     run_passes(graph, [BindParameters(master, plan), QuantizeWeights(master, plan), QuantizeActivations(plan)])
     model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION)
-    return CanonicalGraph(model=model, plan=plan)
+    return CanonicalGraph(model=model, plan=plan, large=large_tensors(graph))
 
 
 def _check_opset(skeleton: onnx.ModelProto) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import onnx
 import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
+from bitswitch_deploy.graph.qdq import redirect_readers
 
 PRODUCER = "bitswitch-deploy"
 
 
-def import_model(model: onnx.ModelProto) -> gs.Graph:
-    """The editable form of a model. Names of tensors are kept; nodes have the names of `node_names`."""
+def import_model(model: onnx.ModelProto, large: Mapping[str, LargeTensor] | None = None) -> gs.Graph:
+    """The editable form of a model. Names of tensors are kept; nodes have the names of `node_names`.
+
+    large: the tensors that the model only marks.
+    """
     graph = gs.import_onnx(model)
+    marks = graph.tensors() if large else {}
+    for name, tensor in (large or {}).items():
+        redirect_readers(graph, marks[name], LargeConstant(name, tensor))
     for node, name in zip(graph.nodes, node_names(model), strict=True):
         node.name = name
     return graph
@@ -52,13 +63,46 @@ def check_model(model: onnx.ModelProto, *, where: str) -> None:
     Raises:
         GraphError: the checker refuses the model.
     """
+    opset = model.opset_import[0].version if model.opset_import else None
+    _check(_without_marks(model), where=where, valid=f"valid ONNX at opset {opset}")
+
+
+def check_file(path: Path) -> None:
+    """Run the ONNX checker with shape inference on a file, whose external data must be where the file says.
+
+    Raises:
+        GraphError: the checker refuses the file.
+    """
+    _check(str(path), where=str(path), valid="valid ONNX")
+
+
+def _check(model: onnx.ModelProto | str, *, where: str, valid: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        opset = model.opset_import[0].version if model.opset_import else None
         raise GraphError(
             where=where,
-            got=f"not valid ONNX at opset {opset}: {exc}",
+            got=f"not {valid}: {exc}",
             allowed="a graph that onnx.checker accepts",
             do="choose a target or stack with a newer opset, or replace the operator that the message names",
         ) from exc
+
+
+def _without_marks(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with inputs in place of large tensors: the checker would look for data that is in no file yet."""
+    if not any(_is_mark(entry) for entry in model.graph.initializer):
+        return model
+    checked = onnx.ModelProto()
+    checked.CopyFrom(model)
+    del checked.graph.initializer[:]
+    for entry in model.graph.initializer:
+        if _is_mark(entry):
+            value = onnx.helper.make_tensor_value_info(entry.name, entry.data_type, list(entry.dims))
+            checked.graph.input.append(value)
+        else:
+            checked.graph.initializer.append(entry)
+    return checked
+
+
+def _is_mark(entry: onnx.TensorProto) -> bool:
+    return bool(entry.data_location == onnx.TensorProto.EXTERNAL)

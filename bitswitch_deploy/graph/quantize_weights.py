@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from bitswitch_deploy.graph.large_tensors import DerivedCodes, constant_of
 from bitswitch_deploy.graph.passes import GraphPass
 from bitswitch_deploy.graph.plan import LayerPlan, QuantizationPlan
 from bitswitch_deploy.graph.qdq import add_weight_dq, redirect_readers
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.quantization import derive_codes, derive_scale
+from bitswitch_deploy.quantization import derive_scale
 from bitswitch_deploy.tensors import Granularity
 
 
@@ -34,7 +35,7 @@ class QuantizeWeights(GraphPass):
 
     def _quantize(self, graph: gs.Graph, tensor: gs.Tensor, plan: LayerPlan) -> None:
         spec, layer = self._master.spec, plan.layer
-        codes = derive_codes(
+        codes = DerivedCodes(
             np.asarray(self._master.tensors[layer.weight]),
             from_bits=spec.bits,
             to_bits=plan.bits,
@@ -44,7 +45,7 @@ class QuantizeWeights(GraphPass):
             np.asarray(self._master.tensors[layer.weight_scale]), from_bits=spec.bits, to_bits=plan.bits
         )
         # its name is free once the graph input is gone
-        constant = gs.Constant(layer.weight, codes)
+        constant = constant_of(self._master, layer.weight, codes)
         weight = add_weight_dq(graph, constant, scale, _dequantize_attributes(layer.granularity))
         redirect_readers(graph, tensor, weight)
 

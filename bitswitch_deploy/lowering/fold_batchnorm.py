@@ -62,7 +62,7 @@ class FoldBatchNorm(LoweringPass):
         flipped = affine.gain < 0
         if flipped.any():
             signs = np.where(flipped, -1, 1).astype(np.int32)
-            multiply_codes(graph, weight, along(axis, signs, weight.codes.values.ndim))
+            multiply_codes(graph, weight, along(axis, signs, len(weight.codes.shape)))
             channels = ", ".join(str(channel) for channel in np.flatnonzero(flipped))
             self.record(
                 name, f"signs flipped in output channels {channels} (negative BatchNormalization gain)", exact=True

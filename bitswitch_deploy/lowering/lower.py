@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
 from bitswitch_deploy.errors import TargetFileError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
+from bitswitch_deploy.graph.large_tensors import LargeTensor, large_tensors
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
 from bitswitch_deploy.lowering.clamp_activations import ClampActivations
@@ -43,11 +44,15 @@ PASSES: dict[str, type[LoweringPass]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoweredGraph:
-    """A model for one target, the names of the passes that changed it and what they have to say."""
+    """A model for one target, the names of the passes that changed it and what they have to say.
+
+    large: tensors that the model only marks, by name.
+    """
 
     model: onnx.ModelProto
     passes: tuple[str, ...]
     changes: tuple[Change, ...]
+    large: Mapping[str, LargeTensor] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
@@ -75,7 +80,7 @@ def residual_tensors(canonical: CanonicalGraph, target: Target) -> tuple[str, ..
     """Float tensors of the canonical graph whose ranges `lower` needs to quantize residual branches."""
     if QuantizeResidual.__name__ not in target.lowering:
         return ()
-    points = plan_residuals(import_model(canonical.model), target.quantization.residual)
+    points = plan_residuals(import_model(canonical.model, canonical.large), target.quantization.residual)
     return tuple(dict.fromkeys(point.like for point in points))
 
 
@@ -95,8 +100,8 @@ def lower(canonical: CanonicalGraph, target: Target, *, ranges: Mapping[str, Ten
         weight_bits={layer.layer.weight: layer.bits for layer in canonical.plan.layers},
         ranges=dict(ranges),
     )
-    graph = import_model(canonical.model)
+    graph = import_model(canonical.model, canonical.large)
     passes = run_passes(graph, [PASSES[name](context) for name in target.lowering])
     model = export_model(graph, opset=graph.opset, ir_version=target.stack.ir_version)
     check_target_rules(model, target)
-    return LoweredGraph(model=model, passes=passes, changes=tuple(context.changes))
+    return LoweredGraph(model=model, passes=passes, changes=tuple(context.changes), large=large_tensors(graph))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, producer_of
 from bitswitch_deploy.lowering.fold_batchnorm import channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
@@ -42,11 +46,9 @@ class PackWeights(LoweringPass):
 
     def _pack(self, node: gs.Node, weight: WeightPattern, container: str) -> bool:
         codes, dequantize = weight.codes, weight.dequantize
-        values = np.asarray(codes.values, np.int8)
-        if values.shape[-1] % 2:
-            self.record(
-                codes.name, f"kept in int8: {container} needs an even last dimension, got {values.shape}", exact=True
-            )
+        shape = tuple(codes.shape)
+        if shape[-1] % 2:
+            self.record(codes.name, f"kept in int8: {container} needs an even last dimension, got {shape}", exact=True)
             return False
         if weight.factors is not None:
             self.record(
@@ -57,10 +59,28 @@ class PackWeights(LoweringPass):
         if np.ndim(scale.values) == 0 and _reads_codes(node):
             # TensorRT for RTX 1.7.1 does not build int8 activations of rank 3 times int4 weights of a single scale
             dequantize.attrs["axis"] = channel_axis(node)
-            scale.values = np.full(values.shape[channel_axis(node)], scale.values, np.float32)
-        dequantize.inputs[0] = _packed_constant(codes.name, values, container)
+            scale.values = np.full(shape[channel_axis(node)], scale.values, np.float32)
+        if isinstance(codes, LargeConstant):
+            dequantize.inputs[0] = LargeConstant(codes.name, _PackedCodes(codes.tensor, container))
+        else:
+            dequantize.inputs[0] = _packed_constant(codes.name, np.asarray(codes.values, np.int8), container)
         dequantize.inputs[2] = _packed_constant(zero_point.name, np.zeros(scale.values.shape, np.int8), container)
         return True
+
+
+class _PackedCodes(LargeTensor):
+    """Several codes of a large tensor in a byte."""
+
+    def __init__(self, codes: LargeTensor, container: str) -> None:
+        per_byte = 8 // int(container.removeprefix("int"))
+        super().__init__(codes.shape, _ONNX_TYPE[container], -(-math.prod(codes.shape) // per_byte))
+        self._codes, self._pack = codes, _PACK[container]
+
+    def load(self) -> NDArray[np.int8]:
+        return self._codes.load()
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        yield from map(self._pack, self._codes.chunks())
 
 
 def _reads_codes(node: gs.Node) -> bool:

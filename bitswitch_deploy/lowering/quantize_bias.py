@@ -136,7 +136,7 @@ def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCo
     adder, bias_input = _adder(graph, node)
     if weight is None or data is None or adder is None or weight.is_blocked:
         return None
-    axis, shape = channel_axis(node), weight.codes.values.shape
+    axis, shape = channel_axis(node), tuple(weight.codes.shape)
     groups = node.attrs.get("group", 1) if node.op == "ConvTranspose" else 1
     if np.ndim(weight.scale.values) and (weight.dequantize.attrs.get("axis", 1) != axis or groups != 1):
         return None

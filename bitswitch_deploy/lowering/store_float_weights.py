@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx_graphsurgeon as gs
+import math
 
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
@@ -31,15 +36,29 @@ class StoreFloatWeights(LoweringPass):
         return bool(found)
 
 
+class _Floats(LargeTensor):
+    """code * scale, float32, of a pattern with a scale per tensor or per channel."""
+
+    def __init__(self, pattern: WeightPattern) -> None:
+        shape = tuple(pattern.codes.shape)
+        super().__init__(shape, onnx.TensorProto.FLOAT, 4 * math.prod(shape))
+        steps, axis = np.asarray(pattern.scale.values), pattern.dequantize.attrs.get("axis", 1)
+        if steps.ndim:
+            steps = steps.reshape(tuple(-1 if index == axis else 1 for index in range(len(shape))))
+        self._pattern, self._steps = pattern, steps
+
+    def load(self) -> NDArray[np.float32]:
+        # exact products, rounded once; NumPy would take float64 for them, twice the memory
+        return np.asarray(np.multiply(self._pattern.products(), self._steps, dtype=np.float32))
+
+
 def _store_float(graph: gs.Graph, pattern: WeightPattern) -> None:
     codes, dequantize = pattern.codes, pattern.dequantize
     scale, zero_point = dequantize.inputs[1:3]
-    values, steps = pattern.products(), np.asarray(scale.values)
-    if steps.ndim:
-        axis = dequantize.attrs.get("axis", 1)
-        steps = steps.reshape(tuple(-1 if index == axis else 1 for index in range(values.ndim)))
+    floats = _Floats(pattern)
+    is_large = isinstance(codes, LargeConstant)
+    weight = LargeConstant(codes.name, floats) if is_large else gs.Constant(codes.name, floats.load())
     codes.outputs.clear()  # the float constant takes the name
-    weight = gs.Constant(codes.name, np.asarray(values * steps, np.float32))
     quantized = gs.Variable(f"{codes.name}.codes", dtype=np.int8)
     node = gs.Node(
         op="QuantizeLinear",

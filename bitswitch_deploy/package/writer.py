@@ -8,11 +8,13 @@ steps aside to `.<name>.replaced-<pid>` for the rename; a run killed between the
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -84,16 +86,34 @@ class PackageWriter:
         Raises:
             OutputError: the disk is full or does not accept the file.
         """
+        entry = self.stream(path, [data], role=role, label=label)
+        if executable:
+            target = self.folder / path
+            target.chmod(target.stat().st_mode | 0o111)
+        return entry
+
+    def stream(
+        self, path: str, chunks: Iterable[bytes | memoryview], *, role: Role, label: str | None = None
+    ) -> FileEntry:
+        """As `write`, for data that comes in pieces and is hashed on its way.
+
+        Raises:
+            OutputError: as `write`.
+        """
         self._check_path(path)
         target = self.folder / path
+        digest, size_bytes = hashlib.sha256(), 0
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-            if executable:
-                target.chmod(target.stat().st_mode | 0o111)
+            with target.open("wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    size_bytes += file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as exc:
             raise self._output_error(exc) from exc
-        return self.add(path, role=role, label=label)
+        return self._list(path, digest.hexdigest(), size_bytes, role=role, label=label)
 
     def add(self, path: str, *, role: Role, label: str | None = None) -> FileEntry:
         """List a file that someone else has written into `folder`.
@@ -110,6 +130,9 @@ class PackageWriter:
             sha256, size_bytes = hash_file(self.folder / path)
         except OSError as exc:
             raise self._output_error(exc) from exc
+        return self._list(path, sha256, size_bytes, role=role, label=label)
+
+    def _list(self, path: str, sha256: str, size_bytes: int, *, role: Role, label: str | None) -> FileEntry:
         entry = FileEntry(path=path, sha256=sha256, size_bytes=size_bytes, role=role, label=label)
         self._entries.append(entry)
         return entry

@@ -68,8 +68,9 @@ def build(package: Path, *, target: str | None, force: bool, progress: Progress)
         path = package / (manifest.built_on_device or BUILD_FOLDER) / f"{Path(entry.path).stem}.engine"
         if path.exists() and not force:
             raise UsageError(where=str(path), got="it exists", allowed="a new file", do="add --force to build it again")
-        model = onnx.load(str(package / entry.path))
-        built = build_one(model.SerializeToString(), profile, batch_profile(_inputs(model), batch=BATCH_RANGE))
+        graph = package / entry.path
+        model = onnx.load(str(graph), load_external_data=False)
+        built = build_one(graph, profile, batch_profile(_inputs(model), batch=BATCH_RANGE))
         path.parent.mkdir(exist_ok=True)
         replace_file(path, built.plan)
         engines.append(

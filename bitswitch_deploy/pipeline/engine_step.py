@@ -25,11 +25,15 @@ ENGINE_FOLDER = "engines"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphFile:
-    """One lowered graph of a package: label of its widths, path in the package, bytes."""
+    """One lowered graph of a package: label of its widths, path in the package, bytes with a data file of its own.
+
+    is_large: its weights are not in the graph, and too many to be loaded on this host without being asked to.
+    """
 
     label: str
     path: str
     size_bytes: int
+    is_large: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ def make_engines(
         OutputError: the package cannot be written.
     """
     if target.engine.name == "onnxruntime":
-        return _onnxruntime_outcome([writer.folder / graph.path for graph in graphs], target)
+        return _onnxruntime_outcome(writer.folder, graphs, target)
     profile = batch_profile(inputs, batch=BATCH_RANGE)
     if target.engine.build == "on_device":
         pairs = tuple((graph.label, graph.path) for graph in graphs)
@@ -69,8 +73,8 @@ def make_engines(
     return EngineOutcome(texts=texts, not_done=not_done, built_on_device=BUILD_FOLDER)
 
 
-def _onnxruntime_outcome(graphs: Sequence[Path], target: Target) -> EngineOutcome:
-    texts = tuple(_integer_share(graph, target) for graph in graphs)
+def _onnxruntime_outcome(folder: Path, graphs: Sequence[GraphFile], target: Target) -> EngineOutcome:
+    texts = tuple(_integer_share(folder, graph, target) for graph in graphs)
     if platform.machine() == target.arch:
         return EngineOutcome(texts=texts, not_done=())
     not_done = NotDone(
@@ -81,9 +85,12 @@ def _onnxruntime_outcome(graphs: Sequence[Path], target: Target) -> EngineOutcom
     return EngineOutcome(texts=texts, not_done=(not_done,))
 
 
-def _integer_share(graph: Path, target: Target) -> str:
+def _integer_share(folder: Path, graph: GraphFile, target: Target) -> str:
     """How many convolutions and matrix products onnxruntime runs in integers after its optimisations."""
-    counts = dict(optimized_operators(graph, session_options=dict(target.engine.session)))
+    if graph.is_large:
+        # onnxruntime would hold all weights in memory, some of them as floats
+        return "onnxruntime: layers not counted, the weights are not loaded here"
+    counts = dict(optimized_operators(folder / graph.path, session_options=dict(target.engine.session)))
     integer = sum(
         n for op, n in counts.items() if op in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
     )
@@ -120,7 +127,7 @@ def _build_here(
     progress.start("building engines", len(graphs))
     texts, build = [], None
     for graph in graphs:
-        build = build_one((writer.folder / graph.path).read_bytes(), target, profile)
+        build = build_one(writer.folder / graph.path, target, profile)
         path = f"{ENGINE_FOLDER}/{Path(graph.path).stem}.engine"
         writer.write(path, build.plan, role="engine", label=graph.label)
         texts.append(f"{build.module} {build.version}, {len(build.plan):,} bytes")
@@ -129,7 +136,7 @@ def _build_here(
     return EngineOutcome(texts=tuple(texts), not_done=(), tools=tools, built_on_device=BUILD_FOLDER)
 
 
-def build_one(model: bytes, target: Target, profile: tuple[ShapeRange, ...]) -> EngineBuild:
+def build_one(graph: Path, target: Target, profile: tuple[ShapeRange, ...]) -> EngineBuild:
     """One engine with the settings of the target.
 
     Raises:
@@ -142,7 +149,7 @@ def build_one(model: bytes, target: Target, profile: tuple[ShapeRange, ...]) -> 
         profile=profile,
         legacy_flags=target.engine.builder_flags_legacy,
     )
-    return build_engine(model, module=_module(target), settings=settings)
+    return build_engine(graph, module=_module(target), settings=settings)
 
 
 def _module(target: Target) -> Module:

@@ -12,9 +12,11 @@ from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import ResolvedTarget
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import CheckFailedError
+from bitswitch_deploy.graph.external_data import data_chunks, data_name, refer_to_data
+from bitswitch_deploy.graph.model_io import check_file
 from bitswitch_deploy.graph.stamp import MadeFrom, stamp
 from bitswitch_deploy.lowering.lower import check_passes
-from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
@@ -124,16 +126,29 @@ def _export_width(
     if request.strict and not width.exact:
         raise _not_exact(width, target)
     made_from = MadeFrom(master_sha256=master.sha256, target=target.name, assignment=assignment)
-    path = f"{request.master.stem}-{assignment.label}.onnx"
-    model = stamp(width.lowered.model, made_from).SerializeToString(deterministic=True)
-    writer.write(path, model, role="graph", label=assignment.label)
+    stamp(width.lowered.model, made_from)
     return _Outcome(
-        graph=GraphFile(label=assignment.label, path=path, size_bytes=len(model)),
+        graph=_write_graph(writer, f"{master_name(request.master)}-{assignment.label}.onnx", width, progress),
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
         changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
         result=width.result,
     )
+
+
+def _write_graph(writer: PackageWriter, path: str, width: LoweredWidth, progress: Progress) -> GraphFile:
+    """One self-contained file, or for a large network the graph and a file with its large tensors."""
+    model, large, label = width.lowered.model, width.lowered.large, width.canonical.plan.assignment.label
+    entries = []
+    if large:
+        progress.start(f"{label}: writing weights", 1)
+        refer_to_data(model, large, location=data_name(path))
+        entries.append(writer.stream(data_name(path), data_chunks(model, large), role="weights", label=label))
+    entries.append(writer.write(path, model.SerializeToString(deterministic=True), role="graph", label=label))
+    if large:
+        check_file(writer.folder / path)
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    return GraphFile(label=label, path=path, size_bytes=size_bytes, is_large=bool(large))
 
 
 def _not_exact(width: LoweredWidth, target: Target) -> CheckFailedError:

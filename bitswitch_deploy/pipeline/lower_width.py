@@ -15,6 +15,7 @@ import onnx
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
+from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.lowering.lower import LoweredGraph, lower, residual_tensors
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
@@ -65,14 +66,19 @@ def lower_width(
         changes.append(_residual_change(f"kept in float: {reason}", exact=True))
     elif tensors and data.calibration is not None and validator is not None:
         lowered = lower(canonical, target, ranges=observe_ranges(canonical, tensors, data.calibration))
-        measured = validator.validate(lowered.model.SerializeToString())
+        measured = _measure(validator, lowered)
         change = _choose(measured, target)
         changes.append(change)
         if not change.exact:
             return _lowered_width(canonical, lowered, changes, measured if data.test else None)
     lowered = lower(canonical, target, ranges={})
-    result = validator.validate(lowered.model.SerializeToString()) if validator and data.test else None
+    result = _measure(validator, lowered) if validator and data.test else None
     return _lowered_width(canonical, lowered, changes, result)
+
+
+def _measure(validator: WidthValidator, lowered: LoweredGraph) -> WidthResult:
+    with runnable(lowered.model, lowered.large) as model:
+        return validator.validate(model)
 
 
 def _choose(measured: WidthResult, target: Target) -> Change:
@@ -106,7 +112,8 @@ def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples:
     for name in tensors:
         if name not in known:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = ReferenceSession(model.SerializeToString(), threads=usable_cores())
+    with runnable(model, canonical.large) as source:
+        session = ReferenceSession(source, threads=usable_cores())
     observers = {name: RangeObserver() for name in tensors}
     for x, _ in samples.batches(samples.fixed_batch or _BATCH):
         results = session.run_all({session.inputs[0].name: x})

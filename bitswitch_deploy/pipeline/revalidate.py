@@ -78,6 +78,6 @@ def _validate(
     package: Path, entry: FileEntry, master: Master, target: Target, test: Dataset, progress: Progress
 ) -> WidthResult:
     path = package / entry.path
-    made_from = read_stamp(onnx.load(str(path)), where=str(path))
+    made_from = read_stamp(onnx.load(str(path), load_external_data=False), where=str(path))
     canonical = canonical_graph(master, made_from.assignment)
     return WidthValidator(master, canonical, target, test, progress).validate(path)

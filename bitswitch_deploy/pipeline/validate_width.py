@@ -12,6 +12,7 @@ from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
 from bitswitch_deploy.engines.reference import PATIENT, ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph
+from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.target import Target
@@ -42,7 +43,8 @@ class WidthValidator:
         bits = None if assignment.overrides else assignment.default
         recorded = next((accuracy for accuracy in master.spec.accuracy if accuracy.bits == bits), None)
         self._width = WidthUnderTest(label=assignment.label, bits=bits, recorded=recorded)
-        self._reference = _Remembered(ReferenceSession(canonical.model.SerializeToString(), threads=usable_cores()))
+        with runnable(canonical.model, canonical.large) as model:
+            self._reference = _Remembered(ReferenceSession(model, threads=usable_cores()))
         self._target, self._samples, self._progress = target, samples, progress
 
     def validate(self, lowered: bytes | Path) -> WidthResult:

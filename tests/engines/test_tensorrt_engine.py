@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from bitswitch_deploy.engines.shape_range import ShapeRange
@@ -42,6 +43,15 @@ def test_the_same_graph_gives_the_same_engine(qdq_conv: Callable[..., bytes]) ->
 
 def test_int4_weights_build(int4_matmul: bytes) -> None:
     assert len(_build(int4_matmul).plan) > 1000
+
+
+def test_a_graph_with_its_weights_in_another_file_builds(qdq_conv: Callable[..., bytes], tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    model = onnx.load_from_string(qdq_conv())
+    onnx.save(model, path, save_as_external_data=True, location="net.onnx.data", size_threshold=16)
+    assert path.with_name("net.onnx.data").stat().st_size >= 4 * 3 * 3 * 3
+    engine = build_engine(path, module="tensorrt_rtx", settings=AMPERE)
+    assert len(engine.plan) == len(_build(qdq_conv()).plan)
 
 
 def test_an_open_batch_builds_with_a_profile(qdq_conv: Callable[..., bytes]) -> None:

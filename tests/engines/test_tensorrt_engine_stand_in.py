@@ -115,6 +115,10 @@ def _parser(record: Record, version: str) -> type:
             record.calls.append(("parse", model))
             return not record.parser_errors
 
+        def parse_from_file(self, path: str) -> bool:
+            record.calls.append(("parse_from_file", path))
+            return not record.parser_errors
+
         def get_error(self, index: int) -> types.SimpleNamespace:
             error = types.SimpleNamespace(desc=lambda: record.parser_errors[index], node=lambda: 7)
             if not version.startswith("8."):
@@ -191,6 +195,14 @@ def test_the_progress_monitor_is_used_where_it_exists(version: str, record: Reco
     build_engine(b"onnx", module="tensorrt", settings=BuildSettings(), progress=fractions.append)
     assert fractions == ([] if version == "8.6.2" else [0.5])
     assert (("step", True) in record.calls) == (version != "8.6.2")
+
+
+def test_a_file_is_parsed_where_it_stands(orin: Record, tmp_path: Path) -> None:
+    build_engine(tmp_path / "net.onnx", module="tensorrt", settings=BuildSettings())
+    assert ("parse_from_file", str(tmp_path / "net.onnx")) in orin.calls
+    orin.parser_errors = ["first"]
+    with pytest.raises(GraphError, match="the parser refuses the graph"):
+        build_engine(tmp_path / "net.onnx", module="tensorrt", settings=BuildSettings())
 
 
 def test_legacy_flags_come_from_the_target(orin: Record) -> None:

@@ -200,7 +200,7 @@ def _fail_on(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(os, "fsync", fail)
 
 
 @pytest.mark.parametrize(
