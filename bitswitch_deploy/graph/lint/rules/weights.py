@@ -1,0 +1,171 @@
+"""Rules about weights: complaint 8 (TensorRT issue 1694), platforms 0.5, 0.9, 2.2, 2.3 and 5.2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitswitch_deploy.graph.lint.linted_graph import Node
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
+from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, EIGHT_BIT, QUANTIZE, QdqNode
+from bitswitch_deploy.graph.lint.rule import Breach, Rule
+
+
+class WeightAxis(Rule):
+    """Scales of a weight along another axis than its output channels.
+
+    Output channels are axis 0 of Conv, 1 of ConvTranspose, the last axis of a MatMul's second input (of a first one the
+    last but one), and 1 of Gemm, 0 with transB. A Transpose between DQ and the layer is followed. onnxruntime fuses
+    Conv and Gemm all the same and takes the scales for those of output channels: wrong numbers, no warning (seen with
+    1.32). TensorRT has integer kernels for output channels only. Scales in blocks may lie on any axis.
+    """
+
+    id = "weight-axis"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            weight = layer.weight
+            if not layer.has_constant_weight or weight is None or weight.is_per_tensor or weight.block_size:
+                continue
+            wanted = _channel_axis(layer, weight, graph)
+            if wanted is None:
+                continue
+            axis, rank = wanted
+            if weight.axis % rank != axis:
+                yield Breach(
+                    node=layer.node,
+                    got=f"a weight with scales along axis {weight.axis} ({weight.node.name})",
+                    allowed=f"axis {axis}, its output channels, or one scale for all",
+                    do=f"quantize the weight again along axis {axis}, and write the attribute axis={axis} on its DQ",
+                )
+
+
+class WeightPath(Rule):
+    """Anything but one DQ between the constant codes and a layer: TensorRT wants exactly that (platforms 2.2).
+
+    Cases: an operator on the codes (Clip, Cast, Reshape, Identity, ...), one on the dequantized weight, two DQ in a
+    row. A float constant, Q, DQ is one DQ as well. Weights that no DQ makes are not this rule's, nor are activations.
+    """
+
+    id = "weight-path"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            operators = [node.operator for node in layer.path]
+            behind = operators[operators.index(DEQUANTIZE) :] if DEQUANTIZE in operators else []
+            front = [name for name in operators[: len(operators) - len(behind)] if name != "Identity"]
+            if behind and (front or behind not in ([DEQUANTIZE], [DEQUANTIZE, QUANTIZE])):
+                yield Breach(
+                    node=layer.node,
+                    got=f"a weight through {' <- '.join(operators)}",
+                    allowed="codes, DequantizeLinear, layer",
+                    do="fold the other operators into the codes and scales before the graph is written",
+                )
+
+
+class FloatWeight(Rule):
+    """A layer with a quantized activation and a float constant weight.
+
+    TensorRT computes it in float. onnxruntime chooses 8-bit codes by itself when it loads the graph (seen with 1.32),
+    so the numbers are not the ones that were validated.
+    """
+
+    id = "float-weight"
+    severity = "warning"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if layer.activation is not None and layer.has_constant_weight and layer.weight is None:
+                got = f"activation in codes ({layer.activation.node.name}), weight in float"
+                do = "quantize the weight as well, or take Q and DQ away from the activation"
+                yield Breach(node=layer.node, got=got, allowed="both in codes, or both in float", do=do)
+
+
+class NarrowConvWeight(Rule):
+    """A convolution with an activation in codes and a weight of 4 bits: TensorRT fails to build it (platforms 0.5)."""
+
+    id = "narrow-conv-weight"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            weight = layer.weight if layer.node.operator in ("Conv", "ConvTranspose") and layer.activation else None
+            if weight is not None and weight.code_type not in (None, *EIGHT_BIT):
+                got = f"int8 activation with a weight of type {weight.code_type}"
+                do = "carry the codes in int8 with the same scale: TensorRT has int4 for MatMul weights only"
+                yield Breach(node=layer.node, got=got, allowed="an int8 weight", do=do)
+
+
+class BlockedConvWeight(Rule):
+    """A convolution whose weight has scales in blocks.
+
+    TensorRT blocks the last or second last axis only, which a Conv has no use for (platforms 2.3). onnxruntime fuses
+    the node and fails in the first run (seen with 1.32).
+    """
+
+    id = "blocked-conv-weight"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if layer.node.operator in ("Conv", "ConvTranspose") and layer.weight and layer.weight.block_size:
+                got = f"a weight with scales in blocks of {layer.weight.block_size}"
+                do = "quantize the weight with one scale for each output channel"
+                yield Breach(node=layer.node, got=got, allowed="scales for each output channel", do=do)
+
+
+class RoundedMatMul(Rule):
+    """A MatMul of a float activation and a quantized weight: onnxruntime makes it MatMulNBits with accuracy_level 4.
+
+    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation
+    (platforms 0.9).
+    """
+
+    id = "rounded-activation"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if layer.node.operator == "MatMul" and layer.weight and layer.has_constant_weight and not layer.activation:
+                yield Breach(
+                    node=layer.node,
+                    got=f"float activation, {layer.weight.code_type} weight: the activation is rounded to int8",
+                    allowed="a session that computes as the graph says",
+                    do='set the session entry session.qdq_matmulnbits_accuracy_level to "1"',
+                )
+
+
+def _channel_axis(layer: WeightedLayer, weight: QdqNode, graph: QdqGraph) -> tuple[int, int] | None:
+    """The axis of output channels in what `weight` dequantizes, and its rank; None where it cannot be told."""
+    in_front = layer.path[: next(i for i, node in enumerate(layer.path) if node is weight.node)]
+    constant = None if weight.data is None else _codes_of(graph, weight)
+    if constant is None:
+        return None
+    rank = len(constant)
+    axis = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if layer.node.attribute("transB", 0) else 1}.get(
+        layer.node.operator, rank - 1 if layer.weight_index else rank - 2
+    )
+    for node in in_front:
+        if node.operator == "Transpose":
+            order = node.attribute("perm", list(range(rank))[::-1])
+            axis = order[axis]
+        elif node.operator != "Identity":
+            return None
+    return (axis, rank) if 0 <= axis < rank else None
+
+
+def _codes_of(graph: QdqGraph, weight: QdqNode) -> tuple[int, ...] | None:
+    """Shape of the weight that a DQ makes, from the constant behind it."""
+    tensor = weight.data
+    path: tuple[Node, ...] = () if tensor is None else graph.path_to_constant(tensor)
+    if tensor is None or any(node.operator in ("Reshape", "Transpose", "Squeeze", "Unsqueeze") for node in path):
+        return None
+    source = tensor if not path else path[-1].argument(0)
+    return None if source is None or source.constant is None else tuple(source.constant.dims)
