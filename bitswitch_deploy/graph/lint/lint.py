@@ -31,6 +31,7 @@ from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import (
 from bitswitch_deploy.graph.lint.rules.onnxruntime_loading import Int8Moved
 from bitswitch_deploy.graph.lint.rules.placement import (
     FloatSkip,
+    OperatorOnCodes,
     PartlyQuantized,
     PartlyQuantizedOrt,
     QdqBetweenConvAndAdd,
@@ -95,6 +96,7 @@ RULES: tuple[type[Rule], ...] = (
     FloatWeight,
     QdqBetweenConvAndAdd,
     FloatSkip,
+    OperatorOnCodes,
     PartlyQuantized,
     UnequalConcatScales,
     RequantizedMove,

@@ -7,7 +7,7 @@ a rule asks for their values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +29,9 @@ class Tensor:
     """One tensor: the node that makes it, those that read it, its value where the file holds one."""
 
     name: str
-    producer: Node | None = None
-    readers: list[Node] = field(default_factory=list)
-    constant: onnx.TensorProto | None = None
+    producer: Node | None = field(default=None, repr=False)
+    readers: list[Node] = field(default_factory=list, repr=False)
+    constant: onnx.TensorProto | None = field(default=None, repr=False)
     is_output: bool = False
 
 
@@ -46,12 +46,23 @@ class Node:
     inputs: list[Tensor | None]
     outputs: list[Tensor | None]
 
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute, or `default` where it is not written."""
-        for attribute in self.proto.attribute:
-            if attribute.name == name:
-                return onnx.helper.get_attribute_value(attribute)
-        return default
+    def integer(self, name: str, default: int) -> int:
+        """An integer attribute, or `default` where it is not written or of another type."""
+        found = self._attribute(name, onnx.AttributeProto.INT)
+        return default if found is None else int(found.i)
+
+    def integers(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
+        """A list of integers, or `default` where it is not written or of another type."""
+        found = self._attribute(name, onnx.AttributeProto.INTS)
+        return tuple(default if found is None else found.ints)
+
+    def number(self, name: str) -> float | None:
+        """A float attribute, or None where it is not written or of another type."""
+        found = self._attribute(name, onnx.AttributeProto.FLOAT)
+        return None if found is None else float(found.f)
+
+    def _attribute(self, name: str, kind: int) -> onnx.AttributeProto | None:
+        return next((each for each in self.proto.attribute if each.name == name and each.type == kind), None)
 
     def argument(self, index: int) -> Tensor | None:
         """Input number `index`, or None where there is none."""
@@ -168,7 +179,9 @@ class LintedGraph:
 
     def _node(self, proto: onnx.NodeProto, own: dict[str, Tensor], name: str) -> Node:
         outputs = [self._made(own, output) if output else None for output in proto.output]
-        node = Node(name=name, operator=proto.op_type, domain=proto.domain, proto=proto, inputs=[], outputs=outputs)
+        node = Node(
+            name=name, operator=str(proto.op_type), domain=proto.domain, proto=proto, inputs=[], outputs=outputs
+        )
         for tensor in outputs:
             if tensor is not None:
                 tensor.producer = node

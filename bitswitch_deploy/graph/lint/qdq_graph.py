@@ -124,7 +124,7 @@ class QdqGraph:
             constant = self.graph.source(zero_point).constant
             kind = type_name(constant.data_type) if constant is not None else None
         elif node.operator == QUANTIZE:
-            kind = type_name(node.attribute("output_dtype", 0)) or _DEFAULT_TYPE
+            kind = type_name(node.integer("output_dtype", 0)) or _DEFAULT_TYPE
         elif node.argument(0) is not None:
             kind = self.type_of(node.argument(0))
         if node.operator == QUANTIZE and node.outputs and node.outputs[0]:
@@ -133,7 +133,7 @@ class QdqGraph:
 
     def _type_behind(self, node: Node) -> str | None:
         if node.operator == "Cast":
-            return type_name(node.attribute("to", 0))
+            return type_name(node.integer("to", 0))
         return self.type_of(node.argument(0))
 
     def type_of(self, tensor: Tensor | None) -> str | None:

@@ -87,12 +87,12 @@ class QdqNode:
     @property
     def axis(self) -> int:
         """The axis as written, 1 where it is not; it may be negative, and says nothing when the scale is a scalar."""
-        return int(self.node.attribute("axis", 1))
+        return self.node.integer("axis", 1)
 
     @property
     def block_size(self) -> int:
         """Elements that share a scale along the axis, 0 where scales are not per block."""
-        return int(self.node.attribute("block_size", 0))
+        return self.node.integer("block_size", 0)
 
     @property
     def is_per_tensor(self) -> bool:

@@ -26,11 +26,33 @@ CONSTANTS = """
     uint8 uhi = {15}, float[4] bias = {0.1, 0.2, 0.3, 0.4}, int32[4] b = {1, 2, 3, 4},
     float[4] sb = {0.005, 0.01, 0.005, 0.015}, float[4] one = {1, 1, 1, 1}"""
 
-# Pieces to build graphs from; {0} stands for a zero-point.
-IN = "[q] q = QuantizeLinear (x, s, {0}) [dq] d = DequantizeLinear (q, s, {0}) "
-WEIGHT = "[dqw] wd = DequantizeLinear <axis = 0> (w, sw, iw) "
-OUT = " [q2] p = QuantizeLinear (c, s2, {0}) [dq2] y = DequantizeLinear (p, s2, {0})"
-CONV = IN + WEIGHT + "[conv] c = Conv (d, wd)" + OUT
+# The zero-point that `with_zero` replaces.
+ZERO = "ZERO"
+
+
+def pair(source: str, result: str, scale: str = "s2", zero: str = ZERO, *, on_codes: str = "") -> str:
+    """Nodes q_RESULT and dq_RESULT; `on_codes`: an operator with its other arguments, `Clip (*, ulo, uhi)`."""
+    codes = f"{result}_codes"
+    text = f" [q_{result}] {codes} = QuantizeLinear ({source}, {scale}, {zero})"
+    if on_codes:
+        text += f" {codes}_ = {on_codes.replace('*', codes)}"
+        codes += "_"
+    return f"{text} [dq_{result}] {result} = DequantizeLinear ({codes}, {scale}, {zero}) "
+
+
+def weight(axis: int = 0, scale: str = "sw", zero: str = "iw", *, codes: str = "w") -> str:
+    """Node dq_wd, which makes the weight `wd`."""
+    return f" [dq_wd] wd = DequantizeLinear <axis = {axis}> ({codes}, {scale}, {zero}) "
+
+
+IN, OUT, WEIGHT = pair("x", "d", "s"), pair("c", "y"), weight()
+LAYER = " [conv] c = Conv (d, wd) "
+CONV = IN + WEIGHT + LAYER + OUT
+
+
+def with_zero(text: str, zero: str) -> str:
+    """The text with a zero-point: u, i, im, ..."""
+    return text.replace(ZERO, zero)
 
 
 def model(
@@ -39,22 +61,22 @@ def model(
     opset: int = 21,
     x: str = "1, 4, 8, 8",
     y: str = "a, b, c, d",
-    weight: tuple[int, ...] = (4, 4, 3, 3),
+    shape: tuple[int, ...] = (4, 4, 3, 3),
     constants: str = "",
 ) -> onnx.ModelProto:
-    """A graph float[x] x -> float[y] y, with int8 `w`, float `f` and int4 `n` of shape `weight` to read."""
+    """A graph float[x] x -> float[y] y, with int8 `w`, uint8 `wu`, float `f` and int4 `n` of `shape` to read."""
     more = f", {constants}" if constants else ""
     header = f'<ir_version: {IR_VERSIONS[opset]}, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
     text = f"{header} net (float[{x}] x) => (float[{y}] y) <{CONSTANTS}{more}> {{ {body} }}"
     made = onnx.parser.parse_model(text)
     rng = np.random.default_rng(3)
-    codes = rng.integers(-100, 100, weight)
+    codes = rng.integers(-100, 100, shape)
     made.graph.initializer.extend(
         [
             onnx.numpy_helper.from_array(codes.astype(np.int8), "w"),
             onnx.numpy_helper.from_array((codes + 100).astype(np.uint8), "wu"),
-            onnx.numpy_helper.from_array(rng.normal(size=weight).astype(np.float32), "f"),
-            onnx.helper.make_tensor("n", onnx.TensorProto.INT4, weight, (codes // 16).ravel()),
+            onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), "f"),
+            onnx.helper.make_tensor("n", onnx.TensorProto.INT4, shape, (codes // 16).ravel()),
             onnx.helper.make_tensor("in", onnx.TensorProto.INT4, [4], [0] * 4),
         ]
     )

@@ -142,7 +142,7 @@ def _needs(graph: QdqGraph, qdq: QdqNode) -> Iterator[tuple[int, str]]:
         yield 19, f"{kind} scales"
     if qdq.block_size:
         yield 21, "block_size"
-    if qdq.node.attribute("output_dtype", 0):
+    if qdq.node.integer("output_dtype", 0):
         yield 21, "output_dtype"
     if qdq.scale_values is not None and qdq.scale_values.size > 1:
         yield 13, "a scale for each index of an axis"

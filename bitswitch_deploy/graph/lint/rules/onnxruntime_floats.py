@@ -83,7 +83,7 @@ class FloatInput(Rule):
             if layer.activation is not None or layer.weight is None or not layer.has_constant_weight:
                 continue
             operator = layer.node.operator
-            if operator != "MatMul" and (operator != "Gemm" or layer.node.attribute("transB", 0)):
+            if operator != "MatMul" and (operator != "Gemm" or layer.node.integer("transB", 0)):
                 source = layer.node.argument(0)
                 do = "put Q and DQ directly in front of it"
                 if operator == "Gemm":
@@ -183,7 +183,8 @@ class NoIntegerKernel(Rule):
         for layer in graph.layers:
             if not (layer.activation and layer.weight):
                 continue
-            factors = [layer.node.attribute(name, 1.0) for name in ("alpha", "beta")]
+            written = [layer.node.number(name) for name in ("alpha", "beta")]
+            factors = [1.0 if factor is None else factor for factor in written]
             if layer.node.operator == "ConvTranspose":
                 do = "leave it in float, without Q and DQ"
                 yield Breach(node=layer.node, got="a transposed convolution", allowed="Conv, MatMul or Gemm", do=do)
@@ -321,7 +322,7 @@ def _is_absorbed(graph: QdqGraph, node: Node, quantizer: QdqNode) -> bool:
     low, high = ((limit - zero_point) * float(scale.ravel()[0]) for limit in (limits.min, limits.max))
     if node.operator == "Relu":
         return low == 0
-    bounds = [node.attribute(name) for name in ("min", "max")]  # opset 6 to 10
+    bounds = [node.number(name) for name in ("min", "max")]  # opset 6 to 10
     for index in (0, 1):
         value = graph.graph.values(node.argument(index + 1))
         if value is not None and value.size == 1:

@@ -15,10 +15,10 @@ _FIRST_OPSET = 21
 class Int8Moved(Rule):
     """int8 codes in front of an operator that moves values, at opset 21 or newer: onnxruntime does not load the graph.
 
-    Cases: DQ -> MaxPool, Reshape, Slice, Squeeze, Transpose or Unsqueeze -> anything but Q alone; the Reshape that
-    onnxruntime puts in front of a MatMul with more than two dimensions, static, and an Add behind. It pulls Q and DQ
-    through with output_dtype int8, changes their zero-point to uint8 on x86, and refuses its own work: "output_dtype
-    INT8 does not match y_zero_point type UINT8" (seen with 1.32).
+    Cases: DQ -> MaxPool, Reshape, Slice, Squeeze, Transpose or Unsqueeze -> anything but Q alone, the end of the graph
+    included; the Reshape that onnxruntime puts in front of a MatMul with more than two dimensions, static, and an Add
+    behind. It pulls Q and DQ through with output_dtype int8, changes their zero-point to uint8 on x86, and refuses its
+    own work: "output_dtype INT8 does not match y_zero_point type UINT8" (seen with 1.32).
     """
 
     id = "int8-moved"
@@ -36,8 +36,8 @@ class Int8Moved(Rule):
             if result is None or dequantizer.zero_point is None:
                 continue
             if MOVING.get(node.operator):
-                readers = graph.graph.readers(result)
-                fails = bool(readers) and len(readers) != len(graph.quantizers_reading(result))
+                others = len(graph.graph.readers(result)) - len(graph.quantizers_reading(result))
+                fails = others > 0 or graph.graph.is_output(result)
             else:
                 layer = graph.layer_at(node)
                 shape = graph.graph.shape(node.argument(0))

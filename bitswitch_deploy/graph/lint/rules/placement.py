@@ -148,6 +148,28 @@ class RequantizedMove(Rule):
                 )
 
 
+class OperatorOnCodes(Rule):
+    """An operator on the codes of an activation, between Q and DQ, other than one that moves them.
+
+    Cases: Clip, BitShift, Cast, Mul, Min, Max. TensorRT fuses Q and DQ with what they touch, and this is in their way.
+    onnxruntime keeps it as an integer operator of its own, the fast form of a width below 8 bits there.
+    """
+
+    id = "operator-on-codes"
+    severity = "warning"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.dequantizers:
+            quantizer, between = graph.quantizer_of(qdq)
+            operators = [node for node in between if node.operator not in MOVING]
+            if quantizer is not None and operators:
+                names = ", ".join(node.operator for node in operators[::-1])
+                do = "clip in float in front of Q; give the DQ the scale of its own codes"
+                got = f"{names} between it and {quantizer.node.name}"
+                yield Breach(node=qdq.node, got=got, allowed="DQ directly behind Q", do=do)
+
+
 def _residual_adds(graph: QdqGraph) -> Iterator[tuple[Node, list[Tensor]]]:
     """Every Add of two tensors that are both computed from the input."""
     for node in graph.graph.nodes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitswitch_deploy.graph.lint.linted_graph import Node
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
 from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, EIGHT_BIT, QUANTIZE, QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
@@ -28,11 +27,8 @@ class WeightAxis(Rule):
             weight = layer.weight
             if not layer.has_constant_weight or weight is None or weight.is_per_tensor or weight.block_size:
                 continue
-            wanted = _channel_axis(layer, weight, graph)
-            if wanted is None:
-                continue
-            axis, rank = wanted
-            if weight.axis % rank != axis:
+            axis, rank = _channel_axis(layer, weight, graph) or (0, 0)
+            if rank and weight.axis % rank != axis:
                 yield Breach(
                     node=layer.node,
                     got=f"a weight with scales along axis {weight.axis} ({weight.node.name})",
@@ -144,28 +140,29 @@ class RoundedMatMul(Rule):
 
 def _channel_axis(layer: WeightedLayer, weight: QdqNode, graph: QdqGraph) -> tuple[int, int] | None:
     """The axis of output channels in what `weight` dequantizes, and its rank; None where it cannot be told."""
-    in_front = layer.path[: next(i for i, node in enumerate(layer.path) if node is weight.node)]
-    constant = None if weight.data is None else _codes_of(graph, weight)
-    if constant is None:
+    rank = _rank_of_codes(graph, weight)
+    if rank is None or rank < 2:
         return None
-    rank = len(constant)
-    axis = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if layer.node.attribute("transB", 0) else 1}.get(
-        layer.node.operator, rank - 1 if layer.weight_index else rank - 2
-    )
-    for node in in_front:
-        if node.operator == "Transpose":
-            order = node.attribute("perm", list(range(rank))[::-1])
-            axis = order[axis]
-        elif node.operator != "Identity":
+    axis = rank - 1 if layer.weight_index else rank - 2
+    if layer.node.operator != "MatMul":
+        rows_first = layer.node.operator == "Conv" or layer.node.integer("transB", 0)
+        axis = 0 if rows_first else 1
+    for node in layer.path:
+        if node is weight.node:
+            return axis, rank
+        order = node.integers("perm", range(rank)[::-1])
+        if node.operator not in ("Identity", "Transpose") or sorted(order) != list(range(rank)):
             return None
-    return (axis, rank) if 0 <= axis < rank else None
+        axis = order[axis] if node.operator == "Transpose" else axis
+    return None
 
 
-def _codes_of(graph: QdqGraph, weight: QdqNode) -> tuple[int, ...] | None:
-    """Shape of the weight that a DQ makes, from the constant behind it."""
-    tensor = weight.data
-    path: tuple[Node, ...] = () if tensor is None else graph.path_to_constant(tensor)
-    if tensor is None or any(node.operator in ("Reshape", "Transpose", "Squeeze", "Unsqueeze") for node in path):
+def _rank_of_codes(graph: QdqGraph, weight: QdqNode) -> int | None:
+    """Dimensions of the weight that a DQ makes, from the constant behind it."""
+    if weight.data is None:
         return None
-    source = tensor if not path else path[-1].argument(0)
-    return None if source is None or source.constant is None else tuple(source.constant.dims)
+    path = graph.path_to_constant(weight.data)
+    if any(node.operator in ("Reshape", "Squeeze", "Unsqueeze") for node in path):
+        return None
+    source = path[-1].argument(0) if path else weight.data
+    return None if source is None or source.constant is None else len(source.constant.dims)

@@ -23,7 +23,7 @@ class MissingZeroPoint(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.quantizers:
-            if qdq.zero_point is None and not qdq.node.attribute("output_dtype", 0):
+            if qdq.zero_point is None and not qdq.node.integer("output_dtype", 0):
                 yield Breach(
                     node=qdq.node,
                     got="no zero-point: uint8 to ONNX and onnxruntime, int8 to TensorRT",

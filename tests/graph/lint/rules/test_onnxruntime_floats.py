@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.graph.lint.graphs import CONV, IN, OUT, WEIGHT, found, linted, model, nodes, optimised_operators
+from tests.graph.lint.graphs import (
+    CONV,
+    IN,
+    LAYER,
+    OUT,
+    WEIGHT,
+    found,
+    model,
+    nodes,
+    optimised_operators,
+    pair,
+    weight,
+    with_zero,
+)
 
 # Rules that say that a layer runs in float.
 FLOAT_RULES = (
@@ -23,110 +36,182 @@ FLOAT_RULES = (
     "float-bias-of-gemm",
 )
 FLOAT_OPERATORS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
-MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "weight": (4, 4)}
-ROWS: dict[str, Any] = {"x": "1, 2, 4", "y": "a, b, c", "weight": (4, 4)}
-COLUMNS = "[dqw] wd = DequantizeLinear <axis = 1> (w, sw, iw) "
-BIAS = "bd = DequantizeLinear <axis = 0> (b, sb, iz) "
-IZ = "int32[4] iz = {0, 0, 0, 0}"
-FAN = " k = DequantizeLinear (p, s2, {0}) y = Add (k, k)"
-SHIFTED = IN.replace("DequantizeLinear (q", 'Clip (q, ulo, uhi) t = BitShift <direction = "LEFT"> (e, two) d = Dequant')
+MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}
+ROWS: dict[str, Any] = {"x": "1, 2, 4", "y": "a, b, c", "shape": (4, 4)}
+BIAS = " bd = DequantizeLinear <axis = 0> (b, sb, iz) "
+WITH_BIAS: dict[str, Any] = {"constants": "int32[4] iz = {0, 0, 0, 0}"}
+ONE_SCALE = weight(scale="s1", zero="i")
+MATMUL = IN + weight(1) + " [layer] c = MatMul (d, wd) "
+GEMM = IN + WEIGHT + " [layer] c = Gemm <transB = 1> (d, wd) "
+ROUND = " [conv] c = Conv <pads = [1, 1, 1, 1]> (d, wd) "  # gives the shape that it takes
 
 
-def conv(tail: str, layer: str = "[conv] c = Conv (d, wd)", weight: str = WEIGHT, front: str = IN) -> str:
-    return front + weight + layer + tail
+def conv(tail: str, layer: str = LAYER, *, made: str = WEIGHT, front: str = IN) -> str:
+    return front + made + layer + tail
 
 
-def through(operator: str) -> str:
-    """An operator between the convolution and its Q."""
-    return conv(f" o = {operator}" + OUT.replace("(c,", "(o,"))
+def through(*operators: str) -> str:
+    """Operators between the convolution and its Q, `Relu (*)`."""
+    text, tensor = "", "c"
+    for index, operator in enumerate(operators):
+        text += f" o{index} = {operator.replace('*', tensor)} "
+        tensor = f"o{index}"
+    return conv(text + pair(tensor, "y"))
 
 
 # name: (text, options of the graph)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "conv": (CONV, {}),
-    "relu": (through("Relu (c)"), {}),
-    "relu, relu": (through("Relu (c) oo = Relu (o)").replace("(o, s2", "(oo, s2"), {}),
-    "clip inside the codes": (through("Clip (c, lo, hi)"), {}),
-    "clip around the codes": (through("Clip (c, lo, high)"), {"constants": "float high = {20}"}),
-    "clip around int8": (through("Clip (c, low, high)"), {"constants": "float high = {20}, float low = {-20}"}),
-    "clip without bounds": (through("Clip (c)"), {}),
-    "relu and clip inside": (through("Relu (c) oo = Clip (o, lo, hi)").replace("(o, s2", "(oo, s2"), {}),
-    "transpose": (through("Transpose <perm = [0, 2, 3, 1]> (c)"), {}),
-    "maxpool": (through("MaxPool <kernel_shape = [2, 2]> (c)"), {}),
-    "relu, maxpool": (through("Relu (c) oo = MaxPool <kernel_shape = [2, 2]> (o)").replace("(o, s2", "(oo, s2"), {}),
-    "reshape": (through("Reshape (c, sh)"), {"constants": "int64[2] sh = {1, -1}", "y": "a, b"}),
-    "slice": (through("Slice (c, b0, b1)"), {"constants": "int64[4] b0 = {0,0,0,0}, int64[4] b1 = {1,2,4,4}"}),
-    "flatten": (through("Flatten (c)"), {"y": "a, b"}),
-    "resize": (through("Resize (c, , rs)"), {"constants": "float[4] rs = {1, 1, 2, 2}"}),
-    "batchnorm": (through("BatchNormalization (c, one, one, one, one)"), {}),
-    "mul": (through("Mul (c, s)"), {}),
-    "identity": (through("Identity (c)"), {}),
+    "depthwise": (conv(OUT, "c = Conv <group = 4> (d, wd)"), {"shape": (4, 1, 3, 3)}),
+    "two convolutions": (IN + WEIGHT + "a = Conv (d, wd)" + pair("a", "ad") + "c = Conv (ad, wd)" + OUT, {}),
+    # what stands between a convolution and its Q
+    "relu": (through("Relu (*)"), {}),
+    "relu, relu": (through("Relu (*)", "Relu (*)"), {}),
+    "clip inside the codes": (through("Clip (*, lo, hi)"), {}),
+    "clip around unsigned codes": (through("Clip (*, lo, top)"), {"constants": "float top = {20}"}),
+    "clip around the codes": (
+        through("Clip (*, low, top)"),
+        {"constants": "float top = {20}, float low = {-20}"},
+    ),
+    "clip without bounds": (through("Clip (*)"), {}),
+    "relu and clip inside": (through("Relu (*)", "Clip (*, lo, hi)"), {}),
+    "transpose": (through("Transpose <perm = [0, 2, 3, 1]> (*)"), {}),
+    "maxpool": (through("MaxPool <kernel_shape = [2, 2]> (*)"), {}),
+    "relu, maxpool": (through("Relu (*)", "MaxPool <kernel_shape = [2, 2]> (*)"), {}),
+    "reshape": (through("Reshape (*, to)"), {"constants": "int64[2] to = {1, -1}", "y": "a, b"}),
+    "slice": (through("Slice (*, b0, b1)"), {"constants": "int64[4] b0 = {0,0,0,0}, int64[4] b1 = {1,2,4,4}"}),
+    "flatten": (through("Flatten (*)"), {"y": "a, b"}),
+    "resize": (through("Resize (*, , by)"), {"constants": "float[4] by = {1, 1, 2, 2}"}),
+    "batchnorm": (through("BatchNormalization (*, one, one, one, one)"), {}),
+    "mul": (through("Mul (*, s)"), {}),
+    "identity": (through("Identity (*)"), {}),
+    # who reads its result
     "float output": (conv(" y = Relu (c)"), {}),
     "graph output": (conv("", "[conv] y = Conv (d, wd)"), {}),
-    "q and another reader": (conv(OUT.replace("y =", "k =") + " y = Add (k, c)"), {}),
-    "two scales": (conv(OUT.replace("y =", "k =") + " z = QuantizeLinear (c, s, {0}) v = DequantizeLinear (z, s, {0}) y = Add (k, v)"), {}),
-    "two equal q": (conv(OUT.replace("y =", "k =") + " z = QuantizeLinear (c, s2, {0}) v = DequantizeLinear (z, s2, {0}) y = Add (k, v)"), {}),
-    "codes read twice": (conv(OUT.replace("y =", "m =") + " k = DequantizeLinear (p, s2, {0}) y = Add (k, m)"), {}),
-    "input read twice": (conv(OUT.replace("y =", "k =") + " y = Add (k, d)", "[conv] c = Conv <pads = [1,1,1,1]> (d, wd)"), {}),
-    "moved codes read twice": (through("Transpose (c)").replace("y = De", "k = De") + " y = Add (k, k)", {}),
-    "clip on codes behind": (conv(" p = QuantizeLinear (c, s2, u) o = Clip (p, ulo, uhi) y = DequantizeLinear (o, s2, u)"), {}),
-    "clip on int8 codes behind": (conv(" p = QuantizeLinear (c, s2, i) o = Clip (p, ilo, ihi) y = DequantizeLinear (o, s2, i)"), {}),
-    "clip on codes in front": ("q = QuantizeLinear (x, s, u) o = Clip (q, ulo, uhi) d = DequantizeLinear (o, s, u) " + WEIGHT + "c = Conv (d, wd)" + OUT, {}),
-    "clip on int8 codes in front": ("q = QuantizeLinear (x, s, i) o = Clip (q, ilo, ihi) d = DequantizeLinear (o, s, i) " + WEIGHT + "c = Conv (d, wd)" + OUT, {}),
-    "moved input": (IN + WEIGHT + "e = MaxPool <kernel_shape = [2, 2]> (d) [conv] c = Conv (e, wd)" + OUT, {"opset": 17}),
-    "float input": (WEIGHT + "[conv] c = Conv (x, wd)" + OUT, {}),
-    "relu in front": (IN + WEIGHT + "e = Relu (d) [conv] c = Conv (e, wd)" + OUT, {}),
-    "int4 weight": (conv(OUT, weight="wd = DequantizeLinear <axis = 0> (n, sw, in) "), {}),
-    "uint8 weight": (conv(OUT, weight="wd = DequantizeLinear (wu, s1, um) "), {}),
-    "one scale": (conv(OUT, weight="wd = DequantizeLinear (w, s1, i) "), {}),
-    "float, q, dq weight": (conv(OUT, weight="wq = QuantizeLinear <axis = 0> (f, sw, iw) wd = DequantizeLinear <axis = 0> (wq, sw, iw) "), {}),
-    "clipped weight": (conv(OUT, weight="wc = Clip (w, ilo, ihi) wd = DequantizeLinear <axis = 0> (wc, sw, iw) "), {}),
-    "depthwise": (conv(OUT, "[conv] c = Conv <group = 4> (d, wd)"), {"weight": (4, 1, 3, 3)}),
-    "float bias": (conv(OUT, "[conv] c = Conv (d, wd, bias)"), {}),
-    "int32 bias": (conv(OUT, BIAS + "[conv] c = Conv (d, wd, bd)"), {"constants": IZ}),
-    "deconvolution": (conv(OUT, "[conv] c = ConvTranspose (d, wd)", weight="wd = DequantizeLinear (w, s1, i) "), {}),
-    "per-channel input": ("q = QuantizeLinear <axis = 1> (x, sw, iw) d = DequantizeLinear <axis = 1> (q, sw, iw) " + WEIGHT + "c = Conv (d, wd)" + OUT, {}),
-    "two convolutions": (IN + WEIGHT + "a = Conv (d, wd) aq = QuantizeLinear (a, s2, {0}) ad = DequantizeLinear (aq, s2, {0}) c = Conv (ad, wd)" + OUT, {}),
-    "matmul": (IN + COLUMNS + "c = MatMul (d, wd)" + OUT, MATRIX),
-    "matmul, float output": (IN + COLUMNS + "y = MatMul (d, wd)", MATRIX),
-    "matmul, relu": (IN + COLUMNS + "e = MatMul (d, wd) c = Relu (e)" + OUT, MATRIX),
-    "matmul, relu, float": (IN + COLUMNS + "e = MatMul (d, wd) y = Relu (e)", MATRIX),
-    "matmul, q and reader": (IN + COLUMNS + "c = MatMul (d, wd)" + OUT.replace("y =", "k =") + " y = Add (k, c)", MATRIX),
-    "matmul, codes read twice": (IN + COLUMNS + "c = MatMul (d, wd)" + OUT.replace("y =", "k =") + " y = Add (k, k)", MATRIX),
-    "matmul, bias": (IN + COLUMNS + "c = MatMul (d, wd) y = Add (c, bias)", MATRIX),
-    "matmul, bias, q": (IN + COLUMNS + "e = MatMul (d, wd) c = Add (e, bias)" + OUT, MATRIX),
-    "matmul, int32 bias": (IN + COLUMNS + BIAS + "c = MatMul (d, wd) y = Add (c, bd)", {**MATRIX, "constants": IZ}),
-    "matmul, bias, relu, q": (IN + COLUMNS + "e = MatMul (d, wd) g = Add (e, bias) c = Relu (g)" + OUT, MATRIX),
-    "rows, bias": (IN + COLUMNS + "c = MatMul (d, wd) y = Add (c, bias)", {**ROWS, "opset": 17}),
-    "open rows, bias": (IN + COLUMNS + "c = MatMul (d, wd) y = Add (c, bias)", {**ROWS, "x": "N, 2, 4"}),
-    "rows, input read twice": (IN + COLUMNS + "c = MatMul (d, wd) y = Add (c, d)", ROWS),
-    "two activations": (IN + "c = MatMul (d, d)" + OUT, {}),
-    "two activations of their own": (IN + "q3 = QuantizeLinear (x, s2, {0}) d3 = DequantizeLinear (q3, s2, {0}) c = MatMul (d, d3)" + OUT, {}),
-    "matmul, int4": (IN + "wd = DequantizeLinear <axis = 1> (n, sw, in) c = MatMul (d, wd)" + OUT, MATRIX),
-    "gemm": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd)" + OUT, MATRIX),
+    "q and another reader": (conv(pair("c", "k") + "y = Add (k, c)"), {}),
+    "two scales": (conv(pair("c", "k") + pair("c", "v", "s") + "y = Add (k, v)"), {}),
+    "two equal q": (conv(pair("c", "k") + pair("c", "v") + "y = Add (k, v)"), {}),
+    "result read twice": (conv(pair("c", "k") + "y = Add (k, k)"), {}),
+    "input read twice": (conv(pair("c", "k") + "y = Add (k, d)", ROUND), {}),
+    "moved result read twice": (conv("t = Transpose (c)" + pair("t", "k") + "y = Add (k, k)"), {}),
+    "sixteen bits behind": (conv(pair("c", "y", zero="uh")), {}),
+    "clip on codes behind": (conv(pair("c", "y", zero="u", on_codes="Clip (*, ulo, uhi)")), {}),
+    "clip on int8 codes behind": (conv(pair("c", "y", zero="i", on_codes="Clip (*, ilo, ihi)")), {}),
+    # what it reads
+    "clip on codes in front": (conv(OUT, front=pair("x", "d", "s", "u", on_codes="Clip (*, ulo, uhi)")), {}),
+    "clip on int8 codes in front": (conv(OUT, front=pair("x", "d", "s", "i", on_codes="Clip (*, ilo, ihi)")), {}),
+    "moved input": (
+        conv(OUT, "m = MaxPool <kernel_shape = [2, 2]> (d) [conv] c = Conv (m, wd)"),
+        {"opset": 17},
+    ),
+    "float input": (conv(OUT, "[conv] c = Conv (x, wd)", front=""), {}),
+    "relu in front": (conv(OUT, "r = Relu (d) [conv] c = Conv (r, wd)"), {}),
+    "sixteen bits in front": (conv(OUT, front=pair("x", "d", "s", "h")), {}),
+    "per-channel input": (conv(OUT, front=pair("x", "d", "sw", "iw")), {}),
+    # its weight and bias
+    "int4 weight": (conv(OUT, made=weight(zero="in", codes="n")), {}),
+    "uint8 weight": (conv(OUT, made=weight(scale="s1", zero="um", codes="wu")), {}),
+    "one scale": (conv(OUT, made=ONE_SCALE), {}),
+    "float weight, q, dq": (
+        conv(OUT, made="wq = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="wq")),
+        {},
+    ),
+    "clipped weight": (conv(OUT, made="wc = Clip (w, ilo, ihi)" + weight(codes="wc")), {}),
+    "float bias": (conv(OUT, "c = Conv (d, wd, bias)"), {}),
+    "int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)"), WITH_BIAS),
+    "deconvolution": (conv(OUT, "c = ConvTranspose (d, wd)", made=ONE_SCALE), {}),
+    # MatMul
+    "matmul": (MATMUL + OUT, MATRIX),
+    "matmul, float output": (IN + weight(1) + "y = MatMul (d, wd)", MATRIX),
+    "matmul, relu": (MATMUL + "r = Relu (c)" + pair("r", "y"), MATRIX),
+    "matmul, relu, float": (MATMUL + "y = Relu (c)", MATRIX),
+    "matmul, q and reader": (MATMUL + pair("c", "k") + "y = Add (k, c)", MATRIX),
+    "matmul, result read twice": (MATMUL + pair("c", "k") + "y = Add (k, k)", MATRIX),
+    "matmul, int4": (IN + weight(1, zero="in", codes="n") + "c = MatMul (d, wd)" + OUT, MATRIX),
+    "matmul, bias": (MATMUL + "y = Add (c, bias)", MATRIX),
+    "matmul, bias, q": (MATMUL + "a = Add (c, bias)" + pair("a", "y"), MATRIX),
+    "matmul, bias, relu, q": (MATMUL + "a = Add (c, bias) r = Relu (a)" + pair("r", "y"), MATRIX),
+    "matmul, int32 bias": (MATMUL + BIAS + "y = Add (c, bd)", MATRIX | WITH_BIAS),
+    "rows, bias": (MATMUL + "y = Add (c, bias)", ROWS | {"opset": 17}),
+    "open rows, bias": (MATMUL + "y = Add (c, bias)", ROWS | {"x": "N, 2, 4"}),
+    "rows, input read twice": (MATMUL + "y = Add (c, d)", ROWS),
+    "an activation with itself": (IN + "c = MatMul (d, d)" + OUT, {}),
+    "two activations": (IN + pair("x", "e") + "c = MatMul (d, e)" + OUT, {}),
+    # Gemm
+    "gemm": (GEMM + OUT, MATRIX),
     "gemm, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd)", MATRIX),
-    "gemm, bias, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd, bias)", MATRIX),
-    "gemm, bias": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
-    "gemm, int32 bias, float output": (IN + WEIGHT + BIAS + "y = Gemm <transB = 1> (d, wd, bd)", {**MATRIX, "constants": IZ}),
-    "gemm, relu": (IN + WEIGHT + BIAS + "e = Gemm <transB = 1> (d, wd, bd) c = Relu (e)" + OUT, {**MATRIX, "constants": IZ}),
-    "gemm, clip": (IN + WEIGHT + "e = Gemm <transB = 1> (d, wd) c = Clip (e, lo, hi)" + OUT, MATRIX),
-    "gemm, float clip": (IN + WEIGHT + "e = Gemm <transB = 1> (d, wd) y = Clip (e, lo, hi)", MATRIX),
-    "gemm, q and reader": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd)" + OUT.replace("y =", "k =") + " y = Add (k, c)", MATRIX),
-    "gemm, codes read twice": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd)" + OUT.replace("y =", "k =") + " y = Add (k, k)", MATRIX),
-    "gemm, input read twice": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd) y = Add (c, d)", MATRIX),
-    "gemm, input read twice, q": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd)" + OUT.replace("y =", "k =") + " y = Add (k, d)", MATRIX),
-    "gemm, alpha": (IN + WEIGHT + "y = Gemm <transB = 1, alpha = 0.5> (d, wd)", MATRIX),
-    "gemm, alpha, bias": (IN + WEIGHT + BIAS + "y = Gemm <transB = 1, alpha = 0.5> (d, wd, bd)", {**MATRIX, "constants": IZ}),
-    "gemm, beta, bias": (IN + WEIGHT + BIAS + "y = Gemm <transB = 1, beta = 0.5> (d, wd, bd)", {**MATRIX, "constants": IZ}),
+    "gemm, relu": (GEMM + "r = Relu (c)" + pair("r", "y"), MATRIX),
+    "gemm, clip": (GEMM + "r = Clip (c, lo, hi)" + pair("r", "y"), MATRIX),
+    "gemm, float clip": (GEMM + "y = Clip (c, lo, hi)", MATRIX),
+    "gemm, q and reader": (GEMM + pair("c", "k") + "y = Add (k, c)", MATRIX),
+    "gemm, result read twice": (GEMM + pair("c", "k") + "y = Add (k, k)", MATRIX),
+    "gemm, input read twice": (GEMM + "y = Add (c, d)", MATRIX),
+    "gemm, input read twice, q": (GEMM + pair("c", "k") + "y = Add (k, d)", MATRIX),
     "gemm, weight only": (WEIGHT + "y = Gemm <transB = 1> (x, wd)", MATRIX),
-}  # fmt: skip
+    "gemm, bias": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
+    "gemm, bias, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd, bias)", MATRIX),
+    "gemm, int32 bias, float output": (
+        IN + WEIGHT + BIAS + "y = Gemm <transB = 1> (d, wd, bd)",
+        MATRIX | WITH_BIAS,
+    ),
+    "gemm, alpha": (IN + WEIGHT + "y = Gemm <transB = 1, alpha = 0.5> (d, wd)", MATRIX),
+    "gemm, alpha, bias": (
+        IN + WEIGHT + BIAS + "y = Gemm <transB = 1, alpha = 0.5> (d, wd, bd)",
+        MATRIX | WITH_BIAS,
+    ),
+    "gemm, beta, bias": (
+        IN + WEIGHT + BIAS + "y = Gemm <transB = 1, beta = 0.5> (d, wd, bd)",
+        MATRIX | WITH_BIAS,
+    ),
+}
 
 
 @pytest.mark.parametrize("zero_point", ["u", "i", "im"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_stays_float_exactly_where_a_rule_says_so(name: str, zero_point: str, tmp_path: Path) -> None:
     text, options = CASES[name]
-    graph = model(text.replace("{0}", zero_point), **options)
+    graph = model(with_zero(text, zero_point), **options)
     layers = {node for rule in FLOAT_RULES for node in nodes(graph, rule)}
     ran = optimised_operators(graph, tmp_path)
     assert len(layers) == sum(ran[operator] for operator in FLOAT_OPERATORS), (layers, ran)
+
+
+# rule: (name of a case, its zero-point, what is said)
+SAID = {
+    "float-input": ("float input", "u", "a weight in codes, float input x"),
+    "float-output": ("q and another reader", "u", "its result is read by 2 nodes that are not all Q"),
+    "unabsorbed-activation": ("relu", "i", "Relu Relu_4 in front of q_y"),
+    "int8-fan-out": ("result read twice", "i", "int8 codes of q_k with several readers"),
+    "narrow-weight": ("int4 weight", "u", "a weight of type int4 with an activation in codes"),
+    "sixteen-bit-codes": ("sixteen bits in front", "u", "int16 codes (dq_d)"),
+    "per-channel-input": ("per-channel input", "u", "scales for each channel in dq_d"),
+    "no-integer-kernel": ("gemm, alpha, bias", "u", "alpha 0.5, beta 1"),
+    "float-bias-of-gemm": ("gemm, bias, float output", "u", "a float bias and a float output"),
+    "float-bias": ("float bias", "u", "a float bias, which becomes int32 when the graph is loaded"),
+}
+
+
+@pytest.mark.parametrize("rule", SAID)
+def test_what_is_said(rule: str) -> None:
+    name, zero, got = SAID[rule]
+    text, options = CASES[name]
+    assert [said for _, said in found(model(with_zero(text, zero), **options), rule)] == [got]
+
+
+@pytest.mark.parametrize("name", ["int32 bias", "gemm, bias, float output", "matmul, bias", "float output"])
+def test_a_bias_is_rounded_only_where_a_float_one_stands_in_an_integer_layer(name: str) -> None:
+    text, options = CASES[name]
+    assert not nodes(model(with_zero(text, "u"), **options), "float-bias")
+
+
+def test_reasons_for_a_float_output() -> None:
+    said = {}
+    for name in ("float output", "graph output", "two scales", "batchnorm"):
+        text, options = CASES[name]
+        said[name] = found(model(with_zero(text, "u"), **options), "float-output")[0][1]
+    assert said == {
+        "float output": "its result is an output of the graph",
+        "graph output": "its result is an output of the graph",
+        "two scales": "its result is read by 2 different Q",
+        "batchnorm": "its result is read by BatchNormalization BatchNormalization_4",
+    }
