@@ -93,7 +93,8 @@ def test_quantized_weights_of_functions_and_branches_count() -> None:
         >"""
     graph = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 21]> net (float[2, 2] x) => (float[2, 2] y)'
-        f" <float s = {{1}}, int8 i = {{0}}, int8[2, 2] w = {{1, 2, 3, 4}}, float[2, 2] f = {{1, 2, 3, 4}}> {{ {body} }}"
+        " <float s = {1}, int8 i = {0}, int8[2, 2] w = {1, 2, 3, 4}, float[2, 2] f = {1, 2, 3, 4}>"
+        f" {{ {body} }}"
     )
     result = linted(graph)
     assert (result.weighted, result.quantized_weights) == (2, 1)
