@@ -55,7 +55,7 @@ def cli() -> None:
     r"""One int8 master, every bit-width, every target: derive, lower, build, validate and package.
 
     \b
-    Exit codes: 0 done; 1 a check failed (accuracy, hashes, --strict); 2 wrong usage; 3 bad input file or
+    Exit codes: 0 done; 1 a check failed (accuracy, hashes, --strict, lint); 2 wrong usage; 3 bad input file or
     output that cannot be written; 4 target or engine not available here; 70 a bug; 130 interrupted.
     """
 

@@ -21,14 +21,17 @@ from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import (
     FloatBiasOfGemm,
     FloatInput,
     FloatOutput,
+    HalfScale,
     Int8FanOut,
     NarrowWeight,
     NoIntegerKernel,
     PerChannelInput,
+    ScalesInsideTheSum,
     SixteenBitCodes,
     UnabsorbedActivation,
 )
 from bitswitch_deploy.graph.lint.rules.onnxruntime_loading import Int8Moved
+from bitswitch_deploy.graph.lint.rules.onnxruntime_misreads import MisreadScales
 from bitswitch_deploy.graph.lint.rules.placement import (
     FloatSkip,
     OperatorOnCodes,
@@ -39,7 +42,6 @@ from bitswitch_deploy.graph.lint.rules.placement import (
     UnequalConcatScales,
 )
 from bitswitch_deploy.graph.lint.rules.scales import (
-    HalfScale,
     ScaleNotConstant,
     ScaleNotPositive,
     ScaleShape,
@@ -87,6 +89,7 @@ RULES: tuple[type[Rule], ...] = (
     NarrowConvWeight,
     PerChannelActivation,
     IntegerOperator,
+    MisreadScales,
     Int8Moved,
     TinyScale,
     GridsDisagree,
@@ -108,6 +111,7 @@ RULES: tuple[type[Rule], ...] = (
     SixteenBitCodes,
     HalfScale,
     PerChannelInput,
+    ScalesInsideTheSum,
     NoIntegerKernel,
     FloatBias,
     FloatBiasOfGemm,

@@ -8,6 +8,7 @@ from typing import get_args
 import onnx
 import pytest
 
+import bitswitch_deploy.graph.lint as lint_package
 from bitswitch_deploy.catalogue import bundled_master, load_target, target_names
 from bitswitch_deploy.graph.lint.finding import ENGINES, Engine, Severity
 from bitswitch_deploy.graph.lint.lint import RULES, lint
@@ -28,7 +29,7 @@ def test_rules_have_names_of_their_own_and_say_what_they_are() -> None:
 
 
 def test_every_rule_of_the_folder_is_in_the_list() -> None:
-    folder = Path(str(pytest.importorskip("bitswitch_deploy.graph.lint.rules").__file__)).parent
+    folder = Path(lint_package.__file__).parent / "rules"
     written = sum(path.read_text().count("(Rule):") for path in folder.glob("*.py"))
     assert written == len(RULES)
 
@@ -101,3 +102,12 @@ def test_quantized_weights_of_functions_and_branches_count() -> None:
     assert [finding.node for finding in result.findings if finding.rule == "float-weight"] == [
         "If_3/else_branch/MatMul_0"
     ]
+
+
+def test_the_table_of_rules_is_the_list_in_its_order() -> None:
+    readme = (Path(lint_package.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in readme.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(RULES)
+    for row, rule in zip(rows, RULES, strict=True):
+        first = " ".join((rule.__doc__ or "").split("\n\n")[0].split())
+        assert row == f"| `{rule.id}` | {rule.severity} | {', '.join(rule.engines)} | {first} |"

@@ -17,9 +17,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from bitswitch_deploy.graph.lint.lint import lint
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.reading import read_graph
+from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import FLOAT_RULES
 from tests.graph.lint.graphs import optimised_operators, rtx_refusal
 from tests.graph.lint.peers import SHAPE, float_network, samples
-from tests.graph.lint.rules.test_onnxruntime_floats import FLOAT_OPERATORS, FLOAT_RULES
+from tests.graph.lint.rules.test_onnxruntime_floats import FLOAT_OPERATORS
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,7 +53,8 @@ def check_against_engines(path: Path, folder: Path) -> None:
     """Float layers as onnxruntime runs them, and errors exactly where TensorRT for RTX refuses."""
     graph = read_graph(path)
     findings = lint(graph).findings
-    named = {finding.node for finding in findings if finding.rule in FLOAT_RULES}
+    float_rules = [rule.id for rule in FLOAT_RULES]
+    named = {finding.node for finding in findings if finding.rule in float_rules}
     never = {layer.node.name for layer in QdqGraph(graph).layers if layer.activation is None and layer.weight is None}
     model = onnx.load(path)
     ran = optimised_operators(model, folder)

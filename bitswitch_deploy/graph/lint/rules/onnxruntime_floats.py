@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitswitch_deploy.graph.lint.linted_graph import Node, Tensor
+from bitswitch_deploy.graph.lint.output_channels import other_axis
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
 from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT, MOVING, QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
+from bitswitch_deploy.graph.lint.rules.scales import scale_type
 
 _ABSORBABLE = ("Relu", "Clip")
 _NARROW = ("int4", "uint4", "int2", "uint2")
@@ -193,6 +195,51 @@ class NoIntegerKernel(Rule):
                 yield Breach(node=layer.node, got=got, allowed="alpha = beta = 1", do=do)
 
 
+class ScalesInsideTheSum(Rule):
+    """Weight scales that are not those of output channels: they cannot be taken out of the sum, the layer stays float.
+
+    Cases: scales along another axis, or in blocks, of a MatMul with a Q behind, of a Conv or Gemm with a float bias;
+    blocks of a Gemm. In the other cases onnxruntime takes them for those of output channels, see MisreadScales.
+    """
+
+    id = "scales-inside-the-sum"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in _integer_layers(graph):
+            wrong = wrong_scales(graph, layer)
+            if layer.node.operator == "MatMul":
+                is_float = tail_of(graph, layer).quantizer is not None
+            else:
+                is_blocked = layer.weight is not None and layer.weight.block_size > 0
+                is_float = _has_float_bias(graph, layer) or (is_blocked and layer.node.operator == "Gemm")
+            if wrong and is_float:
+                do = "quantize the weight with one scale for each output channel"
+                yield Breach(
+                    node=layer.node, got=wrong, allowed="scales for each output channel, or one for all", do=do
+                )
+
+
+class HalfScale(Rule):
+    """Scales in float16 or bfloat16: the quantized operators of onnxruntime take float32 ones.
+
+    Q and DQ then run one by one and the layer between them in float (seen with 1.32).
+    """
+
+    id = "half-scale"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            kinds = [scale_type(graph, each) for each in (layer.activation, layer.weight) if each is not None]
+            kind = next((kind for kind in kinds if kind in ("float16", "bfloat16")), None)
+            if kind is not None:
+                do = "quantize the float32 network for onnxruntime; keep the half one for GPUs"
+                yield Breach(node=layer.node, got=f"{kind} scales", allowed="float32 scales", do=do)
+
+
 class PerChannelInput(Rule):
     """An activation with a scale for each channel in front of a layer: no integer kernel, the layer stays float."""
 
@@ -245,6 +292,18 @@ class FloatBiasOfGemm(Rule):
                 yield Breach(
                     node=layer.node, got="a float bias and a float output", allowed="one of them in codes", do=do
                 )
+
+
+def wrong_scales(graph: QdqGraph, layer: WeightedLayer) -> str | None:
+    """How the scales of a weight lie where they are not for each output channel; None where they are."""
+    weight = layer.weight
+    if weight is None:
+        return None
+    if weight.block_size:
+        return f"a weight with scales in blocks of {weight.block_size}"
+    if other_axis(graph, layer) is None:
+        return None
+    return f"a weight with scales along axis {weight.axis} ({weight.node.name})"
 
 
 def tail_of(graph: QdqGraph, layer: WeightedLayer) -> Tail:
@@ -349,3 +408,19 @@ def _is_private(graph: QdqGraph, quantizer: QdqNode) -> bool:
         return False
     n_readers = len(graph.graph.readers(dequantizer.result)) + graph.graph.is_output(dequantizer.result)
     return n_readers == 1
+
+
+# Together: the layers with a quantized weight that run in float.
+FLOAT_RULES: tuple[type[Rule], ...] = (
+    FloatInput,
+    FloatOutput,
+    UnabsorbedActivation,
+    Int8FanOut,
+    NarrowWeight,
+    SixteenBitCodes,
+    HalfScale,
+    PerChannelInput,
+    ScalesInsideTheSum,
+    NoIntegerKernel,
+    FloatBiasOfGemm,
+)

@@ -82,8 +82,10 @@ class PartlyQuantized(Rule):
 
 
 class PartlyQuantizedOrt(Rule):
-    """The same for what only onnxruntime has integer kernels for: LeakyRelu, Sigmoid, Softmax, and Add and Mul that
-    read a convolution, which TensorRT joins with it.
+    """LeakyRelu, Sigmoid or Softmax, or an Add or Mul that reads a convolution, partly in codes: it runs in float.
+
+    The cases are those of PartlyQuantized. Only onnxruntime has integer kernels for the first three, and TensorRT joins
+    the other two with the convolution.
     """
 
     id = "partly-quantized-onnxruntime"

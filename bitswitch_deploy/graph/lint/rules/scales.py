@@ -100,25 +100,6 @@ class ScaleShape(Rule):
                 yield Breach(node=qdq.node, got=got, allowed=allowed, do="compute the scales again for this tensor")
 
 
-class HalfScale(Rule):
-    """Scales in float16 or bfloat16: the quantized operators of onnxruntime take float32 ones.
-
-    Q and DQ then run one by one and the layer between them in float (seen with 1.32).
-    """
-
-    id = "half-scale"
-    severity = "warning"
-    engines = ("onnxruntime",)
-
-    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
-        for layer in graph.layers:
-            kinds = [scale_type(graph, each) for each in (layer.activation, layer.weight) if each is not None]
-            kind = next((kind for kind in kinds if kind in ("float16", "bfloat16")), None)
-            if kind is not None:
-                do = "quantize the float32 network for onnxruntime; keep the half one for GPUs"
-                yield Breach(node=layer.node, got=f"{kind} scales", allowed="float32 scales", do=do)
-
-
 def scale_type(graph: QdqGraph, qdq: QdqNode) -> str | None:
     """`float`, `float16`, ... of a constant scale."""
     constant = None if qdq.scale is None else graph.graph.source(qdq.scale).constant

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
-from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, EIGHT_BIT, QUANTIZE, QdqNode
+from bitswitch_deploy.graph.lint.output_channels import other_axis
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
+from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, EIGHT_BIT, QUANTIZE
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
 
 class WeightAxis(Rule):
-    """Scales of a weight along another axis than its output channels.
+    """Scales of a weight along another axis than its output channels (complaint 8, TensorRT issue 1694).
 
-    Output channels are axis 0 of Conv, 1 of ConvTranspose, the last axis of a MatMul's second input (of a first one the
-    last but one), and 1 of Gemm, 0 with transB. A Transpose between DQ and the layer is followed. onnxruntime fuses
-    Conv and Gemm all the same and takes the scales for those of output channels: wrong numbers, no warning (seen with
-    1.32). TensorRT has integer kernels for output channels only. Scales in blocks may lie on any axis.
+    The axes stand in `output_channels.py`. TensorRT's documentation allows output channels only; TensorRT for RTX 1.7
+    builds the others as well. Scales in blocks may lie on any axis.
     """
 
     id = "weight-axis"
     severity = "error"
-    engines = ("tensorrt", "onnxruntime")
+    engines = ("tensorrt",)
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
-            weight = layer.weight
-            if not layer.has_constant_weight or weight is None or weight.is_per_tensor or weight.block_size:
-                continue
-            axis, rank = _channel_axis(layer, weight, graph) or (0, 0)
-            if rank and weight.axis % rank != axis:
+            axis = other_axis(graph, layer)
+            if layer.weight is not None and axis is not None:
                 yield Breach(
                     node=layer.node,
-                    got=f"a weight with scales along axis {weight.axis} ({weight.node.name})",
+                    got=f"a weight with scales along axis {layer.weight.axis} ({layer.weight.node.name})",
                     allowed=f"axis {axis}, its output channels, or one scale for all",
                     do=f"quantize the weight again along axis {axis}, and write the attribute axis={axis} on its DQ",
                 )
@@ -100,13 +96,12 @@ class NarrowConvWeight(Rule):
 class BlockedConvWeight(Rule):
     """A convolution whose weight has scales in blocks.
 
-    TensorRT blocks the last or second last axis only, which a Conv has no use for (platforms 2.3). onnxruntime fuses
-    the node and fails in the first run (seen with 1.32).
+    TensorRT blocks the last or second last axis only, which a Conv has no use for (platforms 2.3).
     """
 
     id = "blocked-conv-weight"
     severity = "error"
-    engines = ("tensorrt", "onnxruntime")
+    engines = ("tensorrt",)
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
@@ -136,33 +131,3 @@ class RoundedMatMul(Rule):
                     allowed="a session that computes as the graph says",
                     do='set the session entry session.qdq_matmulnbits_accuracy_level to "1"',
                 )
-
-
-def _channel_axis(layer: WeightedLayer, weight: QdqNode, graph: QdqGraph) -> tuple[int, int] | None:
-    """The axis of output channels in what `weight` dequantizes, and its rank; None where it cannot be told."""
-    rank = _rank_of_codes(graph, weight)
-    if rank is None or rank < 2:
-        return None
-    axis = rank - 1 if layer.weight_index else rank - 2
-    if layer.node.operator != "MatMul":
-        rows_first = layer.node.operator == "Conv" or layer.node.integer("transB", 0)
-        axis = 0 if rows_first else 1
-    for node in layer.path:
-        if node is weight.node:
-            return axis, rank
-        order = node.integers("perm", range(rank)[::-1])
-        if node.operator not in ("Identity", "Transpose") or sorted(order) != list(range(rank)):
-            return None
-        axis = order[axis] if node.operator == "Transpose" else axis
-    return None
-
-
-def _rank_of_codes(graph: QdqGraph, weight: QdqNode) -> int | None:
-    """Dimensions of the weight that a DQ makes, from the constant behind it."""
-    if weight.data is None:
-        return None
-    path = graph.path_to_constant(weight.data)
-    if any(node.operator in ("Reshape", "Squeeze", "Unsqueeze") for node in path):
-        return None
-    source = path[-1].argument(0) if path else weight.data
-    return None if source is None or source.constant is None else len(source.constant.dims)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import FLOAT_RULES
 from tests.graph.lint.graphs import (
     CONV,
     IN,
@@ -22,24 +23,20 @@ from tests.graph.lint.graphs import (
     with_zero,
 )
 
-# Rules that say that a layer runs in float.
-FLOAT_RULES = (
-    "float-input",
-    "float-output",
-    "unabsorbed-activation",
-    "int8-fan-out",
-    "narrow-weight",
-    "sixteen-bit-codes",
-    "half-scale",
-    "per-channel-input",
-    "no-integer-kernel",
-    "float-bias-of-gemm",
-)
 FLOAT_OPERATORS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}
 ROWS: dict[str, Any] = {"x": "1, 2, 4", "y": "a, b, c", "shape": (4, 4)}
 BIAS = " bd = DequantizeLinear <axis = 0> (b, sb, iz) "
 WITH_BIAS: dict[str, Any] = {"constants": "int32[4] iz = {0, 0, 0, 0}"}
+BLOCKS = "wd = DequantizeLinear <axis = 1, block_size = 2> (w, s72, z72)"
+WITH_BLOCKS: dict[str, Any] = {
+    "constants": f"float[4, 2, 3, 3] s72 = {{{', '.join(['0.1', '0.2'] * 36)}}},"
+    f"int8[4, 2, 3, 3] z72 = {{{', '.join(['0'] * 72)}}}"
+}
+ROW_BLOCKS = "wd = DequantizeLinear <axis = 0, block_size = 2> (w, s8, z8)"
+WITH_ROW_BLOCKS: dict[str, Any] = {
+    "constants": "float[2, 4] s8 = {1, 2, 3, 4, 5, 6, 7, 8}, int8[2, 4] z8 = {0, 0, 0, 0, 0, 0, 0, 0}"
+}
 ONE_SCALE = weight(scale="s1", zero="i")
 MATMUL = IN + weight(1) + " [layer] c = MatMul (d, wd) "
 GEMM = IN + WEIGHT + " [layer] c = Gemm <transB = 1> (d, wd) "
@@ -120,6 +117,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "float bias": (conv(OUT, "c = Conv (d, wd, bias)"), {}),
     "int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)"), WITH_BIAS),
     "deconvolution": (conv(OUT, "c = ConvTranspose (d, wd)", made=ONE_SCALE), {}),
+    "scales of another axis": (conv(OUT, made=weight(1)), {}),
+    "scales of another axis, float bias": (conv(OUT, "c = Conv (d, wd, bias)", made=weight(1)), {}),
+    "scales of another axis, int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)", made=weight(1)), WITH_BIAS),
+    "blocks": (conv(OUT, made=BLOCKS), WITH_BLOCKS),
+    "blocks, float bias": (conv(OUT, "c = Conv (d, wd, bias)", made=BLOCKS), WITH_BLOCKS),
     # MatMul
     "matmul": (MATMUL + OUT, MATRIX),
     "matmul, float output": (IN + weight(1) + "y = MatMul (d, wd)", MATRIX),
@@ -137,7 +139,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rows, input read twice": (MATMUL + "y = Add (c, d)", ROWS),
     "an activation with itself": (IN + "c = MatMul (d, d)" + OUT, {}),
     "two activations": (IN + pair("x", "e") + "c = MatMul (d, e)" + OUT, {}),
+    "matmul, rows": (IN + weight(0) + "c = MatMul (d, wd)" + OUT, MATRIX),
+    "matmul, rows, float output": (IN + weight(0) + "y = MatMul (d, wd)", MATRIX),
+    "matmul, blocks": (IN + ROW_BLOCKS + "c = MatMul (d, wd)" + OUT, MATRIX | WITH_ROW_BLOCKS),
+    "matmul, blocks, float output": (IN + ROW_BLOCKS + "y = MatMul (d, wd)", MATRIX | WITH_ROW_BLOCKS),
     # Gemm
+    "gemm, another axis": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd)" + OUT, MATRIX),
+    "gemm, another axis, bias": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
+    "gemm, another axis, float output": (IN + weight(1) + "y = Gemm <transB = 1> (d, wd)", MATRIX),
+    "gemm, blocks": (IN + ROW_BLOCKS + "c = Gemm (d, wd)" + OUT, MATRIX | WITH_ROW_BLOCKS),
+    "gemm, blocks, bias": (IN + ROW_BLOCKS + "c = Gemm (d, wd, bias)" + OUT, MATRIX | WITH_ROW_BLOCKS),
     "gemm": (GEMM + OUT, MATRIX),
     "gemm, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd)", MATRIX),
     "gemm, relu": (GEMM + "r = Relu (c)" + pair("r", "y"), MATRIX),
@@ -171,7 +182,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_layer_stays_float_exactly_where_a_rule_says_so(name: str, zero_point: str, tmp_path: Path) -> None:
     text, options = CASES[name]
     graph = model(with_zero(text, zero_point), **options)
-    layers = {node for rule in FLOAT_RULES for node in nodes(graph, rule)}
+    layers = {node for rule in FLOAT_RULES for node in nodes(graph, rule.id)}
     ran = optimised_operators(graph, tmp_path)
     assert len(layers) == sum(ran[operator] for operator in FLOAT_OPERATORS), (layers, ran)
 
@@ -185,6 +196,11 @@ SAID = {
     "narrow-weight": ("int4 weight", "u", "a weight of type int4 with an activation in codes"),
     "sixteen-bit-codes": ("sixteen bits in front", "u", "int16 codes (dq_d)"),
     "per-channel-input": ("per-channel input", "u", "scales for each channel in dq_d"),
+    "scales-inside-the-sum": (
+        "scales of another axis, float bias",
+        "u",
+        "a weight with scales along axis 1 (dq_wd)",
+    ),
     "no-integer-kernel": ("gemm, alpha, bias", "u", "alpha 0.5, beta 1"),
     "float-bias-of-gemm": ("gemm, bias, float output", "u", "a float bias and a float output"),
     "float-bias": ("float bias", "u", "a float bias, which becomes int32 when the graph is loaded"),
