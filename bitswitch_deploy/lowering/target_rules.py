@@ -14,11 +14,16 @@ from bitswitch_deploy.graph.lint.finding import Engine
 from bitswitch_deploy.graph.lint.lint import lint
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
+from bitswitch_deploy.graph.lint.rules.weights import WeightDetour
 from bitswitch_deploy.target import Target
+
+# Other people's graphs may build with it; a pass of ours that leaves it is wrong.
+_REFUSED_WARNINGS = (WeightDetour.id,)
 
 
 def check_target_rules(model: onnx.ModelProto, target: Target) -> None:
-    """Refuse a graph that breaks a rule of its target: another opset, a forbidden type, or an error of the linter.
+    """Refuse a graph that breaks a rule of its target: another opset, a forbidden type, or an error of the linter,
+    or anything between the DequantizeLinear of a weight and its layer.
 
     Raises:
         GraphError: naming the first node that breaks a rule.
@@ -39,5 +44,6 @@ def _violations(model: onnx.ModelProto, target: Target) -> Iterator[tuple[str, s
             allowed = f"any type but {', '.join(forbidden)}"
             yield f"{qdq.node.operator} {qdq.node.name}", f"type {qdq.code_type}", allowed, ""
     engine: Engine = "onnxruntime" if target.engine.name == "onnxruntime" else "tensorrt"
-    for finding in lint(graph, engines=(engine,)).errors:
-        yield f"{finding.operator} {finding.node}", finding.got, finding.allowed, finding.do
+    for finding in lint(graph, engines=(engine,)).findings:
+        if finding.severity == "error" or finding.rule in _REFUSED_WARNINGS:
+            yield f"{finding.operator} {finding.node}", finding.got, finding.allowed, finding.do

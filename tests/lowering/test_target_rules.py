@@ -107,7 +107,7 @@ def test_paths_of_weights_that_tensorrt_reads(body: str) -> None:
 
 @pytest.mark.parametrize("path", BROKEN)
 def test_paths_of_weights_that_it_does_not_read(path: str) -> None:
-    message = rf"MatMul_\d: a weight through {path}\n  allowed: codes, DequantizeLinear, layer\n  do: .*profile of rtx"
+    message = rf"MatMul_\d: a weight through {path}\n  allowed: .*\n  do: .*profile of rtx"
     refused(BROKEN[path], RTX, message)
     check(BROKEN[path], X86)
 

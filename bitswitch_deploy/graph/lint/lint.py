@@ -59,6 +59,7 @@ from bitswitch_deploy.graph.lint.rules.weights import (
     NarrowConvWeight,
     RoundedMatMul,
     WeightAxis,
+    WeightDetour,
     WeightPath,
 )
 from bitswitch_deploy.graph.lint.rules.zero_points import (
@@ -97,6 +98,7 @@ RULES: tuple[type[Rule], ...] = (
     DequantizerWithoutQuantizer,
     Dangling,
     FloatWeight,
+    WeightDetour,
     QdqBetweenConvAndAdd,
     FloatSkip,
     OperatorOnCodes,

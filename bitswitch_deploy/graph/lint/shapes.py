@@ -17,7 +17,7 @@ def inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]
     stripped = _without_weights(model)
     # what the file itself says counts even where inference gives up
     with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        stripped = onnx.shape_inference.infer_shapes(stripped)
+        stripped = onnx.shape_inference.infer_shapes(stripped, data_prop=True)
     graph = stripped.graph
     found = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
     return {

@@ -63,12 +63,16 @@ def modelopt_onnx(source: Path, target: Path) -> None:
     )
 
 
-def modelopt_torch(source: Path, target: Path) -> None:
-    """ModelOpt's quantizer of torch modules, exported by torch."""
+def modelopt_torch(target: Path, *, linear: bool) -> None:
+    """ModelOpt's quantizer of torch modules, exported by torch: two convolutions, or two layers on rows [1, 48, 16]."""
     import modelopt.torch.quantization as mtq
     import torch
 
-    network = _torch_network(torch.nn)
+    nn = torch.nn
+    convolutions = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    rows = (nn.Flatten(1, 2), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10))
+    network = nn.Sequential(*(rows if linear else (*convolutions, *head))).eval()
     batch = torch.from_numpy(samples(4))
     quantized = mtq.quantize(network, mtq.INT8_DEFAULT_CFG, lambda module: module(batch))
     torch.onnx.export(quantized, (batch[:1],), str(target), dynamo=False, opset_version=17, input_names=["x"])
@@ -100,17 +104,14 @@ def brevitas_qcdq(target: Path, bits: int) -> None:
     )
 
 
-def _torch_network(nn: Any) -> Any:
-    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
-
-
 def main() -> None:
     kind, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    if kind.startswith("brevitas"):
-        brevitas_qcdq(target, bits=int(kind.removeprefix("brevitas-")))
+    if kind == "modelopt-onnx":
+        modelopt_onnx(source, target)
+    elif kind.startswith("modelopt"):
+        modelopt_torch(target, linear=kind == "modelopt-torch-linear")
     else:
-        {"modelopt-onnx": modelopt_onnx, "modelopt-torch": modelopt_torch}[kind](source, target)
+        brevitas_qcdq(target, bits=int(kind.removeprefix("brevitas-")))
 
 
 if __name__ == "__main__":

@@ -164,3 +164,13 @@ def test_inference_that_gives_up_leaves_what_the_file_says() -> None:
     parsed = model("y = Relu (x)")
     parsed.graph.node[0].op_type = "Unheard"
     assert LintedGraph(parsed, where="test").shape(LintedGraph(parsed, where="t").nodes[0].inputs[0]) == (1, 4, 8, 8)
+
+
+def test_shapes_that_are_computed_from_shapes() -> None:
+    graph = index(
+        """
+        s = Shape (x) zero = Constant <value_ints = [0]> () one = Constant <value_ints = [1]> ()
+        first = Slice (s, zero, one) rest = Constant <value_ints = [2, 2]> ()
+        to = Concat <axis = 0> (first, rest) [r] r = Reshape (x, to) y = Flatten (r)"""
+    )
+    assert graph.shape(named(graph, "r").outputs[0]) == (2, 2, 2)

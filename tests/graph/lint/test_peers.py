@@ -140,6 +140,11 @@ PEERS: dict[str, tuple[tuple[str, ...], set[str], set[str]]] = {
         {"partly-quantized"},
         {"partly-quantized", "unabsorbed-activation", "float-bias", "float-bias-of-gemm"},
     ),
+    "modelopt-torch-linear": (
+        ("modelopt", "torch", "requests", "huggingface_hub"),
+        {"weight-detour"},
+        {"unabsorbed-activation", "float-bias", "float-bias-of-gemm"},
+    ),
     "brevitas-8": (
         ("brevitas", "torch", "onnxoptimizer"),
         {"uint8-codes", "int32-bias", "weight-path", "partly-quantized"},

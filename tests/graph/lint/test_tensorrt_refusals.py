@@ -66,6 +66,10 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "residual": (IN + WEIGHT + "c = Conv <pads = [1, 1, 1, 1]> (d, wd) a = Add (c, d)" + pair("a", "y"), {}),
     "4 bits, weight only": (weight(1, zero="in", codes="n") + "y = MatMul (x, wd)", MATRIX),
     "old opset": (CONV, {"opset": 13}),
+    "transposed weight": (
+        IN + "o = DequantizeLinear (w, sw, iw) wd = Transpose <perm = [1, 0, 2, 3]> (o)" + LAYER + OUT,
+        {},
+    ),
 }
 
 

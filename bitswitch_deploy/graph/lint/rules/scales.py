@@ -65,8 +65,8 @@ class TinyScale(Rule):
 class ScaleNotConstant(Rule):
     """A scale or zero-point that is computed while the network runs.
 
-    TensorRT wants scales when it builds the engine up to 10.7, and constant zero-points always (platforms 2.1). What is
-    computed from constants alone is fine: both engines fold it.
+    TensorRT wants scales when it builds the engine up to 10.7, and constant zero-points always (platforms 2.1).
+    TensorRT for RTX 1.7.1 dies on such a scale. What is computed from constants alone is fine: both engines fold it.
     """
 
     id = "scale-not-constant"

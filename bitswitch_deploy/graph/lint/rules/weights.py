@@ -34,10 +34,9 @@ class WeightAxis(Rule):
 
 
 class WeightPath(Rule):
-    """Anything but one DQ between the constant codes and a layer: TensorRT wants exactly that (platforms 2.2).
+    """An operator on the constant codes of a weight, in front of its DQ: TensorRT does not build it (platforms 2.2).
 
-    Cases: an operator on the codes (Clip, Cast, Reshape, Identity, ...), one on the dequantized weight, two DQ in a
-    row. A float constant, Q, DQ is one DQ as well. Weights that no DQ makes are not this rule's, nor are activations.
+    Cases: Clip, Cast, Mul, Reshape, Transpose, Identity, ... A float constant, any operator, Q, DQ is folded and fine.
     """
 
     id = "weight-path"
@@ -47,14 +46,36 @@ class WeightPath(Rule):
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
             operators = [node.operator for node in layer.path]
-            behind = operators[operators.index(DEQUANTIZE) :] if DEQUANTIZE in operators else []
-            front = [name for name in operators[: len(operators) - len(behind)] if name != "Identity"]
-            if behind and (front or behind not in ([DEQUANTIZE], [DEQUANTIZE, QUANTIZE])):
+            behind = operators[operators.index(DEQUANTIZE) + 1 :] if DEQUANTIZE in operators else []
+            if behind and QUANTIZE not in behind:
+                yield Breach(
+                    node=layer.node,
+                    got=f"a weight through {' <- '.join(operators)}",
+                    allowed="DequantizeLinear directly behind the constant codes",
+                    do="fold the other operators into the codes and scales before the graph is written",
+                )
+
+
+class WeightDetour(Rule):
+    """Something between a weight's DQ and its layer, or several DQ: NVIDIA asks for exactly one DQ (platforms 2.2).
+
+    TensorRT for RTX 1.7 builds it, and ModelOpt writes a Transpose there for Linear layers; whether the layer still
+    runs in integers depends on the release. Identity is no detour. Weights that no DQ makes are not this rule's.
+    """
+
+    id = "weight-detour"
+    severity = "warning"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            operators = [node.operator for node in layer.path if node.operator != "Identity"]
+            if DEQUANTIZE in operators and (operators[0] != DEQUANTIZE or operators.count(DEQUANTIZE) > 1):
                 yield Breach(
                     node=layer.node,
                     got=f"a weight through {' <- '.join(operators)}",
                     allowed="codes, DequantizeLinear, layer",
-                    do="fold the other operators into the codes and scales before the graph is written",
+                    do="apply the other operators to codes and scales before the graph is written",
                 )
 
 

@@ -63,43 +63,56 @@ def test_one_scale_has_no_axis(dequantize: str) -> None:
     assert not nodes(int8(body, constants="float[1] onescale = {1}"), "weight-axis")
 
 
-PATHS = {
+ON_CODES = {
     "DequantizeLinear <- Clip": "o = Clip (w, ilo, ihi)" + weight(codes="o"),
     "DequantizeLinear <- Identity": "o = Identity (w)" + weight(codes="o"),
+    "DequantizeLinear <- Cast <- Mul <- Cast": "a = Cast <to = 6> (w) b2 = Mul (a, two) o = Cast <to = 3> (b2)"
+    + weight(codes="o"),
+}
+DETOURS = {
     "Transpose <- DequantizeLinear": "o = DequantizeLinear (w, sw, iw) wd = Transpose <perm = [1, 0, 2, 3]> (o)",
     "Mul <- DequantizeLinear": "o = DequantizeLinear <axis = 0> (w, sw, iw) wd = Mul (s, o)",
+    "Transpose <- DequantizeLinear <- QuantizeLinear": "k = QuantizeLinear <axis = 0> (f, sw, iw)"
+    " o = DequantizeLinear <axis = 0> (k, sw, iw) wd = Transpose <perm = [0, 1, 3, 2]> (o)",
     "DequantizeLinear <- QuantizeLinear <- DequantizeLinear": "o = DequantizeLinear <axis = 0> (w, sw, iw)"
     " k = QuantizeLinear <axis = 0> (o, sw, iw)" + weight(codes="k"),
-    "DequantizeLinear <- QuantizeLinear <- Relu": "r = Relu (f) k = QuantizeLinear <axis = 0> (r, sw, iw)"
-    + weight(codes="k"),
+}
+ONES = ", ".join(["1"] * 144)
+DIRECT = {
+    "codes": WEIGHT,
+    "float, Q": "k = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="k"),
+    "computed float, Q": "r = Relu (f) k = QuantizeLinear <axis = 0> (r, sw, iw)" + weight(codes="k"),
+    "Identity behind": "o = DequantizeLinear <axis = 0> (w, sw, iw) wd = Identity (o)",
+    "computed float": "wd = Neg (f)",
+    "float": "wd = Identity (f)",
+    "Constant node": f"k = Constant <value = int8[4, 4, 3, 3] {{{ONES}}}> ()" + weight(codes="k"),
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_more_than_one_dequantizer_between_codes_and_layer(path: str) -> None:
-    graph = int8(IN + PATHS[path] + LAYER + OUT)
+@pytest.mark.parametrize("path", ON_CODES)
+def test_operators_on_the_codes_of_a_weight(path: str) -> None:
+    graph = int8(IN + ON_CODES[path] + LAYER + OUT, constants="int32 two = {2}")
     assert found(graph, "weight-path") == [("conv", f"a weight through {path}")]
+    assert not nodes(graph, "weight-detour")
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        WEIGHT,
-        "k = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="k"),
-        "o = DequantizeLinear <axis = 0> (w, sw, iw) wd = Identity (o)",
-        "wd = Neg (f)",
-        "wd = Identity (f)",
-        "k = Constant <value = int8[4, 4, 3, 3] {}> ()".replace("{}", "{" + ", ".join(["1"] * 144) + "}")
-        + weight(codes="k"),
-    ],
-)
-def test_ways_of_a_weight_that_are_read(made: str) -> None:
-    assert not nodes(int8(IN + made + LAYER + OUT), "weight-path")
+@pytest.mark.parametrize("path", DETOURS)
+def test_operators_behind_the_dequantizer_of_a_weight(path: str) -> None:
+    graph = int8(IN + DETOURS[path] + LAYER + OUT)
+    assert found(graph, "weight-detour") == [("conv", f"a weight through {path}")]
+    assert not nodes(graph, "weight-path")
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_direct_ways_of_a_weight(name: str) -> None:
+    graph = int8(IN + DIRECT[name] + LAYER + OUT)
+    for rule in ("weight-path", "weight-detour"):
+        assert not nodes(graph, rule)
 
 
 def test_activations_are_not_weights() -> None:
     body = IN + "t = Transpose (d) [product] c = MatMul (d, t)" + OUT
-    for rule in ("weight-path", "float-weight", "weight-axis"):
+    for rule in ("weight-path", "weight-detour", "float-weight", "weight-axis"):
         assert not nodes(int8(body), rule)
 
 
