@@ -70,7 +70,7 @@ from bitswitch_deploy.graph.lint.rules.zero_points import (
     UnsignedCodes,
 )
 
-# Every rule, in the order of reports: what is wrong in itself, then what an engine makes of it.
+# Every rule, in the order of reports: errors first, and first what is wrong in itself.
 RULES: tuple[type[Rule], ...] = (
     ScaleNotPositive,
     ScaleShape,
@@ -136,5 +136,5 @@ def lint(graph: LintedGraph, *, engines: Sequence[Engine] = ENGINES) -> LintResu
         dequantizers=len(qdq.dequantizers),
         weighted=len(qdq.layers),
         quantized_weights=sum(layer.weight is not None for layer in qdq.layers),
-        findings=tuple(sorted(findings, key=lambda finding: finding.severity != "error")),
+        findings=tuple(findings),
     )

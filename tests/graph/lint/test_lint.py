@@ -54,13 +54,14 @@ def test_rules_of_the_chosen_engine_only() -> None:
 
 
 def test_errors_come_first() -> None:
-    result = linted(
-        model("q = QuantizeLinear (x, s, u) y = Relu (x)" + pair("x", "k", "bad", "u"), constants="float bad = {-1}")
-    )
-    severities = [finding.severity for finding in result.findings]
+    severities = [rule.severity for rule in RULES]
     assert severities == sorted(severities)
-    assert set(severities) == {"error", "warning"}
-    assert [finding.severity for finding in result.errors] == ["error"] * len(result.errors)
+    body = "q = QuantizeLinear (x, s, u) y = Relu (x)" + pair("x", "k", "bad", "u")
+    result = linted(model(body, constants="float bad = {-1}"))
+    ids = [rule.id for rule in RULES]
+    assert [finding.rule for finding in result.findings] == sorted((f.rule for f in result.findings), key=ids.index)
+    assert {finding.rule for finding in result.errors} == {"scale-not-positive", "uint8-codes"}
+    assert {finding.rule for finding in result.findings} - {finding.rule for finding in result.errors} == {"dangling"}
 
 
 @pytest.mark.parametrize("name", target_names())

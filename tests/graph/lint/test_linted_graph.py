@@ -83,6 +83,14 @@ def test_branches_have_names_of_their_own() -> None:
     assert not found(parsed, "dangling")
 
 
+def test_names_of_a_branch_hide_those_around_it() -> None:
+    body = BRANCHES.format("s = Constant <value_float = -2.0> () k = Neg (s)")
+    parsed = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> net (float[2, 4] x) => (float[2, 4] y) {{ {body} }}'
+    )
+    assert nodes(parsed, "scale-not-positive") == ["if/then_branch/q", "if/then_branch/dq"]
+
+
 def test_a_node_with_a_subgraph_is_not_constant() -> None:
     parsed = onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["" : 21]> net (float[2, 4] x) => (float[2, 4] y) {{ {BRANCHES.format("")} }}'

@@ -114,6 +114,15 @@ def test_files_that_are_no_onnx(tmp_path: Path, content: bytes, message: str) ->
         read_graph(path)
 
 
+def test_a_model_without_opset(tmp_path: Path) -> None:
+    graph = model(with_zero(CONV, "i"))
+    del graph.opset_import[:]
+    path = tmp_path / "net.onnx"
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(GraphError, match="no ONNX model: it has no graph or no opset"):
+        read_graph(path)
+
+
 def test_a_file_cut_anywhere_is_refused_or_read_as_far_as_it_goes(tmp_path: Path) -> None:
     content = model(with_zero(CONV, "i")).SerializeToString()
     path = tmp_path / "net.onnx"

@@ -75,6 +75,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "transpose": (through("Transpose <perm = [0, 2, 3, 1]> (*)"), {}),
     "maxpool": (through("MaxPool <kernel_shape = [2, 2]> (*)"), {}),
     "relu, maxpool": (through("Relu (*)", "MaxPool <kernel_shape = [2, 2]> (*)"), {}),
+    "maxpool, relu": (through("MaxPool <kernel_shape = [2, 2]> (*)", "Relu (*)"), {}),
     "reshape": (through("Reshape (*, to)"), {"constants": "int64[2] to = {1, -1}", "y": "a, b"}),
     "slice": (through("Slice (*, b0, b1)"), {"constants": "int64[4] b0 = {0,0,0,0}, int64[4] b1 = {1,2,4,4}"}),
     "flatten": (through("Flatten (*)"), {"y": "a, b"}),

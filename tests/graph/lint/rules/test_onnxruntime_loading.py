@@ -67,6 +67,13 @@ def test_a_pair_behind_it_helps(tail: str, fails: bool, tmp_path: Path) -> None:
     assert loads(graph, tmp_path) == (not fails)
 
 
+def test_codes_that_are_moved_between_q_and_dq(tmp_path: Path) -> None:
+    graph = model(pair("x", "d", "s", "i", on_codes="Transpose <perm = [0, 1, 2, 3]> (*)") + "y = Relu (d)")
+    assert not nodes(graph, "int8-moved")
+    assert not nodes(graph, "requantized-move")
+    assert loads(graph, tmp_path)
+
+
 @pytest.mark.parametrize(("x", "fails"), [("1, 2, 4", True), ("2, 4", False), ("N, 2, 4", False)])
 @pytest.mark.parametrize("tail", ["y = Add (c, bias)", "a = Add (c, bias)" + pair("a", "y")])
 def test_the_reshape_of_a_matmul_and_its_bias(x: str, fails: bool, tail: str, tmp_path: Path) -> None:

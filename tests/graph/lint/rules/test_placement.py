@@ -121,7 +121,7 @@ def test_equal_scales_around_a_concat() -> None:
 
 
 def test_equal_scales_of_several_types() -> None:
-    graph = model(pair("x", "d", "s", "i") + pair("x", "e", "s", "im") + CONCAT + pair("c", "y", "s", "i"))
+    graph = model(pair("x", "d", "s", "i") + pair("x", "e", "s", "u") + CONCAT + "y = Relu (c)")
     assert nodes(graph, "unequal-concat-scales") == ["concat"]
 
 
