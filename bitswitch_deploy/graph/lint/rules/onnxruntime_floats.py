@@ -410,8 +410,10 @@ def _is_private(graph: QdqGraph, quantizer: QdqNode) -> bool:
     return n_readers == 1
 
 
-# Together: the layers with a quantized weight that run in float.
+# Together: the layers with a quantized weight that run in float. The first one is the only one that depends on the
+# release for MatMul, see MisreadScales.
 FLOAT_RULES: tuple[type[Rule], ...] = (
+    ScalesInsideTheSum,
     FloatInput,
     FloatOutput,
     UnabsorbedActivation,
@@ -420,7 +422,6 @@ FLOAT_RULES: tuple[type[Rule], ...] = (
     SixteenBitCodes,
     HalfScale,
     PerChannelInput,
-    ScalesInsideTheSum,
     NoIntegerKernel,
     FloatBiasOfGemm,
 )

@@ -18,7 +18,7 @@ class Int8Moved(Rule):
     Cases: DQ -> MaxPool, Reshape, Slice, Squeeze, Transpose or Unsqueeze -> anything but Q alone, the end of the graph
     included; the Reshape that onnxruntime puts in front of a MatMul with more than two dimensions, static, and an Add
     behind. It pulls Q and DQ through with output_dtype int8, changes their zero-point to uint8 on x86, and refuses its
-    own work: "output_dtype INT8 does not match y_zero_point type UINT8" (seen with 1.32).
+    own work: "output_dtype INT8 does not match y_zero_point type UINT8" (1.28 to 1.32; 1.26 loads it).
     """
 
     id = "int8-moved"

@@ -16,6 +16,7 @@ from tests.graph.lint.graphs import (
     WEIGHT,
     found,
     model,
+    needs_current_onnxruntime,
     nodes,
     optimised_operators,
     pair,
@@ -178,6 +179,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@needs_current_onnxruntime
 @pytest.mark.parametrize("zero_point", ["u", "i", "im"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_stays_float_exactly_where_a_rule_says_so(name: str, zero_point: str, tmp_path: Path) -> None:

@@ -7,7 +7,20 @@ import onnx
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from tests.graph.lint.graphs import IN, OUT, WEIGHT, model, nodes, optimised_operators, pair, weight, with_zero
+from tests.graph.lint.graphs import (
+    IN,
+    OUT,
+    WEIGHT,
+    model,
+    needs_current_onnxruntime,
+    nodes,
+    optimised_operators,
+    pair,
+    weight,
+    with_zero,
+)
+
+pytestmark = needs_current_onnxruntime
 
 MOVES = {
     "MaxPool": "MaxPool <kernel_shape = [2, 2]> (d)",
