@@ -92,14 +92,15 @@ class ByteCount(Rule):
         for qdq in graph.nodes:
             for tensor in (qdq.data, qdq.scale, qdq.zero_point):
                 constant = None if tensor is None else graph.graph.source(tensor).constant
-                if constant is None or not constant.HasField("raw_data"):
+                stored = None if constant is None else _stored_bytes(constant)
+                if constant is None or stored is None:
                     continue
                 wanted = size_bytes(constant)
-                if wanted is not None and len(constant.raw_data) != wanted:
+                if wanted is not None and stored != wanted:
                     kind = type_name(constant.data_type)
                     yield Breach(
                         node=qdq.node,
-                        got=f"{len(constant.raw_data)} bytes in {constant.name}, {kind} {list(constant.dims)}",
+                        got=f"{stored} bytes in {constant.name}, {kind} {list(constant.dims)}",
                         allowed=f"{wanted} bytes",
                         do="write packed constants with onnx.helper.make_tensor, which packs them",
                     )
@@ -121,6 +122,16 @@ class OddInt4Row(Rule):
                     "carry this weight in int8, or pad the last axis",
                 )
                 yield Breach(node=qdq.node, got=got, allowed="an even last dimension", do=do)
+
+
+def _stored_bytes(constant: onnx.TensorProto) -> int | None:
+    """Bytes that the file itself holds; None where they are external or not counted in bytes."""
+    if constant.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    if constant.HasField("raw_data"):
+        return len(constant.raw_data)
+    # each int32 holds one byte of packed codes
+    return len(constant.int32_data) if type_name(constant.data_type) in _BITS else None
 
 
 def size_bytes(constant: onnx.TensorProto) -> int | None:

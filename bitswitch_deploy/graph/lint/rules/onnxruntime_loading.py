@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitswitch_deploy.graph.lint.onnxruntime_fusion import bias_add
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import MOVING
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
-from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import bias_add
 
 _FIRST_OPSET = 21
 

@@ -94,6 +94,9 @@ def test_stored_bytes_that_do_not_fit(n_bytes: int) -> None:
     assert not nodes(graph, "byte-count")
     codes.raw_data = bytes(n_bytes)
     assert found(graph, "byte-count") == [("dq_wd", f"{n_bytes} bytes in n, int4 [4, 4]")]
+    codes.ClearField("raw_data")
+    codes.int32_data.extend([0] * n_bytes)
+    assert found(graph, "byte-count") == [("dq_wd", f"{n_bytes} bytes in n, int4 [4, 4]")]
 
 
 @pytest.mark.parametrize(
