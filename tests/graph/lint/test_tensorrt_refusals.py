@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "odd rows of 4 bits": (
         "odd-int4-row",
         NARROW,
-        MATRIX | {"shape": (4, 3), "constants": "int4 n0 = {0}"},
+        MATRIX | {"x": "2, 3", "shape": (3, 3), "constants": "int4 n0 = {0}"},
     ),
     "QLinearConv": ("integer-operator", "q = QuantizeLinear (x, s, i)" + QLINEAR, {}),
 }
