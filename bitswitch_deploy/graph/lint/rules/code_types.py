@@ -109,7 +109,7 @@ class ByteCount(Rule):
 class OddInt4Row(Rule):
     """int4 codes whose last dimension is odd: TensorRT wants whole bytes in each row (platforms 2.2).
 
-    So the parser of 10.1, and of JetPack 6 for all that is known; TensorRT for RTX 1.7 wants an even number of elements.
+    So the parser of 10.1, and JetPack 6 for all that is known; TensorRT for RTX 1.7 wants an even number of elements.
     """
 
     id = "odd-int4-row"
