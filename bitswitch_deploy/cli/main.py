@@ -24,6 +24,7 @@ COMMANDS = {
     "targets": ("targets", "List targets, or show one."),
     "validate": ("validate", "Measure the graphs of a package again, on this machine."),
     "verify": ("verify", "Check every file of a package against its manifest."),
+    "lint": ("lint", "Say what an engine refuses, misreads or leaves in float in any Q/DQ graph."),
     "build": ("build", "Build the engines of a package on this machine."),
 }
 
@@ -54,7 +55,7 @@ def cli() -> None:
     r"""One int8 master, every bit-width, every target: derive, lower, build, validate and package.
 
     \b
-    Exit codes: 0 done; 1 a check failed (accuracy, hashes, --strict); 2 wrong usage; 3 bad input file or
+    Exit codes: 0 done; 1 a check failed (accuracy, hashes, --strict, lint); 2 wrong usage; 3 bad input file or
     output that cannot be written; 4 target or engine not available here; 70 a bug; 130 interrupted.
     """
 

@@ -1,0 +1,134 @@
+"""What onnxruntime looks at when it decides whether a layer runs in integers: platforms 5.2, and its own graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitswitch_deploy.graph.lint.linted_graph import Node, Tensor
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
+from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT, MOVING, QdqNode
+
+_ABSORBABLE = ("Relu", "Clip")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """What follows a layer, up to the Q of its result.
+
+    activations: Relu and Clip nodes in between. moved: an operator that moves values is in between. quantizer: None
+    where the result stays float, for the reason `float_because`. The Add of a MatMul's bias belongs to the layer.
+    """
+
+    activations: tuple[Node, ...]
+    moved: bool
+    quantizer: QdqNode | None
+    float_because: str
+
+
+def tail_of(graph: QdqGraph, layer: WeightedLayer) -> Tail:
+    """What follows `layer`."""
+    activations: list[Node] = []
+    moved = False
+    add = bias_add(graph, layer)
+    tensor = layer.result if add is None else add.outputs[0]
+    while True:
+        quantizer, following, because = _next(graph, tensor, moved)
+        if following is None:
+            return Tail(activations=tuple(activations), moved=moved, quantizer=quantizer, float_because=because)
+        if following.operator in _ABSORBABLE:
+            activations.append(following)
+        else:
+            moved = True
+        tensor = following.outputs[0]
+
+
+def _next(graph: QdqGraph, tensor: Tensor | None, moved: bool) -> tuple[QdqNode | None, Node | None, str]:
+    """The Q that ends a tail, or the node that continues it, or why the tail ends in float."""
+    if tensor is None or graph.graph.is_output(tensor):
+        return None, None, "its result is an output of the graph"
+    readers = graph.graph.readers(tensor)
+    quantizers = graph.quantizers_reading(tensor)
+    if quantizers and len(quantizers) == len(readers):
+        same = all(_is_same(each, quantizers[0]) for each in quantizers)
+        return (quantizers[0], None, "") if same else (None, None, f"its result is read by {len(readers)} different Q")
+    if len(readers) != 1:
+        return None, None, f"its result is read by {len(readers)} nodes that are not all Q"
+    (reader,) = readers
+    if (reader.operator in _ABSORBABLE and not moved) or MOVING.get(reader.operator):
+        return None, reader, ""
+    return None, None, f"its result is read by {reader.operator} {reader.name}"
+
+
+def bias_add(graph: QdqGraph, layer: WeightedLayer) -> Node | None:
+    """The Add of a constant that onnxruntime makes one Gemm with this MatMul, or None."""
+    if layer.node.operator != "MatMul" or layer.result is None or not layer.has_constant_weight:
+        return None
+    readers = graph.graph.readers(layer.result)
+    if len(readers) != 1 or readers[0].operator != "Add" or graph.graph.is_output(layer.result):
+        return None
+    other = [tensor for tensor in readers[0].inputs if graph.graph.is_constant(tensor)]
+    shape = graph.graph.shape(layer.node.argument(0))
+    becomes_gemm = shape is not None and (len(shape) == 2 or None not in shape)
+    return readers[0] if other and becomes_gemm else None
+
+
+def has_float_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether a bias belongs to the layer, its bias_add included, and no DQ makes it."""
+    add = bias_add(graph, layer)
+    if add is not None:
+        bias = next(tensor for tensor in add.inputs if graph.graph.is_constant(tensor))
+    elif layer.node.operator == "MatMul":
+        return False
+    else:
+        bias = layer.node.argument(2)
+    return bias is not None and graph.dequantizer_of(bias) is None
+
+
+def integer_layers(graph: QdqGraph) -> Iterator[WeightedLayer]:
+    """Layers of which onnxruntime has an integer form, with 8-bit codes on both inputs."""
+    for layer in graph.layers:
+        both = (layer.activation, layer.weight)
+        if layer.node.operator != "ConvTranspose" and all(each and each.code_type in EIGHT_BIT for each in both):
+            yield layer
+
+
+def is_absorbed(graph: QdqGraph, node: Node, quantizer: QdqNode) -> bool:
+    """Whether the codes of a Q cover no more than a Relu or Clip in front of it lets through."""
+    scale, zero = quantizer.scale_values, quantizer.zero_values
+    if quantizer.code_type not in EIGHT_BIT or scale is None or scale.size != 1:
+        return False
+    limits = np.iinfo(np.int8 if quantizer.code_type == "int8" else np.uint8)
+    zero_point = 0 if zero is None else int(zero.ravel()[0])
+    low, high = ((limit - zero_point) * float(scale.ravel()[0]) for limit in (limits.min, limits.max))
+    if node.operator == "Relu":
+        return low == 0
+    bounds = [node.number(name) for name in ("min", "max")]  # opset 6 to 10
+    for index in (0, 1):
+        value = graph.graph.values(node.argument(index + 1))
+        if value is not None and value.size == 1:
+            bounds[index] = float(value.ravel()[0])
+        elif node.argument(index + 1) is not None:
+            return False
+    return (bounds[0] is None or bounds[0] <= low) and (bounds[1] is None or high <= bounds[1])
+
+
+def _is_same(one: QdqNode, other: QdqNode) -> bool:
+    """Whether onnxruntime merges two Q: they have the very same inputs."""
+    return one.node.inputs == other.node.inputs
+
+
+def is_private(graph: QdqGraph, quantizer: QdqNode) -> bool:
+    """Whether one DQ, with one reader, reads the codes; Q nodes with the very same inputs count as one."""
+    codes = quantizer.result
+    siblings = [] if quantizer.data is None else graph.quantizers_reading(quantizer.data)
+    if any(each is not quantizer and _is_same(each, quantizer) for each in siblings):
+        return False
+    readers = [] if codes is None else graph.graph.readers(codes)
+    dequantizer = graph.at(readers[0]) if len(readers) == 1 else None
+    if dequantizer is None or dequantizer.is_quantizer or dequantizer.result is None:
+        return False
+    n_readers = len(graph.graph.readers(dequantizer.result)) + graph.graph.is_output(dequantizer.result)
+    return n_readers == 1

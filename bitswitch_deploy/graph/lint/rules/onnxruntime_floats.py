@@ -1,0 +1,311 @@
+"""Layers that onnxruntime leaves in float on the CPU although they have Q and DQ: platforms 5.2.
+
+Each rule was checked against the optimised graph of onnxruntime 1.32 on x86-64, see the tests: a layer with a quantized
+weight runs in integers exactly when none of these names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
+    bias_add,
+    has_float_bias,
+    integer_layers,
+    is_absorbed,
+    is_private,
+    tail_of,
+)
+from bitswitch_deploy.graph.lint.output_channels import other_axis
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
+from bitswitch_deploy.graph.lint.rule import Breach, Rule
+from bitswitch_deploy.graph.lint.rules.scales import scale_type
+
+_NARROW = ("int4", "uint4", "int2", "uint2")
+
+
+class NarrowWeight(Rule):
+    """An activation in codes with a weight of 4 or 2 bits: there is no kernel for the pair, the layer stays float."""
+
+    id = "narrow-weight"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if layer.activation and layer.weight and layer.weight.code_type in _NARROW:
+                do = "carry the codes in int8 with the same scale"
+                got = f"a weight of type {layer.weight.code_type} with an activation in codes"
+                yield Breach(node=layer.node, got=got, allowed="an 8-bit weight", do=do)
+
+
+class SixteenBitCodes(Rule):
+    """A layer with int16 or uint16 codes in front or behind: the CPU has 8-bit kernels only, the layer stays float."""
+
+    id = "sixteen-bit-codes"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if not (layer.activation and layer.weight):
+                continue
+            for qdq in (layer.activation, layer.weight, tail_of(graph, layer).quantizer):
+                if qdq is not None and qdq.code_type in ("int16", "uint16"):
+                    do = "use uint8 activations, or keep this layer in float and save Q and DQ"
+                    got = f"{qdq.code_type} codes ({qdq.node.name})"
+                    yield Breach(node=layer.node, got=got, allowed="8-bit codes", do=do)
+                    break
+
+
+class FloatInput(Rule):
+    """A quantized weight and a float input: Conv, ConvTranspose and Gemm with transB compute in float.
+
+    MatMul, and Gemm without transB, become MatMulNBits instead.
+    """
+
+    id = "float-input"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if layer.activation is not None or layer.weight is None or not layer.has_constant_weight:
+                continue
+            operator = layer.node.operator
+            if operator != "MatMul" and (operator != "Gemm" or layer.node.integer("transB", 0)):
+                source = layer.node.argument(0)
+                do = "put Q and DQ directly in front of it"
+                if operator == "Gemm":
+                    do += ", or write a MatMul with the weight transposed"
+                got = f"a weight in codes, float input {source.name if source else ''}"
+                yield Breach(node=layer.node, got=got, allowed="input and weight in codes", do=do)
+
+
+class FloatOutput(Rule):
+    """A layer in codes whose result is not quantized by exactly one Q.
+
+    Cases: Conv without Q behind (read by another operator, by several, or an output); Gemm and MatMul whose result goes
+    to a Q and to others as well, while without any Q they run in integers and write float.
+    """
+
+    id = "float-output"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in integer_layers(graph):
+            tail = tail_of(graph, layer)
+            reads = layer.result is not None and graph.quantizers_reading(layer.result)
+            if tail.quantizer is None and (layer.node.operator == "Conv" or reads):
+                do = "put Q and DQ behind it, read by all of its readers"
+                yield Breach(node=layer.node, got=tail.float_because, allowed="one Q as the only reader", do=do)
+
+
+class UnabsorbedActivation(Rule):
+    """A Relu or Clip between a layer and its Q that the Q cannot take over.
+
+    A Relu vanishes where 0 is the lowest code: uint8 with zero-point 0, int8 with -128. A Clip vanishes where all codes
+    lie within its bounds. Else the layer stays float: so with int8 at zero-point 0, TensorRT's format.
+    """
+
+    id = "unabsorbed-activation"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in integer_layers(graph):
+            tail = tail_of(graph, layer)
+            for node in tail.activations:
+                if tail.quantizer is not None and not is_absorbed(graph, node, tail.quantizer):
+                    do = (
+                        "for a Relu: uint8 codes with zero-point 0; for a Clip: clip the codes between Q and DQ instead"
+                    )
+                    yield Breach(
+                        node=layer.node,
+                        got=f"{node.operator} {node.name} in front of {tail.quantizer.node.name}",
+                        allowed="a Q whose codes cover exactly what the activation lets through",
+                        do=do,
+                    )
+                    break
+
+
+class Int8FanOut(Rule):
+    """int8 codes around a layer that are read more than once, or through an operator on codes.
+
+    On x86 onnxruntime turns int8 into uint8 where exactly one DQ, with one reader, reads the codes of a Q; elsewhere
+    the layer stays float. On ARM int8 is native.
+    """
+
+    id = "int8-fan-out"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in integer_layers(graph):
+            tail = tail_of(graph, layer)
+            ends = [] if tail.quantizer is None or tail.moved else [tail.quantizer]
+            source = graph.quantizer_of(layer.activation)[0] if layer.activation and not layer.moved else None
+            is_gemm = layer.node.operator == "Gemm" or bias_add(graph, layer) is not None
+            if source is not None and not (is_gemm and tail.quantizer is None):
+                ends.append(source)
+            if layer.weight and not layer.has_constant_weight and (second := graph.quantizer_of(layer.weight)[0]):
+                ends.append(second)
+            for quantizer in ends:
+                if quantizer.code_type == "int8" and not is_private(graph, quantizer):
+                    yield Breach(
+                        node=layer.node,
+                        got=f"int8 codes of {quantizer.node.name} with several readers",
+                        allowed="uint8 codes, or int8 ones that one DQ reads for one node",
+                        do='quantize to uint8 for x86, or set the session entry session.qdqisint8allowed to "1"',
+                    )
+                    break
+
+
+class NoIntegerKernel(Rule):
+    """Layers in codes without an integer form: ConvTranspose, Gemm with a bias and alpha or beta other than 1."""
+
+    id = "no-integer-kernel"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if not (layer.activation and layer.weight):
+                continue
+            written = [layer.node.number(name) for name in ("alpha", "beta")]
+            factors = [1.0 if factor is None else factor for factor in written]
+            if layer.node.operator == "ConvTranspose":
+                do = "leave it in float, without Q and DQ"
+                yield Breach(node=layer.node, got="a transposed convolution", allowed="Conv, MatMul or Gemm", do=do)
+            elif layer.node.operator == "Gemm" and layer.node.argument(2) is not None and factors != [1.0, 1.0]:
+                got, do = f"alpha {factors[0]:g}, beta {factors[1]:g}", "fold the factors into scales and bias"
+                yield Breach(node=layer.node, got=got, allowed="alpha = beta = 1", do=do)
+
+
+class ScalesInsideTheSum(Rule):
+    """Weight scales that are not those of output channels: they cannot be taken out of the sum, the layer stays float.
+
+    Cases: scales along another axis, or in blocks, of a MatMul with a Q behind, of a Conv or Gemm with a float bias;
+    blocks of a Gemm. In the other cases onnxruntime takes them for those of output channels, see MisreadScales.
+    """
+
+    id = "scales-inside-the-sum"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in integer_layers(graph):
+            wrong = wrong_scales(graph, layer)
+            if layer.node.operator == "MatMul":
+                is_float = tail_of(graph, layer).quantizer is not None
+            else:
+                is_blocked = layer.weight is not None and layer.weight.block_size > 0
+                is_float = has_float_bias(graph, layer) or (is_blocked and layer.node.operator == "Gemm")
+            if wrong and is_float:
+                do = "quantize the weight with one scale for each output channel"
+                yield Breach(
+                    node=layer.node, got=wrong, allowed="scales for each output channel, or one for all", do=do
+                )
+
+
+class HalfScale(Rule):
+    """Scales in float16 or bfloat16: the quantized operators of onnxruntime take float32 ones.
+
+    Q and DQ then run one by one and the layer between them in float (seen with 1.32).
+    """
+
+    id = "half-scale"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            kinds = [scale_type(graph, each) for each in (layer.activation, layer.weight) if each is not None]
+            kind = next((kind for kind in kinds if kind in ("float16", "bfloat16")), None)
+            if kind is not None:
+                do = "quantize the float32 network for onnxruntime; keep the half one for GPUs"
+                yield Breach(node=layer.node, got=f"{kind} scales", allowed="float32 scales", do=do)
+
+
+class PerChannelInput(Rule):
+    """An activation with a scale for each channel in front of a layer: no integer kernel, the layer stays float."""
+
+    id = "per-channel-input"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if layer.activation and layer.weight and not layer.activation.is_per_tensor:
+                got = f"scales for each channel in {layer.activation.node.name}"
+                do = "use one scale for the tensor"
+                yield Breach(node=layer.node, got=got, allowed="one scale", do=do)
+
+
+class FloatBias(Rule):
+    """A float bias of a layer in codes: onnxruntime rounds it to int32 when it loads the graph (seen with 1.32).
+
+    The step is the product of both scales: at low widths the result can differ from what was validated.
+    """
+
+    id = "float-bias"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in integer_layers(graph):
+            if has_float_bias(graph, layer) and tail_of(graph, layer).quantizer is not None:
+                do = "store int32 codes at scale activation * weight with a DQ behind, and validate with them"
+                got = "a float bias, which becomes int32 when the graph is loaded"
+                yield Breach(node=layer.node, got=got, allowed="a bias in int32 codes", do=do)
+
+
+class FloatBiasOfGemm(Rule):
+    """A Gemm in codes with a float bias and no Q behind: it stays float.
+
+    The same holds for MatMul and Add where onnxruntime makes a Gemm of them: two dimensions, or static shapes.
+    """
+
+    id = "float-bias-of-gemm"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in integer_layers(graph):
+            if layer.node.operator == "Conv" or not has_float_bias(graph, layer):
+                continue
+            if tail_of(graph, layer).quantizer is None:
+                do = "store int32 codes at scale activation * weight with a DQ behind, or quantize the output"
+                yield Breach(
+                    node=layer.node, got="a float bias and a float output", allowed="one of them in codes", do=do
+                )
+
+
+def wrong_scales(graph: QdqGraph, layer: WeightedLayer) -> str | None:
+    """How the scales of a weight lie where they are not for each output channel; None where they are."""
+    weight = layer.weight
+    if weight is None:
+        return None
+    if weight.block_size:
+        return f"a weight with scales in blocks of {weight.block_size}"
+    if other_axis(graph, layer) is None:
+        return None
+    return f"a weight with scales along axis {weight.axis} ({weight.node.name})"
+
+
+# Together: the layers with a quantized weight that run in float. The first one is the only one that depends on the
+# release for MatMul, see MisreadScales.
+FLOAT_RULES: tuple[type[Rule], ...] = (
+    ScalesInsideTheSum,
+    FloatInput,
+    FloatOutput,
+    UnabsorbedActivation,
+    Int8FanOut,
+    NarrowWeight,
+    SixteenBitCodes,
+    HalfScale,
+    PerChannelInput,
+    NoIntegerKernel,
+    FloatBiasOfGemm,
+)

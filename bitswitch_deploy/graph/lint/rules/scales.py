@@ -1,0 +1,139 @@
+"""Rules about scales: complaint 7 of NVIDIA/TensorRT users (issue 2984), platforms 2.1, 2.2 and 5.2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
+from bitswitch_deploy.graph.lint.qdq_node import QdqNode
+from bitswitch_deploy.graph.lint.rule import Breach, Rule
+
+_POSITIVE = "finite scales above 0"
+
+
+class ScaleNotPositive(Rule):
+    """A scale that is zero, negative, infinite or not a number.
+
+    TensorRT refuses the graph (platforms 2.2). onnxruntime runs it: a negative scale mirrors the grid, so the code
+    -128 has no partner and ties round the other way; a zero scale divides by zero.
+    """
+
+    id = "scale-not-positive"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.nodes:
+            values = _numbers(qdq)
+            if values is None:
+                continue
+            bad = ~(np.isfinite(values) & (values > 0))
+            if bad.any():
+                got = f"{_some(values, bad)} as a scale"
+                do = "flip the signs of the codes instead of the scale; a channel of zeros takes any scale, such as 1"
+                yield Breach(node=qdq.node, got=got, allowed=_POSITIVE, do=do)
+
+
+class TinyScale(Rule):
+    """A positive scale below the smallest normal number of its type (1.2e-38 in float32, 6.1e-5 in float16).
+
+    Processors that flush such numbers read it as 0, and onnxruntime multiplies it with another one for the bias.
+    """
+
+    id = "tiny-scale"
+    severity = "warning"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.nodes:
+            values = _numbers(qdq)
+            if values is None or qdq.scale_values is None:
+                continue
+            smallest = float(np.finfo(np.float16 if qdq.scale_values.dtype == np.float16 else np.float32).tiny)
+            tiny = (values > 0) & (values < smallest)
+            if tiny.any():
+                do = "give channels that hold (nearly) nothing a scale of the size of their neighbours'"
+                yield Breach(
+                    node=qdq.node, got=f"{_some(values, tiny)} as a scale", allowed=f"{smallest:.2g} or more", do=do
+                )
+
+
+class ScaleNotConstant(Rule):
+    """A scale or zero-point that is computed while the network runs.
+
+    TensorRT wants scales when it builds the engine up to 10.7, and constant zero-points always (platforms 2.1).
+    TensorRT for RTX 1.7.1 dies on such a scale. What is computed from constants alone is fine: both engines fold it.
+    """
+
+    id = "scale-not-constant"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.nodes:
+            for word, tensor in (("scale", qdq.scale), ("zero-point", qdq.zero_point)):
+                if tensor is not None and not graph.graph.is_constant(tensor):
+                    allowed = "constants: TensorRT before 10.13 takes no other scale, and no release another zero-point"
+                    do = "calibrate, and store the result as an initializer"
+                    yield Breach(node=qdq.node, got=f"its {word} is computed at run time", allowed=allowed, do=do)
+
+
+class ScaleShape(Rule):
+    """Scales, zero-points and the tensor do not fit each other.
+
+    Cases: a scale vector whose length is not the size of the axis; an axis that the tensor lacks; a zero-point of
+    another shape than the scale; blocks that do not cover the tensor. Sizes are known for constants. onnxruntime fuses
+    such weights and fails in the first run; TensorRT does not parse them (platforms 2.2).
+    """
+
+    id = "scale-shape"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.nodes:
+            for got, allowed in _misfits(graph, qdq):
+                yield Breach(node=qdq.node, got=got, allowed=allowed, do="compute the scales again for this tensor")
+
+
+def scale_type(graph: QdqGraph, qdq: QdqNode) -> str | None:
+    """`float`, `float16`, ... of a constant scale."""
+    constant = None if qdq.scale is None else graph.graph.source(qdq.scale).constant
+    return None if constant is None else type_name(constant.data_type)
+
+
+def _numbers(qdq: QdqNode) -> NDArray[np.float64] | None:
+    values = qdq.scale_values
+    return None if values is None else np.asarray(values, np.float64).ravel()
+
+
+def _some(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[chosen][:3])
+    return shown if chosen.sum() <= 3 else f"{shown} and {chosen.sum() - 3} more"
+
+
+def _misfits(graph: QdqGraph, qdq: QdqNode) -> Iterator[tuple[str, str]]:
+    scale, zero = qdq.scale_values, qdq.zero_values
+    if scale is not None and zero is not None and scale.shape != zero.shape and (scale.size, zero.size) != (1, 1):
+        yield f"scale of shape {list(scale.shape)}, zero-point of shape {list(zero.shape)}", "equal shapes"
+    constant = None if qdq.data is None else graph.graph.source(qdq.data).constant
+    if scale is None or constant is None or qdq.is_per_tensor:
+        return
+    shape = tuple(constant.dims)
+    axis = qdq.axis + (len(shape) if qdq.axis < 0 else 0)
+    if not 0 <= axis < len(shape):
+        yield f"axis {qdq.axis} of a tensor of shape {list(shape)}", f"an axis in {-len(shape)}..{len(shape) - 1}"
+    elif scale.shape != _scale_shape(shape, axis, qdq.block_size):
+        wanted = list(_scale_shape(shape, axis, qdq.block_size))
+        what = f"blocks of {qdq.block_size} along axis {axis}" if qdq.block_size else f"axis {axis}"
+        yield f"scale of shape {list(scale.shape)} for {what} of {list(shape)}", f"shape {wanted}"
+
+
+def _scale_shape(shape: tuple[Any, ...], axis: int, block_size: int) -> tuple[int, ...]:
+    if not block_size:
+        return (shape[axis],)
+    return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])

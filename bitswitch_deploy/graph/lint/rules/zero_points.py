@@ -1,0 +1,105 @@
+"""Rules about zero-points: complaint 6 (TensorRT issues 4698 and 2081), platforms 0.3, 2.1 and 2.2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
+from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT
+from bitswitch_deploy.graph.lint.rule import Breach, Rule
+
+
+class MissingZeroPoint(Rule):
+    """QuantizeLinear without zero-point and without output_dtype: uint8 to ONNX, int8 to TensorRT.
+
+    A DequantizeLinear without one takes the type of its codes, which both read alike.
+    """
+
+    id = "missing-zero-point"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.quantizers:
+            if qdq.zero_point is None and not qdq.node.integer("output_dtype", 0):
+                yield Breach(
+                    node=qdq.node,
+                    got="no zero-point: uint8 to ONNX and onnxruntime, int8 to TensorRT",
+                    allowed="an explicit zero-point tensor, which fixes the type",
+                    do="add a zero-point 0 of the type that was trained, int8 for TensorRT, to it and to its DQ",
+                )
+
+
+class UnsignedCodes(Rule):
+    """uint8 codes: TensorRT reads them as int8 with only a warning, so all above 127 are lost (platforms 0.3).
+
+    As weights they are not imported at all.
+    """
+
+    id = "uint8-codes"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.heads:
+            if qdq.code_type == "uint8" and qdq.zero_point is not None:
+                lost = "not imported" if graph.is_weight(qdq) else "read as int8: the upper half of the range is lost"
+                do = "quantize symmetrically to int8, zero-point 0; up to 7 bits fit after a float Clip in front of Q"
+                yield Breach(node=qdq.node, got=f"uint8 codes, {lost}", allowed="int8 codes", do=do)
+
+
+class NonZeroZeroPoint(Rule):
+    """A zero-point other than 0: TensorRT parses it neither for activations nor for weights (platforms 0.3)."""
+
+    id = "nonzero-zero-point"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.heads:
+            zero = qdq.zero_values
+            if zero is not None and np.any(zero):
+                values = np.unique(np.asarray(zero, np.int64))
+                shown = str(values[0]) if values.size == 1 else f"{values[0]} .. {values[-1]}"
+                do = "quantize symmetrically: zero-point 0 and the scale from the largest magnitude"
+                yield Breach(node=qdq.node, got=f"zero-point {shown}", allowed="zero-point 0", do=do)
+
+
+class TypesDisagree(Rule):
+    """A DQ that reads codes of one type with a zero-point of another: int8 codes taken as uint8 or the reverse."""
+
+    id = "q-dq-types-disagree"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.dequantizers:
+            codes = graph.type_of(qdq.data)
+            if codes is not None and qdq.code_type is not None and codes != qdq.code_type:
+                do = "give Q and DQ zero-points of one type"
+                got = f"{codes} codes with a zero-point of type {qdq.code_type}"
+                yield Breach(node=qdq.node, got=got, allowed=f"a zero-point of type {codes}", do=do)
+
+
+class GridsDisagree(Rule):
+    """A DQ right behind a Q has another scale or zero-point: every value is multiplied or shifted on the way.
+
+    Both engines do what is written. It is seldom what was meant. With an operator on the codes in between (Clip,
+    BitShift, ...) nothing is said.
+    """
+
+    id = "q-dq-scales-disagree"
+    severity = "warning"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.dequantizers:
+            quantizer, between = graph.quantizer_of(qdq)
+            if quantizer is None or between or quantizer.code_type != qdq.code_type:
+                continue
+            if qdq.code_type in EIGHT_BIT and not quantizer.same_grid(qdq):
+                got = f"another scale or zero-point than {quantizer.node.name}, whose codes it reads"
+                do = "use the scale and zero-point of Q; to rescale on purpose, say so with a Mul"
+                yield Breach(node=qdq.node, got=got, allowed="the grid of its Q", do=do)

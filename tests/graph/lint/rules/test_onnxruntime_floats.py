@@ -1,0 +1,236 @@
+"""The rules about layers that stay float, against the graphs that onnxruntime really runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import FLOAT_RULES
+from tests.graph.lint.graphs import (
+    CONV,
+    IN,
+    LAYER,
+    OUT,
+    WEIGHT,
+    found,
+    model,
+    needs_current_onnxruntime,
+    nodes,
+    optimised_operators,
+    pair,
+    weight,
+    with_zero,
+)
+
+FLOAT_OPERATORS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}
+ROWS: dict[str, Any] = {"x": "1, 2, 4", "y": "a, b, c", "shape": (4, 4)}
+BIAS = " bd = DequantizeLinear <axis = 0> (b, sb, iz) "
+WITH_BIAS: dict[str, Any] = {"constants": "int32[4] iz = {0, 0, 0, 0}"}
+BLOCKS = "wd = DequantizeLinear <axis = 1, block_size = 2> (w, s72, z72)"
+WITH_BLOCKS: dict[str, Any] = {
+    "constants": f"float[4, 2, 3, 3] s72 = {{{', '.join(['0.1', '0.2'] * 36)}}},"
+    f"int8[4, 2, 3, 3] z72 = {{{', '.join(['0'] * 72)}}}"
+}
+ROW_BLOCKS = "wd = DequantizeLinear <axis = 0, block_size = 2> (w, s8, z8)"
+WITH_ROW_BLOCKS: dict[str, Any] = {
+    "constants": "float[2, 4] s8 = {1, 2, 3, 4, 5, 6, 7, 8}, int8[2, 4] z8 = {0, 0, 0, 0, 0, 0, 0, 0}"
+}
+ONE_SCALE = weight(scale="s1", zero="i")
+MATMUL = IN + weight(1) + " [layer] c = MatMul (d, wd) "
+GEMM = IN + WEIGHT + " [layer] c = Gemm <transB = 1> (d, wd) "
+ROUND = " [conv] c = Conv <pads = [1, 1, 1, 1]> (d, wd) "  # gives the shape that it takes
+
+
+def conv(tail: str, layer: str = LAYER, *, made: str = WEIGHT, front: str = IN) -> str:
+    return front + made + layer + tail
+
+
+def through(*operators: str) -> str:
+    """Operators between the convolution and its Q, `Relu (*)`."""
+    text, tensor = "", "c"
+    for index, operator in enumerate(operators):
+        text += f" o{index} = {operator.replace('*', tensor)} "
+        tensor = f"o{index}"
+    return conv(text + pair(tensor, "y"))
+
+
+# name: (text, options of the graph)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "conv": (CONV, {}),
+    "depthwise": (conv(OUT, "c = Conv <group = 4> (d, wd)"), {"shape": (4, 1, 3, 3)}),
+    "two convolutions": (IN + WEIGHT + "a = Conv (d, wd)" + pair("a", "ad") + "c = Conv (ad, wd)" + OUT, {}),
+    # what stands between a convolution and its Q
+    "relu": (through("Relu (*)"), {}),
+    "relu, relu": (through("Relu (*)", "Relu (*)"), {}),
+    "clip inside the codes": (through("Clip (*, lo, hi)"), {}),
+    "clip around unsigned codes": (through("Clip (*, lo, top)"), {"constants": "float top = {20}"}),
+    "clip around the codes": (
+        through("Clip (*, low, top)"),
+        {"constants": "float top = {20}, float low = {-20}"},
+    ),
+    "clip without bounds": (through("Clip (*)"), {}),
+    "relu and clip inside": (through("Relu (*)", "Clip (*, lo, hi)"), {}),
+    "transpose": (through("Transpose <perm = [0, 2, 3, 1]> (*)"), {}),
+    "maxpool": (through("MaxPool <kernel_shape = [2, 2]> (*)"), {}),
+    "relu, maxpool": (through("Relu (*)", "MaxPool <kernel_shape = [2, 2]> (*)"), {}),
+    "maxpool, relu": (through("MaxPool <kernel_shape = [2, 2]> (*)", "Relu (*)"), {}),
+    "reshape": (through("Reshape (*, to)"), {"constants": "int64[2] to = {1, -1}", "y": "a, b"}),
+    "slice": (through("Slice (*, b0, b1)"), {"constants": "int64[4] b0 = {0,0,0,0}, int64[4] b1 = {1,2,4,4}"}),
+    "flatten": (through("Flatten (*)"), {"y": "a, b"}),
+    "resize": (through("Resize (*, , by)"), {"constants": "float[4] by = {1, 1, 2, 2}"}),
+    "batchnorm": (through("BatchNormalization (*, one, one, one, one)"), {}),
+    "mul": (through("Mul (*, s)"), {}),
+    "identity": (through("Identity (*)"), {}),
+    # who reads its result
+    "float output": (conv(" y = Relu (c)"), {}),
+    "graph output": (conv("", "[conv] y = Conv (d, wd)"), {}),
+    "q and another reader": (conv(pair("c", "k") + "y = Add (k, c)"), {}),
+    "two scales": (conv(pair("c", "k") + pair("c", "v", "s") + "y = Add (k, v)"), {}),
+    "two equal q": (conv(pair("c", "k") + pair("c", "v") + "y = Add (k, v)"), {}),
+    "result read twice": (conv(pair("c", "k") + "y = Add (k, k)"), {}),
+    "input read twice": (conv(pair("c", "k") + "y = Add (k, d)", ROUND), {}),
+    "moved result read twice": (conv("t = Transpose (c)" + pair("t", "k") + "y = Add (k, k)"), {}),
+    "sixteen bits behind": (conv(pair("c", "y", zero="uh")), {}),
+    "clip on codes behind": (conv(pair("c", "y", zero="u", on_codes="Clip (*, ulo, uhi)")), {}),
+    "clip on int8 codes behind": (conv(pair("c", "y", zero="i", on_codes="Clip (*, ilo, ihi)")), {}),
+    # what it reads
+    "clip on codes in front": (conv(OUT, front=pair("x", "d", "s", "u", on_codes="Clip (*, ulo, uhi)")), {}),
+    "clip on int8 codes in front": (conv(OUT, front=pair("x", "d", "s", "i", on_codes="Clip (*, ilo, ihi)")), {}),
+    "moved input": (
+        conv(OUT, "m = MaxPool <kernel_shape = [2, 2]> (d) [conv] c = Conv (m, wd)"),
+        {"opset": 17},
+    ),
+    "float input": (conv(OUT, "[conv] c = Conv (x, wd)", front=""), {}),
+    "relu in front": (conv(OUT, "r = Relu (d) [conv] c = Conv (r, wd)"), {}),
+    "sixteen bits in front": (conv(OUT, front=pair("x", "d", "s", "h")), {}),
+    "per-channel input": (conv(OUT, front=pair("x", "d", "sw", "iw")), {}),
+    # its weight and bias
+    "int4 weight": (conv(OUT, made=weight(zero="in", codes="n")), {}),
+    "uint8 weight": (conv(OUT, made=weight(scale="s1", zero="um", codes="wu")), {}),
+    "one scale": (conv(OUT, made=ONE_SCALE), {}),
+    "float weight, q, dq": (
+        conv(OUT, made="wq = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="wq")),
+        {},
+    ),
+    "clipped weight": (conv(OUT, made="wc = Clip (w, ilo, ihi)" + weight(codes="wc")), {}),
+    "float bias": (conv(OUT, "c = Conv (d, wd, bias)"), {}),
+    "int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)"), WITH_BIAS),
+    "deconvolution": (conv(OUT, "c = ConvTranspose (d, wd)", made=ONE_SCALE), {}),
+    "scales of another axis": (conv(OUT, made=weight(1)), {}),
+    "scales of another axis, float bias": (conv(OUT, "c = Conv (d, wd, bias)", made=weight(1)), {}),
+    "scales of another axis, int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)", made=weight(1)), WITH_BIAS),
+    "blocks": (conv(OUT, made=BLOCKS), WITH_BLOCKS),
+    "blocks, float bias": (conv(OUT, "c = Conv (d, wd, bias)", made=BLOCKS), WITH_BLOCKS),
+    # MatMul
+    "matmul": (MATMUL + OUT, MATRIX),
+    "matmul, float output": (IN + weight(1) + "y = MatMul (d, wd)", MATRIX),
+    "matmul, relu": (MATMUL + "r = Relu (c)" + pair("r", "y"), MATRIX),
+    "matmul, relu, float": (MATMUL + "y = Relu (c)", MATRIX),
+    "matmul, q and reader": (MATMUL + pair("c", "k") + "y = Add (k, c)", MATRIX),
+    "matmul, result read twice": (MATMUL + pair("c", "k") + "y = Add (k, k)", MATRIX),
+    "matmul, int4": (IN + weight(1, zero="in", codes="n") + "c = MatMul (d, wd)" + OUT, MATRIX),
+    "matmul, bias": (MATMUL + "y = Add (c, bias)", MATRIX),
+    "matmul, bias, q": (MATMUL + "a = Add (c, bias)" + pair("a", "y"), MATRIX),
+    "matmul, bias, relu, q": (MATMUL + "a = Add (c, bias) r = Relu (a)" + pair("r", "y"), MATRIX),
+    "matmul, int32 bias": (MATMUL + BIAS + "y = Add (c, bd)", MATRIX | WITH_BIAS),
+    "rows, bias": (MATMUL + "y = Add (c, bias)", ROWS | {"opset": 17}),
+    "open rows, bias": (MATMUL + "y = Add (c, bias)", ROWS | {"x": "N, 2, 4"}),
+    "rows, input read twice": (MATMUL + "y = Add (c, d)", ROWS),
+    "an activation with itself": (IN + "c = MatMul (d, d)" + OUT, {}),
+    "two activations": (IN + pair("x", "e") + "c = MatMul (d, e)" + OUT, {}),
+    "matmul, rows": (IN + weight(0) + "c = MatMul (d, wd)" + OUT, MATRIX),
+    "matmul, rows, float output": (IN + weight(0) + "y = MatMul (d, wd)", MATRIX),
+    "matmul, blocks": (IN + ROW_BLOCKS + "c = MatMul (d, wd)" + OUT, MATRIX | WITH_ROW_BLOCKS),
+    "matmul, blocks, float output": (IN + ROW_BLOCKS + "y = MatMul (d, wd)", MATRIX | WITH_ROW_BLOCKS),
+    # Gemm
+    "gemm, another axis": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd)" + OUT, MATRIX),
+    "gemm, another axis, bias": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
+    "gemm, another axis, float output": (IN + weight(1) + "y = Gemm <transB = 1> (d, wd)", MATRIX),
+    "gemm, blocks": (IN + ROW_BLOCKS + "c = Gemm (d, wd)" + OUT, MATRIX | WITH_ROW_BLOCKS),
+    "gemm, blocks, bias": (IN + ROW_BLOCKS + "c = Gemm (d, wd, bias)" + OUT, MATRIX | WITH_ROW_BLOCKS),
+    "gemm": (GEMM + OUT, MATRIX),
+    "gemm, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd)", MATRIX),
+    "gemm, relu": (GEMM + "r = Relu (c)" + pair("r", "y"), MATRIX),
+    "gemm, clip": (GEMM + "r = Clip (c, lo, hi)" + pair("r", "y"), MATRIX),
+    "gemm, float clip": (GEMM + "y = Clip (c, lo, hi)", MATRIX),
+    "gemm, q and reader": (GEMM + pair("c", "k") + "y = Add (k, c)", MATRIX),
+    "gemm, result read twice": (GEMM + pair("c", "k") + "y = Add (k, k)", MATRIX),
+    "gemm, input read twice": (GEMM + "y = Add (c, d)", MATRIX),
+    "gemm, input read twice, q": (GEMM + pair("c", "k") + "y = Add (k, d)", MATRIX),
+    "gemm, weight only": (WEIGHT + "y = Gemm <transB = 1> (x, wd)", MATRIX),
+    "gemm, bias": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
+    "gemm, bias, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd, bias)", MATRIX),
+    "gemm, int32 bias, float output": (
+        IN + WEIGHT + BIAS + "y = Gemm <transB = 1> (d, wd, bd)",
+        MATRIX | WITH_BIAS,
+    ),
+    "gemm, alpha": (IN + WEIGHT + "y = Gemm <transB = 1, alpha = 0.5> (d, wd)", MATRIX),
+    "gemm, alpha, bias": (
+        IN + WEIGHT + BIAS + "y = Gemm <transB = 1, alpha = 0.5> (d, wd, bd)",
+        MATRIX | WITH_BIAS,
+    ),
+    "gemm, beta, bias": (
+        IN + WEIGHT + BIAS + "y = Gemm <transB = 1, beta = 0.5> (d, wd, bd)",
+        MATRIX | WITH_BIAS,
+    ),
+}
+
+
+@needs_current_onnxruntime
+@pytest.mark.parametrize("zero_point", ["u", "i", "im"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_layer_stays_float_exactly_where_a_rule_says_so(name: str, zero_point: str, tmp_path: Path) -> None:
+    text, options = CASES[name]
+    graph = model(with_zero(text, zero_point), **options)
+    layers = {node for rule in FLOAT_RULES for node in nodes(graph, rule.id)}
+    ran = optimised_operators(graph, tmp_path)
+    assert len(layers) == sum(ran[operator] for operator in FLOAT_OPERATORS), (layers, ran)
+
+
+# rule: (name of a case, its zero-point, what is said)
+SAID = {
+    "float-input": ("float input", "u", "a weight in codes, float input x"),
+    "float-output": ("q and another reader", "u", "its result is read by 2 nodes that are not all Q"),
+    "unabsorbed-activation": ("relu", "i", "Relu Relu_4 in front of q_y"),
+    "int8-fan-out": ("result read twice", "i", "int8 codes of q_k with several readers"),
+    "narrow-weight": ("int4 weight", "u", "a weight of type int4 with an activation in codes"),
+    "sixteen-bit-codes": ("sixteen bits in front", "u", "int16 codes (dq_d)"),
+    "per-channel-input": ("per-channel input", "u", "scales for each channel in dq_d"),
+    "scales-inside-the-sum": (
+        "scales of another axis, float bias",
+        "u",
+        "a weight with scales along axis 1 (dq_wd)",
+    ),
+    "no-integer-kernel": ("gemm, alpha, bias", "u", "alpha 0.5, beta 1"),
+    "float-bias-of-gemm": ("gemm, bias, float output", "u", "a float bias and a float output"),
+    "float-bias": ("float bias", "u", "a float bias, which becomes int32 when the graph is loaded"),
+}
+
+
+@pytest.mark.parametrize("rule", SAID)
+def test_what_is_said(rule: str) -> None:
+    name, zero, got = SAID[rule]
+    text, options = CASES[name]
+    assert [said for _, said in found(model(with_zero(text, zero), **options), rule)] == [got]
+
+
+@pytest.mark.parametrize("name", ["int32 bias", "gemm, bias, float output", "matmul, bias", "float output"])
+def test_a_bias_is_rounded_only_where_a_float_one_stands_in_an_integer_layer(name: str) -> None:
+    text, options = CASES[name]
+    assert not nodes(model(with_zero(text, "u"), **options), "float-bias")
+
+
+def test_reasons_for_a_float_output() -> None:
+    said = {}
+    for name in ("float output", "graph output", "two scales", "batchnorm"):
+        text, options = CASES[name]
+        said[name] = found(model(with_zero(text, "u"), **options), "float-output")[0][1]
+    assert said == {
+        "float output": "its result is an output of the graph",
+        "graph output": "its result is an output of the graph",
+        "two scales": "its result is read by 2 different Q",
+        "batchnorm": "its result is read by BatchNormalization BatchNormalization_4",
+    }

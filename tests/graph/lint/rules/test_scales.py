@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, model, nodes, pair, weight, with_zero
+
+
+def int8(body: str, constants: str = "", **options: object) -> onnx.ModelProto:
+    return model(with_zero(body, "i"), constants=constants, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("value", "shown"), [("-0.5", "-0.5"), ("0", "0")])
+def test_zero_and_negative_scales_of_activations(value: str, shown: str) -> None:
+    graph = int8(pair("x", "d", "bad") + WEIGHT + LAYER + OUT, f"float bad = {{{value}}}")
+    assert found(graph, "scale-not-positive") == [
+        ("q_d", f"{shown} as a scale"),
+        ("dq_d", f"{shown} as a scale"),
+    ]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.inf, "inf"), (np.nan, "nan")])
+def test_scales_that_are_no_numbers(value: float, shown: str) -> None:
+    graph = int8(CONV)
+    (scale,) = (tensor for tensor in graph.graph.initializer if tensor.name == "s2")
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.array(value, np.float32), "s2"))
+    assert found(graph, "scale-not-positive")[0] == ("q_y", f"{shown} as a scale")
+
+
+def test_some_channels_of_many() -> None:
+    graph = int8(IN + weight(scale="bad") + LAYER + OUT, "float[4] bad = {-1, 0, -2, -3}")
+    assert found(graph, "scale-not-positive") == [("dq_wd", "-1, 0, -2 and 1 more as a scale")]
+
+
+def test_a_scale_in_a_constant_node_behind_an_identity() -> None:
+    front = "k = Constant <value_float = -1.0> () m = Identity (k)"
+    assert nodes(int8(front + pair("x", "d", "m") + WEIGHT + LAYER + OUT), "scale-not-positive") == ["q_d", "dq_d"]
+
+
+def test_good_scales() -> None:
+    for rule in ("scale-not-positive", "tiny-scale", "scale-shape", "scale-not-constant", "half-scale"):
+        assert not found(int8(CONV), rule)
+
+
+def test_scales_below_the_normal_numbers() -> None:
+    graph = int8(IN + weight(scale="bad") + LAYER + OUT, "float[4] bad = {1e-39, 1e-37, 1, 1}")
+    ((node, got),) = found(graph, "tiny-scale")
+    assert node == "dq_wd"
+    assert got.startswith("1e-39")
+
+
+def test_the_normal_numbers_of_float16_end_earlier() -> None:
+    graph = int8(CONV, opset=19)
+    halve(graph, "s2", 1e-5)
+    assert nodes(graph, "tiny-scale") == ["q_y", "dq_y"]
+    halve(graph, "s2", 1e-4)
+    assert not nodes(graph, "tiny-scale")
+
+
+def halve(graph: onnx.ModelProto, name: str, value: float) -> None:
+    (scale,) = (tensor for tensor in graph.graph.initializer if tensor.name == name)
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.array(value, np.float16), name))
+
+
+def test_half_scales_leave_the_layer_in_float() -> None:
+    graph = int8(CONV, opset=19)
+    halve(graph, "s", 0.05)
+    assert found(graph, "half-scale") == [("conv", "float16 scales")]
+
+
+def test_a_scale_that_is_computed_at_run_time() -> None:
+    front = "m = ReduceMax <keepdims = 0> (x) k = Mul (m, s2)"
+    graph = int8(front + pair("x", "d", "k") + WEIGHT + LAYER + OUT)
+    assert found(graph, "scale-not-constant") == [
+        ("q_d", "its scale is computed at run time"),
+        ("dq_d", "its scale is computed at run time"),
+    ]
+
+
+def test_a_scale_that_is_computed_from_constants() -> None:
+    assert not found(int8("k = Mul (s, s2)" + pair("x", "d", "k") + WEIGHT + LAYER + OUT), "scale-not-constant")
+
+
+def test_a_zero_point_that_is_computed_at_run_time() -> None:
+    body = "m = ReduceMax <keepdims = 0> (x) k = Cast <to = 3> (m)" + pair("x", "d", "s", "k") + WEIGHT + LAYER + OUT
+    assert found(int8(body), "scale-not-constant")[0] == ("q_d", "its zero-point is computed at run time")
+
+
+THREE = "float[3] three = {0.1, 0.2, 0.3}, int8[3] zero3 = {0, 0, 0}"
+BLOCKED = "scale of shape [2, 4] for blocks of 2 along axis 0 of [4, 4, 3, 3]"
+BLOCKS = "float[2, 4] two = {1,1,1,1,1,1,1,1}, int8[2, 4] zero2 = {0,0,0,0,0,0,0,0}"
+
+
+@pytest.mark.parametrize(
+    ("dequantize", "got"),
+    [
+        ("<axis = 0> (w, three, zero3)", "scale of shape [3] for axis 0 of [4, 4, 3, 3]"),
+        ("(w, three, zero3)", "scale of shape [3] for axis 1 of [4, 4, 3, 3]"),
+        ("<axis = 4> (w, sw, iw)", "axis 4 of a tensor of shape [4, 4, 3, 3]"),
+        ("<axis = -5> (w, sw, iw)", "axis -5 of a tensor of shape [4, 4, 3, 3]"),
+        ("<axis = 0> (w, sw, i)", "scale of shape [4], zero-point of shape []"),
+        ("<axis = 0, block_size = 2> (w, two, zero2)", BLOCKED),
+    ],
+)  # fmt: skip
+def test_scales_that_do_not_fit(dequantize: str, got: str) -> None:
+    body = IN + f"[dq_wd] wd = DequantizeLinear {dequantize}" + LAYER + OUT
+    assert found(int8(body, f"{THREE}, {BLOCKS}"), "scale-shape") == [("dq_wd", got)]
+
+
+@pytest.mark.parametrize(
+    "dequantize",
+    ["<axis = -4> (w, sw, iw)", "<axis = 2> (w, three, zero3)", "<axis = 9> (w, s1, i)", "(w, onescale, i)"],
+)
+def test_scales_that_fit(dequantize: str) -> None:
+    body = IN + f"wd = DequantizeLinear {dequantize}" + LAYER + OUT
+    assert not found(int8(body, f"{THREE}, float[1] onescale = {{1}}"), "scale-shape")
+
+
+def test_blocks_that_fit() -> None:
+    body = "[dq_wd] wd = DequantizeLinear <axis = 0, block_size = 3> (w, two, zero2) y = MatMul (x, wd)"
+    assert not found(int8(body, BLOCKS, x="2, 4", y="a, b", shape=(4, 4)), "scale-shape")

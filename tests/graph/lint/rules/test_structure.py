@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from tests.graph.lint.graphs import CONV, found, model, nodes, pair, with_zero
+
+INT8_OUT = '<ir_version: 10, opset_import: ["" : 21]> net (float[2] x) => (int8[2] y) <float s = {1}, int8 i = {0}>'
+
+
+def test_codes_that_something_else_reads() -> None:
+    graph = model("[q] q = QuantizeLinear (x, s, i) [cast] c = Cast <to = 1> (q) y = Relu (c)")
+    assert not nodes(graph, "q-without-dq")  # a Cast may stand between Q and DQ
+    graph = model("[q] q = QuantizeLinear (x, s, i) [abs] a = Abs (q) y = Cast <to = 1> (a)")
+    assert found(graph, "q-without-dq") == [("q", "its codes are read by Abs abs")]
+
+
+def test_codes_that_leave_the_graph() -> None:
+    graph = onnx.parser.parse_model(f"{INT8_OUT} {{ [q] y = QuantizeLinear (x, s, i) }}")
+    assert found(graph, "q-without-dq") == [("q", "its codes leave the graph")]
+    graph = onnx.parser.parse_model(f"{INT8_OUT} {{ [q] z = QuantizeLinear (x, s, i) y = Identity (z) }}")
+    assert found(graph, "q-without-dq") == [("q", "its codes leave the graph")]
+
+
+def test_integer_operators_read_codes() -> None:
+    body = "q = QuantizeLinear (x, s, i) c = ConvInteger (q, w) y = Cast <to = 1> (c)"
+    assert not nodes(model(body), "q-without-dq")
+
+
+def test_codes_from_outside() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 21]> net (int8[2] x) => (float[2] y) <float s = {1}>'
+    graph = onnx.parser.parse_model(f"{text} {{ [dq] y = DequantizeLinear (x, s) }}")
+    assert found(graph, "dq-without-q") == [("dq", "codes from x, which no node makes")]
+    graph = onnx.parser.parse_model(f"{text} {{ [abs] a = Abs (x) [dq] y = DequantizeLinear (a, s) }}")
+    assert found(graph, "dq-without-q") == [("dq", "codes from Abs abs")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        with_zero(CONV, "i"),
+        pair("x", "y", "s", "i", on_codes="Transpose (*)"),
+        "q = QuantizeLinear (x, s, i) c = QLinearConv (q, s, i, w, s1, i, s2, i) y = DequantizeLinear (c, s2, i)",
+    ],
+)
+def test_pairs(body: str) -> None:
+    for rule in ("q-without-dq", "dq-without-q", "dangling"):
+        assert not nodes(model(body), rule)
+
+
+def test_results_that_nobody_reads() -> None:
+    graph = model("[q] q = QuantizeLinear (x, s, i) [dq] d = DequantizeLinear (q, s, i) y = Relu (x)")
+    assert found(graph, "dangling") == [("dq", "a result that nobody reads")]
+    graph = model("[q] q = QuantizeLinear (x, s, i) y = Relu (x)")
+    assert nodes(graph, "dangling") == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("body", "operator"),
+    [
+        ("q = QuantizeLinear (x, s, i) [op] c = ConvInteger (q, w) y = Cast <to = 1> (c)", "ConvInteger"),
+        (
+            "q = QuantizeLinear (x, s, i) [op] c = QLinearConv (q, s, i, w, s1, i, s2, i)"
+            " y = DequantizeLinear (c, s2, i)",
+            "QLinearConv",
+        ),
+        (
+            "q = QuantizeLinear (x, s, i) [op] c = com.microsoft.QLinearAdd (q, s, i, q, s, i, s2, i)"
+            " y = DequantizeLinear (c, s2, i)",
+            "QLinearAdd",
+        ),
+        ("[op] q, m, k = DynamicQuantizeLinear (x) y = DequantizeLinear (q, m, k)", "DynamicQuantizeLinear"),
+    ],
+)
+def test_operators_that_compute_with_codes(body: str, operator: str) -> None:
+    assert found(model(body), "integer-operator") == [("op", operator)]
+
+
+def test_operators_of_other_domains_are_none() -> None:
+    graph = model("y = Relu (x)")
+    graph.graph.node[0].op_type, graph.graph.node[0].domain = "QLinearConv", "acme"
+    assert not nodes(graph, "integer-operator")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, model, nodes, pair, weight, with_zero
+
+TAIL = with_zero(WEIGHT + LAYER + OUT, "i")
+
+
+def test_a_quantizer_without_zero_point_is_uint8_to_one_and_int8_to_the_other() -> None:
+    graph = model("[q] q = QuantizeLinear (x, s) [dq] d = DequantizeLinear (q, s)" + TAIL)
+    assert found(graph, "missing-zero-point") == [
+        ("q", "no zero-point: uint8 to ONNX and onnxruntime, int8 to TensorRT")
+    ]
+    assert not nodes(graph, "uint8-codes")  # one finding for one fault
+
+
+def test_output_dtype_says_it_too() -> None:
+    graph = model("q = QuantizeLinear <output_dtype = 3> (x, s) d = DequantizeLinear (q, s)" + TAIL)
+    assert not nodes(graph, "missing-zero-point")
+    assert not nodes(graph, "q-dq-types-disagree")
+
+
+def test_a_dequantizer_takes_the_type_of_its_codes() -> None:
+    body = "q = QuantizeLinear (x, s, i) d = DequantizeLinear (q, s) wd = DequantizeLinear <axis = 0> (w, sw)"
+    assert not nodes(model(body + LAYER + with_zero(OUT, "i")), "missing-zero-point")
+
+
+def test_uint8_codes_once_for_each_pair() -> None:
+    graph = model(with_zero(CONV, "u"))
+    lost = "uint8 codes, read as int8: the upper half of the range is lost"
+    assert found(graph, "uint8-codes") == [("q_d", lost), ("q_y", lost)]
+    assert not nodes(model(with_zero(CONV, "i")), "uint8-codes")
+
+
+def test_uint8_weights() -> None:
+    graph = model(with_zero(IN + weight(scale="s1", zero="um", codes="wu") + LAYER + OUT, "i"))
+    assert found(graph, "uint8-codes") == [("dq_wd", "uint8 codes, not imported")]
+
+
+def test_zero_points_other_than_zero() -> None:
+    assert found(model(with_zero(CONV, "im")), "nonzero-zero-point") == [
+        ("q_d", "zero-point -128"),
+        ("q_y", "zero-point -128"),
+    ]
+    weights = with_zero(IN + weight(zero="odd") + LAYER + OUT, "i")
+    graph = model(weights, constants="int8[4] odd = {0, 3, -1, 0}")
+    assert found(graph, "nonzero-zero-point") == [("dq_wd", "zero-point -1 .. 3")]
+    assert not nodes(model(with_zero(CONV, "i")), "nonzero-zero-point")
+
+
+def test_codes_of_one_type_with_a_zero_point_of_another() -> None:
+    graph = model("q = QuantizeLinear (x, s, i) [dq] d = DequantizeLinear (q, s, u)" + TAIL)
+    assert found(graph, "q-dq-types-disagree") == [("dq", "int8 codes with a zero-point of type uint8")]
+    graph = model("[dq] d = DequantizeLinear (w, s, u) y = Add (x, d)", x="4, 4, 3, 3")
+    assert found(graph, "q-dq-types-disagree") == [("dq", "int8 codes with a zero-point of type uint8")]
+
+
+def test_types_are_followed_through_operators_on_codes() -> None:
+    body = "q = QuantizeLinear (x, s, i) o = Clip (q, ilo, ihi) r = Transpose (o) [dq] d = DequantizeLinear (r, s, {})"
+    assert nodes(model(body.format("u") + TAIL), "q-dq-types-disagree") == ["dq"]
+    assert not nodes(model(body.format("i") + TAIL), "q-dq-types-disagree")
+
+
+@pytest.mark.parametrize(("scale", "zero"), [("s2", "i"), ("s", "im")])
+def test_another_grid_behind_than_in_front(scale: str, zero: str) -> None:
+    graph = model(f"[q] q = QuantizeLinear (x, s, i) [dq] d = DequantizeLinear (q, {scale}, {zero})" + TAIL)
+    assert found(graph, "q-dq-scales-disagree") == [
+        ("dq", "another scale or zero-point than q, whose codes it reads"),
+    ]
+
+
+def test_equal_values_in_other_tensors_are_one_grid() -> None:
+    body = "q = QuantizeLinear (x, s, i) d = DequantizeLinear (q, same, zero)"
+    graph = model(body + TAIL, constants="float[1] same = {0.05}, int8[1] zero = {0}")
+    assert not nodes(graph, "q-dq-scales-disagree")
+    graph = model("q = QuantizeLinear (x, s, i) d = DequantizeLinear (q, s)" + TAIL)
+    assert not nodes(graph, "q-dq-scales-disagree")
+
+
+def test_finer_steps_behind_a_shift_are_meant() -> None:
+    body = 'q = QuantizeLinear (x, s, u) r = BitShift <direction = "LEFT"> (q, uhi) d = DequantizeLinear (r, s2, u)'
+    assert not nodes(model(body + TAIL), "q-dq-scales-disagree")
+
+
+def test_the_pair_in_front_of_a_pair() -> None:
+    body = pair("x", "a", "s", "i") + pair("a", "d", "s2", "i")
+    assert not nodes(model(body + TAIL), "q-dq-scales-disagree")

@@ -1,0 +1,89 @@
+"""The errors about TensorRT, against what TensorRT for RTX parses and builds, which needs no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, linted, model, pair, rtx_refusal, weight, with_zero
+
+pytest.importorskip("tensorrt_rtx")
+
+BIAS = " bd = DequantizeLinear <axis = 0> (b, sb, iz) c = Conv (d, wd, bd)"
+MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}
+ONES = ", ".join(["1"] * 72)
+
+BAD = IN + weight(scale="bad") + LAYER + OUT
+BLOCKED = IN + "wd = DequantizeLinear <axis = 1, block_size = 2> (w, s72, z72)" + LAYER + OUT
+QLINEAR = "c = QLinearConv (q, s, i, w, s1, i, s2, i) y = DequantizeLinear (c, s2, i)"
+NARROW = weight(1, "s1", "n0", codes="n") + "y = MatMul (x, wd)"
+
+# name: (the only rule that it breaks, text, options)
+REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "negative scale": ("scale-not-positive", BAD, {"constants": "float[4] bad = {-1, 1, 1, 1}"}),
+    "zero scale": ("scale-not-positive", BAD, {"constants": "float[4] bad = {0, 1, 1, 1}"}),
+    "scale of another length": (
+        "scale-shape",
+        IN + weight(scale="s3", zero="i3") + LAYER + OUT,
+        {"constants": "float[3] s3 = {1, 1, 1}, int8[3] i3 = {0, 0, 0}"},
+    ),
+    "zero-point of another shape": ("scale-shape", IN + weight(zero="i") + LAYER + OUT, {}),
+    "uint8": ("uint8-codes", with_zero(CONV, "u"), {}),
+    "zero-point": ("nonzero-zero-point", with_zero(CONV, "im"), {}),
+    "16 bits": ("type-unknown-to-tensorrt", pair("x", "d", "s", "h") + WEIGHT + LAYER + OUT, {}),
+    "int32 bias": ("int32-bias", IN + WEIGHT + BIAS + OUT, {"constants": "int32[4] iz = {0, 0, 0, 0}"}),
+    "clip on a weight": ("weight-path", IN + "o = Clip (w, ilo, ihi)" + weight(codes="o") + LAYER + OUT, {}),
+    "identity on a weight": ("weight-path", IN + "o = Identity (w)" + weight(codes="o") + LAYER + OUT, {}),
+    "blocks": (
+        "blocked-conv-weight",
+        BLOCKED,
+        {"constants": f"float[4, 2, 3, 3] s72 = {{{ONES}}}, int8[4, 2, 3, 3] z72 = {{{ONES.replace('1', '0')}}}"},
+    ),
+    "4 bits beside 8": (
+        "narrow-conv-weight",
+        IN + weight(zero="in", codes="n") + LAYER + OUT,
+        {"shape": (4, 4, 2, 2)},
+    ),
+    "odd rows of 4 bits": (
+        "odd-int4-row",
+        NARROW,
+        MATRIX | {"x": "2, 3", "shape": (3, 3), "constants": "int4 n0 = {0}"},
+    ),
+    "QLinearConv": ("integer-operator", "q = QuantizeLinear (x, s, i)" + QLINEAR, {}),
+}
+
+MICROSOFT = "q = com.microsoft.QuantizeLinear (x, s, i) d = com.microsoft.DequantizeLinear (q, s, i)"
+DTYPE = "q = QuantizeLinear <output_dtype = 3> (x, s) d = DequantizeLinear (q, s)"
+ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "conv": (CONV, {}),
+    "relu": (IN + WEIGHT + LAYER + "r = Relu (c)" + pair("r", "y"), {}),
+    "float weight, q, dq": (IN + "k = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="k") + LAYER + OUT, {}),
+    "zero-points left out behind Q": (IN + "wd = DequantizeLinear <axis = 0> (w, sw)" + LAYER + OUT, {}),
+    "scale from constants": ("k = Mul (s, s2)" + pair("x", "d", "k") + WEIGHT + LAYER + OUT, {}),
+    "output_dtype": (DTYPE + WEIGHT + LAYER + OUT, {}),
+    "com.microsoft": (MICROSOFT + WEIGHT + LAYER + OUT, {}),
+    "residual": (IN + WEIGHT + "c = Conv <pads = [1, 1, 1, 1]> (d, wd) a = Add (c, d)" + pair("a", "y"), {}),
+    "4 bits, weight only": (weight(1, zero="in", codes="n") + "y = MatMul (x, wd)", MATRIX),
+    "old opset": (CONV, {"opset": 13}),
+    "transposed weight": (
+        IN + "o = DequantizeLinear (w, sw, iw) wd = Transpose <perm = [1, 0, 2, 3]> (o)" + LAYER + OUT,
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_an_error_of_one_rule(name: str) -> None:
+    rule, text, options = REFUSED[name]
+    graph = model(with_zero(text, "i"), **options)
+    assert {finding.rule for finding in linted(graph, "tensorrt").errors} == {rule}
+    assert rtx_refusal(graph)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_builds_has_no_error(name: str) -> None:
+    text, options = ACCEPTED[name]
+    graph = model(with_zero(text, "i"), **options)
+    assert not linted(graph, "tensorrt").errors
+    assert rtx_refusal(graph) is None
