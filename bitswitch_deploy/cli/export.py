@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import click
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, max_drop_option, progress_bar
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.export import ExportRequest, export
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
@@ -32,7 +34,14 @@ DEFAULT_BITS = "8,6,4,2"
 @data_option
 @click.option("--calibration", type=PATH, metavar="PATH", help="Samples to calibrate residual ranges on, like --data.")
 @max_drop_option
-@click.option("--strict", is_flag=True, help="Refuse any lowering that is not exact.")
+@click.option(
+    "--approximate",
+    "approximations",
+    multiple=True,
+    type=click.Choice([each.value for each in Approximation if each not in USUAL]),
+    help="Trade exactness for speed where it agrees with the trained network; can be given more than once.",
+)
+@click.option("--strict", is_flag=True, help="Approximate nothing, and refuse any lowering that is not exact.")
 @click.option("--force", is_flag=True, help="Replace a package that exists.")
 @json_option
 def command(
@@ -42,6 +51,7 @@ def command(
     bits: str | None,
     mixed: Path | None,
     as_json: bool,
+    approximations: tuple[str, ...],
     **options: object,
 ) -> int:
     """Turn a master into a validated package for one target.
@@ -56,7 +66,8 @@ def command(
         target=resolved,
         output=output if output is not None else Path(f"deploy-{resolved.target.name}"),
         widths=_widths(path, bits, mixed),
-        command=_command(master, target, bits, mixed, options),
+        approximations=frozenset(map(Approximation, approximations)),
+        command=_command(master, target, bits, mixed, {**options, "approximations": approximations}),
         **options,  # type: ignore[arg-type]
     )
     with progress_bar() as progress:
@@ -94,4 +105,5 @@ def _command(
     named: dict[str, object] = {"--master": master, "--target": target, "--bits": bits, "--mixed": mixed}
     named |= {"--data": options["data"], "--calibration": options["calibration"], "--max-drop": options["max_drop"]}
     words = [word for flag, value in named.items() if value is not None for word in (flag, str(value))]
+    words += [word for name in cast("tuple[str, ...]", options["approximations"]) for word in ("--approximate", name)]
     return ("bitswitch-deploy", "export", *words, *(["--strict"] if options["strict"] else []))

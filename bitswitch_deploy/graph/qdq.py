@@ -10,7 +10,7 @@ each output channel; onnxruntime folds it into the codes when it loads the graph
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -142,6 +142,22 @@ def refine_activation(graph: gs.Graph, pattern: ActivationPattern, shift: int) -
     graph.nodes.append(gs.Node("BitShift", f"{codes.name}/BitShift", {"direction": "LEFT"}, [codes, bits], [shifted]))
     scale = gs.Constant(f"{codes.name}.shifted.scale", np.asarray(pattern.codes.scale / 2**shift, np.float32))
     dequantize.inputs = [shifted, scale, dequantize.inputs[2]]
+
+
+def limit_codes(graph: gs.Graph, pattern: ActivationPattern, *, low: int, high: int) -> None:
+    """Narrow the codes of a pattern to low..high, in place; a Clip appears where saturation does not do it."""
+    codes, quantized = pattern.codes, pattern.quantize.outputs[0]
+    bounds = [min(max(bound, codes.low), codes.high) for bound in (low, high)]
+    if pattern.clip is None and replace(codes, low=bounds[0], high=bounds[1]).needs_clip:
+        clipped = gs.Variable(f"{quantized.name}.clipped", dtype=codes.container)
+        redirect_readers(graph, quantized, clipped)
+        name = pattern.quantize.name.removesuffix("/QuantizeLinear")
+        limits = [gs.Constant(f"{name}.{end}", np.asarray(0, codes.container)) for end in ("low", "high")]
+        graph.nodes.append(_node("Clip", name, [quantized, *limits], clipped))
+    clip = pattern.clip or sole_reader(graph, quantized)
+    if clip is not None and clip.op == "Clip":
+        for constant, bound in zip(clip.inputs[1:3], bounds, strict=True):
+            constant.values = np.asarray(bound, codes.container)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

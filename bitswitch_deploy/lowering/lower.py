@@ -12,14 +12,21 @@ from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.graph.large_tensors import LargeTensor, large_tensors
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
+from bitswitch_deploy.lowering.channels_last import ChannelsLast
 from bitswitch_deploy.lowering.clamp_activations import ClampActivations
+from bitswitch_deploy.lowering.fill_container import FillContainer
 from bitswitch_deploy.lowering.fold_batchnorm import FoldBatchNorm
+from bitswitch_deploy.lowering.fold_clips import FoldClips
 from bitswitch_deploy.lowering.lowering_pass import Change, LoweringContext, LoweringPass
 from bitswitch_deploy.lowering.pack_weights import PackWeights
+from bitswitch_deploy.lowering.pool_codes import PoolCodes
 from bitswitch_deploy.lowering.quantize_bias import QuantizeBias
+from bitswitch_deploy.lowering.quantize_pinned import QuantizePinned, pinned_layers
 from bitswitch_deploy.lowering.quantize_residual import QuantizeResidual
 from bitswitch_deploy.lowering.ranges import TensorRange
 from bitswitch_deploy.lowering.recentre_activations import RecentreActivations
+from bitswitch_deploy.lowering.requantize import Requantize
 from bitswitch_deploy.lowering.residuals import plan_residuals
 from bitswitch_deploy.lowering.set_opset import SetOpset
 from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
@@ -30,16 +37,32 @@ from bitswitch_deploy.target import Target
 PASSES: dict[str, type[LoweringPass]] = {
     each.__name__: each
     for each in (
+        QuantizePinned,
         FoldBatchNorm,
         QuantizeResidual,
+        FoldClips,
+        FillContainer,
+        PoolCodes,
         RecentreActivations,
         ClampActivations,
         QuantizeBias,
+        ChannelsLast,
+        Requantize,
         PackWeights,
         StoreFloatWeights,
         SetOpset,
     )
 }
+
+# The passes that make use of each approximation; a target without them has no use for it.
+MADE_BY: dict[Approximation, tuple[str, ...]] = {
+    Approximation.ROUNDED_BIAS: (QuantizeBias.__name__,),
+    Approximation.RESIDUAL_CODES: (QuantizeResidual.__name__,),
+    Approximation.PINNED_LAYERS: (QuantizePinned.__name__,),
+    Approximation.FULL_RESOLUTION: (FillContainer.__name__,),
+}
+# Approximations that need ranges of `calibrated_tensors`.
+CALIBRATED = frozenset({Approximation.RESIDUAL_CODES, Approximation.PINNED_LAYERS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +99,31 @@ def check_passes(target: Target) -> None:
         )
 
 
-def residual_tensors(canonical: CanonicalGraph, target: Target) -> tuple[str, ...]:
-    """Float tensors of the canonical graph whose ranges `lower` needs to quantize residual branches."""
-    if QuantizeResidual.__name__ not in target.lowering:
-        return ()
-    points = plan_residuals(import_model(canonical.model, canonical.large), target.quantization.residual)
-    return tuple(dict.fromkeys(point.like for point in points))
+def calibrated_tensors(
+    canonical: CanonicalGraph, target: Target, approximations: frozenset[Approximation] = USUAL
+) -> tuple[str, ...]:
+    """Float tensors of the canonical graph whose ranges `lower` needs for these approximations."""
+    graph = import_model(canonical.model, canonical.large)
+    names: list[str] = []
+    if Approximation.PINNED_LAYERS in approximations and QuantizePinned.__name__ in target.lowering:
+        names += [node.inputs[0].name for node in pinned_layers(graph)]
+    if Approximation.RESIDUAL_CODES in approximations and QuantizeResidual.__name__ in target.lowering:
+        names += [point.like for point in plan_residuals(graph, target.quantization.residual)]
+    return tuple(dict.fromkeys(names))
 
 
-def lower(canonical: CanonicalGraph, target: Target, *, ranges: Mapping[str, TensorRange]) -> LoweredGraph:
+def lower(
+    canonical: CanonicalGraph,
+    target: Target,
+    *,
+    ranges: Mapping[str, TensorRange],
+    approximations: frozenset[Approximation] = USUAL,
+) -> LoweredGraph:
     """The graph that this target runs. The same arguments give the same bytes.
 
     Args:
-        ranges: of `residual_tensors`, observed on this canonical graph; empty keeps residual branches in float.
+        ranges: of `calibrated_tensors`, observed on this canonical graph; empty keeps residual branches in float.
+        approximations: what may differ from the trained network.
 
     Raises:
         TargetFileError: the target names an unknown pass.
@@ -99,6 +134,7 @@ def lower(canonical: CanonicalGraph, target: Target, *, ranges: Mapping[str, Ten
         target=target,
         weight_bits={layer.layer.weight: layer.bits for layer in canonical.plan.layers},
         ranges=dict(ranges),
+        approximations=approximations,
     )
     graph = import_model(canonical.model, canonical.large)
     passes = run_passes(graph, [PASSES[name](context) for name in target.lowering])

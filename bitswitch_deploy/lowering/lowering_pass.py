@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.graph.passes import GraphPass
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.ranges import TensorRange
 from bitswitch_deploy.target import Target
 
@@ -26,11 +27,14 @@ class Change:
 
 @dataclass(slots=True, kw_only=True)
 class LoweringContext:
-    """Target, weight widths by tensor name, observed ranges by tensor name (none: residuals stay float), changes."""
+    """Target, weight widths by tensor name, observed ranges by tensor name (none: residuals stay float),
+    what the passes may approximate, and what they changed.
+    """
 
     target: Target
     weight_bits: dict[str, int]
     ranges: dict[str, TensorRange]
+    approximations: frozenset[Approximation] = USUAL
     changes: list[Change] = field(default_factory=list)
 
 

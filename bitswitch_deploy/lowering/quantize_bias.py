@@ -20,13 +20,12 @@ from bitswitch_deploy.graph.qdq import (
     refine_activation,
     sole_reader,
 )
+from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.bias_codes import Accumulator, BiasFit, fit_bias, largest_shift
 from bitswitch_deploy.lowering.fold_batchnorm import along, channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2
-# Share of a layer's channels that must become exact to pay for shifting its input.
-_WORTH_A_SHIFT = 0.75
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Through these onnxruntime moves a QuantizeLinear up to the layer (qdq_propagation.cc), or drops them.
 _MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
@@ -34,10 +33,11 @@ _MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Sl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """A layer from codes to codes.
+    """A layer that reads codes.
 
     adder: reads the bias as input `bias_input`: `node` itself, or the Add behind a MatMul.
-    bias: [channels], zeros when it is computed. thresholds: outputs at which a code behind the layer changes [n].
+    bias: [channels], zeros when it is computed.
+    thresholds: outputs at which a code behind the layer changes [n]; None where the output stays float.
     """
 
     node: gs.Node
@@ -46,7 +46,7 @@ class _Layer:
     bias: NDArray[np.float64]
     data: ActivationPattern
     weight: WeightPattern
-    thresholds: NDArray[np.float64]
+    thresholds: NDArray[np.float64] | None
 
 
 class QuantizeBias(LoweringPass):
@@ -55,13 +55,15 @@ class QuantizeBias(LoweringPass):
     Not for TensorRT, whose parser refuses a DequantizeLinear on int32. onnxruntime does the same behind the scenes to a
     float bias, rounding to nearest (weight_bias_quantization.cc), and also to layers that it then runs in float; here
     steps and bias are chosen so that no output code changes (see bias_codes.py). Where finer steps of the weights are
-    not enough and uint8 input codes have bits to spare, these are shifted as well: one cheap operator. Recorded as
-    inexact with the share of channels where that is not possible.
+    not enough and uint8 input codes have bits to spare, these are shifted as well: one cheap operator, which halves the
+    rounding with each bit also where it does not make it vanish. Where that is not possible the bias is rounded and
+    recorded as inexact with the share of such channels; without ROUNDED_BIAS the layer runs in float instead.
     Cases: Conv, ungrouped ConvTranspose, Gemm; a MatMul and its Add, which onnxruntime makes a Gemm of: this bias stays
-    float, but is a whole number of steps; weight scale per tensor and per channel; output codes with and without Clip,
-    directly behind or behind Relu, Clip and data movement; one bias for several layers.
-    Left alone: layers whose input, weight or output is not in codes, scales per block or along another axis, a bias
-    that differs within a channel, a bias that depends on data. Left alone, and recorded as inexact: a bias that is
+    float, but is a whole number of steps; a Gemm with float output, whose bias moves behind it, since onnxruntime runs
+    it in integers only without a float bias; weight scale per tensor and per channel; output codes with and without
+    Clip, directly behind or behind Relu, Clip and data movement; one bias for several layers.
+    Left alone: other layers whose input, weight or output is not in codes, scales per block or along another axis, a
+    bias that differs within a channel, a bias that depends on data. Left alone, and recorded as inexact: a bias that is
     computed from constants, a weight that several nodes read, Gemm with alpha or beta, grouped ConvTranspose with one
     scale.
     """
@@ -69,29 +71,59 @@ class QuantizeBias(LoweringPass):
     def apply(self, graph: gs.Graph) -> bool:
         """Quantize every bias that can be; see the class for the cases."""
         codes = {id(pattern.quantize): pattern.codes for pattern in activation_patterns(graph)}
-        layers = [layer for node in graph.nodes if (layer := _integer_layer(graph, node, codes)) is not None]
-        fits = []
+        found = [layer for node in graph.nodes if (layer := _integer_layer(graph, node, codes)) is not None]
+        layers = [layer for layer in found if layer.thresholds is not None]
+        to_float = [layer for layer in found if layer.thresholds is None and layer.node.op == "Gemm"]
+        freed = [layer for layer in to_float if _subtract_bias(graph, layer)]
+        fits, kept = [], []
         for layer in layers:
             obstacle = _obstacle(graph, layer)
             if obstacle is None:
-                fits.append(_quantize(graph, layer))
-            else:
+                fit = self._quantize(graph, layer)
+                fits += [fit] if fit is not None else []
+                kept += [layer] if fit is None else []
+            elif self._may_round or not _subtract_bias(graph, layer):
                 what = f"onnxruntime rounds the bias to steps of s_x * s_w: {obstacle}"
                 self.record(layer.weight.codes.name, what, exact=False)
+            else:
+                kept.append(layer)
+        if kept:
+            what = "run in float: no int32 bias keeps all their codes"
+            self.record(f"{len(kept)} of {len(layers)} layers", what, exact=True)
         channels = sum(fit.exact.size for fit in fits)
         moved = channels - sum(int(fit.exact.sum()) for fit in fits)
         if moved:
             what = f"int32 rounding moves a code threshold in {moved} of {channels} channels"
             self.record("biases", what, exact=False)
-        return bool(fits)
+        return bool(fits or kept or freed)
+
+    @property
+    def _may_round(self) -> bool:
+        return Approximation.ROUNDED_BIAS in self.context.approximations
+
+    def _quantize(self, graph: gs.Graph, layer: _Layer) -> BiasFit | None:
+        """Write the best bias, or none where that moves a code and rounding is not wanted."""
+        axis, products = channel_axis(layer.node), layer.weight.products()
+        factors = np.int32(1) << largest_shift(products, axis)
+        # one scale for each channel from here on, since each has a shift and a stretch of its own
+        scale = np.broadcast_to(layer.weight.scale.values, layer.bias.shape) / factors
+        fit, shift = _best_fit(layer, _accumulator(layer, products, factors, scale), _room(graph, layer.data))
+        if not (self._may_round or fit.exact.all()) and _subtract_bias(graph, layer):
+            return None
+        _write(graph, layer, fit, shift, factors=factors, scale=scale)
+        return fit
 
 
-def _quantize(graph: gs.Graph, layer: _Layer) -> BiasFit:
+def _write(
+    graph: gs.Graph,
+    layer: _Layer,
+    fit: BiasFit,
+    shift: int,
+    *,
+    factors: NDArray[np.int32],
+    scale: NDArray[np.float64],
+) -> None:
     axis, products, name = channel_axis(layer.node), layer.weight.products(), layer.weight.codes.name
-    factors = np.int32(1) << largest_shift(products, axis)
-    # one scale for each channel from here on, since each has a shift and a stretch of its own
-    scale = np.broadcast_to(layer.weight.scale.values, layer.bias.shape) / factors
-    fit, shift = _best_fit(layer, _accumulator(layer, products, factors, scale), _room(graph, layer.data))
     if shift:
         refine_activation(graph, layer.data, shift)
     data_scale = np.float32(layer.data.codes.scale / 2**shift)
@@ -108,16 +140,33 @@ def _quantize(graph: gs.Graph, layer: _Layer) -> BiasFit:
         shape = (*layer.adder.inputs[layer.bias_input].shape[:-1], layer.bias.size)
         whole_steps = np.asarray(fit.codes * step32, np.float32).reshape(shape)
         layer.adder.inputs[layer.bias_input] = gs.Constant(f"{name}.bias", whole_steps)
-    return fit
+
+
+def _subtract_bias(graph: gs.Graph, layer: _Layer) -> bool:
+    """Subtract -bias behind the layer, a form that onnxruntime neither fuses nor rounds; whether that is possible."""
+    node, adder, bias = layer.node, layer.adder, layer.adder.inputs[layer.bias_input]
+    if not isinstance(bias, gs.Constant) or node.attrs.get("beta", 1.0) != 1.0:
+        return False
+    name = f"{layer.weight.codes.name}.negative_bias"
+    if adder is node:
+        trailing = layer.weight.codes.values.ndim - 2 if node.op in ("Conv", "ConvTranspose") else 0
+        negative = gs.Constant(name, -bias.values.reshape(*bias.values.shape, *[1] * trailing))
+        output, raw = node.outputs[0], gs.Variable(f"{name}.without", dtype=np.float32)
+        node.inputs, node.outputs = node.inputs[:_BIAS_INPUT], [raw]
+        graph.nodes.append(gs.Node("Sub", f"{node.name}/Sub", {}, [raw, negative], [output]))
+    else:
+        adder.op = "Sub"
+        adder.inputs = [adder.inputs[1 - layer.bias_input], gs.Constant(name, -bias.values)]
+    return True
 
 
 def _best_fit(layer: _Layer, accumulator: Accumulator, room: int) -> tuple[BiasFit, int]:
-    """The fit, and by how many bits the input codes are shifted for it: none unless that saves most channels."""
-    plain = fit_bias(layer.bias, accumulator, layer.thresholds)
+    """The fit, and by how many bits the input codes are shifted for it: none where that is not needed."""
+    thresholds = np.empty(0) if layer.thresholds is None else layer.thresholds
+    plain = fit_bias(layer.bias, accumulator, thresholds)
     if plain.exact.all() or not room:
         return plain, 0
-    finer = fit_bias(layer.bias, accumulator.finer(2**room), layer.thresholds)
-    return (finer, room) if finer.exact.mean() >= _WORTH_A_SHIFT else (plain, 0)
+    return fit_bias(layer.bias, accumulator.finer(2**room), thresholds), room
 
 
 def _room(graph: gs.Graph, data: ActivationPattern) -> int:
@@ -145,7 +194,7 @@ def _integer_layer(graph: gs.Graph, node: gs.Node, codes: dict[int, ActivationCo
     tensor, channels = adder.inputs[bias_input], shape[axis] * groups
     bias = np.asarray(tensor.values if isinstance(tensor, gs.Constant) else np.zeros(channels), np.float64)
     thresholds = _thresholds(graph, adder.outputs[0], codes)
-    if thresholds is None or bias.size not in (1, channels) or bias.shape[-1:] != (bias.size,)[: bias.ndim]:
+    if bias.size not in (1, channels) or bias.shape[-1:] != (bias.size,)[: bias.ndim]:
         return None
     return _Layer(
         node=node,

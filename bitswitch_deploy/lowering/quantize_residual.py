@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq, redirect_readers
+from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.lowering.ranges import best_scale
 from bitswitch_deploy.lowering.residuals import ResidualPoint, plan_residuals
@@ -23,7 +24,7 @@ class QuantizeResidual(LoweringPass):
     def apply(self, graph: gs.Graph) -> bool:
         """Insert every planned point; see the class for the cases."""
         ranges = self.context.ranges
-        if not ranges:
+        if not ranges or Approximation.RESIDUAL_CODES not in self.context.approximations:
             return False
         points = plan_residuals(graph, self.context.target.quantization.residual)
         tensors = graph.tensors()

@@ -1,10 +1,10 @@
-"""The plan for residual branches: which float tensors around an Add get 8-bit codes. Data only.
+"""The plan for residual branches: which float tensors behind a convolution get 8-bit codes. Data only.
 
 A convolution whose output stays float cannot run in integers on onnxruntime, and on TensorRT a float skip input keeps
 the fused convolution and Add from writing int8. The trained network has no codes there, so this is the one place where
 a lowering quantizes more than was trained: ranges come from calibration samples and the change is reported as inexact.
 
-Only Adds behind a quantized convolution are touched: behind a transformer's MatMul the next node is a float
+Only Adds and means behind a quantized convolution are touched: behind a transformer's MatMul the next node is a float
 LayerNormalization, which would gain nothing and lose precision.
 """
 
@@ -22,6 +22,7 @@ Mode = Literal["none", "skip_input", "both_inputs"]
 
 _SAME_CODES = ("Slice", "Pad", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_POOLING = ("ReduceMean", "GlobalAveragePool", "AveragePool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class ResidualPoint:
     """One tensor that gets 8-bit codes.
 
     like: the tensor whose scale it shares, because only data movement lies between them; else its own name.
-    reader: the one node that reads the codes, None for all readers. unsigned: it comes from a Relu.
+    reader: the one node that reads the codes, None for all readers. unsigned: it comes from a Relu or a Clip at 0.
     """
 
     tensor: str
@@ -46,7 +47,24 @@ def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[ResidualPoint, ...]:
     for add in _residual_adds(graph):
         for point in _skip_point(add) if mode == "skip_input" else _all_points(graph, add):
             points.setdefault((point.tensor, point.reader), point)
+    if mode == "both_inputs":
+        for tensor in _pooled_outputs(graph):
+            points.setdefault((tensor.name, None), _point(tensor, reader=None))
     return tuple(_share_scales(points.values()))
+
+
+def _pooled_outputs(graph: gs.Graph) -> list[gs.Tensor]:
+    """What quantized convolutions hand to a float mean or pooling, behind their BatchNormalization and activation."""
+    found = []
+    for node in graph.nodes:
+        if node.op not in _POOLING:
+            continue
+        origin = node.inputs[0]
+        while (producer := producer_of(origin)) is not None and producer.op in ("Relu", "Clip"):
+            origin = producer.inputs[0]
+        if _convolution_behind(origin) is not None:
+            found.append(node.inputs[0])
+    return found
 
 
 def _residual_adds(graph: gs.Graph) -> list[gs.Node]:
@@ -89,8 +107,13 @@ def _point(tensor: gs.Tensor, *, reader: str | None) -> ResidualPoint:
     while (node := producer_of(origin)) is not None and node.op in _SAME_CODES:
         origin = node.inputs[0]
     source = producer_of(origin)
-    unsigned = source is not None and source.op == "Relu"
+    unsigned = source is not None and (source.op == "Relu" or (source.op == "Clip" and _starts_at_zero(source)))
     return ResidualPoint(tensor=tensor.name, like=origin.name, reader=reader, unsigned=unsigned)
+
+
+def _starts_at_zero(clip: gs.Node) -> bool:
+    low = clip.inputs[1] if len(clip.inputs) > 1 else None
+    return isinstance(low, gs.Constant) and float(low.values) >= 0
 
 
 def _share_scales(points: Iterable[ResidualPoint]) -> list[ResidualPoint]:

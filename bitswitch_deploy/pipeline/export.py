@@ -11,11 +11,12 @@ from pathlib import Path
 from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import ResolvedTarget
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
-from bitswitch_deploy.errors import CheckFailedError
+from bitswitch_deploy.errors import CheckFailedError, UsageError
 from bitswitch_deploy.graph.external_data import data_chunks, data_name, refer_to_data
 from bitswitch_deploy.graph.model_io import check_file
 from bitswitch_deploy.graph.stamp import MadeFrom, stamp
-from bitswitch_deploy.lowering.lower import check_passes
+from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.lower import MADE_BY, check_passes
 from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
@@ -37,7 +38,10 @@ _TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """What to export, and where to. `command` is the command line that makes the same package again."""
+    """What to export, and where to. `command` is the command line that makes the same package again.
+
+    approximations: tried beyond the usual ones, see `lower_width`. strict: without any, and refuse what is not exact.
+    """
 
     master: Path
     target: ResolvedTarget
@@ -47,6 +51,7 @@ class ExportRequest:
     calibration: Path | None = None
     max_drop: float = 1.0
     strict: bool = False
+    approximations: frozenset[Approximation] = EXACT
     force: bool = False
     command: tuple[str, ...] = ()
 
@@ -67,6 +72,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     progress = progress or Silent()
     target = request.target.target
     check_passes(target)
+    _check_approximations(request)
     check_destination(request.output, force=request.force)
     master = read_master(request.master)
     data = load_export_data(master, data=request.data, calibration=request.calibration)
@@ -91,6 +97,20 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         writer.write(RESULTS, report_to_json(report).encode(), role="results")
         writer.commit(_manifest(request, master, writer, engines, report))
     return report
+
+
+def _check_approximations(request: ExportRequest) -> None:
+    target = request.target.target
+    useless = [each.value for each in request.approximations if not set(MADE_BY[each]) & set(target.lowering)]
+    if useless or (request.strict and request.approximations):
+        able = [each.value for each in MADE_BY if each not in USUAL and set(MADE_BY[each]) & set(target.lowering)]
+        names = ", ".join(sorted(each.value for each in request.approximations))
+        raise UsageError(
+            where="--approximate",
+            got=f"{names} {'with --strict' if request.strict else f'for target {target.name}'}",
+            allowed="none" if request.strict or not able else ", ".join(able),
+            do="leave out one of the two options" if request.strict else "choose one of these, or another target",
+        )
 
 
 def stack_text(target: Target) -> str:
@@ -122,7 +142,8 @@ def _export_width(
 ) -> _Outcome:
     target = request.target.target
     progress.start(f"{assignment.label}: deriving and lowering", 1)
-    width = lower_width(master, assignment, target, data=data, strict=request.strict, progress=progress)
+    wanted = EXACT if request.strict else USUAL | request.approximations
+    width = lower_width(master, assignment, target, data=data, wanted=wanted, progress=progress)
     if request.strict and not width.exact:
         raise _not_exact(width, target)
     made_from = MadeFrom(master_sha256=master.sha256, target=target.name, assignment=assignment)

@@ -1,13 +1,15 @@
-"""One width from master to lowered graph, with the choice of what happens to its residual branches.
+"""One width from master to lowered graph, with the choice of what may be approximated for speed.
 
-Residual branches in 8-bit codes are the one lowering that can change what the network says by more than a rounding
-tie, and how much depends on the network and the width. So the choice is measured: ranges come from the calibration
-samples, and the fast form stays only where it agrees with the canonical graph on the validation samples, which no
-network was trained on (on the calibration samples where there are no others). Labels play no part in it.
+Some lowerings can change what the network says by more than a rounding tie: 8-bit codes on residual branches, rounded
+int32 biases, and what the user asks for beyond that. How much depends on the network and the width. So the choice is
+measured: sets of approximations are tried, fastest first, and the first one stays whose graph predicts what the
+canonical graph predicts on the validation samples, which no network was trained on (on the calibration samples where
+there are no others). Labels play no part in it. The last set is empty: that graph is exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
@@ -16,7 +18,8 @@ from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
-from bitswitch_deploy.lowering.lower import LoweredGraph, lower, residual_tensors
+from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.lower import CALIBRATED, MADE_BY, LoweredGraph, calibrated_tensors, lower
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.master import Master
@@ -47,9 +50,17 @@ class LoweredWidth:
 
 
 def lower_width(
-    master: Master, assignment: WidthAssignment, target: Target, *, data: ExportData, strict: bool, progress: Progress
+    master: Master,
+    assignment: WidthAssignment,
+    target: Target,
+    *,
+    data: ExportData,
+    wanted: frozenset[Approximation],
+    progress: Progress,
 ) -> LoweredWidth:
-    """Derive, lower, choose and validate. `strict` keeps residual branches in float without trying.
+    """Derive, lower, choose and validate.
+
+    wanted: approximations to begin with; none of them makes the graph exact where the target can be.
 
     Raises:
         UsageError: the assignment does not fit the master.
@@ -57,23 +68,24 @@ def lower_width(
         CheckFailedError: an output is not finite.
     """
     canonical = canonical_graph(master, assignment)
-    changes = _untrained(canonical)
     judged_on = data.test or data.calibration
     validator = WidthValidator(master, canonical, target, judged_on, progress) if judged_on is not None else None
-    tensors = residual_tensors(canonical, target)
-    if tensors and (strict or data.calibration is None or validator is None):
-        reason = "strict" if strict else "no calibration samples"
-        changes.append(_residual_change(f"kept in float: {reason}", exact=True))
-    elif tensors and data.calibration is not None and validator is not None:
-        lowered = lower(canonical, target, ranges=observe_ranges(canonical, tensors, data.calibration))
-        measured = _measure(validator, lowered)
-        change = _choose(measured, target)
-        changes.append(change)
-        if not change.exact:
-            return _lowered_width(canonical, lowered, changes, measured if data.test else None)
-    lowered = lower(canonical, target, ranges={})
-    result = _measure(validator, lowered) if validator and data.test else None
-    return _lowered_width(canonical, lowered, changes, result)
+    changes, rungs = _rungs(canonical, target, wanted, data)
+    tensors = tuple(dict.fromkeys(name for rung in rungs for name in calibrated_tensors(canonical, target, rung)))
+    ranges = observe_ranges(canonical, tensors, data.calibration) if tensors and data.calibration else {}
+    for rung in rungs:
+        lowered = lower(canonical, target, ranges=ranges, approximations=rung)
+        measured = _measure(validator, lowered) if validator is not None else None
+        verdict = _verdict(lowered, measured, target) if rung != rungs[-1] else None
+        changes += [verdict] if verdict is not None else []
+        if verdict is None or not verdict.exact:
+            break
+    return LoweredWidth(
+        canonical=canonical,
+        lowered=lowered,
+        changes=(*_untrained(canonical), *changes, *lowered.changes),
+        result=measured if data.test else None,
+    )
 
 
 def _measure(validator: WidthValidator, lowered: LoweredGraph) -> WidthResult:
@@ -81,14 +93,33 @@ def _measure(validator: WidthValidator, lowered: LoweredGraph) -> WidthResult:
         return validator.validate(model)
 
 
-def _choose(measured: WidthResult, target: Target) -> Change:
-    """Whether 8-bit codes on the residual branches stay: the change is inexact if they do."""
+def _rungs(
+    canonical: CanonicalGraph, target: Target, wanted: frozenset[Approximation], data: ExportData
+) -> tuple[list[Change], list[frozenset[Approximation]]]:
+    """Sets of approximations to try, fastest first; and what is not tried, with the reason."""
+    able = frozenset(each for each in wanted if any(name in target.lowering for name in MADE_BY[each]))
+    if data.calibration is None:
+        needing = {each for each in able & CALIBRATED if calibrated_tensors(canonical, target, frozenset({each}))}
+        changes = [_choice(f"{_names(needing)} left out: no calibration samples", exact=True)] if needing else []
+        able -= CALIBRATED
+    else:
+        changes = []
+    rungs = [able, able & USUAL, able & {Approximation.ROUNDED_BIAS}, EXACT]
+    return changes, list(dict.fromkeys(rungs))
+
+
+def _verdict(lowered: LoweredGraph, measured: WidthResult | None, target: Target) -> Change | None:
+    """What became of a rung: None if nothing had to be decided, a change that is inexact if it stays, exact if not."""
+    if lowered.exact or measured is None:
+        return None
     hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
     agreement, least = min(map(_agreement, hops)), target.quantization.residual_min_agreement
+    makers = {change.by for change in lowered.changes if not change.exact}
+    names = _names(each for each, passes in MADE_BY.items() if makers & set(passes))
     text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
     if agreement >= least:
-        return _residual_change(f"8-bit codes, {text}", exact=False)
-    return _residual_change(f"kept in float: 8-bit codes had {text}; {least:g} % is asked for", exact=True)
+        return _choice(f"{names}: {text}", exact=False)
+    return _choice(f"without {names}: {text}, {least:g} % is asked for", exact=True)
 
 
 def _agreement(hop: HopResult) -> float:
@@ -98,25 +129,20 @@ def _agreement(hop: HopResult) -> float:
     return 100.0 - 100.0 * (hop.relative_error or 0.0)
 
 
-def _lowered_width(
-    canonical: CanonicalGraph, lowered: LoweredGraph, changes: list[Change], result: WidthResult | None
-) -> LoweredWidth:
-    return LoweredWidth(canonical=canonical, lowered=lowered, changes=(*changes, *lowered.changes), result=result)
-
-
 def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples: Dataset) -> dict[str, TensorRange]:
     """Ranges of float tensors of a canonical graph over the calibration samples."""
     model = onnx.ModelProto()
     model.CopyFrom(canonical.model)
     known = {output.name for output in model.graph.output}
+    inputs = {value.name for value in model.graph.input}
     for name in tensors:
-        if name not in known:
+        if name not in known | inputs:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     with runnable(model, canonical.large) as source:
         session = ReferenceSession(source, threads=usable_cores())
     observers = {name: RangeObserver() for name in tensors}
     for x, _ in samples.batches(samples.fixed_batch or _BATCH):
-        results = session.run_all({session.inputs[0].name: x})
+        results = {session.inputs[0].name: x, **session.run_all({session.inputs[0].name: x})}
         for name, observer in observers.items():
             observer.observe(results[name])
     return {name: observer.result() for name, observer in observers.items()}
@@ -130,5 +156,9 @@ def _untrained(canonical: CanonicalGraph) -> list[Change]:
     return [Change(by="plan", where=f"width {widths}", what=what, exact=True)]
 
 
-def _residual_change(what: str, *, exact: bool) -> Change:
-    return Change(by="residual choice", where="residual branches", what=what, exact=exact)
+def _names(approximations: Iterable[Approximation]) -> str:
+    return ", ".join(sorted(each.value for each in approximations))
+
+
+def _choice(what: str, *, exact: bool) -> Change:
+    return Change(by="choice of approximations", where="approximations", what=what, exact=exact)

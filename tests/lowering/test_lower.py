@@ -13,7 +13,7 @@ from bitswitch_deploy.catalogue import target_names
 from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
 from bitswitch_deploy.errors import GraphError, TargetFileError
 from bitswitch_deploy.lowering import lower as lower_module
-from bitswitch_deploy.lowering.lower import PASSES, LoweredGraph, check_passes, lower, residual_tensors
+from bitswitch_deploy.lowering.lower import PASSES, LoweredGraph, calibrated_tensors, check_passes, lower
 from bitswitch_deploy.lowering.lowering_pass import Change, LoweringPass
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.target import Target
@@ -97,9 +97,7 @@ def test_set_opset_comes_last() -> None:
 
 def test_unknown_pass() -> None:
     target = profile("rtx", {"lowering": ["ClampActivations", "FuseEverything", "Hope"]})
-    message = (
-        r"^target rtx: lowering: no pass is named FuseEverything, Hope\n  allowed: FoldBatchNorm, QuantizeResidual"
-    )
+    message = r"no pass is named FuseEverything, Hope\n  allowed: QuantizePinned, FoldBatchNorm, QuantizeResidual"
     with pytest.raises(TargetFileError, match=message):
         check_passes(target)
     with pytest.raises(TargetFileError, match=message):
@@ -224,31 +222,30 @@ def test_exact_is_what_all_changes_say() -> None:
     assert not LoweredGraph(model=model, passes=(), changes=(kept, moved)).exact
 
 
-def test_residual_tensors() -> None:
+def test_calibrated_tensors() -> None:
     graph = canonical(residual_master("moved"), 4)
-    assert residual_tensors(graph, X86) == ("b", "start", "first", "main", "second")
-    assert residual_tensors(graph, profile("rtx")) == ("start", "side")
-    assert residual_tensors(graph, profile("x86-cpu", {"quantization.residual": "none"})) == ()
+    assert calibrated_tensors(graph, X86) == ("b", "start", "first", "main", "second")
+    assert calibrated_tensors(graph, profile("rtx")) == ("start", "side")
+    assert calibrated_tensors(graph, profile("x86-cpu", {"quantization.residual": "none"})) == ()
     without = [name for name in X86.lowering if name != "QuantizeResidual"]
-    assert residual_tensors(graph, profile("x86-cpu", {"lowering": without})) == ()
+    assert calibrated_tensors(graph, profile("x86-cpu", {"lowering": without})) == ()
 
 
 def test_input_codes_are_shifted_where_that_makes_the_bias_exact() -> None:
     """At 6 bits the steps of the weights leave no integer bias for most channels; with inputs times 4 there is one."""
     _, after = lowered(network(), 6, X86)
-    shifts = [node for node in after.model.graph.node if node.op_type == "BitShift"]
-    assert shifts
-    for node in shifts:
-        (reader,) = [each for each in after.model.graph.node if node.output[0] in each.input]
-        (clip,) = [each for each in after.model.graph.node if node.input[0] in each.output]
-        assert (reader.op_type, clip.op_type) == ("DequantizeLinear", "Clip")
-        assert initializer(after.model, node.input[1]) == 2
-        quantize = next(each for each in after.model.graph.node if each.output[0] == clip.input[0])
-        assert initializer(after.model, reader.input[1]) * 4 == initializer(after.model, quantize.input[1])
+    finer = [node for node in after.model.graph.node if node.name.endswith(".fine/QuantizeLinear")]
+    assert finer
+    for node in finer:
+        coarse = node.name.replace(".fine/QuantizeLinear", "/QuantizeLinear")
+        quantize = next(each for each in after.model.graph.node if each.name == coarse)
+        assert initializer(after.model, node.input[1]) * 4 == initializer(after.model, quantize.input[1])
+        # codes 0..63 become 3..255: saturation clips them
+        assert initializer(after.model, node.input[2]) == 3
     assert after.exact
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_input_codes_are_not_shifted_where_it_is_of_no_use(bits: int) -> None:
     _, after = lowered(network(), bits, X86)
-    assert "BitShift" not in {node.op_type for node in after.model.graph.node}
+    assert not [node for node in after.model.graph.node if node.name.endswith(".fine/QuantizeLinear")]

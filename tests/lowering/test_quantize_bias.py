@@ -236,11 +236,10 @@ def test_shifted_inputs() -> None:
     """At 6 bits inputs times 4 fit uint8; the layer computes with the same numbers, in integers as before."""
     master = CASES["relu"].master(6)
     before, after = lowered(master, 6, X86)
-    shift = next(node for node in after.model.graph.node if node.op_type == "BitShift")
-    assert initializer(after.model, shift.input[1]) == 2
+    finer = next(node for node in after.model.graph.node if node.name == "a.input.fine/QuantizeLinear")
     x = inputs(50, 4, 5, 5)
-    codes, shifted = (look(after.model, x, name) for name in (shift.input[0], shift.output[0]))
-    np.testing.assert_array_equal(shifted, codes * 4)
+    codes = look(before.model, x, "a.input.clipped")
+    np.testing.assert_array_equal(look(after.model, x, finer.output[0]), 3 + codes * 4)
     assert codes.max() == 63
     found, expected = (look(model, x, "a.input.dequantized") for model in (after.model, before.model))
     np.testing.assert_array_equal(found, expected)
@@ -421,7 +420,7 @@ def test_batched_weight_is_left_alone() -> None:
     np.testing.assert_array_equal(run(after.model, x), run(before.model, x))
 
 
-def test_codes_that_nothing_dequantizes_are_left_alone() -> None:
+def test_codes_that_nothing_dequantizes_are_no_thresholds() -> None:
     text = """
     net (float[n, 4] x, float[4, 6] "a.weight", float[6] "a.bias") => (float[n, 6] y)
         <float s = {0.1}, uint8 z = {0}> {
@@ -430,7 +429,9 @@ def test_codes_that_nothing_dequantizes_are_left_alone() -> None:
         y = Cast <to: int = 1> (q)
     }"""
     graph = canonical(build(text, (layer("a", "Gemm"),)), 4)
-    assert not applied("QuantizeBias", graph.model, X86).modified
+    result = applied("QuantizeBias", graph.model, X86)
+    # as a layer with a float output
+    assert [node.op_type for node in result.model.graph.node].count("Sub") == 1
 
 
 def test_product_of_two_data_tensors_is_left_alone() -> None:

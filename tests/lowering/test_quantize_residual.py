@@ -11,7 +11,7 @@ import pytest
 from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
-from bitswitch_deploy.lowering.lower import LoweredGraph, lower, residual_tensors
+from bitswitch_deploy.lowering.lower import LoweredGraph, calibrated_tensors, lower
 from bitswitch_deploy.lowering.ranges import best_scale
 from bitswitch_deploy.target import Target
 from tests.graph.running import initializer, look, run
@@ -24,7 +24,7 @@ X86, ARM, RTX = profile("x86-cpu"), profile("arm64-cpu"), profile("rtx")
 def both(shortcut: str, bits: int, target: Target, **options: Any) -> tuple[CanonicalGraph, LoweredGraph]:
     """Give canonical and lowered graph, the latter with observed ranges."""
     graph = canonical(residual_master(shortcut, **options), bits)
-    ranges = observed(graph.model, residual_tensors(graph, target))
+    ranges = observed(graph.model, calibrated_tensors(graph, target))
     return graph, lower(graph, target, ranges=ranges)
 
 
@@ -45,8 +45,9 @@ def test_every_convolution_and_add_becomes_integer(
 ) -> None:
     _, after = both(shortcut, bits, target, norm=norm)
     found = fast(after.model, target)
-    # the stem is pinned, and z has no codes behind it
-    assert (found.get("QLinearConv"), found.get("QLinearAdd")) == (layers, 2)
+    rescaled = sum(node.name.endswith((".input/Add", ".fine/Add")) for node in after.model.graph.node)
+    # the stem is pinned, and z has no codes behind it; what a layer reads of a residual stream is rescaled
+    assert (found.get("QLinearConv"), found.get("QLinearAdd")) == (layers, 2 + rescaled)
     assert found.get("Conv", 0) + found.get("FusedConv", 0) == 2
     assert "Add" not in found
 
@@ -103,7 +104,7 @@ def test_it_confesses() -> None:
 
 def test_both_inputs_move_all_readers() -> None:
     graph = canonical(residual_master(), 4)
-    ranges = observed(graph.model, residual_tensors(graph, X86))
+    ranges = observed(graph.model, calibrated_tensors(graph, X86))
     result = applied("QuantizeResidual", graph.model, X86, ranges=ranges)
     assert readers(graph.model, "start") == {"a.input/QuantizeLinear", "add1"}
     assert readers(result.model, "start") == {"start.residual/QuantizeLinear"}
@@ -114,7 +115,7 @@ def test_both_inputs_move_all_readers() -> None:
 
 def test_skip_input_moves_the_edge_into_the_add_only() -> None:
     graph = canonical(residual_master(), 4)
-    ranges = observed(graph.model, residual_tensors(graph, RTX))
+    ranges = observed(graph.model, calibrated_tensors(graph, RTX))
     result = applied("QuantizeResidual", graph.model, RTX, ranges=ranges)
     assert readers(result.model, "start") == {"a.input/QuantizeLinear", "start.residual.add1/QuantizeLinear"}
     assert readers(result.model, "start.residual.add1.dequantized") == {"add1"}
@@ -126,7 +127,7 @@ def test_a_graph_output_stays_float() -> None:
     graph = canonical(residual_master(), 4)
     value = onnx.helper.make_tensor_value_info("first", onnx.TensorProto.FLOAT, ["n", 4, 6, 6])
     graph.model.graph.output.append(value)
-    ranges = observed(graph.model, residual_tensors(graph, X86))
+    ranges = observed(graph.model, calibrated_tensors(graph, X86))
     result = applied("QuantizeResidual", graph.model, X86, ranges=ranges)
     assert [output.name for output in result.model.graph.output] == ["y", "first"]
     assert readers(result.model, "first") == {"first.residual/QuantizeLinear"}
@@ -140,7 +141,7 @@ def test_a_graph_output_stays_float() -> None:
 )
 def test_codes_of_a_tensor_behind_a_relu(target: Target, low: int, high: int) -> None:
     graph = canonical(residual_master(), 4)
-    ranges = observed(graph.model, residual_tensors(graph, target))
+    ranges = observed(graph.model, calibrated_tensors(graph, target))
     result = applied("QuantizeResidual", graph.model, target, ranges=ranges)
     name = "start.residual" + (".add1" if target is RTX else "")
     scale = initializer(result.model, f"{name}.scale")
@@ -155,7 +156,7 @@ def test_codes_of_a_tensor_behind_a_relu(target: Target, low: int, high: int) ->
 @pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
 def test_codes_of_any_other_tensor(target: Target) -> None:
     graph = canonical(residual_master(), 4)
-    ranges = observed(graph.model, residual_tensors(graph, target))
+    ranges = observed(graph.model, calibrated_tensors(graph, target))
     result = applied("QuantizeResidual", graph.model, target, ranges=ranges)
     assert initializer(result.model, "b.residual.zero_point").dtype == np.int8
     assert initializer(result.model, "b.residual.zero_point") == 0
@@ -175,8 +176,8 @@ def test_one_container_in_the_end() -> None:
 
 def test_codes_pass_through_data_movement_unchanged() -> None:
     graph = canonical(residual_master("moved"), 4)
-    assert "side" not in residual_tensors(graph, X86)
-    ranges = observed(graph.model, residual_tensors(graph, X86))
+    assert "side" not in calibrated_tensors(graph, X86)
+    ranges = observed(graph.model, calibrated_tensors(graph, X86))
     result = applied("QuantizeResidual", graph.model, X86, ranges=ranges)
     assert initializer(result.model, "side.residual.scale") == initializer(result.model, "first.residual.scale")
     first, side = (look(result.model, images(), f"{name}.residual.codes") for name in ("first", "side"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
-from bitswitch_deploy.lowering.lower import lower, residual_tensors
+from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.target import Target
 from tests.networks.assignments import MIXED, assignment, graph_forms
@@ -23,7 +23,7 @@ POINTS = {"resnet18": (20, 8), "resnet20": (19, 9), "pre-activation": (6, 2)}
 
 def observed(canonical: CanonicalGraph, target: Target, x: Array) -> dict[str, TensorRange]:
     ranges = {}
-    for name, values in float_tensors(canonical.model, residual_tensors(canonical, target), x).items():
+    for name, values in float_tensors(canonical.model, calibrated_tensors(canonical, target), x).items():
         observer = RangeObserver()
         observer.observe(values)
         ranges[name] = observer.result()

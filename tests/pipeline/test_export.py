@@ -134,15 +134,21 @@ def test_x86_graphs_load_in_a_plain_onnxruntime_session(tmp_path: Path) -> None:
 
 
 def test_strict_refuses_what_is_not_exact_and_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailedError, match=r"w8 for x86-cpu: the lowering is not exact: biases: int32"):
-        export_to(tmp_path / "p", "x86-cpu", strict=True)
-    assert list(tmp_path.iterdir()) == []
+    master = read_master(bundled_master())
+    spec = replace(master.spec, activation_container="uint8")
+    path = tmp_path / "uint8.safetensors"
+    write_master(assemble_master(spec=spec, tensors=master.tensors, skeleton=master.skeleton), path)
+    message = r"w8 for jetson-orin-nano: the lowering is not exact: \d activations: uint8 codes 0..255 re-scaled"
+    with pytest.raises(CheckFailedError, match=message):
+        export_to(tmp_path / "p", "jetson", master=path, strict=True)
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_strict_accepts_what_is_exact(tmp_path: Path) -> None:
-    report = export_to(tmp_path / "p", "jetson", strict=True).report
+@pytest.mark.parametrize("target", ["jetson", "x86-cpu"])
+def test_strict_accepts_what_is_exact(tmp_path: Path, target: str) -> None:
+    report = export_to(tmp_path / "p", target, strict=True).report
     assert all(row.exact and row.hops[2].agreement_percent == 100.0 for row in report.widths)
-    assert all(any("kept in float: strict" in change for change in row.changes) for row in report.widths)
+    assert not any("residual" in change for row in report.widths for change in row.changes)
 
 
 def test_a_mixed_assignment_is_exported_under_its_own_name(tmp_path: Path) -> None:

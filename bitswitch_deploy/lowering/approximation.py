@@ -1,0 +1,25 @@
+"""What a lowering may do other than the network was trained, each by name. Without any it is exact."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Approximation(str, Enum):
+    """A speed-up that can change integer codes.
+
+    ROUNDED_BIAS: onnxruntime's int32 biases are rounded where no exact one is found; without it such a layer runs in
+    float. RESIDUAL_CODES: float tensors that a convolution writes or an Add reads beside it get calibrated 8-bit codes.
+    PINNED_LAYERS: layers that training kept in float get 8-bit weights and inputs after training.
+    FULL_RESOLUTION: activations keep their trained range but use all 256 codes in it, so that saturation clips.
+    """
+
+    ROUNDED_BIAS = "rounded-bias"
+    RESIDUAL_CODES = "residual-codes"
+    PINNED_LAYERS = "pinned-layers"
+    FULL_RESOLUTION = "full-resolution"
+
+
+# What every export tries; the others are the user's choice.
+USUAL = frozenset({Approximation.ROUNDED_BIAS, Approximation.RESIDUAL_CODES})
+EXACT: frozenset[Approximation] = frozenset()

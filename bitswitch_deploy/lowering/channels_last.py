@@ -1,0 +1,69 @@
+"""ChannelsLast: the integer part of a residual network runs in the layout of its kernels throughout."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns, match_weight, producer_of
+from bitswitch_deploy.lowering.lowering_pass import LoweringPass
+
+_FORTH, _BACK = [0, 2, 3, 1], [0, 3, 1, 2]
+_ELEMENTWISE = ("Relu", "Clip", "Identity")
+
+
+class ChannelsLast(LoweringPass):
+    """Transpose once where a residual stream comes out of a float convolution, instead of around every convolution.
+
+    onnxruntime's integer convolutions want channels last, and it moves the Transposes around them along the graph only
+    where that saves some. The first Add of a residual network joins a branch that is in that layout with one that is
+    not, so nothing is saved there, and all later Adds follow. Here the float tensor is transposed in front of its
+    QuantizeLinear and back; a Reshape to the shape it has keeps the pair from being cancelled, and onnxruntime moves
+    the second Transpose to the end of the stream. The values stay where they were: exact.
+    Cases: a 2-D convolution with float weights, elementwise operators, QuantizeLinear, an Add behind it, also behind
+    MaxPool. Left alone: streams that begin behind a quantized layer, and all that no Add reads.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """Transpose at the beginning of every such stream; see the class for the cases."""
+        patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph)}
+        starts = {
+            pattern.source.name: pattern.source
+            for pattern in patterns.values()
+            if _is_float_image(pattern.source) and _reaches_add(pattern, patterns)
+        }
+        for tensor in starts.values():
+            _transpose(graph, tensor, [each.quantize for each in patterns.values() if each.source is tensor])
+        return bool(starts)
+
+
+def _is_float_image(tensor: gs.Tensor) -> bool:
+    producer = producer_of(tensor)
+    while producer is not None and producer.op in (*_ELEMENTWISE, "BatchNormalization"):
+        producer = producer_of(producer.inputs[0])
+    if producer is None or producer.op != "Conv" or match_weight(producer.inputs[1]) is not None:
+        return False
+    return isinstance(producer.inputs[1], gs.Constant) and producer.inputs[1].values.ndim == 4
+
+
+def _reaches_add(pattern: ActivationPattern, patterns: dict[int, ActivationPattern]) -> bool:
+    for reader in pattern.result.outputs:
+        if reader.op == "Add":
+            return True
+        if reader.op == "MaxPool":
+            behind = [patterns[id(node)] for node in reader.outputs[0].outputs if id(node) in patterns]
+            if any(_reaches_add(each, patterns) for each in behind):
+                return True
+    return False
+
+
+def _transpose(graph: gs.Graph, tensor: gs.Tensor, readers: list[gs.Node]) -> None:
+    forth, same, back = (gs.Variable(f"{tensor.name}.{part}", dtype=np.float32) for part in ("nhwc", "kept", "nchw"))
+    shape = gs.Constant(f"{tensor.name}.as_it_is", np.asarray([0, 0, 0, -1], np.int64))
+    graph.nodes += [
+        gs.Node("Transpose", f"{tensor.name}/Forth", {"perm": _FORTH}, [tensor], [forth]),
+        gs.Node("Reshape", f"{tensor.name}/Keep", {}, [forth, shape], [same]),
+        gs.Node("Transpose", f"{tensor.name}/Back", {"perm": _BACK}, [same], [back]),
+    ]
+    for reader in readers:
+        reader.inputs[0] = back
