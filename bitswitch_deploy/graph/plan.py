@@ -174,10 +174,8 @@ def _plan_activation(master: Master, layer: LayerSpec, bits: int) -> ActivationP
 
 def _plan_switches(master: Master, assignment: WidthAssignment) -> tuple[SwitchPlan, ...]:
     spec = master.spec
-    owner = _SwitchOwner(master.skeleton, spec)
     plans = []
-    for parameter in spec.switchable:
-        layer, relation = owner.of(parameter)
+    for parameter, (layer, relation) in _switch_owners(master).items():
         wanted = assignment.bits_of(layer) if layer is not None else assignment.default
         # of two trained widths at the same distance the higher one: it clips less
         width = min(spec.widths, key=lambda b: (abs(b - wanted), -b))
@@ -193,8 +191,21 @@ def _plan_switches(master: Master, assignment: WidthAssignment) -> tuple[SwitchP
     return tuple(plans)
 
 
-class _SwitchOwner:
-    """Finds the quantized layer that a switchable parameter goes with, exactly as the trainer does (`prepare`).
+def _switch_owners(master: Master) -> dict[str, tuple[str | None, str]]:
+    """For each switchable parameter the layer that it goes with, None for the whole network, and words for it."""
+    spec = master.spec
+    if spec.partners is None:
+        neighbours = _Neighbours(master.skeleton, spec)
+        return {parameter: neighbours.of(parameter) for parameter in spec.switchable}
+    partners = dict(spec.partners)
+    return {
+        name: (partners.get(name), f"its partner {partners[name]}" if name in partners else "the network")
+        for name in spec.switchable
+    }
+
+
+class _Neighbours:
+    """Finds the quantized layer that a switchable parameter goes with where the master does not say.
 
     It is the layer whose output the BatchNormalization reads, else the weighted one that runs last before it; where
     that one is pinned, the first quantized one that runs after it. The nodes of a skeleton stand in the order in which

@@ -103,6 +103,8 @@ class MasterSpec:
     activation_container: `uint8` trains unsigned 8-bit codes to 255, `int8` to 127 (exact on TensorRT).
     switchable: parameters with one copy per trained width, stored as [len(widths), ...].
     parameters: all other float parameters of the skeleton, stored under their own names.
+    partners: (switchable parameter, quantized layer that it switches with) pairs; a parameter that is not named goes
+        with the default width. None, as in files older than this field: each goes with its neighbour (graph/plan.py).
     provenance: free text pairs: recipe, seed, versions.
     """
 
@@ -118,6 +120,7 @@ class MasterSpec:
     preprocessing: Preprocessing | None
     accuracy: tuple[MeasuredAccuracy, ...]
     provenance: tuple[tuple[str, str], ...]
+    partners: tuple[tuple[str, str], ...] | None = None
 
     def to_json(self) -> str:
         """Text of the metadata; the same spec gives the same text, and `from_json` gives the spec back.
@@ -126,8 +129,10 @@ class MasterSpec:
             MasterError: a field does not hold what its type says.
         """
         # Through `decode`, so that 255 and 255.0 in a float field are written alike.
-        normalised = READER.decode(MasterSpec, asdict(self), where="spec")
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(normalised)}, allow_nan=False)
+        fields = asdict(READER.decode(MasterSpec, asdict(self), where="spec"))
+        if self.partners is None:
+            del fields["partners"]
+        return json.dumps({"format": FORMAT, "version": VERSION, **fields}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "spec") -> MasterSpec:

@@ -29,6 +29,7 @@ def check_spec(spec: MasterSpec, source: str) -> None:
         _refuse(f"{source}: bits", str(spec.bits), f"{MIN_BITS}..{MAX_BITS}")
     _check_widths(spec, source)
     _check_names(spec, source)
+    _check_partners(spec, source)
     for layer in spec.layers:
         _check_layer(layer, f"{source}: layer {layer.name}")
     for value in (*spec.inputs, *spec.outputs):
@@ -62,6 +63,17 @@ def _check_names(spec: MasterSpec, source: str) -> None:
         if layer.activation != "none":
             stored.append(layer.input_scale)
     _check_unique((*stored, *(value.name for value in spec.inputs)), f"{source}: tensor names")
+
+
+def _check_partners(spec: MasterSpec, source: str) -> None:
+    partners = spec.partners or ()
+    quantized = {layer.name for layer in spec.layers if not layer.pinned}
+    _check_unique((parameter for parameter, _ in partners), f"{source}: partners")
+    for parameter, layer in partners:
+        if parameter not in spec.switchable:
+            _refuse(f"{source}: partners", shown(parameter), "names that switchable lists")
+        if layer not in quantized:
+            _refuse(f"{source}: partners[{parameter}]", shown(layer), "the name of a layer that is not pinned")
 
 
 def _check_unique(names: Iterable[str], where: str) -> None:

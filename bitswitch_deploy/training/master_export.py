@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.master import Master, assemble_master
+from bitswitch_deploy.master import Master, assemble_master, write_master
 from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy, Preprocessing
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity
 from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, capture_skeleton
@@ -31,8 +32,36 @@ class TrainingRecord:
 class _Contents:
     layers: list[LayerSpec] = field(default_factory=list)
     switchable: list[str] = field(default_factory=list)
+    partners: list[tuple[str, str]] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
     tensors: dict[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+
+
+def save_master(
+    network: PreparedNetwork,
+    example_input: tuple[Tensor, ...],
+    path: Path | str,
+    *,
+    metrics: tuple[MeasuredAccuracy, ...] = (),
+    preprocessing: Preprocessing | None = None,
+    provenance: tuple[tuple[str, str], ...] = (),
+) -> Master:
+    """Write the master of a trained network to `path`, atomically, and return it.
+
+    Args:
+        network: as `prepare` returned it, trained or loaded by `import_checkpoint`.
+        example_input: inputs of one call, [batch, ...] each.
+        metrics: what was measured at each width. preprocessing: from raw pixels to the input of the network.
+        provenance: (key, text) pairs: recipe, seed, versions.
+
+    Raises:
+        UsageError, GraphError, MasterError: as `build_master`.
+        OutputError: the file cannot be written.
+    """
+    record = TrainingRecord(accuracy=metrics, preprocessing=preprocessing, provenance=provenance)
+    master = build_master(network, example_input, record)
+    write_master(master, Path(path))
+    return master
 
 
 def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], record: TrainingRecord) -> Master:
@@ -68,6 +97,7 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
         preprocessing=record.preprocessing,
         accuracy=record.accuracy,
         provenance=record.provenance,
+        partners=tuple(contents.partners),
     )
     return assemble_master(spec=spec, tensors=contents.tensors, skeleton=captured.model)
 
@@ -87,6 +117,8 @@ def _collect(captured: CapturedNetwork, modules: dict[str, nn.Module], floats: d
         module = modules.get(path)
         if isinstance(module, SwitchableBatchNorm):
             contents.switchable.append(name)
+            if module.partner is not None:
+                contents.partners.append((name, module.partner))
             contents.tensors[name] = _array(torch.stack([getattr(copy, leaf).detach() for copy in module.copies]))
         elif name not in weights:
             contents.parameters.append(name)

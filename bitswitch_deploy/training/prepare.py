@@ -4,9 +4,10 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
 
 * Conv2d, ConvTranspose2d and Linear are quantized; BatchNorm1d and BatchNorm2d get one copy per width.
 * The first and the last of these layers in execution order are pinned to float, and every layer that is named in `pin`.
-* A layer stays float, and the report says why, when its weight is read behind its back: a subclass, a weight that
-  several modules share, a module that the example input never calls (nn.MultiheadAttention reads the weight of its
-  `out_proj` as a function argument).
+* A layer stays float, and the report says why, when it is a subclass, when it shares parameters with another module,
+  when the example input never calls it, or when its parameters are also read by something else
+  (nn.MultiheadAttention reads those of its `out_proj`): what quantizes its weight is its own call.
+* A layer may be called several times; it then has one input scale per width for all its calls.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def prepare(
         options: None means the defaults of `PrepareOptions`.
 
     Raises:
-        UsageError: the network is prepared already, is not float32, does not run on the example, has no layer to
-            quantize, or `pin` or `signed` names a layer that is not there.
+        UsageError: the network is prepared already, is not float32, computes a weight by a hook, does not run on the
+            example, has no layer to quantize, or `pin` or `signed` names a layer that is not there.
     """
     options = options or PrepareOptions()
     _check_float(model)
@@ -167,29 +168,30 @@ def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tu
 
 
 def _decide(path: str, module: nn.Module, trace: Trace, owners: dict[int, list[str]]) -> tuple[Decision, str]:
-    if type(module) in SWITCHABLE_CLASS:
-        if path not in trace.order:
-            return "float", "the example input does not call it"
-        return "switchable", "one copy per width"
-    if type(module) not in QUANTIZED_CLASS:
+    if type(module) not in SWITCHABLE_CLASS and type(module) not in QUANTIZED_CLASS:
         return "float", f"{type(module).__name__} is not quantized"
-    sharers = [name for name in owners[id(module.weight)] if name != path]
+    sharers = sorted({name for p in module.parameters(recurse=False) for name in owners[id(p)]} - {path})
     if sharers:
-        return "float", f"shares its weight with {', '.join(sharers)}"
+        return "float", f"shares its parameters with {', '.join(sharers)}"
     if path not in trace.order:
         return "float", "the example input does not call it as a module"
-    return "quantized", ""
+    if path in trace.read_elsewhere:
+        return "float", "its parameters are also read outside of it"
+    return ("switchable", "one copy per width") if type(module) in SWITCHABLE_CLASS else ("quantized", "")
 
 
 def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> str | None:
     """Name the quantized layer that a BatchNorm switches with, None when there is none.
 
-    It is the weighted layer called last before it; where that one is float, the first quantized one called after it.
-    The canonical graph does the same.
+    It is the layer whose output it reads, BatchNorms in between apart, else the weighted one called last before it;
+    where that one is float, the first quantized one called after it.
     """
     position = trace.order.index(norm)
     weighted = [name for name in trace.order[:position] if decisions[name].decision != "switchable"]
-    before = trace.producers.get(norm) or (weighted[-1] if weighted else None)
+    producer = trace.producers.get(norm)
+    while producer is not None and decisions[producer].decision == "switchable":
+        producer = trace.producers.get(producer)
+    before = producer or (weighted[-1] if weighted else None)
     if before is not None and decisions[before].decision == "quantized":
         return before
     return next((name for name in trace.order[position:] if decisions[name].decision == "quantized"), None)
@@ -228,6 +230,13 @@ def _check_float(model: nn.Module) -> None:
         if isinstance(module, (*QUANTIZED_LAYERS, SwitchableBatchNorm)):
             raise UsageError(
                 where=path, got="a quantized layer", allowed="a float network", do="prepare the float network, once"
+            )
+        if type(module) in QUANTIZED_CLASS and not isinstance(module.weight, nn.Parameter):
+            raise UsageError(
+                where=path,
+                got="its weight is computed by a hook, as weight_norm, spectral_norm and pruning in torch.nn.utils do",
+                allowed="a weight that is a parameter, or computed by torch.nn.utils.parametrizations",
+                do="make it permanent: remove_weight_norm, remove_spectral_norm or prune.remove",
             )
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:

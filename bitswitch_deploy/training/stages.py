@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,6 +13,7 @@ from bitswitch_deploy.training.prepare import PreparedNetwork, set_width
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 from bitswitch_deploy.training.recipe import StageSettings
 from bitswitch_deploy.training.schedule import cosine_rate, scale_rate
+from bitswitch_deploy.training.tracing import tensors_in
 
 _SCALE_SUFFIX = "weight_quantizer.scale"
 _SCALES_INFIX = "input_quantizer.scales."
@@ -144,7 +144,7 @@ def _first_bad_layer(model: nn.Module, inputs: Tensor) -> str:
     bad: list[str] = []
 
     def record(path: str, output: Any) -> None:
-        if any(not tensor.isfinite().all() for tensor in _tensors(output)):
+        if any(not tensor.isfinite().all() for tensor in tensors_in(output)):
             bad.append(path)
 
     handles = [
@@ -158,14 +158,6 @@ def _first_bad_layer(model: nn.Module, inputs: Tensor) -> str:
         for handle in handles:
             handle.remove()
     return next((path for path in bad if path), "loss")
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (tuple, list)):
-        for entry in output:
-            yield from _tensors(entry)
 
 
 def _diverged(layer: str, width: str, got: str) -> CheckFailedError:

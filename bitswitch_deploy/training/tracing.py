@@ -1,13 +1,14 @@
-"""The order in which a network calls its modules, seen by hooks during one run."""
+"""What a network does with its modules, seen during one run: the order of the calls, and who reads parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bitswitch_deploy.errors import UsageError
 
@@ -17,11 +18,12 @@ class Trace:
     """Which modules one run called.
 
     order: module paths by first call. producers: for a module whose input is the very output of another watched
-    module, that module's path.
+    module, that module's path. read_elsewhere: modules whose parameters or buffers were used outside of their own call.
     """
 
     order: tuple[str, ...]
     producers: dict[str, str]
+    read_elsewhere: frozenset[str]
 
 
 def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tuple[type[nn.Module], ...]) -> Trace:
@@ -30,6 +32,8 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
     Raises:
         UsageError: the network does not run on the example.
     """
+    modules = {path: module for path, module in model.named_modules() if type(module) in watched}
+    reads = _ReadsElsewhere(modules)
     order: dict[str, None] = {}
     producers: dict[str, str] = {}
     made: dict[int, tuple[str, Any]] = {}  # id of an output -> its maker; the output is kept so that ids stay unique
@@ -40,18 +44,19 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
             if args and id(args[0]) in made:
                 producers.setdefault(path, made[id(args[0])][0])
             made[id(output)] = (path, output)
+            reads.running.pop()
 
         return record
 
     modes = {module: module.training for module in model.modules()}
-    handles = [
-        module.register_forward_hook(recorder(path))
-        for path, module in model.named_modules()
-        if type(module) in watched
+    handles = [module.register_forward_hook(recorder(path)) for path, module in modules.items()]
+    handles += [
+        module.register_forward_pre_hook(lambda _m, _args, path=path: reads.running.append(path))
+        for path, module in modules.items()
     ]
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), reads:
             model(*example_input)
     except (RuntimeError, TypeError, ValueError) as exc:
         raise _refused(model, example_input, exc) from exc
@@ -60,7 +65,42 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return Trace(order=tuple(order), producers=producers)
+    return Trace(order=tuple(order), producers=producers, read_elsewhere=frozenset(reads.found))
+
+
+class _ReadsElsewhere(TorchFunctionMode):
+    """Finds modules of which a torch function, not called by the module itself, takes a parameter or buffer."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.found: set[str] = set()
+        self._owner = {
+            id(tensor): path
+            for path, module in modules.items()
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        }
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # what gives no tensor, such as `.shape` or `.dtype`, does not read the values
+        if any(True for _ in tensors_in(result)):
+            owners = {self._owner.get(id(tensor)) for tensor in tensors_in((args, kwargs))}
+            self.found |= {path for path in owners if path is not None and path not in self.running[-1:]}
+        return result
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from tensors_in(entry)
+    elif isinstance(value, Mapping):
+        yield from tensors_in(tuple(value.values()))
 
 
 def _refused(model: nn.Module, example_input: tuple[Tensor, ...], reason: Exception) -> UsageError:

@@ -252,6 +252,16 @@ def test_all_parts_of_a_batch_norm_switch_together() -> None:
     assert rows == {"n0": {2}, "n1": {2}, "n2": {3}, "n3": {0}}
 
 
+def test_partners_that_the_master_names_come_first() -> None:
+    partners = tuple((f"{norm}.{part}", "b") for norm in ("n0", "n1") for part in BATCH_NORM)
+    assert switches(at(normalized(partners=partners), 8, a=4, b=2)) == {
+        "n0": (3, 2, "its partner b computes at 2 bits"),
+        "n1": (3, 2, "its partner b computes at 2 bits"),
+        "n2": (0, 8, "the network computes at 8 bits"),
+        "n3": (0, 8, "the network computes at 8 bits"),
+    }
+
+
 @pytest.mark.parametrize(
     ("bits", "row", "width"), [(8, 0, 8), (7, 0, 8), (6, 0, 8), (5, 1, 4), (4, 1, 4), (3, 1, 4), (2, 2, 2)]
 )

@@ -19,6 +19,13 @@ def test_the_text_gives_the_spec_back() -> None:
     assert MasterSpec.from_json(spec.to_json()) == spec
     other = replace(spec, preprocessing=None, rounding=Rounding.HALF_EVEN, accuracy=(), provenance=())
     assert MasterSpec.from_json(other.to_json()) == other
+    paired = replace(spec, partners=(("bn.var", "conv"), ("bn.mean", "conv")))
+    assert MasterSpec.from_json(paired.to_json()) == paired
+
+
+def test_a_spec_without_partners_has_the_text_of_older_files() -> None:
+    assert "partners" not in tiny_spec().to_json()
+    assert json.loads(replace(tiny_spec(), partners=()).to_json())["partners"] == []
 
 
 def test_the_text_has_the_names_of_the_fields_and_format_and_version() -> None:

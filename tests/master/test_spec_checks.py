@@ -37,6 +37,13 @@ CONTRADICTIONS = [
     ("inputs", [], "at least one input and one output"),
     ("outputs", [], "at least one input and one output"),
     ("provenance.0.0", "seed", r"file: provenance: 'seed' 2 times"),
+    ("partners", [["bn.var", "conv"], ["bn.var", "conv"]], r"file: partners: 'bn\.var' 2 times"),
+    ("partners", [["fc.bias", "conv"]], r"file: partners: 'fc\.bias'\n  allowed: names that switchable lists"),
+    (
+        "partners",
+        [["bn.var", "stem"]],
+        r"file: partners\[bn\.var\]: 'stem'\n  allowed: the name of a layer that is not",
+    ),
     ("layers.0.activation", "unsigned", r"file: layer stem: pinned with unsigned activation"),
     ("layers.1.pinned", True, r"file: layer conv: pinned with unsigned activation"),
     ("inputs.0.dtype", "FLOAT", r"file: x: dtype: 'FLOAT'\n  allowed: an ONNX element type in lower case"),

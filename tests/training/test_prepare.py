@@ -181,8 +181,8 @@ class TestPrepare:
 
     def test_shared_weights_stay_float(self) -> None:
         made = decisions(prepare(Tied(), (torch.zeros(2, 4),)))
-        assert made["a"] == ("float", "shares its weight with b")
-        assert made["b"] == ("float", "shares its weight with a")
+        assert made["a"] == ("float", "shares its parameters with b")
+        assert made["b"] == ("float", "shares its parameters with a")
         assert made["c"][0] == "quantized"
 
     def test_a_weight_that_is_used_as_an_argument_stays_float(self) -> None:
