@@ -2,8 +2,9 @@
 
 python tools/train_master.py --recipe digits -o calibration/digits/digits.safetensors
 python tools/train_master.py --recipe cifar10-resnet20 --data DATA --steps 200 -o resnet20.safetensors
+torchrun --nproc-per-node 4 tools/train_master.py --recipe imagenet-resnet18 --data DATA --device cuda -o r.safetensors
 
-A log is kept beside the output, <output>.log.jsonl (see bitswitch_deploy/training/metrics_log.py).
+A log is kept beside the output, <output>.log.jsonl and .csv (see bitswitch_deploy/training/metrics_log.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from rich.table import Table
 
 from bitswitch_deploy.errors import BitswitchError
 from bitswitch_deploy.master import write_master
+from bitswitch_deploy.training.execution import choose_execution
 from bitswitch_deploy.training.recipe import load_recipe
+from bitswitch_deploy.training.replicas import is_first_process
 from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
 
 CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
@@ -35,25 +38,32 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 @click.option("--seed", type=int, help="Replaces the seed of the recipe.")
 @click.option("--steps", "joint_steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of torch.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Decode image files.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--fast", is_flag=True, help="Compile the training steps (torch.compile): minutes at first, then faster.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The master to write.")
-def main(recipe: str, output: Path, seed: int | None, **choices: Any) -> None:
+def main(recipe: str, output: Path, seed: int | None, device: str, **choices: Any) -> None:
     """Train a network at several widths at once and write its master."""
     try:
         loaded = load_recipe(recipe)
+        execution = choose_execution(device, precision=choices.pop("precision"), fast=choices.pop("fast"))
         session = Session(
             recipe=loaded if seed is None else replace(loaded, seed=seed),
             state=output.with_name(f"{output.name}.state"),
             log=output.with_name(f"{output.name}.log.jsonl"),
+            execution=execution,
             **choices,
         )
         trained = run_session(session)
-        write_master(trained.master, output)
+        if is_first_process():
+            write_master(trained.master, output)
     except BitswitchError as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(exc.exit_code)
-    session.state.unlink(missing_ok=True)
-    Console().print(summary(trained))
+    if is_first_process():
+        session.state.unlink(missing_ok=True)
+        Console().print(summary(trained))
 
 
 def summary(trained: TrainedNetwork) -> Table:

@@ -1,19 +1,24 @@
-"""Image data sets that the recipes train on, read into memory and checked: uint8 [n, H, W, C] and int64 labels [n]."""
+"""Data sets that the recipes train on: in memory, uint8 [n, H, W, C] and int64 labels [n], or image folders."""
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import yaml
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
-from bitswitch_deploy.errors import DataError, UsageError
+from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.training.image_folder import EVALUATION_BATCH, ImageFolder, load_image_folder
 
 _CIFAR_MOSAIC = (25, 40)  # rows, columns of tiles in one file
 _CIFAR_SIDE = 32
@@ -29,29 +34,75 @@ class ImageSet:
     name: str
     sha256: str
 
+    def raw(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raw images uint8 [b, H, W, C] and labels int64 [b] of the images start..stop-1."""
+        for first in range(start, stop, EVALUATION_BATCH):
+            rows = slice(first, min(first + EVALUATION_BATCH, stop))
+            yield torch.tensor(self.images[rows]), torch.tensor(self.labels[rows])
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
+
+Split = TypeVar("Split", ImageSet, ImageFolder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Generic[Split]):
     """The two splits of a data set."""
 
-    train: ImageSet
-    test: ImageSet
+    train: Split
+    test: Split
 
 
-def load_dataset(name: str, folder: Path) -> Dataset:
-    """Read `digits` (the folder with dataset.yaml) or `cifar10` (a folder with webp mosaics).
+AnyDataset = Dataset[ImageSet] | Dataset[ImageFolder]
+
+
+def load_dataset(name: str, root: Path, preprocessing: Preprocessing, *, workers: int = 0) -> AnyDataset:
+    """Read a data set below `root`, in the folder of its name or in `root` itself, and check that it fits.
+
+    Args:
+        name: `digits` (a folder with dataset.yaml), `cifar10` (webp mosaics, or the binary version); any other name
+            is that of an image folder (image_folder.py).
+        preprocessing: what the network takes. workers: processes that decode an image folder.
 
     Raises:
-        UsageError: no data set has this name.
-        DataError: a file is missing, damaged or not the one that its checksum names.
+        DataError: a file is missing, damaged, not the one that its checksum names, or of other images than
+            `preprocessing` says.
     """
+    folder = root / name if (root / name).is_dir() else root
     loaders = {"digits": load_npz_dataset, "cifar10": load_cifar10}
     if name not in loaders:
-        raise UsageError(where="dataset", got=name, allowed=", ".join(loaders), do="use one of these names")
-    return loaders[name](folder)
+        train, test = load_image_folder(folder, preprocessing, workers)
+        return Dataset(train=train, test=test)
+    dataset = loaders[name](folder)
+    shape = (*preprocessing.size, len(preprocessing.mean))
+    for split in (dataset.train, dataset.test):
+        if split.images.shape[1:] != shape:
+            raise DataError(
+                where=f"{name}: images",
+                got=f"{split.images.shape[1:]}, as height, width, channels",
+                allowed=f"{shape}, as preprocessing in the recipe says",
+                do="correct the recipe, or give the data set that it is for",
+            )
+    return dataset
 
 
-def load_npz_dataset(folder: Path) -> Dataset:
+def check_labels(dataset: AnyDataset, classes: int) -> None:
+    """See that every label names an output of the network.
+
+    Raises:
+        DataError: one does not.
+    """
+    for split in (dataset.train, dataset.test):
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= classes:
+            raise DataError(
+                where=f"{split.name}: labels",
+                got=f"{low}..{high}",
+                allowed=f"0..{classes - 1}, as the network has {classes} outputs",
+                do="choose the network for these classes, or correct the labels",
+            )
+
+
+def load_npz_dataset(folder: Path) -> Dataset[ImageSet]:
     """Grey images in .npz files with `x` uint8 [n, H, W] and `y` int64 [n], as `dataset.yaml` beside them lists them.
 
     Raises:
@@ -83,15 +134,35 @@ def _npz_split(folder: Path, name: str, entry: dict[str, Any]) -> ImageSet:
     return ImageSet(images=images[..., None], labels=labels.astype(np.int64), name=name, sha256=digest)
 
 
-def load_cifar10(folder: Path) -> Dataset:
-    """CIFAR-10 from webp mosaics of 25 x 40 tiles, `train_00..49`, `test_00..09`, with `<split>_labels.npy`.
+def load_cifar10(folder: Path) -> Dataset[ImageSet]:
+    """CIFAR-10 as its authors publish it, binary version (data_batch_1..5.bin, test_batch.bin), or from webp mosaics.
 
-    The sha256 of a split is taken over its files in order, labels last.
+    A mosaic has 25 x 40 tiles: `train_00..49`, `test_00..09`, with `<split>_labels.npy`. The sha256 of a split is taken
+    over its files in order, labels last.
 
     Raises:
         DataError: a file is missing or damaged.
     """
+    if (folder / "test_batch.bin").is_file():
+        train = _cifar_binary([folder / f"data_batch_{index}.bin" for index in range(1, 6)])
+        return Dataset(train=train, test=_cifar_binary([folder / "test_batch.bin"]))
     return Dataset(train=_cifar_split(folder, "train"), test=_cifar_split(folder, "test"))
+
+
+def _cifar_binary(paths: list[Path]) -> ImageSet:
+    """Records of one byte for the label and the red, green and blue plane of the image."""
+    content = b"".join(_read(path) for path in paths)
+    record = 1 + 3 * _CIFAR_SIDE**2
+    if not content or len(content) % record:
+        raise _bad(paths[0], f"{len(content)} bytes in {len(paths)} files", f"records of {record} bytes")
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
+    planes = rows[:, 1:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
+    return ImageSet(
+        images=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
+        labels=rows[:, 0].astype(np.int64),
+        name="cifar10",
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 def _cifar_split(folder: Path, split: str) -> ImageSet:

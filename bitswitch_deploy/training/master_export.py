@@ -78,7 +78,7 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
         MasterError: a value is not finite.
     """
     modules = dict(network.model.named_modules())
-    skeleton = float_skeleton(network.model).eval()
+    skeleton = float_skeleton(network.model).cpu().eval()
     captured = capture_skeleton(skeleton, example_input)
     _check_captured(modules, captured)
     floats = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}

@@ -31,10 +31,15 @@ VERSIONS = {
 
 
 class MetricsLog:
-    """Appends lines to a file; each is on disk when the call returns. None as the path keeps no log."""
+    """Writes the log of a run to a .jsonl file, and the figures of its epochs to what else is kept beside it.
+
+    <name>.csv: one line for each width and epoch. <name>.events: for TensorBoard, where that is installed.
+    Each line is on disk when the call returns. None as the path keeps no log.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._board = None if path is None else _tensorboard(path.with_suffix(".events"))
 
     def write(self, event: str, **values: Any) -> None:
         """Append one line.
@@ -44,13 +49,45 @@ class MetricsLog:
         """
         if self._path is None:
             return
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": event, **values}) + "\n")
-        except OSError as exc:
-            raise OutputError(
-                where=str(self._path), got=f"cannot be written: {exc.strerror}", allowed="a writable file", do="free it"
-            ) from exc
+        _append(self._path, json.dumps({"event": event, **values}) + "\n")
+
+    def write_epoch(self, stage: str, step: int, losses: dict[str, float], top1: dict[str, float], **more: Any) -> None:
+        """Append an "epoch" line; `losses` and `top1` have the same names.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        if self._path is None:
+            return
+        self.write("epoch", stage=stage, step=step, losses=losses, top1=top1, **more)
+        table = self._path.with_suffix(".csv")
+        if not table.exists():
+            _append(table, "stage,step,network,loss,top1\n")
+        _append(table, "".join(f"{stage},{step},{name},{losses[name]:.6g},{top1[name]:.6g}\n" for name in losses))
+        if self._board is not None:
+            for name in losses:
+                self._board.add_scalar(f"{stage}/loss/{name}", losses[name], step)
+                self._board.add_scalar(f"{stage}/top1/{name}", top1[name], step)
+            self._board.flush()
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as exc:
+        raise OutputError(
+            where=str(path), got=f"cannot be written: {exc.strerror}", allowed="a writable file", do="free it"
+        ) from exc
+
+
+def _tensorboard(folder: Path) -> Any:
+    """A writer, or None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
 
 
 def host_text() -> str:

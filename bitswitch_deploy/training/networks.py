@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.training.imagenet_networks import MobileNetV2, resnet18, resnet50
 
 
 def _conv3x3(channels_in: int, channels_out: int, stride: int) -> nn.Conv2d:
@@ -100,7 +101,13 @@ class CifarResNet20(nn.Module):
         return cast(Tensor, self.linear(x.mean((2, 3))))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"digits-resnet": DigitsResNet, "cifar10-resnet20": CifarResNet20}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "digits-resnet": DigitsResNet,
+    "cifar10-resnet20": CifarResNet20,
+    "imagenet-resnet18": resnet18,
+    "imagenet-resnet50": resnet50,
+    "imagenet-mobilenetv2": MobileNetV2,
+}
 
 
 def build_network(name: str) -> nn.Module:

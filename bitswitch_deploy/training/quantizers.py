@@ -17,7 +17,9 @@ Gradients of both, with x = value / step, codes c, range n..p, and G the incomin
 
 A scale stays positive because every use reads |parameter|, never below MIN_SCALE (`positive`); that value is exported.
 
-torch.compile traces both quantizers whole: what `forward` branches on are plain Python values, never tensors.
+Of several replicas (replicas.py) the elements of an activation step are those of all. Everything is float32, also where
+autocast computes convolutions in less. torch.compile traces both quantizers whole: what `forward` branches on are plain
+Python values, never tensors.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master.spec import Container
 from bitswitch_deploy.tensors import CodeRange, Granularity, Rounding, code_range
+from bitswitch_deploy.training.replicas import averaged, replica_count, smallest
 
 MIN_SCALE = 1e-8
 
@@ -71,30 +74,35 @@ def derived_codes(codes: Tensor, *, from_bits: int, to_bits: int, rounding: Roun
 
 
 class _Dequantize(torch.autograd.Function):
-    """codes * step, with the gradients of the module docstring; value, codes [...], step broadcasts."""
+    """codes * step, with the gradients of the module docstring; value, codes [...], step broadcasts.
+
+    elements: how many share one step, over all replicas.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, step: Tensor, codes: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, value: Tensor, step: Tensor, codes: Tensor, low: int, high: int, elements: int) -> Tensor:
         ctx.save_for_backward(value, step, codes)
-        ctx.low, ctx.high = low, high
+        ctx.low, ctx.high, ctx.elements = low, high, elements
         return codes * step
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         (grad,) = grad_outputs
         value, step, codes = ctx.saved_tensors
         x = value / step
         inside = (x >= ctx.low) & (x <= ctx.high)
         grad_value = grad * inside if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
-            return grad_value, None, None, None, None
+            return grad_value, None, None, None, None, None
         per_element = grad * (codes - torch.where(inside, x, torch.zeros_like(x)))
-        damping = 1.0 / math.sqrt(value.numel() / step.numel() * ctx.high)
-        return grad_value, per_element.sum_to_size(step.shape) * damping, None, None, None
+        damping = 1.0 / math.sqrt(ctx.elements * ctx.high)
+        return grad_value, per_element.sum_to_size(step.shape) * damping, None, None, None, None
 
 
-def _dequantize(value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange) -> Tensor:
-    return cast(Tensor, _Dequantize.apply(value, step, codes, limits.low, limits.high))  # type: ignore[no-untyped-call]
+def _dequantize(value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange, *, replicas: int = 1) -> Tensor:
+    elements = replicas * value.numel() // step.numel()
+    result = _Dequantize.apply(value, step, codes, limits.low, limits.high, elements)  # type: ignore[no-untyped-call]
+    return cast(Tensor, result)
 
 
 class WeightQuantizer(nn.Module):
@@ -197,19 +205,20 @@ class ActivationQuantizer(nn.Module):
         return all(self._seen)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        """Dequantized activations at `bits` bits, shape of `x`.
+        """Dequantized activations at `bits` bits, float32 in the shape of `x`, whatever the precision of `x`.
 
         Raises:
             UsageError: in evaluation mode, before any training batch at this width.
         """
         index = self.widths.index(bits)
+        x = x.float()
         if not self._seen[index]:
             self._initialise(x.detach(), index)
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
         scale = positive(self.scales[index])
         with torch.no_grad():
             codes = nearest_codes(x, scale, limits)
-        return _dequantize(x, scale, codes, limits)
+        return _dequantize(x, scale, codes, limits, replicas=replica_count())
 
     def exported_scales(self) -> Tensor:
         """The scales that `forward` divides by, float32 [len(widths)], order of `widths`.
@@ -228,10 +237,10 @@ class ActivationQuantizer(nn.Module):
         if not self.training:
             raise self._unseen(f"{bits} bits have")
         if self._sign == _UNDECIDED:
-            self.signed.fill_(_SIGNED if float(x.min()) < 0 else _UNSIGNED)
+            self.signed.fill_(_SIGNED if float(smallest(x.min())) < 0 else _UNSIGNED)
             self._remember_state()
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
-        self.scales[index].copy_((2 * x.abs().mean() / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
+        self.scales[index].copy_((2 * averaged(x.abs().mean()) / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
         self.initialised[index] = True
         self._remember_state()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -11,20 +12,56 @@ from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.master.spec import Preprocessing
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.training.batches import Augmentation
+from bitswitch_deploy.training.distillation import Distillation
 from bitswitch_deploy.training.prepare import PrepareOptions
+from bitswitch_deploy.training.schedule import Alrs
 
 _READER = Reader(error=InputFileError, do="correct the recipe")
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
+Update = Literal["per_width", "accumulated"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSettings:
-    """One stage of training: Adam with a cosine schedule; rates per mini-batch, `weight_decay` not on scales."""
+    """One stage of training: Adam with a cosine schedule; rates per mini-batch, `weight_decay` not on scales.
+
+    batch_size: over all replicas.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ValueError(f"epochs {self.epochs}, batch_size {self.batch_size}, rates below what can be")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointSettings(StageSettings):
+    """The stage at all widths.
+
+    alrs: form of the scales' rate (`schedule`). update: one step for each width of a mini-batch, or one for the sum of
+    their gradients, at the rates of the highest width. distillation, teacher_share: see `distillation`.
+    average_decay: keep an exponential moving average of weights, scales and statistics, updated after each mini-batch,
+        and measure and export that; None: no average.
+    """
+
+    alrs: Alrs = "eta"
+    update: Update = "per_width"
+    distillation: Distillation = "none"
+    teacher_share: float = 0.7
+    average_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        StageSettings.__post_init__(self)  # super() without arguments does not know a class that slots rebuild
+        if not 0 < self.teacher_share <= 1:
+            raise ValueError(f"teacher_share {self.teacher_share} is not in 0..1")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay {self.average_decay} is not between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +82,7 @@ class Recipe:
     augmentation: Augmentation
     quantization: PrepareOptions
     pretrain: StageSettings
-    joint: StageSettings
+    joint: JointSettings
 
 
 def load_recipe(name: str) -> Recipe:

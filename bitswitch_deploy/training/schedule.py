@@ -1,11 +1,40 @@
-"""Learning rates of joint training: cosine for the weights, ALRS decay per width for the scales.
+"""Learning rates of joint training: cosine for the weights, ALRS for the scales.
 
-Source: Huang et al., arXiv 2502.01199, section on ALRS; the form that the authors' scripts use (eta only).
+Source: Huang et al., arXiv 2502.01199, section on ALRS. With lambda the schedule's current rate, D = h - b, and
+m_b = mean over the quantized layers of min(max|gradient of the layer's scales|, 1):
+
+    none              lambda
+    eta               eta_b * lambda                  as the authors' scripts do
+    bracket           eta_b * lambda * (1 - m_b)
+    bracket_printed   eta_b * max(lambda - m_b, 0)    as the paper prints it, but never negative
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
+
+Alrs = Literal["none", "eta", "bracket", "bracket_printed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """A mini-batch of a schedule: `step` of `total`, counted from 0, in epochs of `per_epoch`."""
+
+    step: int
+    total: int
+    per_epoch: int
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that it belongs to, counted from 0."""
+        return self.step // self.per_epoch
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the schedule has, a last short one included."""
+        return -(-self.total // self.per_epoch)
 
 
 def cosine_rate(initial: float, step: int, total_steps: int) -> float:
@@ -20,6 +49,17 @@ def alrs_eta(distance: int) -> float:
     return float(5.0 * 10.0 ** -((distance + 1) // 2))
 
 
-def scale_rate(current: float, *, bits: int, highest: int) -> float:
-    """Learning rate of the scales at `bits`, from the schedule's current rate: eta_b * lambda."""
-    return alrs_eta(highest - bits) * current
+def scale_rate(form: Alrs, current: float, *, distance: int, mean_gradient: float = 0.0) -> float:
+    """Learning rate of the scales `distance` bits below the highest width.
+
+    Args:
+        form: see the module. current: lambda, the schedule's current rate.
+        mean_gradient: m_b, 0..1; only the bracket forms use it.
+    """
+    if form == "none":
+        return current
+    if form == "bracket":
+        return alrs_eta(distance) * (current * (1.0 - mean_gradient))
+    if form == "bracket_printed":
+        return alrs_eta(distance) * max(current - mean_gradient, 0.0)
+    return alrs_eta(distance) * current

@@ -1,28 +1,36 @@
-"""A whole run: recipe and data in, master out. Interrupted, it goes on from its state file."""
+"""A whole run: recipe and data in, master out. Interrupted, it goes on from its state file.
+
+Started by torchrun, the processes share the work; the first one reads and writes the files of the run.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import MeasuredAccuracy
-from bitswitch_deploy.training.batches import Batches
+from bitswitch_deploy.training.batches import make_batches
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
-from bitswitch_deploy.training.datasets import Dataset, load_dataset
+from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_dataset
+from bitswitch_deploy.training.evaluation import measure_widths, top1
+from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PreparedNetwork, prepare
 from bitswitch_deploy.training.recipe import Recipe, StageSettings
+from bitswitch_deploy.training.replicas import from_first, joined_replicas, replica_count, replica_index
 from bitswitch_deploy.training.stages import FloatStage, JointStage, Stage
-from bitswitch_deploy.training.trainer import Milestone, RunPlan, measure_widths, restore_stage, run_stage, top1
+from bitswitch_deploy.training.trainer import Milestone, RunPlan, restore_stage, run_stage
 
 _CHANNELS = {"L": 1, "RGB": 3}
 
@@ -31,11 +39,12 @@ _CHANNELS = {"L": 1, "RGB": 3}
 class Session:
     """What to run.
 
-    data: folder that holds the data set as a folder of its name, and `recipe.float_checkpoint`.
+    data: folder that holds the data set, as a folder of its name or itself, and `recipe.float_checkpoint`.
     state: file that the run is saved to on the way. resume: go on from there if it exists.
     checkpoint: trained float weights to start from instead of those of the recipe.
     joint_steps: length of the joint stage in mini-batches, instead of the recipe's epochs.
-    threads: of torch; two runs are equal only with the same number. fast: compile the steps (`stages.compiled`).
+    threads: of torch; two runs are equal only with the same number.
+    execution: device, precision, compiled or not. workers: processes that decode an image folder.
     log: file that gets a line for each epoch (`metrics_log`), with the accuracy that it reached.
     """
 
@@ -46,8 +55,17 @@ class Session:
     checkpoint: Path | None = None
     joint_steps: int | None = None
     threads: int = 1
-    fast: bool = False
+    execution: Execution = field(default_factory=Execution)
+    workers: int = 0
     log: Path | None = None
+
+    @property
+    def float_checkpoint(self) -> Path | None:
+        """The trained float weights that are there to start from; None: they are to be trained."""
+        if self.checkpoint is not None or self.recipe.float_checkpoint is None:
+            return self.checkpoint
+        path = self.data / self.recipe.float_checkpoint
+        return path if path.is_file() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +86,31 @@ def run_session(session: Session) -> TrainedNetwork:
         UsageError, DataError, CheckpointError: an input that does not fit.
         CheckFailedError: training diverged.
     """
-    recipe = session.recipe
+    _settle_torch(session)
+    with joined_replicas(session.execution.device):
+        return _run(session)
+
+
+def _settle_torch(session: Session) -> None:
+    """Make torch repeat itself; on CUDA some operators cannot, and warn."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(session.threads)
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(recipe.seed)
-    dataset = load_dataset(recipe.dataset, session.data / recipe.dataset)
-    run = _Run(session=session, dataset=dataset, saved=_saved_state(session), log=MetricsLog(session.log))
-    run.log.write("start", **_circumstances(session), step=run.saved.get("step", 0))
-    model, float_top1 = run.float_network()
-    network = prepare(model, (_example(recipe),), recipe.quantization)
-    accuracy = run.train_jointly(network, float_top1)
+    torch.use_deterministic_algorithms(True, warn_only=session.execution.device.type == "cuda")
+    torch.backends.cudnn.allow_tf32 = False  # codes times scales have more bits than TF32 keeps
+    torch.manual_seed(session.recipe.seed)
+
+
+def _run(session: Session) -> TrainedNetwork:
+    recipe = session.recipe
+    model = build_network(recipe.network)
+    dataset = load_dataset(recipe.dataset, session.data, recipe.preprocessing, workers=session.workers)
+    check_labels(dataset, _outputs(model, recipe))
+    is_first = replica_index() == 0
+    saved = from_first(_saved_state(session) if is_first else None)
+    run = _Run(session=session, dataset=dataset, saved=saved, log=MetricsLog(session.log if is_first else None))
+    run.log.write("start", **_circumstances(session), step=saved.get("step", 0))
+    model, float_top1 = run.float_network(model)
+    network, accuracy = run.train_jointly(prepare(model, (_example(recipe),), recipe.quantization), float_top1)
     provenance = _provenance(session, float_top1)
     record = TrainingRecord(accuracy=accuracy, preprocessing=recipe.preprocessing, provenance=provenance)
     master = build_master(network, (_example(recipe),), record)
@@ -90,52 +123,59 @@ class _Run:
     """A session under way. saved: the state that it goes on from; empty when it begins."""
 
     session: Session
-    dataset: Dataset
+    dataset: AnyDataset
     saved: dict[str, Any]
     log: MetricsLog
 
-    def float_network(self) -> tuple[nn.Module, float]:
-        """The trained float network and its top-1: loaded, or trained."""
-        recipe = self.session.recipe
-        model = build_network(recipe.network)
+    def float_network(self, model: nn.Module) -> tuple[nn.Module, float]:
+        """The trained float network, on the CPU, and its top-1: `model` with weights loaded or trained."""
+        session, recipe = self.session, self.session.recipe
         if self.saved.get("stage") == JointStage.name:
-            return model, _saved_top1(self.saved, self.session)  # the weights come with the joint state
-        checkpoint = self.session.checkpoint
-        if checkpoint is None and recipe.float_checkpoint is not None:
-            checkpoint = self.session.data / recipe.float_checkpoint
+            return model, _saved_top1(self.saved, session)  # the weights come with the joint state
 
         def measure() -> dict[str, float]:
             return {"float": top1(model, self.dataset.test, recipe.preprocessing)}
 
-        if checkpoint is not None:
-            import_checkpoint(checkpoint, model)
+        if session.float_checkpoint is not None:
+            import_checkpoint(session.float_checkpoint, model)
+            model.to(session.execution.device)
         else:
-            stage = FloatStage(model, recipe.pretrain, fast=self.session.fast)
-            self._drive(stage, recipe.pretrain, {}, measure)
-        return model, measure()["float"]
+            if recipe.float_checkpoint is not None and replica_index() == 0:
+                missing = f"no {recipe.float_checkpoint} in {session.data}"
+                Console(stderr=True).print(f"{missing}: training the float network first", soft_wrap=True)
+            self._drive(FloatStage(model, recipe.pretrain, execution=session.execution), recipe.pretrain, {}, measure)
+        float_top1 = measure()["float"]
+        fresh = build_network(recipe.network)  # of several replicas `model` has other BatchNorm classes
+        fresh.load_state_dict(model.state_dict())
+        return fresh, float_top1
 
-    def train_jointly(self, network: PreparedNetwork, float_top1: float) -> tuple[MeasuredAccuracy, ...]:
-        """Train at all widths; the accuracy that each ends with."""
-        recipe = self.session.recipe
+    def train_jointly(
+        self, network: PreparedNetwork, float_top1: float
+    ) -> tuple[PreparedNetwork, tuple[MeasuredAccuracy, ...]]:
+        """Train at all widths; the network to export, on the CPU, and the accuracy that each width ends with."""
+        session, recipe = self.session, self.session.recipe
+        samples = len(self.dataset.train.labels)
+        stage = JointStage(network, recipe.joint, samples=samples, execution=session.execution)
 
         def measure() -> tuple[MeasuredAccuracy, ...]:
-            return measure_widths(network.model, network.options.widths, self.dataset.test, recipe.preprocessing)
+            return measure_widths(stage.result, network.options.widths, self.dataset.test, recipe.preprocessing)
 
-        stage = JointStage(network, recipe.joint, fast=self.session.fast)
         self._drive(stage, recipe.joint, {"float_top1": float_top1}, lambda: _by_width(measure()))
-        return measure()
+        accuracy = measure()
+        return replace(network, model=stage.result.cpu()), accuracy
 
     def _drive(
         self, stage: Stage, settings: StageSettings, extra: dict[str, float], measure: Callable[[], dict[str, float]]
     ) -> None:
         """Run a stage to its end, from `saved` when that is a state of this stage; `extra` is saved with it."""
-        session = self.session
-        batches = Batches(
+        session, recipe = self.session, self.session.recipe
+        batches = make_batches(
             self.dataset.train,
-            preprocessing=session.recipe.preprocessing,
-            augmentation=session.recipe.augmentation,
+            recipe.preprocessing,
+            recipe.augmentation,
             batch_size=settings.batch_size,
-            seed=session.recipe.seed,
+            seed=recipe.seed,
+            device=session.execution.device,
         )
         total = settings.epochs * batches.per_epoch
         if stage.name == JointStage.name and session.joint_steps is not None:
@@ -143,20 +183,23 @@ class _Run:
         resumed = self.saved.get("stage") == stage.name
         start = restore_stage(stage, self.saved, total, str(session.state)) if resumed else 0
 
-        def reached(milestone: Milestone) -> None:
-            save_checkpoint({**milestone.state, **extra}, session.state)
-            self.log.write(
-                "epoch",
-                stage=stage.name,
-                step=milestone.step,
+        def reached(milestone: Milestone) -> dict[str, float]:
+            if replica_index() == 0:
+                save_checkpoint({**milestone.state, **extra}, session.state)
+            accuracies = measure()
+            self.log.write_epoch(
+                stage.name,
+                milestone.step,
+                milestone.losses,
+                accuracies,
                 total=total,
-                losses=milestone.losses,
-                top1=measure(),
                 seconds=round(milestone.seconds, 3),
                 images_per_s=round(milestone.steps * settings.batch_size / milestone.seconds, 1),
             )
+            return accuracies
 
-        run_stage(stage, batches, RunPlan(start=start, stop=total, total=total, save_every=batches.per_epoch), reached)
+        plan = RunPlan(start=start, stop=total, total=total, save_every=batches.per_epoch, seed=recipe.seed)
+        run_stage(stage, batches, plan, reached)
 
 
 def _saved_state(session: Session) -> dict[str, Any]:
@@ -188,6 +231,13 @@ def _example(recipe: Recipe) -> Tensor:
     return torch.zeros(2, _CHANNELS[recipe.preprocessing.colour], *recipe.preprocessing.size)
 
 
+@torch.no_grad()
+def _outputs(model: nn.Module, recipe: Recipe) -> int:
+    """How many classes a network has."""
+    logits = model.eval()(_example(recipe))
+    return int(logits.shape[1])
+
+
 def _by_width(accuracy: tuple[MeasuredAccuracy, ...]) -> dict[str, float]:
     return {f"w{entry.bits}": entry.value for entry in accuracy}
 
@@ -195,24 +245,42 @@ def _by_width(accuracy: tuple[MeasuredAccuracy, ...]) -> dict[str, float]:
 def _circumstances(session: Session) -> dict[str, Any]:
     """What the figures of a log depend on."""
     recipe = session.recipe
+    execution = session.execution
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "joint_epochs": recipe.joint.epochs,
+        "float_checkpoint": None if session.float_checkpoint is None else session.float_checkpoint.name,
+        "joint": asdict(recipe.joint),
         "joint_steps": session.joint_steps,
+        "quantization": asdict(recipe.quantization),
         "threads": session.threads,
-        "fast": session.fast,
+        "fast": execution.fast,
+        "precision": execution.precision,
+        "replicas": replica_count(),
+        "device": _device_text(execution.device),
         "host": host_text(),
         "versions": VERSIONS,
     }
 
 
+def _device_text(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _provenance(session: Session, float_top1: float) -> tuple[tuple[str, str], ...]:
     steps = () if session.joint_steps is None else (("joint_steps", str(session.joint_steps)),)
+    # only what differs from one process with one thread on a CPU
+    unusual = {
+        "device": _device_text(session.execution.device),
+        "precision": session.execution.precision,
+        "replicas": str(replica_count()),
+    }
+    usual = {"device": "cpu", "precision": "float32", "replicas": "1"}
     return (
         ("recipe", session.recipe.name),
         ("seed", str(session.recipe.seed)),
         *steps,
+        *((key, value) for key, value in unusual.items() if value != usual[key]),
         ("float_top1", f"{float_top1:.2f}"),
         *((name, VERSIONS[name]) for name in ("python", "torch", "numpy")),
     )

@@ -1,4 +1,4 @@
-"""Drives a stage over its mini-batches: progress, checkpoints, resuming; and measures accuracy."""
+"""Drives a stage over its mini-batches: randomness, progress, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
 
 from bitswitch_deploy.errors import CheckpointError
-from bitswitch_deploy.master.spec import MeasuredAccuracy, Preprocessing
-from bitswitch_deploy.training.batches import Batches, preprocess
+from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_state
-from bitswitch_deploy.training.datasets import ImageSet
-from bitswitch_deploy.training.prepare import set_width
+from bitswitch_deploy.training.replicas import replica_index
+from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import Stage
-
-_EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """How far a stage goes: steps start..stop-1 of a schedule of `total` steps, saved every `save_every` steps."""
+    """How far a stage goes: steps start..stop-1 of a schedule of `total` steps, saved every `save_every` steps.
+
+    seed: of what is random inside of the network, such as dropout; each step draws anew from (seed, step, replica).
+    """
 
     start: int
     stop: int
     total: int
     save_every: int
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,14 @@ class Milestone:
 
 
 def run_stage(
-    stage: Stage, batches: Batches, plan: RunPlan, reached: Callable[[Milestone], None] | None = None
+    stage: Stage,
+    batches: BatchSource,
+    plan: RunPlan,
+    reached: Callable[[Milestone], dict[str, float] | None] | None = None,
 ) -> None:
     """Train from `plan.start` to `plan.stop`.
 
-    reached: called every `save_every` steps and at the end.
+    reached: called every `save_every` steps and at the end; gives accuracies to show, if it measured.
 
     Raises:
         CheckFailedError: the loss or a gradient is not finite; the message names width and layer.
@@ -65,23 +68,30 @@ def run_stage(
         task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss=float("nan"))
         started = time.monotonic()
         stage.model.train()
-        for step in range(plan.start, plan.stop):
-            recent.append(stage.step(*batches.batch(step), step, plan.total))
+        for step, batch in enumerate(batches.stream(plan.start, plan.stop), plan.start):
+            _seed_step(plan.seed, step)
+            position = Position(step=step, total=plan.total, per_epoch=batches.per_epoch)
+            recent.append(stage.step(batch, position))
             progress.update(task, advance=1, loss=mean(recent[-1]))
             done = step + 1
             if reached is not None and (done % plan.save_every == 0 or done == plan.stop):
-                reached(
-                    Milestone(
-                        step=done,
-                        steps=len(recent),
-                        state=stage_state(stage, done, plan.total),
-                        losses=dict(zip(stage.losses, map(mean, zip(*recent)), strict=True)),
-                        seconds=time.monotonic() - started,
-                    )
+                milestone = Milestone(
+                    step=done,
+                    steps=len(recent),
+                    state=stage_state(stage, done, plan.total),
+                    losses=dict(zip(stage.losses, map(mean, zip(*recent)), strict=True)),
+                    seconds=time.monotonic() - started,
                 )
+                accuracies = reached(milestone) or {}
+                _print_accuracies(progress, f"{stage.name} {done}/{plan.total}", accuracies)
                 recent.clear()
                 stage.model.train()  # who measured a milestone did so in evaluation mode
                 started = time.monotonic()
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """What a step draws depends on its number alone, so a run that resumes needs no state of a generator."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, 2, step, replica_index()]).generate_state(1)[0]))
 
 
 def stage_state(stage: Stage, step: int, total: int) -> dict[str, Any]:
@@ -92,6 +102,7 @@ def stage_state(stage: Stage, step: int, total: int) -> dict[str, Any]:
         "total": total,
         "model": stage.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in stage.optimizers],
+        **stage.own_state(),
     }
 
 
@@ -118,40 +129,13 @@ def restore_stage(stage: Stage, state: dict[str, Any], total: int, source: str) 
         raise CheckpointError(
             where=source, got=f"optimizer state: {exc}", allowed="the state of this run", do="start the run again"
         ) from exc
+    stage.restore_own(state, source)
     return step
 
 
-@torch.no_grad()
-def top1(model: nn.Module, data: ImageSet, preprocessing: Preprocessing) -> float:
-    """Percent of images whose largest logit is their label, in evaluation mode (left on)."""
-    model.eval()
-    correct = 0
-    for start in range(0, len(data.labels), _EVALUATION_BATCH):
-        inputs = preprocess(data.images[start : start + _EVALUATION_BATCH], preprocessing)
-        predicted = model(inputs).argmax(1).numpy()
-        correct += int(np.count_nonzero(predicted == data.labels[start : start + _EVALUATION_BATCH]))
-    return 100.0 * correct / len(data.labels)
-
-
-def measure_widths(
-    model: nn.Module, widths: tuple[int, ...], data: ImageSet, preprocessing: Preprocessing
-) -> tuple[MeasuredAccuracy, ...]:
-    """Top-1 of a prepared network at each width, which it leaves at the highest one."""
-    measured = []
-    for bits in widths:
-        set_width(model, bits)
-        measured.append(
-            MeasuredAccuracy(
-                bits=bits,
-                metric="top1",
-                value=top1(model, data, preprocessing),
-                n=len(data.labels),
-                dataset=data.name,
-                dataset_sha256=data.sha256,
-            )
-        )
-    set_width(model, widths[0])
-    return tuple(measured)
+def _print_accuracies(progress: Progress, where: str, accuracies: dict[str, float]) -> None:
+    if accuracies and replica_index() == 0:
+        progress.console.print(f"{where}: " + ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items()))
 
 
 def _progress() -> Progress:
@@ -162,4 +146,5 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=replica_index() > 0,
     )

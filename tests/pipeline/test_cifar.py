@@ -27,7 +27,7 @@ from bitswitch_deploy.pipeline.engine_step import BATCH_RANGE
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import Batches, preprocess
 from bitswitch_deploy.training.checkpoint import import_checkpoint
-from bitswitch_deploy.training.datasets import ImageSet, load_dataset
+from bitswitch_deploy.training.datasets import ImageSet, load_cifar10
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_width
@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     # more threads wait for each other when two test processes share two cores
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    dataset = load_dataset("cifar10", DATA / "cifar10")
+    dataset = load_cifar10(DATA / "cifar10")
     model = build_network(RECIPE.network)
     assert RECIPE.float_checkpoint is not None
     import_checkpoint(DATA / RECIPE.float_checkpoint, model)
@@ -73,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         dataset.train, preprocessing=RECIPE.preprocessing, augmentation=RECIPE.augmentation, batch_size=16, seed=1
     )
     plan = RunPlan(start=0, stop=STEPS, total=STEPS, save_every=STEPS)
-    run_stage(JointStage(network, settings), batches, plan)
+    run_stage(JointStage(network, settings, samples=len(dataset.train.labels)), batches, plan)
     record = TrainingRecord(preprocessing=RECIPE.preprocessing)
     write_master(build_master(network, (example,), record), folder / "resnet20.safetensors")
     for name, part, count in (("test", dataset.test, IMAGES), ("train", dataset.train, 512)):

@@ -12,7 +12,7 @@ import torch
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import preprocess
-from bitswitch_deploy.training.datasets import ImageSet, load_dataset
+from bitswitch_deploy.training.datasets import ImageSet, load_npz_dataset
 from bitswitch_deploy.training.prepare import set_width
 from bitswitch_deploy.training.recipe import load_recipe
 from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedNetwork:
 
 @pytest.fixture(scope="module")
 def test_split() -> ImageSet:
-    return load_dataset("digits", CALIBRATION / "digits").test
+    return load_npz_dataset(CALIBRATION / "digits").test
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bitswitch_deploy.master.spec import Preprocessing
-from bitswitch_deploy.training.batches import Augmentation, Batches, augment, preprocess
+from bitswitch_deploy.training.batches import Augmentation, Batches, draw_moves, move, preprocess
 from bitswitch_deploy.training.datasets import ImageSet
 
 IDENTITY = Preprocessing(colour="L", size=(4, 4), divide_by=1.0, mean=(0.0,), std=(1.0,))
@@ -37,8 +37,16 @@ class TestBatches:
         assert len(set(labels.tolist())) == 8
 
     def test_images_stay_with_their_labels(self) -> None:
-        inputs, labels = batches().batch(3)
+        inputs, labels, _ = batches().batch(3)
         assert torch.equal(inputs[:, 0, 0, 0], labels.float() + 1)
+
+    def test_indices_are_places_in_the_training_set(self) -> None:
+        batch = batches().batch(3)
+        assert torch.equal(batch.indices, batch.labels)
+
+    def test_a_stream_is_the_batches_one_after_the_other(self) -> None:
+        streamed = [batch.labels.tolist() for batch in batches().stream(1, 4)]
+        assert streamed == [batches().batch(step).labels.tolist() for step in (1, 2, 3)]
 
     def test_epochs_are_shuffled_differently(self) -> None:
         source = batches()
@@ -49,8 +57,8 @@ class TestBatches:
         source = batches(augmentation=moving)
         for step in range(5):
             source.batch(step)
-        inputs, labels = source.batch(3)
-        fresh_inputs, fresh_labels = batches(augmentation=moving).batch(3)
+        inputs, labels, _ = source.batch(3)
+        fresh_inputs, fresh_labels, _ = batches(augmentation=moving).batch(3)
         assert torch.equal(inputs, fresh_inputs)
         assert torch.equal(labels, fresh_labels)
         assert batches(seed=1).batch(3)[1].tolist() != fresh_labels.tolist()
@@ -68,15 +76,20 @@ class TestBatches:
         assert len(source.batch(0)[1]) == 10
 
 
+def augment(images: np.ndarray, augmentation: Augmentation, seed: int) -> np.ndarray:
+    moves = draw_moves(len(images), images.shape[1:3], augmentation, [seed])
+    moved: np.ndarray = move(torch.from_numpy(images), augmentation.shift, moves).numpy()
+    return moved
+
+
 class TestAugment:
     image = np.arange(1, 17, dtype=np.uint8).reshape(1, 4, 4, 1)
 
     def results(self, augmentation: Augmentation) -> list[list[list[int]]]:
-        generator = np.random.default_rng(0)
-        return [augment(self.image, augmentation, generator)[0, :, :, 0].tolist() for _ in range(60)]
+        return [augment(self.image, augmentation, seed)[0, :, :, 0].tolist() for seed in range(60)]
 
     def test_none(self) -> None:
-        assert np.array_equal(augment(self.image, NONE, np.random.default_rng(0)), self.image)
+        assert np.array_equal(augment(self.image, NONE, 0), self.image)
 
     def test_shift_brings_zeros_in(self) -> None:
         padded = np.pad(self.image[0, :, :, 0], 1)
@@ -95,5 +108,5 @@ class TestAugment:
 
     def test_each_image_draws_its_own(self) -> None:
         images = np.repeat(self.image, 30, axis=0)
-        moved = augment(images, Augmentation(shift=1, flip=False), np.random.default_rng(0))
+        moved = augment(images, Augmentation(shift=1, flip=False), 0)
         assert len({image.tobytes() for image in moved}) == pytest.approx(9, abs=1)

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from bitswitch_deploy.errors import DataError, UsageError
-from bitswitch_deploy.training.datasets import load_cifar10, load_dataset, load_npz_dataset
+from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.training.datasets import check_labels, load_cifar10, load_dataset, load_npz_dataset
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "calibration"
 
@@ -74,7 +75,7 @@ class TestNpz:
 
 class TestDigits:
     def test_bundled_split(self) -> None:
-        data = load_dataset("digits", CALIBRATION / "digits")
+        data = load_npz_dataset(CALIBRATION / "digits")
         assert data.train.images.shape == (1197, 8, 8, 1)
         assert data.test.images.shape == (600, 8, 8, 1)
         assert int(max(data.train.images.max(), data.test.images.max())) == 16
@@ -82,9 +83,28 @@ class TestDigits:
         both = np.concatenate([data.train.images, data.test.images]).reshape(1797, -1)
         assert len(np.unique(both, axis=0)) == 1797
 
-    def test_unknown_name(self) -> None:
-        with pytest.raises(UsageError, match="dataset: mnist\n  allowed: digits, cifar10"):
-            load_dataset("mnist", CALIBRATION)
+
+class TestLoad:
+    digits = Preprocessing(colour="L", size=(8, 8), divide_by=16.0, mean=(0.3,), std=(0.4,))
+
+    @pytest.mark.parametrize("root", [CALIBRATION, CALIBRATION / "digits"])
+    def test_finds_the_folder_of_the_name_or_takes_the_folder_itself(self, root: Path) -> None:
+        assert len(load_dataset("digits", root, self.digits).test.labels) == 600
+
+    def test_images_that_do_not_fit_the_recipe(self) -> None:
+        colour = Preprocessing(colour="RGB", size=(8, 8), divide_by=255.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+        with pytest.raises(DataError, match=r"digits: images: \(8, 8, 1\).*\n  allowed: \(8, 8, 3\)"):
+            load_dataset("digits", CALIBRATION, colour)
+
+    def test_labels_that_the_network_has_no_output_for(self) -> None:
+        data = load_npz_dataset(CALIBRATION / "digits")
+        check_labels(data, 10)
+        with pytest.raises(DataError, match=r"digits: labels: 0\.\.9\n  allowed: 0\.\.8, as the network has 9 outputs"):
+            check_labels(data, 9)
+
+    def test_any_other_name_is_an_image_folder(self) -> None:
+        with pytest.raises(DataError, match=r"calibration/train: cannot be listed"):
+            load_dataset("mnist", CALIBRATION, self.digits)
 
 
 class TestCifar10:
@@ -125,3 +145,18 @@ class TestCifar10:
         (folder / "train_00.webp").write_bytes(b"nothing")
         with pytest.raises(DataError, match=r"train_00\.webp: not an image"):
             load_cifar10(folder)
+
+    def test_the_binary_version_of_its_authors(self, tmp_path: Path) -> None:
+        records = np.random.default_rng(0).integers(0, 256, (4, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+            (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+        data = load_cifar10(tmp_path)
+        assert data.train.images.shape == (20, 32, 32, 3)
+        assert data.test.labels.tolist() == records[:, 0].tolist()
+        # red, green and blue plane, each row by row
+        places = [1 + plane * 1024 + 5 * 32 + 7 for plane in range(3)]
+        assert data.test.images[2, 5, 7].tolist() == records[2, places].tolist()
+        (tmp_path / "test_batch.bin").write_bytes(b"short")
+        with pytest.raises(DataError, match=r"test_batch\.bin: 5 bytes in 1 files\n  allowed: records of 3073 bytes"):
+            load_cifar10(tmp_path)

@@ -9,9 +9,9 @@ import torch
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.training.checkpoint import import_checkpoint
 from bitswitch_deploy.training.datasets import ImageSet, load_cifar10
+from bitswitch_deploy.training.evaluation import top1
 from bitswitch_deploy.training.networks import PadShortcut, build_network
 from bitswitch_deploy.training.recipe import load_recipe
-from bitswitch_deploy.training.trainer import top1
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +32,37 @@ def test_shapes_and_sizes(name: str, shape: tuple[int, ...], parameters: int) ->
     network = build_network(name).eval()
     assert network(torch.zeros(2, *shape)).shape == (2, 10)
     assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+# sizes and names as of the checkpoints that torchvision publishes
+@pytest.mark.parametrize(
+    ("name", "parameters", "entries", "some"),
+    [
+        ("resnet18", 11_689_512, 122, {"layer2.0.downsample.1.running_var": (128,), "layer4.1.conv2.weight": (512,)}),
+        ("resnet50", 25_557_032, 320, {"layer1.0.downsample.0.weight": (256,), "layer4.2.bn3.bias": (2048,)}),
+        (
+            "mobilenetv2",
+            3_504_872,
+            314,
+            {
+                "features.1.conv.1.weight": (16,),
+                "features.2.conv.1.0.weight": (96,),
+                "features.18.1.running_mean": (1280,),
+                "classifier.1.weight": (1000,),
+            },
+        ),
+    ],
+)
+def test_imagenet_networks_have_the_parameters_of_torchvision(
+    name: str, parameters: int, entries: int, some: dict[str, tuple[int, ...]]
+) -> None:
+    network = build_network(f"imagenet-{name}").eval()
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    state = network.state_dict()
+    assert len(state) == entries
+    assert {key: tuple(state[key].shape[:1]) for key in some} == some
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 
 
 def test_unknown_name() -> None:

@@ -10,6 +10,8 @@ from bitswitch_deploy.tensors import Rounding
 from bitswitch_deploy.training.networks import NETWORKS
 from bitswitch_deploy.training.recipe import RECIPES, load_recipe
 
+JOINT = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0}
+
 
 def edited(tmp_path: Path, **changes: object) -> str:
     content = yaml.safe_load((RECIPES / "digits.yaml").read_text(encoding="utf-8"))
@@ -26,7 +28,8 @@ def test_bundled_recipes_load(name: str) -> None:
     assert recipe.network in NETWORKS
     assert recipe.joint.learning_rate == 5e-4
     assert recipe.joint.weight_decay == 5e-5
-    assert recipe.quantization.widths == (8, 6, 4, 2)
+    assert recipe.quantization.widths == ((4, 3, 2) if name.endswith("-432") else (8, 6, 4, 2))
+    assert (recipe.joint.alrs, recipe.joint.update, recipe.joint.distillation) == ("eta", "per_width", "none")
     assert recipe.quantization.rounding is Rounding.HALF_UP
 
 
@@ -35,7 +38,7 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_bundled_ones() -> None:
-    with pytest.raises(UsageError, match="--recipe: mnist\n  allowed: cifar10-resnet20, digits, or the path"):
+    with pytest.raises(UsageError, match=r"--recipe: mnist\n  allowed: cifar10-resnet20, .*digits, .*, or the path"):
         load_recipe("mnist")
 
 
@@ -44,6 +47,17 @@ def test_unknown_name_lists_the_bundled_ones() -> None:
     [
         ({"sead": 1}, "unknown key: 'sead'"),
         ({"joint": {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0, "warmup": 3}}, "'warmup'"),
+        ({"joint": {**JOINT, "epochs": 0}}, "epochs 0"),
+        (
+            {"joint": {**JOINT, "alrs": "bracked"}},
+            "joint.alrs: 'bracked'\n  allowed: none, eta, bracket, bracket_printed",
+        ),
+        ({"joint": {**JOINT, "update": "both"}}, "joint.update: 'both'\n  allowed: per_width, accumulated"),
+        ({"joint": {**JOINT, "distillation": "kd"}}, "joint.distillation: 'kd'\n  allowed: none, ps_kd, in_batch"),
+        ({"joint": {**JOINT, "teacher_share": 1.5}}, "teacher_share 1.5 is not in 0..1"),
+        ({"joint": {**JOINT, "average_decay": 1}}, "average_decay 1.0 is not between 0 and 1"),
+        ({"augmentation": {"shift": -1}}, "shift -1"),
+        ({"augmentation": {"min_area": 0}}, "min_area 0"),
         ({"seed": "DROP"}, "no key seed"),
         ({"seed": "one"}, "seed: 'one'\n  allowed: a whole number"),
         ({"seed": True}, "seed: True\n  allowed: a whole number"),

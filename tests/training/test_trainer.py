@@ -1,31 +1,33 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bitswitch_deploy.errors import CheckpointError
-from bitswitch_deploy.training.batches import preprocess
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
-from bitswitch_deploy.training.prepare import set_width
-from bitswitch_deploy.training.recipe import StageSettings
-from bitswitch_deploy.training.stages import JointStage
+from bitswitch_deploy.training.evaluation import measure_widths
+from bitswitch_deploy.training.recipe import JointSettings
+from bitswitch_deploy.training.schedule import Position
+from bitswitch_deploy.training.stages import FloatStage, JointStage
 from bitswitch_deploy.training.trainer import (
     Milestone,
     RunPlan,
-    measure_widths,
     restore_stage,
     run_stage,
     stage_state,
-    top1,
 )
-from tests.training.tiny_network import PREPROCESSING, halves, tiny_batches, tiny_network
+from tests.training.tiny_network import PREPROCESSING, halves, tiny_batches, tiny_model, tiny_network
 
-SETTINGS = StageSettings(epochs=1, batch_size=16, learning_rate=0.01, weight_decay=0.0)
+SETTINGS = JointSettings(epochs=1, batch_size=16, learning_rate=0.01, weight_decay=0.0)
+
+
+def joint(**changes: Any) -> JointStage:
+    return JointStage(tiny_network(), replace(SETTINGS, **changes), samples=64)
 
 
 def plan(start: int, stop: int, save_every: int = 100) -> RunPlan:
@@ -49,23 +51,54 @@ def assert_same_state(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 class TestResume:
-    @pytest.mark.parametrize("stop", [1, 5, 12])
-    def test_a_resumed_run_equals_an_uninterrupted_one(self, tmp_path: Path, stop: int) -> None:
+    @pytest.mark.parametrize(
+        ("stop", "changes"),
+        [
+            (1, {}),
+            (5, {}),
+            (12, {}),
+            (5, {"alrs": "bracket", "update": "accumulated"}),
+            (5, {"alrs": "bracket_printed", "distillation": "in_batch"}),
+            (3, {"distillation": "ps_kd"}),
+            (6, {"distillation": "ps_kd", "average_decay": 0.9, "alrs": "none"}),
+        ],
+    )
+    def test_a_resumed_run_equals_an_uninterrupted_one(
+        self, tmp_path: Path, stop: int, changes: dict[str, Any]
+    ) -> None:
         path = tmp_path / "state"
-        whole = JointStage(tiny_network(), SETTINGS)
+        whole = joint(**changes)
         run_stage(whole, tiny_batches(), plan(0, 12))
-        first = JointStage(tiny_network(), SETTINGS)
+        first = joint(**changes)
         run_stage(first, tiny_batches(), plan(0, stop), lambda reached: save_checkpoint(reached.state, path))
         torch.manual_seed(99)
-        second = JointStage(tiny_network(), SETTINGS)
+        second = joint(**changes)
         start = restore_stage(second, load_checkpoint(path), 12, "state")
         assert start == stop
         run_stage(second, tiny_batches(), plan(start, 12))
         assert_same_state(stage_state(second, 12, 12), stage_state(whole, 12, 12))
 
+    def test_an_average_that_the_state_lacks_is_refused(self) -> None:
+        with pytest.raises(CheckpointError, match="no average"):
+            restore_stage(joint(average_decay=0.9), stage_state(joint(), 2, 12), 12, "run.state")
+
+    def test_dropout_draws_by_step_so_that_it_resumes(self) -> None:
+        def dropping() -> FloatStage:
+            model = tiny_model()
+            model[5] = nn.Sequential(nn.Flatten(), nn.Dropout())
+            return FloatStage(model, SETTINGS)
+
+        whole, first = dropping(), dropping()
+        run_stage(whole, tiny_batches(), plan(0, 6))
+        run_stage(first, tiny_batches(), plan(0, 4))
+        torch.rand(7)
+        second = dropping()
+        run_stage(second, tiny_batches(), plan(restore_stage(second, stage_state(first, 4, 12), 12, "state"), 6))
+        assert_same_state(stage_state(second, 6, 12), stage_state(whole, 6, 12))
+
     def test_states_are_saved_on_the_way_and_at_the_end(self) -> None:
         steps: list[int] = []
-        stage = JointStage(tiny_network(), SETTINGS)
+        stage = joint()
         counts: list[int] = []
 
         def reached(milestone: Milestone) -> None:
@@ -78,15 +111,18 @@ class TestResume:
 
     def test_a_milestone_has_the_mean_losses_since_the_last(self) -> None:
         reached: list[Milestone] = []
-        run_stage(JointStage(tiny_network(), SETTINGS), tiny_batches(), plan(0, 4, save_every=2), reached.append)
-        stage, batches = JointStage(tiny_network(), SETTINGS), tiny_batches()
-        losses = [stage.step(*batches.batch(step), step, 12) for step in range(4)]
+        run_stage(joint(), tiny_batches(), plan(0, 4, save_every=2), reached.append)
+        stage, batches = joint(), tiny_batches()
+        losses = [stage.step(batches.batch(step), Position(step=step, total=12, per_epoch=4)) for step in range(4)]
         for milestone, pair in zip(reached, (losses[:2], losses[2:]), strict=True):
             expected = [(first + second) / 2 for first, second in zip(*pair, strict=True)]
             assert milestone.losses == pytest.approx(dict(zip(("w8", "w4", "w2"), expected, strict=True)))
 
     def test_who_measures_at_a_milestone_does_not_change_the_training(self) -> None:
-        measured, plain = JointStage(tiny_network(), SETTINGS), JointStage(tiny_network(), SETTINGS)
+        measured, plain = (
+            joint(),
+            joint(),
+        )
         run_stage(plain, tiny_batches(), plan(0, 6))
         data = halves()
 
@@ -106,40 +142,12 @@ class TestResume:
             ({"model": {}}, "missing 0.weight"),
             ({"optimizers": []}, "optimizer state"),
             ({"optimizers": [{}, {}]}, "optimizer state"),
+            ({"average": {}}, "an average\n  allowed: the other"),
+            ({"teacher": torch.zeros(64, 2).half()}, "the memory of a distillation"),
         ],
     )
     def test_another_state_is_refused(self, change: dict[str, Any], message: str) -> None:
-        stage = JointStage(tiny_network(), SETTINGS)
+        stage = joint()
         state = {**stage_state(stage, 2, 12), **change}
         with pytest.raises(CheckpointError, match=message):
             restore_stage(stage, state, 12, "run.state")
-
-
-class TestAccuracy:
-    def test_top1_counts_the_largest_logit(self) -> None:
-        class Constant(nn.Module):
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return torch.tensor([[0.0, 1.0]]).expand(len(x), 2)
-
-        data = halves(n=300)
-        assert top1(Constant(), data, PREPROCESSING) == pytest.approx(100 * float(np.mean(data.labels == 1)))
-
-    def test_each_width_is_measured_at_its_own(self) -> None:
-        network = tiny_network()
-        run_stage(JointStage(network, SETTINGS), tiny_batches(), plan(0, 12))
-        data = halves(n=50, seed=1)
-        measured = measure_widths(network.model, (8, 4, 2), data, PREPROCESSING)
-        inputs, labels = preprocess(data.images, PREPROCESSING), torch.from_numpy(data.labels)
-        for entry, bits in zip(measured, (8, 4, 2), strict=True):
-            set_width(network.model, bits)
-            expected = 100 * float((network.model(inputs).argmax(1) == labels).float().mean())
-            assert (entry.bits, entry.metric, entry.n) == (bits, "top1", 50)
-            assert (entry.dataset, entry.dataset_sha256) == ("halves", "ab" * 32)
-            assert entry.value == pytest.approx(expected)
-
-    def test_measuring_changes_nothing(self) -> None:
-        network = tiny_network()
-        run_stage(JointStage(network, SETTINGS), tiny_batches(), plan(0, 3))
-        before = {key: value.clone() for key, value in network.model.state_dict().items()}
-        measure_widths(network.model, (8, 4, 2), halves(), PREPROCESSING)
-        assert_same_state(dict(network.model.state_dict()), before)

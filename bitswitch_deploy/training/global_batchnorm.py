@@ -1,0 +1,70 @@
+"""BatchNorm over the mini-batch of all replicas: the same numbers as one process with the whole mini-batch.
+
+On CUDA it is torch's SyncBatchNorm. torch has none for other devices; there the statistics are summed by differentiable
+all-reduces: first the mean, then the mean square around it (the one-pass form cancels).
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias        mean and var over replicas, samples and positions
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from bitswitch_deploy.training.replicas import replica_count
+
+
+def synchronise_batchnorm(model: nn.Module) -> None:
+    """Let every BatchNorm of `model`, in place, take its training statistics over all replicas; alone, do nothing."""
+    if replica_count() == 1:
+        return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                setattr(module, name, _synchronised(cast(nn.BatchNorm2d, child)))
+
+
+def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
+    if norm.running_mean is not None and norm.running_mean.is_cuda:
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
+    norm.__class__ = GlobalBatchNorm
+    return norm
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """BatchNorm on [n, c] or [n, c, ...] whose statistics in training are those of all replicas; all have equal n."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalised `input`, same shape."""
+        if not self.training or replica_count() == 1:
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        x = input.float()
+        mean = _mean_over_replicas(x.mean(axes))
+        centred = x - mean.reshape(shape)
+        variance = _mean_over_replicas(centred.square().mean(axes))
+        self._track(mean.detach(), variance.detach(), replica_count() * input.numel() // input.shape[1])
+        y = centred * torch.rsqrt(variance + self.eps).reshape(shape)
+        if self.weight is not None and self.bias is not None:
+            y = y * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return y.to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take [n, c] as well."""
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+
+
+def _mean_over_replicas(tensor: Tensor) -> Tensor:
+    return cast(Tensor, all_reduce(tensor)) / replica_count()  # type: ignore[no-untyped-call]
