@@ -64,7 +64,7 @@ class ForwardPass:
             # a step at one width uses neither the scales nor the BatchNorm copies of the others
             ids = [execution.device] if execution.device.type == "cuda" else None
             module = DistributedDataParallel(
-                model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True
+                model, device_ids=ids, forward_sync_buffers=False, find_unused_parameters=True
             )
         self.plain = execution.in_precision(module)
         self.fast = execution.in_precision(compiled(module)) if execution.fast else self.plain

@@ -8,13 +8,12 @@ all-reduces: first the mean, then the mean square around it (the one-pass form c
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
-from bitswitch_deploy.training.replicas import replica_count
+from bitswitch_deploy.training.replicas import replica_count, summed
 
 
 def synchronise_batchnorm(model: nn.Module) -> None:
@@ -66,5 +65,17 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / (count - 1)), momentum)
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over replicas; its gradient is the sum of what each replica's loss says."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return summed(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Tensor:
+        return summed(grad_outputs[0])
+
+
 def _mean_over_replicas(tensor: Tensor) -> Tensor:
-    return cast(Tensor, all_reduce(tensor)) / replica_count()  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Sum.apply(tensor)) / replica_count()  # type: ignore[no-untyped-call]
