@@ -25,6 +25,7 @@ from bitswitch_deploy.training.recipe import load_recipe
 from bitswitch_deploy.training.replicas import is_first_process
 from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
 
+EXIT_INTERRUPTED = 130
 CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 
 
@@ -61,6 +62,9 @@ def main(recipe: str, output: Path, seed: int | None, device: str, **choices: An
     except BitswitchError as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command with --resume goes on from the last epoch", err=True)
+        sys.exit(EXIT_INTERRUPTED)
     if is_first_process():
         session.state.unlink(missing_ok=True)
         Console().print(summary(trained))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.training.batches import Batches
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.networks import build_network
-from bitswitch_deploy.training.recipe import load_recipe
+from bitswitch_deploy.training.recipe import RECIPES, load_recipe
 from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
 from bitswitch_deploy.training.stages import Stage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, run_stage
@@ -29,12 +31,6 @@ from bitswitch_deploy.training.trainer import Milestone, RunPlan, run_stage
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = load_recipe("digits")
 SHORT = replace(DIGITS, pretrain=replace(DIGITS.pretrain, epochs=30), joint=replace(DIGITS.joint, epochs=3))
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +165,33 @@ class TestTool:
             "out.safetensors.log.csv",
             "out.safetensors.log.jsonl",
         ]
+
+    @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+    def test_a_killed_process_goes_on_to_the_same_master(
+        self, tmp_path: Path, data: Path, whole: TrainedNetwork, signal_number: signal.Signals
+    ) -> None:
+        recipe, output = tmp_path / "short.yaml", tmp_path / "out.safetensors"
+        text = (RECIPES / "digits.yaml").read_text(encoding="utf-8")
+        recipe.write_text(text.replace("epochs: 40", "epochs: 30").replace("epochs: 60", "epochs: 3"), "utf-8")
+        command = [sys.executable, str(ROOT / "tools" / "train_master.py"), "--recipe", str(recipe)]
+        command += ["--data", str(data), "-o", str(output)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            for _ in range(600):
+                if (tmp_path / "out.safetensors.state").exists():
+                    break
+                time.sleep(0.05)
+            process.send_signal(signal_number)
+            _, messages = process.communicate(timeout=60)
+        assert not output.exists()
+        if signal_number == signal.SIGINT:
+            assert process.returncode == 130
+            assert "interrupted; the same command with --resume" in messages
+        done = self.run("--recipe", str(recipe), "--data", str(data), "--resume", "-o", str(output))
+        assert done.returncode == 0, done.stderr
+        assert read_master(output).tensors.keys() == whole.master.tensors.keys()
+        for name, tensor in read_master(output).tensors.items():
+            np.testing.assert_array_equal(tensor, whole.master.tensors[name], err_msg=name)
 
     def test_an_error_is_one_message(self, tmp_path: Path) -> None:
         done = self.run("--recipe", "nothing", "-o", str(tmp_path / "x"))
