@@ -233,9 +233,28 @@ def _example(recipe: Recipe) -> Tensor:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, recipe: Recipe) -> int:
-    """How many classes a network has."""
-    logits = model.eval()(_example(recipe))
+    """How many classes a network has.
+
+    Raises:
+        UsageError: it does not take the images of the recipe, or does not give one row of logits for each.
+    """
+    example = _example(recipe)
+    try:
+        logits = model.eval()(example)
+    except RuntimeError as exc:
+        raise _unfit(recipe, f"inputs {list(example.shape)}: {exc}") from exc
+    if logits.dim() != 2 or len(logits) != len(example):
+        raise _unfit(recipe, f"outputs {list(logits.shape)} for {len(example)} images")
     return int(logits.shape[1])
+
+
+def _unfit(recipe: Recipe, got: str) -> UsageError:
+    return UsageError(
+        where=f"network {recipe.network}",
+        got=got,
+        allowed="a network that takes the images of the recipe and gives logits [n, classes]",
+        do="correct network or preprocessing in the recipe",
+    )
 
 
 def _by_width(accuracy: tuple[MeasuredAccuracy, ...]) -> dict[str, float]:
@@ -250,6 +269,7 @@ def _circumstances(session: Session) -> dict[str, Any]:
         "recipe": recipe.name,
         "seed": recipe.seed,
         "float_checkpoint": None if session.float_checkpoint is None else session.float_checkpoint.name,
+        "joint_epochs": recipe.joint.epochs,
         "joint": asdict(recipe.joint),
         "joint_steps": session.joint_steps,
         "quantization": asdict(recipe.quantization),

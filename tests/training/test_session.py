@@ -142,6 +142,21 @@ def test_a_foreign_state_is_refused(tmp_path: Path, data: Path) -> None:
         run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", resume=True))
 
 
+def test_a_network_for_other_images_is_refused_before_anything_is_written(tmp_path: Path, data: Path) -> None:
+    session = Session(recipe=replace(SHORT, network="cifar10-resnet20"), data=data, state=tmp_path / "state")
+    with pytest.raises(UsageError, match=r"network cifar10-resnet20: inputs \[2, 1, 8, 8\]: Given groups=1"):
+        run_session(session)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_network_is_refused_before_anything_is_written(tmp_path: Path, data: Path) -> None:
+    checkpoint = tmp_path / "float.pt"
+    save_checkpoint(build_network("cifar10-resnet20").state_dict(), checkpoint)
+    with pytest.raises(CheckpointError, match=r"float\.pt: missing blocks\.0\.conv1\.weight"):
+        run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", checkpoint=checkpoint))
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
 class TestTool:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "tools" / "train_master.py"), *arguments]

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import tools.ablation
+from bitswitch_deploy.errors import CheckFailedError
+from bitswitch_deploy.training.checkpoint import save_checkpoint
+from bitswitch_deploy.training.recipe import RECIPES, load_recipe
+from bitswitch_deploy.training.session import Session
+from tools.ablation import VARIANTS, main, varied
+from tools.results_table import read_run
+
+
+def run(folder: Path, *words: str) -> str:
+    done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(folder), *words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_changes_one_thing(variant: str) -> None:
+    recipe = load_recipe("digits")
+    changed = varied(recipe, variant, 5)
+    assert (changed.name, changed.seed) == (f"digits+{variant}", 5)
+    settings = [(recipe.joint, changed.joint), (recipe.quantization, changed.quantization)]
+    pairs = [(asdict(old), asdict(new)) for old, new in settings]  # type: ignore[call-overload]
+    differing = [name for old, new in pairs for name in old if old[name] != new[name]]
+    assert len(differing) == (0 if variant == "as-it-is" else 1)
+
+
+def test_runs_variants_and_seeds_and_skips_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[Session] = []
+
+    def trained(session: Session) -> None:
+        sessions.append(session)
+        assert session.log is not None
+        if session.recipe.joint.alrs == "none":
+            raise CheckFailedError(where="training of conv1 at 2 bits", got="loss nan", allowed="", do="")
+        save_checkpoint({}, session.state)
+        session.log.write_text(json.dumps({"event": "end"}) + "\n", encoding="utf-8")
+
+    monkeypatch.setattr(tools.ablation, "run_session", trained)
+    words = ("--variants", "as-it-is,alrs-none", "--seeds", "1,2", "--steps", "3")
+    run(tmp_path, *words)
+    assert [(s.recipe.name, s.recipe.seed, s.joint_steps, s.resume) for s in sessions] == [
+        (f"digits+{variant}", seed, 3, True) for seed in (1, 2) for variant in ("as-it-is", "alrs-none")
+    ]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl"] * 4
+    failed: dict[str, Any] = json.loads((tmp_path / "digits+alrs-none-seed2.log.jsonl").read_text(encoding="utf-8"))
+    assert failed == {"event": "failed", "reason": "training of conv1 at 2 bits: loss nan"}
+    assert run(tmp_path, *words).count("done before") == 4
+    assert len(sessions) == 4
+
+
+def test_one_real_run_gives_a_log_for_the_results_page(tmp_path: Path) -> None:
+    recipe = tmp_path / "quick.yaml"
+    text = (RECIPES / "digits.yaml").read_text(encoding="utf-8")
+    recipe.write_text(text.replace("epochs: 40", "epochs: 1").replace("name: digits", "name: quick"), encoding="utf-8")
+    words = ["--recipe", str(recipe), "--variants", "scale-per-tensor", "--steps", "1", "-o", str(tmp_path)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    found = read_run(tmp_path / "quick+scale-per-tensor-seed1.log.jsonl")
+    assert found is not None
+    assert (found.recipe, found.variant, list(found.top1)) == ("quick", "scale-per-tensor", ["w8", "w6", "w4", "w2"])
+    assert found.start["quantization"]["granularity"] == "per_tensor"
+
+
+def test_an_unknown_variant(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(tmp_path), "--variants", "alrs"])
+    assert done.exit_code == 2
+    assert "--variants: alrs\n  allowed: as-it-is, alrs-none" in done.output

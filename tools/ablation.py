@@ -1,0 +1,118 @@
+"""Train variants of a recipe, each with several seeds: what is every part of it worth?
+
+python tools/ablation.py --recipe digits --seeds 1,2,3 -o runs
+python tools/ablation.py --recipe cifar10-resnet20-short --data DATA --seeds 1 --fast -o runs
+
+One log for each run, <folder>/<recipe>+<variant>-seed<n>.log.jsonl; a run that has ended is not repeated, and one that
+was interrupted goes on. Copy the logs to calibration/results and run tools/results_table.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UsageError
+from bitswitch_deploy.tensors import Rounding
+from bitswitch_deploy.training.execution import choose_execution
+from bitswitch_deploy.training.metrics_log import MetricsLog
+from bitswitch_deploy.training.recipe import Recipe, load_recipe
+from bitswitch_deploy.training.session import Session, run_session
+
+CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
+
+# name -> what it changes of the joint stage and of the quantization
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "as-it-is": ({}, {}),
+    "alrs-none": ({"alrs": "none"}, {}),
+    "alrs-bracket": ({"alrs": "bracket"}, {}),
+    "alrs-bracket-printed": ({"alrs": "bracket_printed"}, {}),
+    "update-accumulated": ({"update": "accumulated"}, {}),
+    "rounding-half-even": ({}, {"rounding": Rounding.HALF_EVEN}),
+    "scale-per-tensor": ({}, {"granularity": "per_tensor"}),
+    "container-uint8": ({}, {"activation_container": "uint8"}),
+    "distillation-ps-kd": ({"distillation": "ps_kd"}, {}),
+    "distillation-in-batch": ({"distillation": "in_batch"}, {}),
+}
+
+
+def varied(recipe: Recipe, variant: str, seed: int) -> Recipe:
+    """The recipe with the changes of a variant and another seed."""
+    joint, quantization = VARIANTS[variant]
+    return replace(
+        recipe,
+        name=f"{recipe.name}+{variant}",
+        seed=seed,
+        joint=replace(recipe.joint, **joint),
+        quantization=replace(recipe.quantization, **quantization),
+    )
+
+
+def has_ended(log: Path) -> bool:
+    """Whether the run of a log came to its end, good or bad."""
+    if not log.is_file():
+        return False
+    last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+    return bool(last) and json.loads(last)["event"] in ("end", "failed")
+
+
+def chosen_variants(names: str | None) -> list[str]:
+    """The variants that a comma-separated list names; None is all.
+
+    Raises:
+        UsageError: one is not there.
+    """
+    chosen = list(VARIANTS) if names is None else names.split(",")
+    for name in chosen:
+        if name not in VARIANTS:
+            raise UsageError(where="--variants", got=name, allowed=", ".join(VARIANTS), do="use some of these names")
+    return chosen
+
+
+@click.command()
+@click.option("--recipe", "recipe_name", required=True, help="Name of a bundled recipe, or the path of a .yaml file.")
+@click.option("--data", type=click.Path(path_type=Path), default=CALIBRATION, help="Folder that holds the data set.")
+@click.option("--seeds", default="1", show_default=True, help="Comma-separated.")
+@click.option("--variants", help=f"Comma-separated, of {', '.join(VARIANTS)}. Default: all.")
+@click.option("--steps", "joint_steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of torch.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or auto.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--fast", is_flag=True, help="Compile the training steps.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the logs.")
+def main(recipe_name: str, seeds: str, variants: str | None, output: Path, device: str, **choices: Any) -> None:
+    """Run what has not been run yet."""
+    try:
+        recipe = load_recipe(recipe_name)
+        execution = choose_execution(device, precision=choices.pop("precision"), fast=choices.pop("fast"))
+        output.mkdir(parents=True, exist_ok=True)
+        for seed in map(int, seeds.split(",")):
+            for variant in chosen_variants(variants):
+                run(varied(recipe, variant, seed), output, execution=execution, **choices)
+    except BitswitchError as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(exc.exit_code)
+
+
+def run(recipe: Recipe, folder: Path, **choices: Any) -> None:
+    """Train one variant unless its log has an end; a divergence is a result, too."""
+    name = f"{recipe.name}-seed{recipe.seed}"
+    log, state = folder / f"{name}.log.jsonl", folder / f"{name}.state"
+    if has_ended(log):
+        click.echo(f"{name}: done before", err=True)
+        return
+    try:
+        run_session(Session(recipe=recipe, state=state, log=log, resume=True, **choices))
+    except CheckFailedError as exc:
+        MetricsLog(log).write("failed", reason=f"{exc.where}: {exc.got}")
+    state.unlink(missing_ok=True)
+    click.echo(f"{name}: done", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Write the results page from the logs of training runs, so that no figure on it is typed by hand.
+
+python tools/results_table.py        # calibration/results/*.log.jsonl -> calibration/RESULTS.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import click
+
+CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
+VARIANT_MARK = "+"  # tools/ablation.py calls a changed recipe <recipe>+<variant>
+HEAD = """# Results of training
+
+Written by `tools/results_table.py` from the logs in `results/`, one for each run; put new logs there and run it again.
+Top-1 in percent of the test split, behind it the difference in points to the run's own float network.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one log tells. start: its first line. float_top1, top1: None and empty where training failed."""
+
+    start: dict[str, Any]
+    float_top1: float | None
+    top1: dict[str, float]
+    failure: str | None
+    images_per_s: float
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe, without its variant."""
+        return str(self.start["recipe"]).partition(VARIANT_MARK)[0]
+
+    @property
+    def variant(self) -> str:
+        """What was changed; empty for the recipe itself."""
+        return str(self.start["recipe"]).partition(VARIANT_MARK)[2]
+
+    @property
+    def length(self) -> str:
+        """Length of the joint stage."""
+        steps = self.start["joint_steps"]
+        return f"{self.start['joint_epochs']} epochs" if steps is None else f"{steps} mini-batches"
+
+    @property
+    def command(self) -> str:
+        """What makes it again, up to the place of the data."""
+        words = ["python tools/train_master.py --recipe", self.recipe]
+        if self.variant:
+            words = ["python tools/ablation.py --recipe", self.recipe, "--variants", self.variant]
+        words += ["--seeds" if self.variant else "--seed", str(self.start["seed"])]
+        for option, usual in (("threads", 1), ("precision", "float32"), ("joint_steps", None)):
+            if self.start.get(option, usual) != usual:
+                words += [f"--{option.removeprefix('joint_')}", str(self.start[option])]
+        return " ".join([*words, *(["--fast"] if self.start["fast"] else [])])
+
+    @property
+    def machine(self) -> str:
+        """Processor, or the device that trained."""
+        device = self.start.get("device", "cpu")
+        replicas = self.start.get("replicas", 1)
+        named = f"{self.start['host']}, {self.start['threads']} threads" if device == "cpu" else device
+        return named if replicas == 1 else f"{replicas} x {named}"
+
+
+def read_run(path: Path) -> Run | None:
+    """The run of a log; None as long as it is under way."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rates = [line["images_per_s"] for line in lines if line["event"] == "epoch" and line["stage"] == "joint"]
+    if lines[-1]["event"] not in ("end", "failed"):
+        return None
+    return Run(
+        start=lines[0],
+        float_top1=lines[-1].get("float_top1"),
+        top1=lines[-1].get("top1", {}),
+        failure=lines[-1].get("reason"),
+        images_per_s=median(rates) if rates else 0.0,
+    )
+
+
+def page(runs: list[Run]) -> str:
+    """The Markdown page."""
+    lines = [HEAD]
+    for recipe in sorted({run.recipe for run in runs}):
+        of_recipe = [run for run in runs if run.recipe == recipe]
+        lines.append(f"## {recipe}\n")
+        lines += [*table([run for run in of_recipe if not run.variant]), ""]
+        lines += [*ablation([run for run in of_recipe if run.variant]), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(runs: list[Run]) -> Iterator[str]:
+    """One row for each run of a recipe, and the commands."""
+    if not runs:
+        return
+    widths = list(runs[0].top1)
+    yield f"| length | seed | float | {' | '.join(widths)} | images/s | machine | versions |"
+    yield f"|{'---|' * (len(widths) + 6)}"
+    for run in runs:
+        figures = [figure([run], width) for width in widths]
+        versions = ", ".join(f"{name} {version}" for name, version in run.start["versions"].items())
+        cells = [run.length, str(run.start["seed"]), figure([run], None), *figures, f"{run.images_per_s:.0f}"]
+        yield f"| {' | '.join([*cells, run.machine, versions])} |"
+    yield ""
+    for command in dict.fromkeys(run.command for run in runs):
+        yield f"    {command}"
+
+
+def ablation(runs: list[Run]) -> Iterator[str]:
+    """One row for each variant: means over its seeds."""
+    if not runs:
+        return
+    widths = list(next((run.top1 for run in runs if run.top1), {}))
+    lengths = ", ".join(sorted({run.length for run in runs}))
+    yield f"Variants, {lengths}, means over seeds (lowest to highest where there are several):\n"
+    yield f"| variant | seeds | float | {' | '.join(widths)} |"
+    yield f"|{'---|' * (len(widths) + 3)}"
+    for variant in dict.fromkeys(run.variant for run in runs):
+        of_variant = [run for run in runs if run.variant == variant]
+        seeds = ", ".join(str(run.start["seed"]) for run in of_variant)
+        good = [run for run in of_variant if run.failure is None]
+        cells = [figure(good, None), *(figure(good, width) for width in widths)] if good else []
+        failed = [f"seed {run.start['seed']}: {run.failure}" for run in of_variant if run.failure is not None]
+        yield f"| {' | '.join([variant, seeds, *cells, *failed])} |"
+    yield f"\n    {runs[0].command.partition(' --variants')[0]} --seeds {seeds.replace(' ', '')}"
+
+
+def figure(runs: list[Run], width: str | None) -> str:
+    """Mean top-1 and mean difference to float; None is the float network."""
+    values = [run.float_top1 if width is None else run.top1[width] for run in runs]
+    present = [value for value in values if value is not None]
+    text = f"{mean(present):.2f}"
+    if width is not None:
+        drops = [value - run.float_top1 for value, run in zip(present, runs) if run.float_top1 is not None]
+        text += f" ({mean(drops):+.2f})"
+    return text if len(present) == 1 else f"{text} [{min(present):.2f}..{max(present):.2f}]"
+
+
+@click.command()
+@click.option("--logs", type=click.Path(path_type=Path), default=CALIBRATION / "results", help="Folder of the logs.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=CALIBRATION / "RESULTS.md")
+def main(logs: Path, output: Path) -> None:
+    """Write the results page."""
+    found = [read_run(path) for path in sorted(logs.glob("*.log.jsonl"))]
+    output.write_text(page([run for run in found if run is not None]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
