@@ -13,21 +13,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bitswitch_deploy.training.layers import replace_modules
 from bitswitch_deploy.training.replicas import replica_count, summed
 
 
 def synchronise_batchnorm(model: nn.Module) -> None:
     """Let every BatchNorm of `model`, in place, take its training statistics over all replicas; alone, do nothing."""
-    if replica_count() == 1:
-        return
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
-                setattr(module, name, _synchronised(cast(nn.BatchNorm2d, child)))
+    if replica_count() > 1:
+        replace_modules(model, _synchronised)
 
 
-def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
-    if norm.running_mean is not None and norm.running_mean.is_cuda:
+def _synchronised(_: str, norm: nn.Module) -> nn.Module | None:
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return None
+    if any(tensor.is_cuda for tensor in norm.buffers()):
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
     norm.__class__ = GlobalBatchNorm
     return norm

@@ -44,7 +44,7 @@ def network() -> nn.Sequential:
 
 def train(changes: dict[str, Any]) -> dict[str, Any]:
     prepared = prepare(network(), EXAMPLE, PrepareOptions(widths=(8, 4, 2)))
-    settings = JointSettings(epochs=1, batch_size=16, learning_rate=6e-3, weight_decay=1e-4, **changes)
+    settings = JointSettings(**{"epochs": 1, "batch_size": 16, "learning_rate": 6e-3, "weight_decay": 1e-4, **changes})
     stage = JointStage(prepared, settings, samples=64)
     augmentation = Augmentation(shift=0)
     batches = Batches(halves(), preprocessing=PREPROCESSING, augmentation=augmentation, batch_size=16, seed=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_the_distillation_memory_holds_what_all_replicas_saw(results: list[list[
     assert alone.shape == (64, 2)
     torch.testing.assert_close(first.float(), alone.float(), rtol=0, atol=2e-3)
     torch.testing.assert_close(alone.float().sum(1), torch.ones(64), rtol=0, atol=2e-3)
+
+
+def test_a_divergence_ends_all_processes_with_its_name(tmp_path: Path) -> None:
+    # the scales of one step at this rate are too large for any float
+    words = ("-m", "tests.training.replicated", str(tmp_path / "x"), json.dumps([{"learning_rate": 1e30}]))
+    done = run(*LAUNCH, *words)
+    assert done.returncode == 1
+    assert re.search(r"CheckFailedError: training of \S+ at \d bits: ", done.stderr)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_tool_under_torchrun_writes_one_master(tmp_path: Path) -> None:

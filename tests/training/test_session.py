@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import yaml
 
 from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import read_master, write_master
-from bitswitch_deploy.training.batches import Batches
+from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import RECIPES, load_recipe
@@ -93,7 +94,7 @@ def test_the_same_run_gives_the_same_file_and_logs_each_epoch(
 def test_a_killed_run_goes_on_to_the_same_master(
     tmp_path: Path, data: Path, whole: TrainedNetwork, monkeypatch: pytest.MonkeyPatch, stage: str, stop: int
 ) -> None:
-    def killed(current: Stage, batches: Batches, plan: RunPlan, reached: Callable[[Milestone], None]) -> None:
+    def killed(current: Stage, batches: BatchSource, plan: RunPlan, reached: Callable[[Milestone], Any]) -> None:
         if current.name != stage:
             run_stage(current, batches, plan, reached)
             return
@@ -108,6 +109,31 @@ def test_a_killed_run_goes_on_to_the_same_master(
     resumed = run_session(session)
     assert resumed.float_top1 == whole.float_top1
     assert resumed.master.sha256 == whole.master.sha256
+
+
+def test_with_everything_on_a_killed_run_goes_on_to_the_same_master(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint = replace(SHORT.joint, alrs="bracket", distillation="ps_kd", average_decay=0.9)
+    save_checkpoint(build_network("digits-resnet").state_dict(), tmp_path / "float.pt")
+    recipe = replace(SHORT, joint=joint)
+    session = Session(recipe=recipe, data=data, state=tmp_path / "state", checkpoint=tmp_path / "float.pt")
+    expected = run_session(replace(session, state=tmp_path / "other"))
+
+    def killed(current: Stage, batches: BatchSource, plan: RunPlan, reached: Callable[[Milestone], Any]) -> None:
+        run_stage(current, batches, replace(plan, stop=4), reached)
+        raise Killed("as planned")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bitswitch_deploy.training.session.run_stage", killed)
+        with pytest.raises(Killed, match="as planned"):
+            run_session(session)
+    resumed = run_session(replace(session, resume=True))
+    assert resumed.master.sha256 == expected.master.sha256
+    average = load_checkpoint(tmp_path / "state")["average"]
+    np.testing.assert_array_equal(resumed.master.tensors["conv1.weight"], average["conv1.weight"].numpy())
+    live = load_checkpoint(tmp_path / "state")["model"]
+    assert not torch.equal(live["conv1.weight"], average["conv1.weight"])
 
 
 def test_a_given_checkpoint_replaces_the_float_stage(tmp_path: Path, data: Path) -> None:

@@ -16,6 +16,24 @@ def test_order_is_that_of_the_first_calls_and_producers_are_direct() -> None:
     assert trace.producers == {"1": "0", "4": "0", "5": "4"}
 
 
+def test_who_reads_parameters_of_others_is_found() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.called, self.read, self.measured = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+            self.norm, self.listed = nn.BatchNorm1d(2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.measured(self.called(x).to(self.measured.weight.dtype)).reshape(self.measured.weight.shape[0], -1)
+            assert self.norm.running_mean is not None
+            x = self.read(x) @ self.read.weight.T - self.norm.running_mean
+            result: torch.Tensor = torch.cat([self.norm(x), self.listed.weight]) + self.listed(x).sum()
+            return result
+
+    trace = trace_calls(Reader(), (torch.zeros(2, 2),), (nn.Linear, nn.BatchNorm1d))
+    assert trace.read_elsewhere == {"read", "norm", "listed"}
+
+
 def test_leaves_modes_and_hooks_as_they_were() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
     model[1].eval()
