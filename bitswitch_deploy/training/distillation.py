@@ -100,6 +100,7 @@ class PreviousEpoch(LabelsOnly):
     def first_target(self, batch: Batch, position: Position) -> Tensor:
         if self._memory is None:
             return batch.labels
+        self._memory = self._memory.to(batch.labels.device)  # a checkpoint is read to the CPU
         said = self._memory[batch.indices].float()
         share = self._share * (position.epoch + 1) / position.epochs
         return _mixed(batch.labels, said, said.sum(1, keepdim=True).sign() * share)
@@ -107,7 +108,6 @@ class PreviousEpoch(LabelsOnly):
     def next_target(self, batch: Batch, logits: Tensor, target: Tensor) -> Tensor:
         if self._memory is None:
             self._memory = torch.zeros(self._samples, logits.shape[1], dtype=torch.float16, device=logits.device)
-        self._memory = self._memory.to(logits.device)
         self._memory[gathered(batch.indices)] = gathered(logits.float().softmax(1)).to(torch.float16)
         return target
 

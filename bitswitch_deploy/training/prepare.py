@@ -186,10 +186,11 @@ def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> st
     It is the layer whose output it reads, BatchNorms in between apart, else the weighted one called last before it;
     where that one is float, the first quantized one called after it.
     """
+    norms = {cls.__name__ for cls in SWITCHABLE_CLASS}
     position = trace.order.index(norm)
-    weighted = [name for name in trace.order[:position] if decisions[name].decision != "switchable"]
+    weighted = [name for name in trace.order[:position] if decisions[name].kind not in norms]
     producer = trace.producers.get(norm)
-    while producer is not None and decisions[producer].decision == "switchable":
+    while producer is not None and decisions[producer].kind in norms:
         producer = trace.producers.get(producer)
     before = producer or (weighted[-1] if weighted else None)
     if before is not None and decisions[before].decision == "quantized":
