@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,10 +167,11 @@ def style(request: pytest.FixtureRequest) -> tuple[PreparedNetwork, list[str]]:
     return seen(build()), expected
 
 
-@pytest.fixture
-def saved(style: tuple[PreparedNetwork, list[str]], tmp_path: Path) -> Master:
-    returned = save_master(style[0], EXAMPLE, tmp_path / "m.safetensors", provenance=(("seed", "0"),))
-    master = read_master(tmp_path / "m.safetensors")
+@pytest.fixture(scope="module")
+def saved(style: tuple[PreparedNetwork, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Master:
+    path = tmp_path_factory.mktemp("masters") / "m.safetensors"
+    returned = save_master(style[0], EXAMPLE, path, provenance=(("seed", "0"),))
+    master = read_master(path)
     assert (master.spec, master.sha256) == (returned.spec, returned.sha256)
     return master
 
