@@ -16,6 +16,7 @@ from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.training.layers import SwitchableBatchNorm
 from bitswitch_deploy.training.master_export import save_master
 from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_width
 
@@ -80,6 +81,8 @@ class TimmStyle(nn.Module):
 
 
 class NormBehindNorm(nn.Module):
+    """Between its two BatchNorms another layer runs."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3)
@@ -88,8 +91,10 @@ class NormBehindNorm(nn.Module):
         self.head = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.n2(self.n1(self.a(self.stem(x)))))
-        result: Tensor = self.head(self.b(x).mean((2, 3)))
+        x = self.stem(x)
+        y = self.n1(self.a(x))
+        x = self.b(x) + F.relu(self.n2(y))
+        result: Tensor = self.head(x.mean((2, 3)))
         return result
 
 
@@ -138,6 +143,11 @@ def seen(model: nn.Module) -> PreparedNetwork:
     for index, bits in enumerate(network.options.widths):
         set_width(network.model, bits)
         network.model(torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(index)) * (index + 1))
+    for norm in network.model.modules():
+        if isinstance(norm, SwitchableBatchNorm):
+            for index, parameters in enumerate(zip(*(copy.parameters() for copy in norm.copies))):
+                for number, parameter in enumerate(parameters):
+                    parameter.data += 0.3 * number * (index + 1)
     network.model.eval()
     return network
 
