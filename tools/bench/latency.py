@@ -1,0 +1,328 @@
+"""Latency of every width on onnxruntime, beside its own `quantize_static` and float32, on the same network.
+
+    pip install -e '.[train]' && python tools/bench/latency.py [--networks resnet20,...] [--json results.json]
+
+Networks have random weights, calibrated on noise: neither latency nor the operators depend on their values. Ours are
+lowered for x86-cpu (or --target) with the usual approximations, and with both that the user can ask for. The peer is
+onnxruntime.quantization.quantize_static: pre-processed, QDQ, uint8 activations, int8 weights per channel. Every
+candidate has a process of its own, all loaded at once; they take turns, a turn is about 50 ms of runs, and a figure is
+the ratio of medians over all turns. Turns of one thread are timed in processor time of that thread, which other work on
+the machine disturbs least; turns of more in wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+from bitswitch_deploy.catalogue import load_target
+from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
+from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
+from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
+from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
+from bitswitch_deploy.target import Target
+from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.training.master_export import TrainingRecord, build_master
+from bitswitch_deploy.training.networks import build_network
+from bitswitch_deploy.training.prepare import PrepareOptions, prepare, set_width
+
+NETWORKS = {
+    "resnet20": ("cifar10-resnet20", 32),
+    "resnet18": ("imagenet-resnet18", 224),
+    "mobilenetv2": ("imagenet-mobilenetv2", 224),
+    "vit-tiny": ("", 224),
+}
+WIDTHS = (8, 6, 4, 2)
+FORMS = {
+    "": USUAL,
+    " fast": USUAL | {Approximation.PINNED_LAYERS, Approximation.FULL_RESOLUTION},
+}
+PEER, FLOAT = "quantize_static", "float32"
+TURN_SECONDS = 0.05
+CALIBRATION_IMAGES = 8
+
+
+class Block(nn.Module):
+    """Attention and a perceptron of a ViT."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, tokens, dim] to the same."""
+        n, tokens, dim = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(n, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, dim)
+        x = x + self.proj(mixed)
+        return cast(Tensor, x + self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+
+class VitTiny(nn.Module):
+    """ViT-Tiny/16 (Touvron et al., 2020): 12 blocks of 192 channels, 3 heads, 1000 classes."""
+
+    def __init__(self, dim: int = 192, depth: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, dim, 16, stride=16)
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 197, dim))
+        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, 3, 224, 224] to logits [n, 1000]."""
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        return cast(Tensor, self.head(self.norm(self.blocks(x))[:, 0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One candidate. Ratios are of medians; spread: (third - first quartile) / median of its turns."""
+
+    network: str
+    batch: int
+    threads: int
+    candidate: str
+    median_ms: float
+    ratio_to_quantize_static: float
+    ratio_to_float32: float
+    spread: float
+    operators: dict[str, int]
+
+
+class Noise(CalibrationDataReader):  # type: ignore[misc]
+    """Calibration images for quantize_static."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._batches = iter(np.split(images, 2))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch by input name, None at the end."""
+        batch = next(self._batches, None)
+        return None if batch is None else {"input": batch}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--target", default="x86-cpu")
+    parser.add_argument("--batches", default="1,32")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--turns", type=int, default=25, help="of each candidate; at least 5")
+    parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    versions = {name: metadata.version(name) for name in ("onnxruntime", "onnx", "torch", "numpy")}
+    versions |= {"python": platform.python_version(), "machine": platform.machine()}
+    rows: list[Row] = []
+    for network in options.networks.split(","):
+        with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
+            candidates = make(network, load_target(options.target).target, Path(folder))
+            operators = {name: dict(optimized_operators(path, session_options={})) for name, path in candidates.items()}
+            for batch in map(int, options.batches.split(",")):
+                for threads in map(int, options.threads.split(",")):
+                    measured = measure(candidates, batch, threads, max(5, options.turns))
+                    rows += _rows(network, batch, threads, measured, operators)
+                    _print(rows[-len(measured) :])
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if options.json:
+        result = {"turns": options.turns, "versions": versions, "rows": list(map(asdict, rows))}
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def make(network: str, target: Target, folder: Path) -> dict[str, Path]:
+    """The graphs of every candidate, by name."""
+    recipe, side = NETWORKS[network]
+    torch.manual_seed(0)
+    model = build_network(recipe) if recipe else VitTiny()
+    images = torch.randn(CALIBRATION_IMAGES, 3, side, side)
+    _settle(model, images)
+    paths = {FLOAT: folder / "float.onnx", PEER: folder / "peer.onnx"}
+    _export_float(model, images, paths[FLOAT])
+    _quantize_static(paths[FLOAT], paths[PEER], images.numpy())
+    prepared = prepare(model, (images[:1],), PrepareOptions(widths=WIDTHS))
+    prepared.model.train()
+    with torch.no_grad():
+        for bits in WIDTHS:
+            set_width(prepared.model, bits)
+            prepared.model(images)
+    master = build_master(prepared, (images[:1],), TrainingRecord())
+    for bits in WIDTHS:
+        canonical = canonical_graph(master, WidthAssignment(default=bits))
+        for suffix, approximations in FORMS.items():
+            names = calibrated_tensors(canonical, target, approximations)
+            ranges = _ranges(canonical, names, images.numpy())
+            path = folder / f"w{bits}{suffix.strip()}.onnx"
+            onnx.save(lower(canonical, target, ranges=ranges, approximations=approximations).model, str(path))
+            paths[f"w{bits}{suffix}"] = path
+    return paths
+
+
+def _settle(model: nn.Module, images: Tensor) -> None:
+    """Let running statistics fit the weights, so that activations keep their size through the network."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.2)
+    with torch.no_grad():
+        model.train()(images)
+    model.eval()
+
+
+def _export_float(model: nn.Module, images: Tensor, path: Path) -> None:
+    batch = torch.export.Dim("batch")
+    torch.onnx.export(
+        model,
+        (images[:2],),
+        str(path),
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+        dynamic_shapes=({0: batch},),
+        input_names=["input"],
+        output_names=["logits"],
+    )
+
+
+def _quantize_static(source: Path, destination: Path, images: np.ndarray) -> None:
+    prepared = source.with_name("prepared.onnx")
+    quant_pre_process(str(source), str(prepared))
+    quantize_static(
+        str(prepared),
+        str(destination),
+        Noise(images),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+
+
+def _ranges(canonical: CanonicalGraph, names: tuple[str, ...], images: np.ndarray) -> dict[str, TensorRange]:
+    model = onnx.ModelProto()
+    model.CopyFrom(canonical.model)
+    inputs = {value.name for value in model.graph.input}
+    for name in names:
+        if name not in inputs:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    seen = {"input": images, **ReferenceSession(model.SerializeToString(), threads=1).run_all({"input": images})}
+    ranges = {}
+    for name in names:
+        observer = RangeObserver()
+        observer.observe(seen[name])
+        ranges[name] = observer.result()
+    return ranges
+
+
+def measure(candidates: dict[str, Path], batch: int, threads: int, turns: int) -> dict[str, list[float]]:
+    """Seconds for one run in each turn, by candidate."""
+    context = get_context("spawn")
+    workers = {}
+    for name, path in candidates.items():
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there, path, batch, threads), daemon=True)
+        process.start()
+        workers[name] = (process, here)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _, here in workers.values():
+        here.recv()  # loaded and warm
+    for _ in range(turns):
+        for name, (_, here) in workers.items():
+            here.send(True)
+            seconds[name].append(here.recv())
+    for process, here in workers.values():
+        here.send(False)
+        process.join()
+    return seconds
+
+
+def _work(pipe: Connection, path: Path, batch: int, threads: int) -> None:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the others have their turn meanwhile
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    shape = [batch, *session.get_inputs()[0].shape[1:]]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    session.run(None, {"input": x})
+    start = clock()
+    session.run(None, {"input": x})
+    runs = max(1, round(TURN_SECONDS / max(clock() - start, 1e-6)))
+    pipe.send(True)
+    while pipe.recv():
+        session.run(None, {"input": x})  # caches are cold after the turns of others
+        start = clock()
+        for _ in range(runs):
+            session.run(None, {"input": x})
+        pipe.send((clock() - start) / runs)
+
+
+def _rows(
+    network: str, batch: int, threads: int, seconds: dict[str, list[float]], operators: dict[str, dict[str, int]]
+) -> list[Row]:
+    medians = {name: statistics.median(turns) for name, turns in seconds.items()}
+    rows = []
+    for name, turns in seconds.items():
+        first, _, third = statistics.quantiles(turns, n=4)
+        rows.append(
+            Row(
+                network=network,
+                batch=batch,
+                threads=threads,
+                candidate=name,
+                median_ms=1e3 * medians[name],
+                ratio_to_quantize_static=medians[name] / medians[PEER],
+                ratio_to_float32=medians[name] / medians[FLOAT],
+                spread=(third - first) / medians[name],
+                operators=operators[name],
+            )
+        )
+    return rows
+
+
+def _print(rows: list[Row]) -> None:
+    first = rows[0]
+    print(f"\n{first.network}, batch {first.batch}, threads {first.threads}")
+    print(f"{'candidate':<16} {'ms':>9} {'of quantize_static':>19} {'of float32':>11} {'spread':>7}")
+    for row in rows:
+        print(
+            f"{row.candidate:<16} {row.median_ms:>9.3f} {row.ratio_to_quantize_static:>19.2f}"
+            f" {row.ratio_to_float32:>11.2f} {row.spread:>7.0%}"
+        )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
