@@ -29,6 +29,7 @@ from bitswitch_deploy.lowering.recentre_activations import RecentreActivations
 from bitswitch_deploy.lowering.requantize import Requantize
 from bitswitch_deploy.lowering.residuals import plan_residuals
 from bitswitch_deploy.lowering.set_opset import SetOpset
+from bitswitch_deploy.lowering.shortcut_convolution import ShortcutConvolution
 from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
 from bitswitch_deploy.lowering.target_rules import check_target_rules
 from bitswitch_deploy.target import Target
@@ -46,6 +47,7 @@ PASSES: dict[str, type[LoweringPass]] = {
         RecentreActivations,
         ClampActivations,
         QuantizeBias,
+        ShortcutConvolution,
         ChannelsLast,
         Requantize,
         PackWeights,
