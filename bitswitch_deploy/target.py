@@ -97,13 +97,13 @@ class Quantization:
 
     weight_containers: per operator one type, or pairs (widest code in bits, type).
     residual: which inputs of a residual Add are quantized.
-    residual_min_agreement: percent of samples predicted as before; below it a width keeps its residual in float.
+    min_agreement: percent of samples predicted as before; below it a width keeps its residual in float.
     """
 
     activation: ActivationFormat
     weight_containers: tuple[tuple[Operator, WeightType | WidthMap], ...]
     residual: Literal["none", "skip_input", "both_inputs"]
-    residual_min_agreement: float
+    min_agreement: float
     forbid_types: tuple[AnyType, ...] = ()
 
     def weight_container(self, operator: str, bits: int) -> WeightType:
@@ -307,8 +307,8 @@ def _activation_problems(target: Target) -> _Problems:
         yield "quantization.activation", got, "int8 with zero point 0"
     if activation.dtype in forbidden:
         yield "quantization.forbid_types", f"holds the activation type {activation.dtype}", "other types"
-    if target.quantization.residual_min_agreement > 100:
-        yield "quantization.residual_min_agreement", str(target.quantization.residual_min_agreement), "0..100 percent"
+    if target.quantization.min_agreement > 100:
+        yield "quantization.min_agreement", str(target.quantization.min_agreement), "0..100 percent"
 
 
 def _container_problems(target: Target, operator: str, widths: WidthMap) -> _Problems:

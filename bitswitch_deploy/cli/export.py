@@ -41,6 +41,12 @@ DEFAULT_BITS = "8,6,4,2"
     type=click.Choice([each.value for each in Approximation if each not in USUAL]),
     help="Trade exactness for speed where it agrees with the trained network; can be given more than once.",
 )
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(min=0, max=100),
+    metavar="PERCENT",
+    help="Samples with the trained network's prediction that an approximation must leave.  [default: the target's]",
+)
 @click.option("--strict", is_flag=True, help="Approximate nothing, and refuse any lowering that is not exact.")
 @click.option("--force", is_flag=True, help="Replace a package that exists.")
 @json_option
@@ -104,6 +110,7 @@ def _command(
     """The command line that makes the same package again; --output and --force are the caller's."""
     named: dict[str, object] = {"--master": master, "--target": target, "--bits": bits, "--mixed": mixed}
     named |= {"--data": options["data"], "--calibration": options["calibration"], "--max-drop": options["max_drop"]}
+    named |= {"--min-agreement": options["min_agreement"]}
     words = [word for flag, value in named.items() if value is not None for word in (flag, str(value))]
     words += [word for name in cast("tuple[str, ...]", options["approximations"]) for word in ("--approximate", name)]
     return ("bitswitch-deploy", "export", *words, *(["--strict"] if options["strict"] else []))

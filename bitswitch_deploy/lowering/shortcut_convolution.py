@@ -33,11 +33,11 @@ class _Shortcut:
 
 
 class ShortcutConvolution(LoweringPass):
-    """Replace the parameter-free shortcut of a residual network (option A of He et al., 2015) in front of its codes.
+    """Replace the parameter-free shortcut of a residual network (option A of He et al., 2015).
 
-    onnxruntime moves single bytes slowly: Slice and Pad take 8 % of the time of a ResNet-20, this 3 %. A 1x1 convolution
-    with a stride, and weights that are an identity matrix with rows of zeros, computes the same codes in the fast
-    integer kernel: the accumulator is the code, and its scale is 1. Exact.
+    onnxruntime moves single bytes slowly: Slice and Pad take 8 % of the time of a ResNet-20, this 3 %. A 1x1
+    convolution with a stride, and weights that are an identity matrix with rows of zeros, computes the same codes in
+    the fast integer kernel: the accumulator is the code, and its scale is 1. Exact.
     Cases: Slices along rows, columns or both from the first pixel on with a step; a Pad with zeros along the channels.
     Left alone: other Slices and Pads, a chain whose codes change their scale or that others read, a number of channels
     that no convolution in front of it tells.

@@ -40,7 +40,8 @@ _TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime")
 class ExportRequest:
     """What to export, and where to. `command` is the command line that makes the same package again.
 
-    approximations: tried beyond the usual ones, see `lower_width`. strict: without any, and refuse what is not exact.
+    approximations: tried beyond the usual ones, see `lower_width`. min_agreement: percent that they must leave, None
+    takes the target's. strict: without any, and refuse what is not exact.
     """
 
     master: Path
@@ -50,6 +51,7 @@ class ExportRequest:
     data: Path | None = None
     calibration: Path | None = None
     max_drop: float = 1.0
+    min_agreement: float | None = None
     strict: bool = False
     approximations: frozenset[Approximation] = EXACT
     force: bool = False
@@ -143,7 +145,8 @@ def _export_width(
     target = request.target.target
     progress.start(f"{assignment.label}: deriving and lowering", 1)
     wanted = EXACT if request.strict else USUAL | request.approximations
-    width = lower_width(master, assignment, target, data=data, wanted=wanted, progress=progress)
+    least = request.min_agreement if request.min_agreement is not None else target.quantization.min_agreement
+    width = lower_width(master, assignment, target, data=data, wanted=wanted, min_agreement=least, progress=progress)
     if request.strict and not width.exact:
         raise _not_exact(width, target)
     made_from = MadeFrom(master_sha256=master.sha256, target=target.name, assignment=assignment)

@@ -56,11 +56,13 @@ def lower_width(
     *,
     data: ExportData,
     wanted: frozenset[Approximation],
+    min_agreement: float,
     progress: Progress,
 ) -> LoweredWidth:
     """Derive, lower, choose and validate.
 
     wanted: approximations to begin with; none of them makes the graph exact where the target can be.
+    min_agreement: percent of samples with the canonical graph's prediction that an approximation must leave.
 
     Raises:
         UsageError: the assignment does not fit the master.
@@ -76,7 +78,7 @@ def lower_width(
     for rung in rungs:
         lowered = lower(canonical, target, ranges=ranges, approximations=rung)
         measured = _measure(validator, lowered) if validator is not None else None
-        verdict = _verdict(lowered, measured, target) if rung != rungs[-1] else None
+        verdict = _verdict(lowered, measured, min_agreement) if rung != rungs[-1] else None
         changes += [verdict] if verdict is not None else []
         if verdict is None or not verdict.exact:
             break
@@ -108,12 +110,12 @@ def _rungs(
     return changes, list(dict.fromkeys(rungs))
 
 
-def _verdict(lowered: LoweredGraph, measured: WidthResult | None, target: Target) -> Change | None:
+def _verdict(lowered: LoweredGraph, measured: WidthResult | None, least: float) -> Change | None:
     """What became of a rung: None if nothing had to be decided, a change that is inexact if it stays, exact if not."""
     if lowered.exact or measured is None:
         return None
     hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
-    agreement, least = min(map(_agreement, hops)), target.quantization.residual_min_agreement
+    agreement = min(map(_agreement, hops))
     makers = {change.by for change in lowered.changes if not change.exact}
     names = _names(each for each, passes in MADE_BY.items() if makers & set(passes))
     text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"

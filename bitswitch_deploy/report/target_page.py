@@ -50,7 +50,7 @@ def print_target(target: Target, note: str | None, stream: TextIO, *, width: int
             ("weights", containers),
             (
                 "residual branches",
-                f"{quantization.residual}, least agreement {quantization.residual_min_agreement:g} %",
+                f"{quantization.residual}, least agreement {quantization.min_agreement:g} %",
             ),
             ("lowering", " -> ".join(target.lowering)),
         )

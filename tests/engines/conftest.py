@@ -86,7 +86,7 @@ def _target(**changes: object) -> Target:
             "activation": {"dtype": "int8", "zero_point": 0},
             "weight_containers": dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), "int8"),
             "residual": "skip_input",
-            "residual_min_agreement": 99.5,
+            "min_agreement": 99.5,
         },
         "lowering": [],
         "engine": {"name": "tensorrt", "build": "on_device", "builder_flags_legacy": ["INT8", "FP16"]},
