@@ -114,9 +114,9 @@ def forced_run(
 ) -> tuple[NDArray[np.float32], dict[str, Ties]]:
     """A lowered graph whose layers read the codes of `run`: its output, and its own codes compared with those."""
     model = _copy(lowered)
-    points = _activations(model)
+    points = {name: point for name, point in _activations(model).items() if name in run.activations}
     if points.keys() != run.activations.keys():
-        raise AssertionError(f"other activations: {sorted(points.keys() ^ run.activations.keys())}")
+        raise AssertionError(f"missing activations: {sorted(run.activations.keys() - points.keys())}")
     feeds: dict[str, NDArray[Any]] = {model.graph.input[0].name: x}
     for name, point in points.items():
         zero_point = numpy_helper.to_array(point.zero_point)
@@ -131,8 +131,9 @@ def forced_run(
     ties = {}
     for name, point in points.items():
         zero_point = numpy_helper.to_array(point.zero_point).astype(np.int16)
+        codes = np.minimum(results[point.codes].astype(np.int16) - zero_point, point.highest)
         ties[name] = Ties()
-        ties[name].add(results[point.codes].astype(np.int16) - zero_point, run.activations[name])
+        ties[name].add(codes, run.activations[name])
     return results[lowered.graph.output[0].name], ties
 
 
@@ -170,13 +171,17 @@ def _replace(given: list[Activation], ties: Ties) -> Callable[[nn.Module, tuple[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Point:
-    """A quantized activation in a graph: names of the float tensor and of its codes, the node that reads the codes."""
+    """A quantized activation in a graph: names of the float tensor and of its codes, the node that reads the codes.
+
+    highest: code at which finer codes behind these saturate, where no Clip does it.
+    """
 
     source: str
     codes: str
     scale: onnx.TensorProto
     zero_point: onnx.TensorProto
     reader: onnx.NodeProto
+    highest: int
 
 
 def _activations(model: onnx.ModelProto) -> dict[str, _Point]:
@@ -186,9 +191,13 @@ def _activations(model: onnx.ModelProto) -> dict[str, _Point]:
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or not _ACTIVATION.fullmatch(node.output[0]):
             continue
-        first, reader = producers[node.input[0]], node
+        first, reader, highest = producers[node.input[0]], node, 255
         if first.op_type == "BitShift":
             first, reader = producers[first.input[0]], first
+        elif (coarse := _coarse(first, producers)) is not None:
+            steps = numpy_helper.to_array(constants[coarse.input[1]]) / numpy_helper.to_array(constants[node.input[1]])
+            highest = int((255 - numpy_helper.to_array(constants[node.input[2]])) // steps)
+            first, reader = producers[coarse.input[0]], coarse
         quantize = producers[first.input[0]] if first.op_type == "Clip" else first
         points[node.output[0]] = _Point(
             source=quantize.input[0],
@@ -196,8 +205,16 @@ def _activations(model: onnx.ModelProto) -> dict[str, _Point]:
             scale=constants[quantize.input[1]],
             zero_point=constants[quantize.input[2]],
             reader=reader,
+            highest=highest,
         )
     return points
+
+
+def _coarse(quantize: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """The DequantizeLinear of the trained codes where `quantize` counts them in finer steps (Requantize)."""
+    if not quantize.name.endswith(".fine/QuantizeLinear"):
+        return None
+    return producers[producers[quantize.input[0]].input[0]]
 
 
 def _layer_of(dequantized: str) -> str | None:
