@@ -154,7 +154,7 @@ def optimized_operators(model: bytes | Path, *, session_options: Mapping[str, st
         dump = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(dump)
         _create(model, options)
-        optimized = onnx.load(str(dump))
+        optimized = onnx.load(str(dump), load_external_data=False)
     return tuple(sorted(Counter(_operators(optimized.graph.node)).items()))
 
 
