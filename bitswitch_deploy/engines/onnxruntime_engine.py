@@ -1,17 +1,14 @@
-"""Run a graph with onnxruntime on the CPU. The only file that imports onnxruntime."""
+"""Run a graph with onnxruntime on the CPU. The only file that imports onnxruntime, and it does not need onnx."""
 
 from __future__ import annotations
 
 import platform
-import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
@@ -73,6 +70,7 @@ class OnnxRuntimeSession:
         optimisation: `all` is what a user gets, `off` runs the nodes as they are written.
         threads: worker threads inside one operator; operators run one after the other.
         session_options: onnxruntime session configuration entries, `session.…`.
+        initializers: values of tensors whose data the graph says to be in a file, by name; onnxruntime copies them.
 
     Raises:
         GraphError: onnxruntime refuses the graph.
@@ -80,10 +78,20 @@ class OnnxRuntimeSession:
     """
 
     def __init__(
-        self, model: bytes | Path, *, optimisation: Optimisation, threads: int, session_options: Mapping[str, str]
+        self,
+        model: bytes | Path,
+        *,
+        optimisation: Optimisation,
+        threads: int,
+        session_options: Mapping[str, str],
+        initializers: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._where = _place(model)
         options = _session_options(optimisation, threads, session_options)
+        # the values refer to the arrays: both live until the session is there
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (initializers or {}).items()}
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
         self._session = _create(model, options)
         self.environment = Environment(
             onnxruntime=str(ort.__version__),
@@ -141,29 +149,15 @@ class OnnxRuntimeSession:
         return {name: np.asarray(result) for name, result in zip(self.output_names, results, strict=True)}
 
 
-def optimized_operators(model: bytes | Path, *, session_options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Operator types that onnxruntime really runs after its optimisations, with counts, sorted by name.
-
-    This is how one sees whether a convolution runs in integers (`QLinearConv`) or in float (`Conv`, `FusedConv`).
+def save_optimized(model: bytes | Path, path: Path, *, session_options: Mapping[str, str]) -> None:
+    """Write what onnxruntime makes of a graph with every optimisation to `path`.
 
     Raises:
         GraphError: onnxruntime refuses the graph.
     """
     options = _session_options("all", 1, session_options)
-    with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
-        dump = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(dump)
-        _create(model, options)
-        optimized = onnx.load(str(dump), load_external_data=False)
-    return tuple(sorted(Counter(_operators(optimized.graph.node)).items()))
-
-
-def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
-    for node in nodes:
-        yield node.op_type
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _operators(graph.node)
+    options.optimized_model_filepath = str(path)
+    _create(model, options)
 
 
 def _session_options(optimisation: str, threads: int, entries: Mapping[str, str]) -> Any:

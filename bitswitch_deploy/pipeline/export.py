@@ -250,6 +250,8 @@ def _manifest(
             ("engine", target.engine.name),
             ("engine_version", target.stack.engine_version),
             ("opset", str(target.stack.opset)),
+            # whoever runs the graphs needs them to get what was validated
+            *target.engine.session,
         ),
         command=request.command,
         tools=tuple(sorted(tools)),

@@ -1,0 +1,119 @@
+"""The graphs of a package, as a session takes them: in files of their own, or on weights that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitswitch_deploy.errors import PackageError
+from bitswitch_deploy.package.manifest import FileEntry, Manifest
+from bitswitch_deploy.package.weights_index import NOT_READ, SharedGraph, StoredTensor, WeightsIndex
+from bitswitch_deploy.quantization import derive_codes
+from bitswitch_deploy.runtime.checked_file import CheckedFile
+from bitswitch_deploy.runtime.declare_tensors import declare_tensors
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadableGraph:
+    """What a session is made of: the graph, and values of the tensors whose data it says to be in a file."""
+
+    model: bytes | Path
+    initializers: Mapping[str, Array] = field(default_factory=dict)
+
+
+class OwnGraphs:
+    """Graphs that hold their own weights. onnxruntime reads the files; nothing is kept in memory here.
+
+    Raises:
+        CheckFailedError: a file is not as it was exported.
+    """
+
+    def __init__(self, package: Path, manifest: Manifest, *, trust: bool) -> None:
+        self._files = {
+            entry.label or entry.path: CheckedFile(package, entry, trust=trust)
+            for entry in manifest.files
+            if entry.role == "graph"
+        }
+        # of large networks: tensors in files beside the graphs
+        self._data = [CheckedFile(package, entry, trust=trust) for entry in manifest.files if entry.role == "weights"]
+
+    def get(self, label: str) -> LoadableGraph:
+        """The graph of one width.
+
+        Raises:
+            CheckFailedError: its file is not the one that was loaded any more.
+        """
+        for file in (self._files[label], *self._data):
+            file.check()
+        return LoadableGraph(model=self._files[label].path)
+
+
+class SharedGraphs:
+    """Graphs that read one weights file. The codes of a width are derived when it is asked for, in NumPy or C.
+
+    That is several times faster than the operators in the graph, which are left out. The small graphs are kept in
+    memory; the weights stay in the file, which is to say in the page cache of the system, once for all processes.
+
+    Raises:
+        CheckFailedError: a file is not as it was exported.
+        PackageError: the index does not fit the package.
+    """
+
+    def __init__(self, package: Path, manifest: Manifest, index_entry: FileEntry, *, trust: bool) -> None:
+        index_file = CheckedFile(package, index_entry, trust=trust)
+        where = str(index_file.path)
+        self._index = WeightsIndex.from_json(index_file.read().decode("utf-8", "replace"), where=where)
+        entries = {entry.path: entry for entry in manifest.files}
+        if self._index.file not in entries or self._index.end_bytes > entries[self._index.file].size_bytes:
+            raise _misfit(where, f"tensors up to byte {self._index.end_bytes:,} of {self._index.file!r}")
+        self._weights = CheckedFile(package, entries[self._index.file], trust=trust)
+        self._graphs: dict[str, tuple[SharedGraph, bytes]] = {}
+        for entry in manifest.files:
+            if entry.role == "graph":
+                graph = self._index.graph(entry.path)
+                if graph is None or graph.derivation_bytes > entry.size_bytes:
+                    raise _misfit(where, f"no fitting entry for {entry.path}")
+                self._graphs[entry.label or entry.path] = graph, self._prepared(package, entry, graph, trust)
+
+    def get(self, label: str) -> LoadableGraph:
+        """The graph of one width and its codes.
+
+        Raises:
+            CheckFailedError: the weights file is not the one that was loaded any more.
+        """
+        graph, model = self._graphs[label]
+        wanted = [(tensor, bits) for tensor, bits in zip(self._index.tensors, graph.bits, strict=True) if bits]
+        values = [np.empty(tensor.size_bytes, np.int8) for tensor, _ in wanted]
+        self._weights.read_into([(value.data, tensor.offset) for value, (tensor, _) in zip(values, wanted)])
+        initializers = {
+            tensor.name: self._derived(value, tensor, bits) for value, (tensor, bits) in zip(values, wanted)
+        }
+        return LoadableGraph(model=model, initializers=initializers)
+
+    def _derived(self, value: npt.NDArray[np.int8], tensor: StoredTensor, bits: int) -> Array:
+        if bits != self._index.bits:
+            derive_codes(value, from_bits=self._index.bits, to_bits=bits, rounding=self._index.rounding, out=value)
+        return value.view(tensor.dtype).reshape(tensor.shape)
+
+    def _prepared(self, package: Path, entry: FileEntry, graph: SharedGraph, trust: bool) -> bytes:
+        """The graph with declarations of its codes in the place of the operators that derive them."""
+        data = CheckedFile(package, entry, trust=trust).read()
+        derived = [
+            tensor
+            for tensor, bits in zip(self._index.tensors, graph.bits, strict=True)
+            if bits not in (NOT_READ, self._index.bits)
+        ]
+        return declare_tensors(derived, location=self._index.file) + bytes(data[graph.derivation_bytes :])
+
+
+def _misfit(where: str, got: str) -> PackageError:
+    return PackageError(
+        where=where, got=got, allowed="an index of this package", do="export the package again with this release"
+    )
