@@ -58,33 +58,27 @@ class CheckedFile:
             CheckFailedError: as `check`.
         """
         data = bytearray(self.size_bytes)
-        self.read_into([(memoryview(data), 0)])
+        self.read_into(memoryview(data))
         return data
 
-    def read_into(self, places: list[tuple[memoryview, int]]) -> None:
-        """Fill each buffer from its offset on.
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill the buffer from the start of the file.
 
         Raises:
             CheckFailedError: as `check`.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                self._compare(os.fstat(descriptor))
-                for buffer, offset in places:
-                    self._fill(descriptor, buffer, offset)
-            finally:
-                os.close(descriptor)
+            with self.path.open("rb", buffering=0) as file:
+                self._compare(os.fstat(file.fileno()))
+                done = 0
+                # one call reads at most 2 GiB
+                while done < len(buffer):
+                    count = file.readinto(buffer[done:])
+                    if not count:
+                        raise self._failure(f"ends at byte {done:,}", f"{self.size_bytes:,} bytes")
+                    done += count
         except OSError as exc:
             raise self._unreadable(exc) from exc
-
-    def _fill(self, descriptor: int, buffer: memoryview, offset: int) -> None:
-        # one call reads at most 2 GiB
-        while buffer:
-            count = os.preadv(descriptor, [buffer], offset)
-            if not count:
-                raise self._failure(f"ends at byte {offset:,}", f"{self.size_bytes:,} bytes")
-            buffer, offset = buffer[count:], offset + count
 
     def _compare(self, found: os.stat_result) -> None:
         if _state(found) == self._state:

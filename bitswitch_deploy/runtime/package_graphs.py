@@ -89,18 +89,28 @@ class SharedGraphs:
             CheckFailedError: the weights file is not the one that was loaded any more.
         """
         graph, model = self._graphs[label]
-        wanted = [(tensor, bits) for tensor, bits in zip(self._index.tensors, graph.bits, strict=True) if bits]
-        values = [np.empty(tensor.size_bytes, np.int8) for tensor, _ in wanted]
-        self._weights.read_into([(value.data, tensor.offset) for value, (tensor, _) in zip(values, wanted)])
-        initializers = {
-            tensor.name: self._derived(value, tensor, bits) for value, (tensor, bits) in zip(values, wanted)
-        }
-        return LoadableGraph(model=model, initializers=initializers)
+        stored = np.empty(self._index.end_bytes, np.int8)
+        self._weights.read_into(stored.data)
+        for start, end, bits in self._runs(graph):
+            codes = stored[start:end]
+            derive_codes(codes, from_bits=self._index.bits, to_bits=bits, rounding=self._index.rounding, out=codes)
+        read = (tensor for tensor, bits in zip(self._index.tensors, graph.bits, strict=True) if bits != NOT_READ)
+        return LoadableGraph(model=model, initializers={tensor.name: _view(stored, tensor) for tensor in read})
 
-    def _derived(self, value: npt.NDArray[np.int8], tensor: StoredTensor, bits: int) -> Array:
-        if bits != self._index.bits:
-            derive_codes(value, from_bits=self._index.bits, to_bits=bits, rounding=self._index.rounding, out=value)
-        return value.view(tensor.dtype).reshape(tensor.shape)
+    def _runs(self, graph: SharedGraph) -> list[tuple[int, int, int]]:
+        """(first byte, end, width) of neighbours in the file that are derived to one width: one call for all of them.
+
+        The zeros between them, which align them, stay zeros at every width.
+        """
+        runs: list[tuple[int, int, int]] = []
+        last = NOT_READ
+        for tensor, bits in sorted(zip(self._index.tensors, graph.bits, strict=True), key=lambda each: each[0].offset):
+            end = tensor.offset + tensor.size_bytes
+            if bits not in (NOT_READ, self._index.bits):
+                start = runs.pop()[0] if bits == last else tensor.offset
+                runs.append((start, end, bits))
+            last = bits
+        return runs
 
     def _prepared(self, package: Path, entry: FileEntry, graph: SharedGraph, trust: bool) -> bytes:
         """The graph with declarations of its codes in the place of the operators that derive them."""
@@ -111,6 +121,10 @@ class SharedGraphs:
             if bits not in (NOT_READ, self._index.bits)
         ]
         return declare_tensors(derived, location=self._index.file) + bytes(data[graph.derivation_bytes :])
+
+
+def _view(stored: npt.NDArray[np.int8], tensor: StoredTensor) -> Array:
+    return stored[tensor.offset : tensor.offset + tensor.size_bytes].view(tensor.dtype).reshape(tensor.shape)
 
 
 def _misfit(where: str, got: str) -> PackageError:
