@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
-from bitswitch_deploy.errors import DataError, GraphError, UsageError
+from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
+from bitswitch_deploy.errors import GraphError, UsageError
 
 Optimisation = Literal["all", "off"]
 
@@ -34,15 +35,6 @@ _DTYPES = {
         *((f"{sign}int{bits}", f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
     )
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputSignature:
-    """One network input: NumPy type name and shape; a string or None is an open dimension."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,16 +119,7 @@ class OnnxRuntimeSession:
             UsageError: an input is missing or unknown.
             GraphError: onnxruntime fails while it runs.
         """
-        expected = {value.name for value in self.inputs}
-        if feeds.keys() != expected:
-            raise UsageError(
-                where=self._where,
-                got=f"values for {_listing(feeds)}",
-                allowed=f"exactly {_listing(expected)}",
-                do="name each input once",
-            )
-        for value in self.inputs:
-            _check_array(value, feeds[value.name])
+        check_feeds(self.inputs, feeds, where=self._where)
         try:
             results = self._session.run(None, dict(feeds))
         except _ORT_ERRORS as exc:
@@ -198,22 +181,5 @@ def _signature(value: Any, where: str) -> InputSignature:
     return InputSignature(name=value.name, dtype=_DTYPES[value.type].name, shape=tuple(value.shape))
 
 
-def _check_array(value: InputSignature, array: np.ndarray) -> None:
-    where = f"input {value.name!r}"
-    if array.dtype != np.dtype(value.dtype):
-        do = f"convert with .astype({value.dtype!r})"
-        raise DataError(where=where, got=str(array.dtype), allowed=value.dtype, do=do)
-    fits = len(array.shape) == len(value.shape) and all(
-        not isinstance(wanted, int) or size == wanted for size, wanted in zip(array.shape, value.shape, strict=True)
-    )
-    if not fits:
-        got, allowed = f"shape {list(array.shape)}", f"shape {list(value.shape)}"
-        raise DataError(where=where, got=got, allowed=allowed, do="reshape or crop the samples")
-
-
 def _place(model: bytes | Path) -> str:
     return "graph in memory" if isinstance(model, bytes) else str(model)
-
-
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(sorted(map(repr, names))) or "nothing"

@@ -19,6 +19,7 @@ from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.runtime.package_graphs import OwnGraphs, SharedGraphs
 from bitswitch_deploy.runtime.session_cache import SessionCache
 from bitswitch_deploy.runtime.switcher import Policy, Session, Switcher, width_label
+from bitswitch_deploy.runtime.tensorrt_sessions import tensorrt_sessions
 
 Provider = Literal["cpu", "tensorrt"]
 _BITS = re.compile(r"w(\d)")
@@ -43,12 +44,12 @@ class RuntimeOptions:
     trust_files: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_sessions < max(1, len(self.warm)):
+        if self.max_sessions < 1 or (self.memory_budget_mb is not None and self.memory_budget_mb < 1):
             raise UsageError(
-                where="max_sessions",
-                got=f"{self.max_sessions} with {len(self.warm)} warm widths",
-                allowed="1 or more, and room for every warm width",
-                do="raise max_sessions or warm fewer widths",
+                where="RuntimeOptions",
+                got=f"max_sessions {self.max_sessions}, memory_budget_mb {self.memory_budget_mb}",
+                allowed="1 or more",
+                do="correct the number",
             )
 
 
@@ -101,6 +102,16 @@ def _sessions(
     if provider not in get_args(Provider):
         known = ", ".join(get_args(Provider))
         raise UsageError(where="provider", got=repr(provider), allowed=known, do="choose one of these")
+    if provider == "tensorrt":
+        budget, trust = options.memory_budget_mb, options.trust_files
+        return tensorrt_sessions(folder, manifest, memory_budget_mb=budget, trust=trust)
+    if options.max_sessions < len(options.warm):
+        raise UsageError(
+            where="max_sessions",
+            got=f"{options.max_sessions} with {len(options.warm)} warm widths",
+            allowed="room for every warm width",
+            do="raise max_sessions or warm fewer widths",
+        )
     return SessionCache(_cpu_opener(folder, manifest, options), dict.fromkeys(widths, 1), options.max_sessions)
 
 

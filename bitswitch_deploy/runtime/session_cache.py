@@ -22,10 +22,13 @@ class SessionCache(Generic[S]):
         open_session: opens one; called by one thread at a time.
         costs: of each label, in the unit of `budget`.
         budget: what the sessions kept may cost together.
+        unit: of both, for messages.
     """
 
-    def __init__(self, open_session: Callable[[str], S], costs: Mapping[str, int], budget: int) -> None:
-        self._open, self._costs, self._budget = open_session, costs, budget
+    def __init__(
+        self, open_session: Callable[[str], S], costs: Mapping[str, int], budget: int, *, unit: str = "sessions"
+    ) -> None:
+        self._open, self._costs, self._budget, self._unit = open_session, costs, budget, unit
         self._kept: OrderedDict[str, S] = OrderedDict()
         self._state_lock, self._open_lock = threading.Lock(), threading.Lock()
 
@@ -79,7 +82,7 @@ class SessionCache(Generic[S]):
         fitting = ", ".join(each for each, cost in self._costs.items() if cost <= self._budget)
         raise UsageError(
             where=f"width {label}",
-            got=f"a cost of {self._costs[label]:,} in a budget of {self._budget:,}",
-            allowed=fitting or "no width: even the smallest costs more",
+            got=f"{self._costs[label]:,} {self._unit} in a budget of {self._budget:,}",
+            allowed=fitting or "no width fits: even the smallest takes more",
             do="raise the budget or take a width that fits",
         )

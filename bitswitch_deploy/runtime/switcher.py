@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitswitch_deploy.engines.onnxruntime_engine import InputSignature
+from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.errors import BitswitchError, DataError, UsageError
 from bitswitch_deploy.runtime.session_cache import SessionCache
 

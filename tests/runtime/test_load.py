@@ -81,11 +81,15 @@ def test_unknown_providers_are_listed(package: Path) -> None:
         load(package, provider="cuda")  # type: ignore[arg-type]
 
 
-def test_more_warm_widths_than_sessions_are_refused() -> None:
+def test_more_warm_widths_than_sessions_are_refused(package: Path) -> None:
     with pytest.raises(UsageError, match="2 with 3 warm widths"):
-        RuntimeOptions(warm=(8, 4, 2))
-    with pytest.raises(UsageError, match="0 with 0 warm widths"):
-        RuntimeOptions(max_sessions=0)
+        load(package, options=RuntimeOptions(warm=(8, 4, 2)))
+
+
+@pytest.mark.parametrize("number", [{"max_sessions": 0}, {"memory_budget_mb": 0}])
+def test_numbers_below_one_are_refused(number: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="allowed: 1 or more"):
+        RuntimeOptions(**number)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_session_beyond_the_whole_budget_is_refused_and_nothing_is_dropped() -
     opener = Opener()
     cache: SessionCache[str] = SessionCache(opener, COSTS, 5)
     cache.get("a")
-    with pytest.raises(UsageError, match="width d: a cost of 9 in a budget of 5\n  allowed: a, b, c"):
+    with pytest.raises(UsageError, match="width d: 9 sessions in a budget of 5\n  allowed: a, b, c"):
         cache.get("d")
     assert cache.labels == ("a",)
     assert opener.opened == ["a"]
