@@ -5,9 +5,9 @@ Not a pass: it works on the finished model, so that every pass sees the codes, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,31 @@ from bitswitch_deploy.quantization import derive_codes
 
 # Smaller float tensors take as many bytes to point to as they have.
 _WORTH_SHARING_BYTES = 1024
-_MASTER = ".master"
 
 Array = npt.NDArray[Any]
-# Puts a tensor of the master, by name, into the file of shared weights and says where: (location, offset in bytes).
-Place = Callable[[str, Array], tuple[str, int]]
+
+
+class WeightsFile(Protocol):
+    """The file that graphs share, as this step sees it."""
+
+    name: str
+
+    def place(self, name: str, tensor: Array) -> int:
+        """Offset in bytes of a tensor of the master, which is written when it is first asked for."""
+
+    def append(self, array: Array) -> int:
+        """Offset in bytes of an array that belongs to one graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedTensor:
+    """A tensor of the master that a model reads. bits: the width it is derived to, the master's own where it is not.
+
+    factors: offset and shape of the int32 factors [broadcast against the tensor] that multiply the codes, or None.
+    """
+
+    bits: int
+    factors: tuple[int, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,54 +52,129 @@ class SharedModel:
     """A serialized model whose large tensors lie in the file of shared weights.
 
     data: the model. Its first `derivation_bytes` bytes are a message of their own: the master's codes and the nodes
-        that derive this model's codes from them. The rest is the model that reads the derived codes by their names, so
-        whoever derives them elsewhere leaves the first part out (messages that follow each other merge, says the
-        protobuf encoding).
-    bits: tensor of the file -> width that it is derived to, for every tensor that the model reads; the master's own
-        width where it is read as it is stored.
+        that make this model's weights of them. The rest is the model that reads these weights by the names that they
+        have in the master, so whoever derives them elsewhere leaves the first part out (messages that follow each
+        other merge, says the protobuf encoding).
+    tensors: of the file, by name: how the model reads them.
     """
 
     data: bytes
     derivation_bytes: int
-    bits: Mapping[str, int]
+    tensors: Mapping[str, SharedTensor]
 
 
-def share_weights(model: onnx.ModelProto, master: Master, weight_bits: Mapping[str, int], place: Place) -> SharedModel:
+def share_weights(
+    model: onnx.ModelProto, master: Master, weight_bits: Mapping[str, int], file: WeightsFile
+) -> SharedModel:
     """Replace constants of `model`, which is changed, by references to the file and operators that derive them.
 
-    Cases: int8 codes of a quantized weight, below the master's width and at it; float parameters of 1 KiB or more that
-    are the master's own. Left in the graph: everything else, which differs between widths or is small; codes in
+    Cases: int8 codes of a quantized weight, below the master's width and at it; the factors that multiply them in
+    front of their DequantizeLinear; float parameters of 1 KiB or more that are the master's own. Left in the graph:
+    everything else, which differs between widths or is small; factors of codes that several nodes read; codes in
     packed types, which cannot be derived from int8 in a graph.
 
     Args:
         weight_bits: width of each quantized weight of the model, by its name in the master.
-        place: called once for each tensor that the model shares.
+        file: is asked for each tensor that the model shares.
 
     Raises:
         GraphError: codes in the model are not the double rounding of the master.
     """
-    kept: list[onnx.TensorProto] = []
-    derived: list[onnx.TensorProto] = []
-    bits: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        name, source = tensor.name, master.tensors.get(tensor.name)
-        if source is None or not _is_shareable(tensor, source, is_weight=name in weight_bits):
-            kept.append(tensor)
-            continue
-        bits[name] = weight_bits.get(name, master.spec.bits)
-        is_derived = bits[name] != master.spec.bits
-        _check_codes(tensor, source, bits[name], master)
-        location, offset = place(name, source)
-        new_name = f"{name}{_MASTER}" if is_derived else name
-        external = _external(new_name, source, location=location, offset=offset)
-        (derived if is_derived else kept).append(external)
-    rest = onnx.GraphProto(initializer=kept)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(rest.initializer)
-    derivation = _derivation(derived, bits, master)
-    return SharedModel(
-        data=derivation + model.SerializeToString(deterministic=True), derivation_bytes=len(derivation), bits=bits
-    )
+    return _Sharing(model.graph, master, file).share(model, weight_bits)
+
+
+class _Sharing:
+    """The work on one model: what stays in it, and what goes into the part that derives."""
+
+    def __init__(self, graph: onnx.GraphProto, master: Master, file: WeightsFile) -> None:
+        self._graph, self._master, self._file = graph, master, file
+        self._kept = {tensor.name: tensor for tensor in graph.initializer}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self._derivation = onnx.GraphProto()
+        self._moved: set[str] = set()
+        self._widths: set[int] = set()
+
+    def share(self, model: onnx.ModelProto, weight_bits: Mapping[str, int]) -> SharedModel:
+        tensors = {}
+        for name, tensor in list(self._kept.items()):
+            source = self._master.tensors.get(name)
+            if source is not None and _is_shareable(tensor, source, is_weight=name in weight_bits):
+                tensors[name] = self._share(tensor, source, weight_bits.get(name, self._master.spec.bits))
+        _replace(self._graph.initializer, list(self._kept.values()))
+        _replace(self._graph.node, [node for node in self._graph.node if node.output[0] not in self._moved])
+        derivation = self._serialized_derivation()
+        data = derivation + model.SerializeToString(deterministic=True)
+        return SharedModel(data=data, derivation_bytes=len(derivation), tensors=tensors)
+
+    def _share(self, tensor: onnx.TensorProto, source: Array, bits: int) -> SharedTensor:
+        name, spec = tensor.name, self._master.spec
+        _check_codes(tensor, source, bits, self._master)
+        chain = self._factor_chain(name)
+        external = _external(name, source, location=self._file.name, offset=self._file.place(name, source))
+        if chain is None and bits == spec.bits:
+            self._kept[name] = external
+            return SharedTensor(bits=bits)
+        del self._kept[name]
+        external.name = f"{name}.master"
+        self._derivation.initializer.append(external)
+        codes = external.name
+        if bits != spec.bits:
+            self._widths.add(bits)
+            codes = name if chain is None else f"{name}.codes"
+            self._derivation.node.extend(
+                derivation_nodes(external.name, codes, from_bits=spec.bits, to_bits=bits, rounding=spec.rounding)
+            )
+        return SharedTensor(bits=bits, factors=None if chain is None else self._move_factors(name, codes, chain))
+
+    def _factor_chain(self, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto] | None:
+        """Cast to int32, Mul with constant factors and Cast to int8 that read `name` and that nobody else reads."""
+        chain: list[onnx.NodeProto] = []
+        for op in ("Cast", "Mul", "Cast"):
+            readers = self._readers.get(chain[-1].output[0] if chain else name, [])
+            if len(readers) != 1 or readers[0].op_type != op:
+                return None
+            chain.append(readers[0])
+        widen, multiply, narrow = chain
+        factors = self._kept.get(multiply.input[1])
+        narrows = narrow.attribute[0].i == onnx.TensorProto.INT8
+        known = factors is not None and factors.data_type == onnx.TensorProto.INT32
+        return (widen, multiply, narrow) if narrows and known and len(self._readers[multiply.input[1]]) == 1 else None
+
+    def _move_factors(
+        self, name: str, codes: str, chain: tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]
+    ) -> tuple[int, tuple[int, ...]]:
+        """Let the derivation multiply; the model reads the products under the name of the weight."""
+        widen, multiply, narrow = chain
+        factors = onnx.numpy_helper.to_array(self._kept.pop(multiply.input[1]))
+        offset = self._file.append(factors)
+        self._derivation.initializer.append(
+            _external(multiply.input[1], factors, location=self._file.name, offset=offset)
+        )
+        for reader in self._readers.get(narrow.output[0], []):
+            _replace(reader.input, [name if each == narrow.output[0] else each for each in reader.input])
+        # of a repeated field only copies can be moved
+        for node, source, result in (
+            (widen, codes, widen.output[0]),
+            (multiply, widen.output[0], multiply.output[0]),
+            (narrow, multiply.output[0], name),
+        ):
+            self._moved.add(node.output[0])
+            copy = self._derivation.node.add()
+            copy.CopyFrom(node)
+            copy.input[0], copy.output[0] = source, result
+        return offset, factors.shape
+
+    def _serialized_derivation(self) -> bytes:
+        if not self._derivation.initializer:
+            return b""
+        spec = self._master.spec
+        if self._widths:
+            constants = derivation_constants(self._widths, from_bits=spec.bits, rounding=spec.rounding)
+            self._derivation.initializer.extend(constants)
+        return onnx.ModelProto(graph=self._derivation).SerializeToString(deterministic=True)
 
 
 def _is_shareable(tensor: onnx.TensorProto, source: Array, *, is_weight: bool) -> bool:
@@ -112,16 +207,14 @@ def _external(name: str, like: Array, *, location: str, offset: int) -> onnx.Ten
     return tensor
 
 
-def _derivation(sources: list[onnx.TensorProto], bits: Mapping[str, int], master: Master) -> bytes:
-    if not sources:
-        return b""
-    spec, nodes, widths = master.spec, [], set()
-    for source in sources:
-        result = source.name.removesuffix(_MASTER)
-        widths.add(bits[result])
-        nodes += derivation_nodes(
-            source.name, result, from_bits=spec.bits, to_bits=bits[result], rounding=spec.rounding
-        )
-    constants = derivation_constants(widths, from_bits=spec.bits, rounding=spec.rounding)
-    graph = onnx.GraphProto(node=nodes, initializer=[*sources, *constants])
-    return onnx.ModelProto(graph=graph).SerializeToString(deterministic=True)
+def _replace(field: Any, values: list[Any]) -> None:
+    """Give a repeated field of a message other content, which may be taken from it."""
+    copies = [value if isinstance(value, str) else _copy(value) for value in values]
+    del field[:]
+    field.extend(copies)
+
+
+def _copy(message: Any) -> Any:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy

@@ -38,15 +38,32 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedGraph:
-    """One graph. bits: for each tensor of the index, the width that it reads it at; `NOT_READ` where it does not.
+class Factors:
+    """int32 factors [shape broadcasts against the tensor] from byte `offset` on; tensor: its place in the index."""
 
-    derivation_bytes: length of the part at the start of the file that derives the codes in the graph.
+    tensor: int
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that they take in the file."""
+        return math.prod(self.shape) * 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedGraph:
+    """One graph, which reads each tensor by its name.
+
+    bits: for each tensor of the index, the width that it is read at; `NOT_READ` where it is not.
+    factors: what multiplies the codes of a tensor, in int8 arithmetic, after they were derived.
+    derivation_bytes: length of the part at the start of the file that does both in the graph.
     """
 
     path: str
     derivation_bytes: int
     bits: tuple[int, ...]
+    factors: tuple[Factors, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +82,24 @@ class WeightsIndex:
     schema: Literal["bitswitch-weights/1"] = SCHEMA
 
     def __post_init__(self) -> None:
-        if any(each.offset < 0 or min(each.shape, default=0) < 0 for each in self.tensors):
+        if any(each.offset < 0 or min(each.shape, default=0) < 0 for each in self._stored):
             raise ValueError("a tensor with a negative offset or size")
         for graph in self.graphs:
             if graph.derivation_bytes < 0:
                 raise ValueError(f"{graph.path} has a derivation of {graph.derivation_bytes} bytes")
+            if any(not 0 <= each.tensor < len(self.tensors) for each in graph.factors):
+                raise ValueError(f"{graph.path} has factors of a tensor that is not in the index")
             if len(graph.bits) != len(self.tensors) or not all(0 <= bits <= self.bits for bits in graph.bits):
                 raise ValueError(f"{graph.path} needs a width of 0..{self.bits} for each tensor")
 
     @property
     def end_bytes(self) -> int:
         """Where the last tensor ends: the file must not be shorter."""
-        return max((each.offset + each.size_bytes for each in self.tensors), default=0)
+        return max((each.offset + each.size_bytes for each in self._stored), default=0)
+
+    @property
+    def _stored(self) -> tuple[StoredTensor | Factors, ...]:
+        return (*self.tensors, *(factors for graph in self.graphs for factors in graph.factors))
 
     def graph(self, path: str) -> SharedGraph | None:
         """The graph of this name; None where the index does not know it."""

@@ -12,7 +12,7 @@ import onnx
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.package.weights_index import NOT_READ, SharedGraph, StoredTensor, WeightsIndex
+from bitswitch_deploy.package.weights_index import NOT_READ, Factors, SharedGraph, StoredTensor, WeightsIndex
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.target import Target
 
@@ -48,11 +48,11 @@ class SharedWeights:
     """
 
     def __init__(self, writer: PackageWriter, master: Master, stem: str) -> None:
-        self._writer, self._master, self._file = writer, master, f"{stem}.weights"
+        self._writer, self._master, self.name = writer, master, f"{stem}.weights"
         self._tensors: dict[str, StoredTensor] = {}
         self._graphs: dict[str, SharedModel] = {}
         self.size_bytes = 0
-        (writer.folder / self._file).touch()
+        (writer.folder / self.name).touch()
 
     def share(self, model: onnx.ModelProto, weight_bits: Mapping[str, int], path: str) -> bytes:
         """The bytes of the graph `path`, with its tensors in the weights file; `model` is used up.
@@ -61,7 +61,7 @@ class SharedWeights:
             GraphError: a weight is not the double rounding of the master.
             OSError: the file cannot be written.
         """
-        shared = share_weights(model, self._master, weight_bits, self._place)
+        shared = share_weights(model, self._master, weight_bits, self)
         self._graphs[path] = shared
         return shared.data
 
@@ -71,36 +71,56 @@ class SharedWeights:
         Raises:
             OutputError: the package cannot be written.
         """
-        self._writer.add(self._file, role="weights")
+        self._writer.add(self.name, role="weights")
         index = WeightsIndex(
-            file=self._file,
+            file=self.name,
             bits=self._master.spec.bits,
             rounding=self._master.spec.rounding,
             tensors=tuple(self._tensors.values()),
-            graphs=tuple(
-                SharedGraph(
-                    path=path,
-                    derivation_bytes=shared.derivation_bytes,
-                    bits=tuple(shared.bits.get(name, NOT_READ) for name in self._tensors),
-                )
-                for path, shared in self._graphs.items()
-            ),
+            graphs=tuple(self._entry(path, shared) for path, shared in self._graphs.items()),
         )
-        self._writer.write(f"{self._file}.json", index.to_json().encode(), role="index")
-        return self._file
+        self._writer.write(f"{self.name}.json", index.to_json().encode(), role="index")
+        return self.name
 
-    def _place(self, name: str, tensor: npt.NDArray[Any]) -> tuple[str, int]:
+    def place(self, name: str, tensor: npt.NDArray[Any]) -> int:
+        """Offset of a tensor of the master, which is written when it is first asked for.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         if name not in self._tensors:
-            offset = -(-self.size_bytes // _ALIGNMENT) * _ALIGNMENT
-            with (self._writer.folder / self._file).open("r+b") as file:
-                file.seek(offset)
-                # a view of the master where that is in row-major order, which those of a file are
-                file.write(np.ascontiguousarray(tensor).data)
-            self.size_bytes = offset + tensor.nbytes
-            self._tensors[name] = StoredTensor(
-                name=name, dtype=_dtype(tensor), shape=tuple(tensor.shape), offset=offset
-            )
-        return self._file, self._tensors[name].offset
+            offset = self.append(tensor)
+            dtype, shape = _dtype(tensor), tuple(tensor.shape)
+            self._tensors[name] = StoredTensor(name=name, dtype=dtype, shape=shape, offset=offset)
+        return self._tensors[name].offset
+
+    def append(self, array: npt.NDArray[Any]) -> int:
+        """Offset of an array that is written now.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        offset = -(-self.size_bytes // _ALIGNMENT) * _ALIGNMENT
+        with (self._writer.folder / self.name).open("r+b") as file:
+            file.seek(offset)
+            # a view of the master where that is in row-major order, which those of a file are
+            file.write(np.ascontiguousarray(array).data)
+        self.size_bytes = offset + array.nbytes
+        return offset
+
+    def _entry(self, path: str, shared: SharedModel) -> SharedGraph:
+        found = [shared.tensors.get(name) for name in self._tensors]
+        factors = (
+            Factors(tensor=place, offset=tensor.factors[0], shape=tensor.factors[1])
+            for place, tensor in enumerate(found)
+            if tensor is not None and tensor.factors is not None
+        )
+        return SharedGraph(
+            path=path,
+            derivation_bytes=shared.derivation_bytes,
+            bits=tuple(NOT_READ if tensor is None else tensor.bits for tensor in found),
+            factors=tuple(factors),
+        )
 
 
 def _dtype(tensor: npt.NDArray[Any]) -> Any:

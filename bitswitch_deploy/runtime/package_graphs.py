@@ -94,6 +94,11 @@ class SharedGraphs:
         for start, end, bits in self._runs(graph):
             codes = stored[start:end]
             derive_codes(codes, from_bits=self._index.bits, to_bits=bits, rounding=self._index.rounding, out=codes)
+        for factors in graph.factors:
+            codes = _view(stored, self._index.tensors[factors.tensor])
+            values = stored[factors.offset : factors.offset + factors.size_bytes].view(np.int32)
+            # products fit int8, so arithmetic modulo 256 is exact, also for a factor of 128
+            np.multiply(codes, values.reshape(factors.shape).astype(np.int8), out=codes)
         read = (tensor for tensor, bits in zip(self._index.tensors, graph.bits, strict=True) if bits != NOT_READ)
         return LoadableGraph(model=model, initializers={tensor.name: _view(stored, tensor) for tensor in read})
 
@@ -115,10 +120,11 @@ class SharedGraphs:
     def _prepared(self, package: Path, entry: FileEntry, graph: SharedGraph, trust: bool) -> bytes:
         """The graph with declarations of its codes in the place of the operators that derive them."""
         data = CheckedFile(package, entry, trust=trust).read()
+        multiplied = {factors.tensor for factors in graph.factors}
         derived = [
             tensor
-            for tensor, bits in zip(self._index.tensors, graph.bits, strict=True)
-            if bits not in (NOT_READ, self._index.bits)
+            for place, (tensor, bits) in enumerate(zip(self._index.tensors, graph.bits, strict=True))
+            if bits != NOT_READ and (bits != self._index.bits or place in multiplied)
         ]
         return declare_tensors(derived, location=self._index.file) + bytes(data[graph.derivation_bytes :])
 

@@ -36,17 +36,23 @@ def master(request: pytest.FixtureRequest) -> Master:
 class Weights:
     """The file that graphs of a folder share, as simple as it can be."""
 
+    name = FILE
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.path.touch()
         self.placed: dict[str, int] = {}
 
-    def place(self, name: str, tensor: np.ndarray[Any, Any]) -> tuple[str, int]:
+    def place(self, name: str, tensor: np.ndarray[Any, Any]) -> int:
         if name not in self.placed:
-            self.placed[name] = self.path.stat().st_size
-            with self.path.open("ab") as file:
-                file.write(tensor.tobytes())
-        return FILE, self.placed[name]
+            self.placed[name] = self.append(tensor)
+        return self.placed[name]
+
+    def append(self, array: np.ndarray[Any, Any]) -> int:
+        offset = self.path.stat().st_size
+        with self.path.open("ab") as file:
+            file.write(array.tobytes())
+        return offset
 
 
 def lowered(master: Master, assignment: WidthAssignment) -> tuple[CanonicalGraph, onnx.ModelProto]:
@@ -56,7 +62,7 @@ def lowered(master: Master, assignment: WidthAssignment) -> tuple[CanonicalGraph
 
 def share(master: Master, canonical: CanonicalGraph, model: onnx.ModelProto, weights: Weights) -> SharedModel:
     bits = {layer.layer.weight: layer.bits for layer in canonical.plan.layers}
-    return share_weights(model, master, bits, weights.place)
+    return share_weights(model, master, bits, weights)
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS, ids=lambda each: each.label + str(each.default))
@@ -86,43 +92,66 @@ def test_the_comparison_sees_one_code_of_another_width(tmp_path: Path) -> None:
     assert optimised(shared)[1] == optimised(own)[1]
 
 
-def test_what_is_left_after_the_derivation_reads_the_codes_by_their_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 6, 3])
+def test_what_is_left_without_the_derivation_reads_products_by_the_names_of_the_weights(
+    tmp_path: Path, bits: int
+) -> None:
     master = read_master(bundled_master())
-    canonical, model = lowered(master, WidthAssignment(default=3))
-    codes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    canonical, model = lowered(master, WidthAssignment(default=bits))
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     own = tmp_path / "own.onnx"
     own.write_bytes(model.SerializeToString())
-    shared = share(master, canonical, model, Weights(tmp_path))
+    weights = Weights(tmp_path)
+    shared = share(master, canonical, model, weights)
     assert 0 < shared.derivation_bytes < len(shared.data)
     rest = onnx.load_model_from_string(shared.data[shared.derivation_bytes :])
-    names = [name for name, bits in shared.bits.items() if bits == 3]
-    assert sorted(names) == sorted(layer.layer.weight for layer in canonical.plan.layers)
-    rest.graph.initializer.extend(onnx.numpy_helper.from_array(codes[name], name) for name in names)
+    assert not any(node.op_type == "Mul" for node in rest.graph.node)
+    names = [layer.layer.weight for layer in canonical.plan.layers]
+    multiplied = 0
+    for name in names:
+        value = constants[name]
+        if (factors := shared.tensors[name].factors) is not None:
+            multiplied += 1
+            offset, shape = factors
+            stored = np.frombuffer(weights.path.read_bytes(), np.int32, int(np.prod(shape)), offset).reshape(shape)
+            value = (value.astype(np.int32) * stored).astype(np.int8)
+        if name in {tensor.name for tensor in rest.graph.initializer}:
+            assert (bits, factors) == (8, None)
+            continue
+        rest.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    assert multiplied
     again = tmp_path / "again.onnx"
     again.write_bytes(rest.SerializeToString())
     assert optimised(again) == optimised(own)
 
 
-def test_at_the_width_of_the_master_nothing_is_derived(tmp_path: Path) -> None:
+def test_factors_of_codes_that_two_nodes_read_stay_where_they_are(tmp_path: Path) -> None:
     master = read_master(bundled_master())
-    canonical, model = lowered(master, WidthAssignment(default=8))
-    before = [node.op_type for node in model.graph.node]
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    name = f"{LAYERS[0]}.weight"
+    second = onnx.helper.make_node("Cast", [name], ["seen"], to=onnx.TensorProto.INT32)
+    model.graph.node.append(second)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("seen", onnx.TensorProto.INT32, None))
+    own = tmp_path / "own.onnx"
+    own.write_bytes(model.SerializeToString())
     shared = share(master, canonical, model, Weights(tmp_path))
-    assert shared.derivation_bytes == 0
-    assert [node.op_type for node in onnx.load_model_from_string(shared.data).graph.node] == before
-    assert set(shared.bits.values()) == {8}
+    assert shared.tensors[name].factors is None
+    assert any(tensor.factors is not None for tensor in shared.tensors.values())
+    path = tmp_path / "shared.onnx"
+    path.write_bytes(shared.data)
+    assert optimised(path) == optimised(own)
 
 
 def test_the_file_holds_each_tensor_once_and_only_what_is_the_masters(tmp_path: Path) -> None:
     master = read_master(bundled_master())
     weights = Weights(tmp_path)
-    for bits in (8, 4):
-        canonical, model = lowered(master, WidthAssignment(default=bits))
-        share(master, canonical, model, weights)
+    both = [share(master, *lowered(master, WidthAssignment(default=bits)), weights) for bits in (8, 4)]
     quantized = {layer.weight for layer in master.spec.layers if not layer.pinned}
     # of the float parameters only the classifier is large; the stem has 576 bytes
     assert set(weights.placed) == {*quantized, "linear.weight"}
-    assert weights.path.stat().st_size == sum(master.tensors[name].nbytes for name in weights.placed)
+    factors = [tensor.factors for shared in both for tensor in shared.tensors.values() if tensor.factors is not None]
+    expected = sum(master.tensors[name].nbytes for name in weights.placed)
+    assert weights.path.stat().st_size == expected + sum(4 * int(np.prod(shape)) for _, shape in factors)
 
 
 def test_codes_that_are_not_the_masters_are_refused(tmp_path: Path) -> None:
@@ -144,6 +173,6 @@ def test_packed_codes_stay_in_the_graph(tmp_path: Path) -> None:
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     tensor.data_type = onnx.TensorProto.INT4
     shared = share(master, canonical, model, Weights(tmp_path))
-    assert name not in shared.bits
+    assert name not in shared.tensors
     kept = onnx.load_model_from_string(shared.data).graph.initializer
     assert any(each.name == name and each.raw_data for each in kept)
