@@ -69,15 +69,15 @@ class SharedGraphs:
     def __init__(self, package: Path, manifest: Manifest, index_entry: FileEntry, *, trust: bool) -> None:
         index_file = CheckedFile(package, index_entry, trust=trust)
         where = str(index_file.path)
-        self._index = WeightsIndex.from_json(index_file.read().decode("utf-8", "replace"), where=where)
+        self.index = WeightsIndex.from_json(index_file.read().decode("utf-8", "replace"), where=where)
         entries = {entry.path: entry for entry in manifest.files}
-        if self._index.file not in entries or self._index.end_bytes > entries[self._index.file].size_bytes:
-            raise _misfit(where, f"tensors up to byte {self._index.end_bytes:,} of {self._index.file!r}")
-        self._weights = CheckedFile(package, entries[self._index.file], trust=trust)
+        if self.index.file not in entries or self.index.end_bytes > entries[self.index.file].size_bytes:
+            raise _misfit(where, f"tensors up to byte {self.index.end_bytes:,} of {self.index.file!r}")
+        self._weights = CheckedFile(package, entries[self.index.file], trust=trust)
         self._graphs: dict[str, tuple[SharedGraph, bytes]] = {}
         for entry in manifest.files:
             if entry.role == "graph":
-                graph = self._index.graph(entry.path)
+                graph = self.index.graph(entry.path)
                 if graph is None or graph.derivation_bytes > entry.size_bytes:
                     raise _misfit(where, f"no fitting entry for {entry.path}")
                 self._graphs[entry.label or entry.path] = graph, self._prepared(package, entry, graph, trust)
@@ -89,17 +89,17 @@ class SharedGraphs:
             CheckFailedError: the weights file is not the one that was loaded any more.
         """
         graph, model = self._graphs[label]
-        stored = np.empty(self._index.end_bytes, np.int8)
+        stored = np.empty(self.index.end_bytes, np.int8)
         self._weights.read_into(stored.data)
         for start, end, bits in self._runs(graph):
             codes = stored[start:end]
-            derive_codes(codes, from_bits=self._index.bits, to_bits=bits, rounding=self._index.rounding, out=codes)
+            derive_codes(codes, from_bits=self.index.bits, to_bits=bits, rounding=self.index.rounding, out=codes)
         for factors in graph.factors:
-            codes = _view(stored, self._index.tensors[factors.tensor])
+            codes = _view(stored, self.index.tensors[factors.tensor])
             values = stored[factors.offset : factors.offset + factors.size_bytes].view(np.int32)
             # products fit int8, so arithmetic modulo 256 is exact, also for a factor of 128
             np.multiply(codes, values.reshape(factors.shape).astype(np.int8), out=codes)
-        read = (tensor for tensor, bits in zip(self._index.tensors, graph.bits, strict=True) if bits != NOT_READ)
+        read = (tensor for tensor, bits in zip(self.index.tensors, graph.bits, strict=True) if bits != NOT_READ)
         return LoadableGraph(model=model, initializers={tensor.name: _view(stored, tensor) for tensor in read})
 
     def _runs(self, graph: SharedGraph) -> list[tuple[int, int, int]]:
@@ -107,13 +107,18 @@ class SharedGraphs:
 
         The zeros between them, which align them, stay zeros at every width.
         """
+        stored = [
+            (tensor.offset, tensor.size_bytes, bits)
+            for tensor, bits in zip(self.index.tensors, graph.bits, strict=True)
+        ]
+        # not to be touched where they lie between
+        stored += [(each.offset, each.size_bytes, NOT_READ) for other in self.index.graphs for each in other.factors]
         runs: list[tuple[int, int, int]] = []
         last = NOT_READ
-        for tensor, bits in sorted(zip(self._index.tensors, graph.bits, strict=True), key=lambda each: each[0].offset):
-            end = tensor.offset + tensor.size_bytes
-            if bits not in (NOT_READ, self._index.bits):
-                start = runs.pop()[0] if bits == last else tensor.offset
-                runs.append((start, end, bits))
+        for offset, size_bytes, bits in sorted(stored):
+            if bits not in (NOT_READ, self.index.bits):
+                start = runs.pop()[0] if bits == last else offset
+                runs.append((start, offset + size_bytes, bits))
             last = bits
         return runs
 
@@ -123,10 +128,10 @@ class SharedGraphs:
         multiplied = {factors.tensor for factors in graph.factors}
         derived = [
             tensor
-            for place, (tensor, bits) in enumerate(zip(self._index.tensors, graph.bits, strict=True))
-            if bits != NOT_READ and (bits != self._index.bits or place in multiplied)
+            for place, (tensor, bits) in enumerate(zip(self.index.tensors, graph.bits, strict=True))
+            if bits != NOT_READ and (bits != self.index.bits or place in multiplied)
         ]
-        return declare_tensors(derived, location=self._index.file) + bytes(data[graph.derivation_bytes :])
+        return declare_tensors(derived, location=self.index.file) + bytes(data[graph.derivation_bytes :])
 
 
 def _view(stored: npt.NDArray[np.int8], tensor: StoredTensor) -> Array:

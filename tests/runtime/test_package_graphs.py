@@ -1,0 +1,59 @@
+"""What lies between the tensors of a weights file does not matter: packages whose widths were exported in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.package.verify import read_manifest
+from bitswitch_deploy.runtime import RuntimeOptions, load
+from bitswitch_deploy.runtime.package_graphs import SharedGraphs
+from bitswitch_deploy.tensors import Rounding
+from tests.graph import slow
+from tests.pipeline.conftest import WIDTHS, export_to
+from tests.runtime.conftest import MIXED, Packages
+
+
+@pytest.fixture(scope="module")
+def lowest_first(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Factors of the low widths lie between the tensors here, behind them in an export from the highest width on."""
+    folder = tmp_path_factory.mktemp("order") / "package"
+    master = packages.shared.parent / "digits.safetensors"
+    return export_to(folder, "x86-cpu", master=master, widths=(*WIDTHS[::-1], MIXED), shared_weights=True).package
+
+
+def test_every_width_answers_as_its_own_file_does(lowest_first: Path, packages: Packages) -> None:
+    with load(lowest_first, options=RuntimeOptions(threads=1)) as switcher:
+        for label, outputs in packages.outputs.items():
+            switcher.switch(label)
+            for x, expected in zip(packages.inputs, outputs, strict=True):
+                np.testing.assert_array_equal(switcher.run(x[None])[0], expected)
+
+
+@pytest.mark.parametrize("label", ["w8", "w6", "w4", "w2"])
+def test_values_are_codes_times_factors(lowest_first: Path, packages: Packages, label: str) -> None:
+    bits = int(label[1])
+    for package in (lowest_first, packages.shared):
+        manifest = read_manifest(package)
+        index = next(entry for entry in manifest.files if entry.role == "index")
+        graphs = SharedGraphs(package, manifest, index, trust=False)
+        values = graphs.get(label).initializers
+        stored = graphs.index
+        data = (package / stored.file).read_bytes()
+        graph = stored.graph(f"digits-{label}.onnx")
+        assert graph is not None
+        factors = {each.tensor: each for each in graph.factors}
+        for place, tensor in enumerate(stored.tensors):
+            master = np.frombuffer(
+                data, tensor.dtype, tensor.size_bytes // np.dtype(tensor.dtype).itemsize, tensor.offset
+            )
+            expected = master.reshape(tensor.shape)
+            if tensor.dtype == "int8":
+                expected = slow.derived(expected, 8, bits, Rounding.HALF_UP)
+            if place in factors:
+                each = factors[place]
+                times = np.frombuffer(data, np.int32, each.size_bytes // 4, each.offset).reshape(each.shape)
+                expected = expected * times
+            np.testing.assert_array_equal(values[tensor.name], expected)
