@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.runtime import RuntimeOptions, load
 from bitswitch_deploy.runtime.package_graphs import SharedGraphs
@@ -32,10 +34,21 @@ def test_every_width_answers_as_its_own_file_does(lowest_first: Path, packages: 
                 np.testing.assert_array_equal(switcher.run(x[None])[0], expected)
 
 
+@pytest.fixture(scope="module")
+def half_even(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("even")
+    master = read_master(packages.shared.parent / "digits.safetensors")
+    spec = replace(master.spec, rounding=Rounding.HALF_EVEN)
+    path = folder / "digits.safetensors"
+    write_master(assemble_master(spec=spec, tensors=master.tensors, skeleton=master.skeleton), path)
+    return export_to(folder / "p", "x86-cpu", master=path, widths=WIDTHS, shared_weights=True).package
+
+
 @pytest.mark.parametrize("label", ["w8", "w6", "w4", "w2"])
-def test_values_are_codes_times_factors(lowest_first: Path, packages: Packages, label: str) -> None:
+def test_values_are_codes_times_factors(lowest_first: Path, half_even: Path, packages: Packages, label: str) -> None:
     bits = int(label[1])
-    for package in (lowest_first, packages.shared):
+    up, even = Rounding.HALF_UP, Rounding.HALF_EVEN
+    for package, rounding in ((lowest_first, up), (packages.shared, up), (half_even, even)):
         manifest = read_manifest(package)
         index = next(entry for entry in manifest.files if entry.role == "index")
         graphs = SharedGraphs(package, manifest, index, trust=False)
@@ -51,7 +64,7 @@ def test_values_are_codes_times_factors(lowest_first: Path, packages: Packages, 
             )
             expected = master.reshape(tensor.shape)
             if tensor.dtype == "int8":
-                expected = slow.derived(expected, 8, bits, Rounding.HALF_UP)
+                expected = slow.derived(expected, 8, bits, rounding)
             if place in factors:
                 each = factors[place]
                 times = np.frombuffer(data, np.int32, each.size_bytes // 4, each.offset).reshape(each.shape)
