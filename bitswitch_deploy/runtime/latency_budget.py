@@ -21,7 +21,8 @@ class LatencyBudget:
     Only sensible where lower widths are faster on the device: measure before. Counted in requests, not in seconds, so
     that it behaves the same at every rate. What keeps it from flapping: a step up needs a full window of requests
     whose 95th percentile is below `relax` times the budget, and each step down from a width doubles the number of
-    windows until that width is tried again; as many windows within the budget there set it back to one.
+    windows until that width is tried again; as many windows within the budget there, or a step up from there, set it
+    back to one.
 
     Where even the lowest width misses the budget it stays there, `is_met` is False, and one warning is logged.
 
@@ -109,6 +110,7 @@ class LatencyBudget:
         higher = self._order[place - 1]
         percentile = sorted(self._latencies)[math.ceil(_QUANTILE * self._window) - 1]
         if percentile < self._relax * self._budget_ms and self._served >= self._waits.get(higher, 1) * self._window:
+            self._waits.pop(width, None)
             self._move(higher)
 
     def _move(self, width: str) -> None:

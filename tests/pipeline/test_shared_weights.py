@@ -60,6 +60,9 @@ def test_the_weights_are_stored_once_and_are_the_masters(shared: Exported) -> No
     index = WeightsIndex.from_json((shared.package / roles["index"]).read_text(), where=roles["index"])
     stored = (shared.package / index.file).read_bytes()
     assert len(stored) == index.end_bytes == shared.report.shared_bytes
+    factors = [each for graph in index.graphs for each in graph.factors]
+    needed = sum(each.size_bytes for each in (*index.tensors, *factors))
+    assert needed <= len(stored) < needed + 64 * len((*index.tensors, *factors))
     master = read_master(bundled_master())
     for tensor in index.tensors:
         expected = np.asarray(master.tensors[tensor.name])

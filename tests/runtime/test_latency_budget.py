@@ -63,6 +63,17 @@ def test_it_follows_the_load_down_and_up_again() -> None:
     assert chosen[-1] == "w6" or chosen[-1] == "w8"
 
 
+def test_a_width_that_served_well_is_tried_as_soon_after_the_next_peak() -> None:
+    ends = [1200 + 5000 * index for index in range(4)]
+    policy = LatencyBudget(20.0, window=WINDOW)
+    chosen = simulate(
+        policy, ends[-1] + 4000, lambda index: 2.8 if any(end - 200 <= index < end for end in ends) else 1.0
+    )
+    waits = [chosen.index("w8", end) - end for end in ends]
+    assert all(wait > 0 for wait in waits)
+    assert max(waits) <= waits[0] + WINDOW
+
+
 def test_it_does_not_flap_where_a_higher_width_never_fits() -> None:
     """w4 leaves so much room that w6 is tried again and again, and w6 never fits: tries become rare."""
     requests = 40_000
@@ -104,8 +115,9 @@ def test_requests_of_another_width_do_not_count() -> None:
     policy = LatencyBudget(20.0, window=WINDOW)
     assert policy.choose(WIDTHS, "w8") == "w8"
     for _ in range(500):
-        policy.observe("w2", 1000.0)
+        policy.observe("w6", 1000.0)
     assert policy.choose(WIDTHS, "w8") == "w8"
+    assert policy.is_met
 
 
 def test_a_width_that_is_gone_is_left() -> None:
