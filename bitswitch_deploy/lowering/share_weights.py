@@ -15,6 +15,8 @@ import onnx
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.derivation import derivation_constants, derivation_nodes
+from bitswitch_deploy.graph.external_data import point_to
+from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.quantization import derive_codes
 
@@ -64,9 +66,9 @@ class SharedModel:
 
 
 def share_weights(
-    model: onnx.ModelProto, master: Master, weight_bits: Mapping[str, int], file: WeightsFile
+    lowered: LoweredGraph, master: Master, weight_bits: Mapping[str, int], file: WeightsFile
 ) -> SharedModel:
-    """Replace constants of `model`, which is changed, by references to the file and operators that derive them.
+    """Replace constants of the model, which is used up, by references to the file and operators that derive them.
 
     Cases: int8 codes of a quantized weight, below the master's width and at it; the factors that multiply them in
     front of their DequantizeLinear; float parameters of 1 KiB or more that are the master's own. Left in the graph:
@@ -78,40 +80,44 @@ def share_weights(
         file: is asked for each tensor that the model shares.
 
     Raises:
-        GraphError: codes in the model are not the double rounding of the master.
+        GraphError: codes in the model are not the double rounding of the master, or a tensor that is too large for the
+            graph cannot be shared.
     """
-    return _Sharing(model.graph, master, file).share(model, weight_bits)
+    return _Sharing(lowered, master, file).share(weight_bits)
 
 
 class _Sharing:
     """The work on one model: what stays in it, and what goes into the part that derives."""
 
-    def __init__(self, graph: onnx.GraphProto, master: Master, file: WeightsFile) -> None:
-        self._graph, self._master, self._file = graph, master, file
-        self._kept = {tensor.name: tensor for tensor in graph.initializer}
+    def __init__(self, lowered: LoweredGraph, master: Master, file: WeightsFile) -> None:
+        self._model, self._large = lowered.model, lowered.large
+        self._master, self._file = master, file
+        self._kept = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
+        for node in self._model.graph.node:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
         self._derivation = onnx.GraphProto()
         self._moved: set[str] = set()
         self._widths: set[int] = set()
 
-    def share(self, model: onnx.ModelProto, weight_bits: Mapping[str, int]) -> SharedModel:
-        tensors = {}
+    def share(self, weight_bits: Mapping[str, int]) -> SharedModel:
+        graph, tensors = self._model.graph, {}
         for name, tensor in list(self._kept.items()):
             source = self._master.tensors.get(name)
-            if source is not None and _is_shareable(tensor, source, is_weight=name in weight_bits):
+            if source is not None and self._is_shareable(tensor, source, is_weight=name in weight_bits):
                 tensors[name] = self._share(tensor, source, weight_bits.get(name, self._master.spec.bits))
-        _replace(self._graph.initializer, list(self._kept.values()))
-        _replace(self._graph.node, [node for node in self._graph.node if node.output[0] not in self._moved])
+            elif name in self._large:
+                raise _refusal(name, "too large for the graph, and not int8 codes or floats of the master")
+        _replace(graph.initializer, list(self._kept.values()))
+        _replace(graph.node, [node for node in graph.node if node.output[0] not in self._moved])
         derivation = self._serialized_derivation()
-        data = derivation + model.SerializeToString(deterministic=True)
+        data = derivation + self._model.SerializeToString(deterministic=True)
         return SharedModel(data=data, derivation_bytes=len(derivation), tensors=tensors)
 
     def _share(self, tensor: onnx.TensorProto, source: Array, bits: int) -> SharedTensor:
         name, spec = tensor.name, self._master.spec
-        _check_codes(tensor, source, bits, self._master)
+        self._check_codes(tensor, source, bits)
         chain = self._factor_chain(name)
         external = _external(name, source, location=self._file.name, offset=self._file.place(name, source))
         if chain is None and bits == spec.bits:
@@ -128,6 +134,23 @@ class _Sharing:
                 derivation_nodes(external.name, codes, from_bits=spec.bits, to_bits=bits, rounding=spec.rounding)
             )
         return SharedTensor(bits=bits, factors=None if chain is None else self._move_factors(name, codes, chain))
+
+    def _is_shareable(self, tensor: onnx.TensorProto, source: Array, *, is_weight: bool) -> bool:
+        if is_weight:
+            return tensor.data_type == onnx.TensorProto.INT8
+        is_large = source.dtype == np.float32 and source.nbytes >= _WORTH_SHARING_BYTES
+        return is_large and tuple(tensor.dims) == source.shape and _same_bytes(self._values(tensor), source)
+
+    def _check_codes(self, tensor: onnx.TensorProto, source: Array, bits: int) -> None:
+        spec = self._master.spec
+        if source.dtype == np.int8:
+            expected = derive_codes(source, from_bits=spec.bits, to_bits=bits, rounding=spec.rounding)
+            if not _same_bytes(self._values(tensor), expected):
+                raise _refusal(tensor.name, f"codes that are not the master's at {bits} bits")
+
+    def _values(self, tensor: onnx.TensorProto) -> Array:
+        large = self._large.get(tensor.name)
+        return onnx.numpy_helper.to_array(tensor) if large is None else large.load()
 
     def _factor_chain(self, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto] | None:
         """Cast to int32, Mul with constant factors and Cast to int8 that read `name` and that nobody else reads."""
@@ -177,33 +200,27 @@ class _Sharing:
         return onnx.ModelProto(graph=self._derivation).SerializeToString(deterministic=True)
 
 
-def _is_shareable(tensor: onnx.TensorProto, source: Array, *, is_weight: bool) -> bool:
-    if is_weight:
-        return tensor.data_type == onnx.TensorProto.INT8
-    if source.dtype != np.float32 or source.nbytes < _WORTH_SHARING_BYTES or tuple(tensor.dims) != source.shape:
-        return False
-    return bool(onnx.numpy_helper.to_array(tensor).tobytes() == source.tobytes())
+def _same_bytes(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and np.array_equal(_bytes(one), _bytes(other))
 
 
-def _check_codes(tensor: onnx.TensorProto, source: Array, bits: int, master: Master) -> None:
-    if source.dtype != np.int8:
-        return
-    expected = derive_codes(source, from_bits=master.spec.bits, to_bits=bits, rounding=master.spec.rounding)
-    if not np.array_equal(onnx.numpy_helper.to_array(tensor), expected):
-        raise GraphError(
-            where=f"weight {tensor.name}",
-            got=f"codes that are not the master's at {bits} bits",
-            allowed="with shared weights, codes that a graph can derive from the master",
-            do="export without --shared-weights, and report the target's list of passes",
-        )
+def _bytes(array: Array) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _refusal(name: str, got: str) -> GraphError:
+    return GraphError(
+        where=f"weight {name}",
+        got=got,
+        allowed="with shared weights, codes that a graph can derive from the master",
+        do="export without --shared-weights",
+    )
 
 
 def _external(name: str, like: Array, *, location: str, offset: int) -> onnx.TensorProto:
     """An initializer with type and shape of `like`, whose bytes lie in a file beside the graph."""
     tensor = onnx.TensorProto(name=name, data_type=onnx.helper.np_dtype_to_tensor_dtype(like.dtype), dims=like.shape)
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(like.nbytes))):
-        tensor.external_data.add(key=key, value=value)
+    point_to(tensor, location=location, offset=offset, size_bytes=like.nbytes)
     return tensor
 
 

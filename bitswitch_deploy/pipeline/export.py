@@ -177,8 +177,9 @@ def _write_graph(job: _Job, path: str, width: LoweredWidth) -> GraphFile:
     writer, entries = job.writer, []
     if job.shared is not None:
         weight_bits = {layer.layer.weight: layer.bits for layer in width.canonical.plan.layers}
-        data = job.shared.share(model, weight_bits, path)
+        data = job.shared.share(width.lowered, weight_bits, path)
         entry = writer.write(path, data, role="graph", label=label)
+        check_file(writer.folder / path)
         return GraphFile(label=label, path=path, size_bytes=entry.size_bytes, is_large=bool(large))
     if large:
         job.progress.start(f"{label}: writing weights", 1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import onnx
 
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
 from bitswitch_deploy.master import Master
+from bitswitch_deploy.master.container import raw_bytes
 from bitswitch_deploy.package.weights_index import NOT_READ, Factors, SharedGraph, StoredTensor, WeightsIndex
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.target import Target
@@ -54,14 +54,14 @@ class SharedWeights:
         self.size_bytes = 0
         (writer.folder / self.name).touch()
 
-    def share(self, model: onnx.ModelProto, weight_bits: Mapping[str, int], path: str) -> bytes:
-        """The bytes of the graph `path`, with its tensors in the weights file; `model` is used up.
+    def share(self, lowered: LoweredGraph, weight_bits: Mapping[str, int], path: str) -> bytes:
+        """The bytes of the graph `path`, with its tensors in the weights file; its model is used up.
 
         Raises:
             GraphError: a weight is not the double rounding of the master.
             OSError: the file cannot be written.
         """
-        shared = share_weights(model, self._master, weight_bits, self)
+        shared = share_weights(lowered, self._master, weight_bits, self)
         self._graphs[path] = shared
         return shared.data
 
@@ -104,7 +104,7 @@ class SharedWeights:
         with (self._writer.folder / self.name).open("r+b") as file:
             file.seek(offset)
             # a view of the master where that is in row-major order, which those of a file are
-            file.write(np.ascontiguousarray(array).data)
+            file.write(raw_bytes(array))
         self.size_bytes = offset + array.nbytes
         return offset
 

@@ -13,7 +13,7 @@ import pytest
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
-from bitswitch_deploy.lowering.lower import lower
+from bitswitch_deploy.lowering.lower import LoweredGraph, lower
 from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
 from bitswitch_deploy.master import Master, assemble_master, read_master
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
@@ -62,7 +62,7 @@ def lowered(master: Master, assignment: WidthAssignment) -> tuple[CanonicalGraph
 
 def share(master: Master, canonical: CanonicalGraph, model: onnx.ModelProto, weights: Weights) -> SharedModel:
     bits = {layer.layer.weight: layer.bits for layer in canonical.plan.layers}
-    return share_weights(model, master, bits, weights)
+    return share_weights(LoweredGraph(model=model, passes=(), changes=()), master, bits, weights)
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS, ids=lambda each: each.label + str(each.default))
