@@ -36,13 +36,11 @@ class OwnGraphs:
     """
 
     def __init__(self, package: Path, manifest: Manifest, *, trust: bool) -> None:
-        self._files = {
-            entry.label or entry.path: CheckedFile(package, entry, trust=trust)
-            for entry in manifest.files
-            if entry.role == "graph"
-        }
-        # of large networks: tensors in files beside the graphs
-        self._data = [CheckedFile(package, entry, trust=trust) for entry in manifest.files if entry.role == "weights"]
+        # of large networks: tensors in a file beside the graph
+        files = [entry for entry in manifest.files if entry.role in ("graph", "weights")]
+        self._files: dict[str, list[CheckedFile]] = {}
+        for entry in sorted(files, key=lambda entry: entry.role):
+            self._files.setdefault(entry.label or entry.path, []).append(CheckedFile(package, entry, trust=trust))
 
     def get(self, label: str) -> LoadableGraph:
         """The graph of one width.
@@ -50,9 +48,9 @@ class OwnGraphs:
         Raises:
             CheckFailedError: its file is not the one that was loaded any more.
         """
-        for file in (self._files[label], *self._data):
+        for file in self._files[label]:
             file.check()
-        return LoadableGraph(model=self._files[label].path)
+        return LoadableGraph(model=self._files[label][0].path)
 
 
 class SharedGraphs:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.runtime import RuntimeOptions, load
@@ -70,3 +71,25 @@ def test_values_are_codes_times_factors(lowest_first: Path, half_even: Path, pac
                 times = np.frombuffer(data, np.int32, each.size_bytes // 4, each.offset).reshape(each.shape)
                 expected = expected * times
             np.testing.assert_array_equal(values[tensor.name], expected)
+
+
+@pytest.fixture
+def data_beside(packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Graphs of a large network: weights of each width in a file beside its graph."""
+    monkeypatch.setattr("bitswitch_deploy.graph.large_tensors.EMBEDDED_LIMIT_BYTES", 1 << 10)
+    master = packages.shared.parent / "digits.safetensors"
+    return export_to(tmp_path / "package", "x86-cpu", master=master, widths=WIDTHS).package
+
+
+def test_graphs_with_data_beside_them_are_switched_too(data_beside: Path, packages: Packages) -> None:
+    with load(data_beside, options=RuntimeOptions(threads=1)) as switcher:
+        for bits in (8, 2, 4):
+            switcher.switch(bits)
+            answer = switcher.run(packages.inputs[:1])
+            np.testing.assert_array_equal(answer, packages.outputs[f"w{bits}"][:1])
+        (data_beside / "digits-w6.onnx.data").write_bytes(b"short")
+        with pytest.raises(CheckFailedError, match=r"digits-w6.onnx.data: cut short to 5 bytes"):
+            switcher.switch(6)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w4"][:1])
+        switcher.switch(8)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w8"][:1])
