@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import Run
@@ -70,3 +71,11 @@ def test_the_training_example_gives_a_master_that_exports(
     outcome = run("export", "--target", "jetson", "--master", "master.safetensors", "--output", "package")
     assert outcome.code == 0
     assert len(list((tmp_path / "package").glob("*.onnx"))) == 4
+
+
+def test_the_runtime_example_switches_a_package(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("export", "--target", "x86-cpu", "--shared-weights", "--bits", "8,4").code == 0
+    names: dict[str, object] = {"x": np.zeros((1, 1, 8, 8), np.float32)}
+    exec(compile(block("runtime example"), "README.md", "exec"), names)
+    assert np.asarray(names["y"]).shape == (1, 10)

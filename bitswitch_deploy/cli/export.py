@@ -48,6 +48,7 @@ DEFAULT_BITS = "8,6,4,2"
     help="Samples with the trained network's prediction that an approximation must leave.  [default: the target's]",
 )
 @click.option("--strict", is_flag=True, help="Approximate nothing, and refuse any lowering that is not exact.")
+@click.option("--shared-weights", is_flag=True, help="Store the int8 weights once; each graph derives its own.")
 @click.option("--force", is_flag=True, help="Replace a package that exists.")
 @json_option
 def command(
@@ -113,4 +114,5 @@ def _command(
     named |= {"--min-agreement": options["min_agreement"]}
     words = [word for flag, value in named.items() if value is not None for word in (flag, str(value))]
     words += [word for name in cast("tuple[str, ...]", options["approximations"]) for word in ("--approximate", name)]
-    return ("bitswitch-deploy", "export", *words, *(["--strict"] if options["strict"] else []))
+    switches = (("strict", "--strict"), ("shared_weights", "--shared-weights"))
+    return ("bitswitch-deploy", "export", *words, *(flag for name, flag in switches if options[name]))

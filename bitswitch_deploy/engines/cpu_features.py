@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 # x86: int8 dot products with and without AVX-512; ARM: dot product and matrix product
@@ -10,6 +11,7 @@ _KNOWN = ("avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
+@cache
 def cpu_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...]:
     """Known features that every core has, in a fixed order; empty where the kernel does not tell."""
     try:

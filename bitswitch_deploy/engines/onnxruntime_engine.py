@@ -1,22 +1,20 @@
-"""Run a graph with onnxruntime on the CPU. The only file that imports onnxruntime."""
+"""Run a graph with onnxruntime on the CPU. The only file that imports onnxruntime, and it does not need onnx."""
 
 from __future__ import annotations
 
 import platform
-import tempfile
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
-from bitswitch_deploy.errors import DataError, GraphError, UsageError
+from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
+from bitswitch_deploy.errors import GraphError, UsageError
 
 Optimisation = Literal["all", "off"]
 
@@ -37,15 +35,6 @@ _DTYPES = {
         *((f"{sign}int{bits}", f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
     )
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputSignature:
-    """One network input: NumPy type name and shape; a string or None is an open dimension."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +62,7 @@ class OnnxRuntimeSession:
         optimisation: `all` is what a user gets, `off` runs the nodes as they are written.
         threads: worker threads inside one operator; operators run one after the other.
         session_options: onnxruntime session configuration entries, `session.…`.
+        initializers: values of tensors whose data the graph says to be in a file, by name; onnxruntime copies them.
 
     Raises:
         GraphError: onnxruntime refuses the graph.
@@ -80,10 +70,20 @@ class OnnxRuntimeSession:
     """
 
     def __init__(
-        self, model: bytes | Path, *, optimisation: Optimisation, threads: int, session_options: Mapping[str, str]
+        self,
+        model: bytes | Path,
+        *,
+        optimisation: Optimisation,
+        threads: int,
+        session_options: Mapping[str, str],
+        initializers: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._where = _place(model)
         options = _session_options(optimisation, threads, session_options)
+        # the values refer to the arrays: both live until the session is there
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (initializers or {}).items()}
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
         self._session = _create(model, options)
         self.environment = Environment(
             onnxruntime=str(ort.__version__),
@@ -119,16 +119,7 @@ class OnnxRuntimeSession:
             UsageError: an input is missing or unknown.
             GraphError: onnxruntime fails while it runs.
         """
-        expected = {value.name for value in self.inputs}
-        if feeds.keys() != expected:
-            raise UsageError(
-                where=self._where,
-                got=f"values for {_listing(feeds)}",
-                allowed=f"exactly {_listing(expected)}",
-                do="name each input once",
-            )
-        for value in self.inputs:
-            _check_array(value, feeds[value.name])
+        check_feeds(self.inputs, feeds, where=self._where)
         try:
             results = self._session.run(None, dict(feeds))
         except _ORT_ERRORS as exc:
@@ -141,29 +132,15 @@ class OnnxRuntimeSession:
         return {name: np.asarray(result) for name, result in zip(self.output_names, results, strict=True)}
 
 
-def optimized_operators(model: bytes | Path, *, session_options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Operator types that onnxruntime really runs after its optimisations, with counts, sorted by name.
-
-    This is how one sees whether a convolution runs in integers (`QLinearConv`) or in float (`Conv`, `FusedConv`).
+def save_optimized(model: bytes | Path, path: Path, *, session_options: Mapping[str, str]) -> None:
+    """Write what onnxruntime makes of a graph with every optimisation to `path`.
 
     Raises:
         GraphError: onnxruntime refuses the graph.
     """
     options = _session_options("all", 1, session_options)
-    with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
-        dump = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(dump)
-        _create(model, options)
-        optimized = onnx.load(str(dump))
-    return tuple(sorted(Counter(_operators(optimized.graph.node)).items()))
-
-
-def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
-    for node in nodes:
-        yield node.op_type
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _operators(graph.node)
+    options.optimized_model_filepath = str(path)
+    _create(model, options)
 
 
 def _session_options(optimisation: str, threads: int, entries: Mapping[str, str]) -> Any:
@@ -204,22 +181,5 @@ def _signature(value: Any, where: str) -> InputSignature:
     return InputSignature(name=value.name, dtype=_DTYPES[value.type].name, shape=tuple(value.shape))
 
 
-def _check_array(value: InputSignature, array: np.ndarray) -> None:
-    where = f"input {value.name!r}"
-    if array.dtype != np.dtype(value.dtype):
-        do = f"convert with .astype({value.dtype!r})"
-        raise DataError(where=where, got=str(array.dtype), allowed=value.dtype, do=do)
-    fits = len(array.shape) == len(value.shape) and all(
-        not isinstance(wanted, int) or size == wanted for size, wanted in zip(array.shape, value.shape, strict=True)
-    )
-    if not fits:
-        got, allowed = f"shape {list(array.shape)}", f"shape {list(value.shape)}"
-        raise DataError(where=where, got=got, allowed=allowed, do="reshape or crop the samples")
-
-
 def _place(model: bytes | Path) -> str:
     return "graph in memory" if isinstance(model, bytes) else str(model)
-
-
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(sorted(map(repr, names))) or "nothing"

@@ -1,4 +1,4 @@
-"""Build TensorRT engines: one code path for `tensorrt` and `tensorrt_rtx`, which are imported in this file only.
+"""Build TensorRT engines: one code path for `tensorrt` and `tensorrt_rtx`.
 
 What a release can do is read off its attributes, never off enum integers: those moved in 11.0 (notes 0.6, 2.5).
 Proven on a CPU with TensorRT for RTX 1.7.1. The paths of `tensorrt` 8.6, 10.x and 11.x follow the vendor's headers and
@@ -7,12 +7,10 @@ run against a stand-in only: no one has seen them on a board yet.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.engines.deferred_signals import deferred_signals
@@ -24,16 +22,12 @@ from bitswitch_deploy.engines.tensorrt_log import (
     errors_of,
     warnings_of,
 )
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger
 from bitswitch_deploy.errors import GraphError, OutputError, UnavailableError, UsageError
 
-Module = Literal["tensorrt", "tensorrt_rtx"]
 Progress = Callable[[float], None]
 
 _WHERE = "TensorRT engine"
-_INSTALL = {
-    "tensorrt": "on a Jetson use the system Python (a virtual environment needs --system-site-packages)",
-    "tensorrt_rtx": "pip install 'bitswitch-deploy[rtx]'",
-}
 # The calls exist, do nothing and warn that they are deprecated since 1.2.
 _NO_TIMING_CACHE = ("tensorrt_rtx",)
 # From here on NVIDIA deprecates weak typing and both ways exist; before, Q/DQ graphs needed precision flags.
@@ -82,7 +76,7 @@ def build_engine(
     """
     trt = load_module(module)
     messages: list[LogMessage] = []
-    logger = _recording_logger(trt, messages)
+    logger = recording_logger(trt, messages)
     builder = _builder(trt, logger)
     typing = _typing(trt)
     network = builder.create_network(_creation_flags(trt, typing))
@@ -110,7 +104,7 @@ def inspect_engine(plan: bytes, *, module: Module) -> str:
     trt = load_module(module)
     messages: list[LogMessage] = []
     # a variable of its own: the runtime must outlive the engine
-    runtime = trt.Runtime(_recording_logger(trt, messages))
+    runtime = trt.Runtime(recording_logger(trt, messages))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise UnavailableError(
@@ -122,32 +116,8 @@ def inspect_engine(plan: bytes, *, module: Module) -> str:
     return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def load_module(module: Module) -> ModuleType:
-    """The vendor's Python module.
-
-    Raises:
-        UnavailableError: it is not installed, or its libraries do not load.
-        UsageError: there is no such engine.
-    """
-    if module not in get_args(Module):
-        known = ", ".join(get_args(Module))
-        raise UsageError(where="engine", got=repr(module), allowed=known, do="choose one of these")
-    try:
-        return importlib.import_module(module)
-    except ImportError as exc:
-        got, allowed = f"not importable: {exc}", f"the Python module {module}"
-        raise UnavailableError(where=_WHERE, got=got, allowed=allowed, do=_INSTALL[module]) from exc
-
-
 def _where(trt: Any) -> str:
     return f"{trt.__name__} {trt.__version__}"
-
-
-def _recording_logger(trt: Any, messages: list[LogMessage]) -> Any:
-    def log(_: object, severity: Any, text: str) -> None:
-        messages.append(LogMessage(severity=str(severity.name), text=text))
-
-    return type("RecordingLogger", (trt.ILogger,), {"log": log})()
 
 
 def _builder(trt: Any, logger: Any) -> Any:

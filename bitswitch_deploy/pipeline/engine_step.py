@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT, write_bundle
-from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.engines.shape_range import ShapeRange, batch_profile
-from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, EngineBuild, Module, build_engine
+from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, EngineBuild, build_engine
+from bitswitch_deploy.engines.tensorrt_module import Module
 from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.progress import Progress

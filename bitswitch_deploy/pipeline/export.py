@@ -25,6 +25,7 @@ from bitswitch_deploy.pipeline.engine_step import EngineOutcome, GraphFile, make
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
+from bitswitch_deploy.pipeline.shared_weights import SharedWeights, check_can_share
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
 from bitswitch_deploy.report.json import report_to_json
 from bitswitch_deploy.target import Target
@@ -54,6 +55,7 @@ class ExportRequest:
     min_agreement: float | None = None
     strict: bool = False
     approximations: frozenset[Approximation] = EXACT
+    shared_weights: bool = False
     force: bool = False
     command: tuple[str, ...] = ()
 
@@ -75,11 +77,16 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     target = request.target.target
     check_passes(target)
     _check_approximations(request)
+    if request.shared_weights:
+        check_can_share(target)
     check_destination(request.output, force=request.force)
     master = read_master(request.master)
     data = load_export_data(master, data=request.data, calibration=request.calibration)
     with PackageWriter(request.output, force=request.force) as writer:
-        outcomes = [_export_width(writer, request, master, data, each, progress) for each in request.widths]
+        shared = SharedWeights(writer, master, master_name(request.master)) if request.shared_weights else None
+        job = _Job(request=request, master=master, data=data, writer=writer, shared=shared, progress=progress)
+        outcomes = [_export_width(job, each) for each in request.widths]
+        weights = shared.finish() if shared else ""
         graphs = [outcome.graph for outcome in outcomes]
         engines = make_engines(writer, graphs, target, master.spec.inputs, progress)
         rows = _rows(request, master, outcomes, engines, data.test)
@@ -93,6 +100,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
             widths=rows,
             not_done=(*_validation_not_done(data.test), *engines.not_done),
             package_path=str(request.output),
+            shared_weights=weights,
+            shared_bytes=shared.size_bytes if shared else 0,
             seconds=time.monotonic() - started,
             host=host_text(),
         )
@@ -134,25 +143,32 @@ class _Outcome:
     result: WidthResult | None
 
 
-def _export_width(
-    writer: PackageWriter,
-    request: ExportRequest,
-    master: Master,
-    data: ExportData,
-    assignment: WidthAssignment,
-    progress: Progress,
-) -> _Outcome:
-    target = request.target.target
-    progress.start(f"{assignment.label}: deriving and lowering", 1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What every width of one export needs. shared: None where each graph has its own weights."""
+
+    request: ExportRequest
+    master: Master
+    data: ExportData
+    writer: PackageWriter
+    shared: SharedWeights | None
+    progress: Progress
+
+
+def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
+    request, master, target = job.request, job.master, job.request.target.target
+    job.progress.start(f"{assignment.label}: deriving and lowering", 1)
     wanted = EXACT if request.strict else USUAL | request.approximations
     least = request.min_agreement if request.min_agreement is not None else target.quantization.min_agreement
-    width = lower_width(master, assignment, target, data=data, wanted=wanted, min_agreement=least, progress=progress)
+    width = lower_width(
+        master, assignment, target, data=job.data, wanted=wanted, min_agreement=least, progress=job.progress
+    )
     if request.strict and not width.exact:
         raise _not_exact(width, target)
     made_from = MadeFrom(master_sha256=master.sha256, target=target.name, assignment=assignment)
     stamp(width.lowered.model, made_from)
     return _Outcome(
-        graph=_write_graph(writer, f"{master_name(request.master)}-{assignment.label}.onnx", width, progress),
+        graph=_write_graph(job, f"{master_name(request.master)}-{assignment.label}.onnx", width),
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
         changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
@@ -160,12 +176,18 @@ def _export_width(
     )
 
 
-def _write_graph(writer: PackageWriter, path: str, width: LoweredWidth, progress: Progress) -> GraphFile:
-    """One self-contained file, or for a large network the graph and a file with its large tensors."""
+def _write_graph(job: _Job, path: str, width: LoweredWidth) -> GraphFile:
+    """One self-contained file, or the graph and a file with its large tensors; with shared weights the graph alone."""
     model, large, label = width.lowered.model, width.lowered.large, width.canonical.plan.assignment.label
-    entries = []
+    writer, entries = job.writer, []
+    if job.shared is not None:
+        weight_bits = {layer.layer.weight: layer.bits for layer in width.canonical.plan.layers}
+        data = job.shared.share(width.lowered, weight_bits, path)
+        entry = writer.write(path, data, role="graph", label=label)
+        check_file(writer.folder / path)
+        return GraphFile(label=label, path=path, size_bytes=entry.size_bytes, is_large=bool(large))
     if large:
-        progress.start(f"{label}: writing weights", 1)
+        job.progress.start(f"{label}: writing weights", 1)
         refer_to_data(model, large, location=data_name(path))
         entries.append(writer.stream(data_name(path), data_chunks(model, large), role="weights", label=label))
     entries.append(writer.write(path, model.SerializeToString(deterministic=True), role="graph", label=label))
@@ -234,6 +256,8 @@ def _manifest(
             ("engine", target.engine.name),
             ("engine_version", target.stack.engine_version),
             ("opset", str(target.stack.opset)),
+            # whoever runs the graphs needs them to get what was validated
+            *target.engine.session,
         ),
         command=request.command,
         tools=tuple(sorted(tools)),

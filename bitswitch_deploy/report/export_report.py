@@ -49,6 +49,7 @@ class ExportReport:
     dataset: what accuracy was measured on; None when there was no data.
     host: processor that the hops ran on, with the instruction sets that decide its integer kernels, and onnxruntime.
     seconds: wall time of the run.
+    shared_weights, shared_bytes: the file that all graphs read their weights from; empty and 0 where each has its own.
     """
 
     target: str
@@ -62,3 +63,5 @@ class ExportReport:
     package_path: str
     seconds: float
     host: str = ""
+    shared_weights: str = ""
+    shared_bytes: int = 0

@@ -49,12 +49,19 @@ def _print_header(page: Page, report: ExportReport, *, files: bool) -> None:
     rows = [
         ("package", report.package_path),
         ("files", ", ".join(row.file_name for row in report.widths) if files else ""),
+        ("weights", _weights(report)),
         ("master", f"{report.master_path} (sha256 {report.master_sha256[:12]})"),
         ("stack", report.stack),
         ("target", report.note),
         ("data", _data(report.dataset)),
     ]
     page.pairs(row for row in rows if row[1])
+
+
+def _weights(report: ExportReport) -> str:
+    if not report.shared_weights:
+        return ""
+    return f"{report.shared_weights}, {decimal(report.shared_bytes)}, once for all widths"
 
 
 def _data(dataset: DatasetSummary | None) -> str:

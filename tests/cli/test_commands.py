@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,3 +127,15 @@ def test_build_of_rtx_engines_and_refusal_for_onnxruntime(run: Run, package: Pat
     assert run("build", tmp_path / "rtx").code == 2
     assert run("build", tmp_path / "rtx", "--force").code == 0
     assert run("verify", tmp_path / "rtx").code == 0
+
+
+def test_shared_weights_are_part_of_the_command_that_makes_it_again(run: Run, tmp_path: Path) -> None:
+    words = ("export", "--target", "x86-cpu", "--bits", "4", "--shared-weights", "--output", tmp_path / "p")
+    outcome = run(*words)
+    assert outcome.code == 0
+    assert re.search(r"weights +digits\.weights, [\d.]+ kB, once for all widths", outcome.out)
+    command = json.loads((tmp_path / "p" / "manifest.json").read_text())["command"]
+    assert command[-1] == "--shared-weights"
+    assert run(*command[1:], "--output", tmp_path / "q").code == 0
+    for name in ("digits-w4.onnx", "digits.weights", "digits.weights.json"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "q" / name).read_bytes()

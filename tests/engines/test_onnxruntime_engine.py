@@ -9,7 +9,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, optimized_operators
+from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
+from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import DataError, GraphError, UsageError
 
 TWO_OUTPUTS = """
@@ -193,3 +194,23 @@ def test_optimized_operators_are_sorted_and_look_into_branches() -> None:
 def test_optimized_operators_refuse_a_damaged_graph() -> None:
     with pytest.raises(GraphError, match="refuses it"):
         optimized_operators(b"not a graph", session_options={})
+
+
+@pytest.mark.parametrize("body", ["y = MatMul(x, w)", "y = Add(x, w)"])
+def test_values_handed_in_for_external_tensors_are_copied(body: str) -> None:
+    """The caller may reuse its memory as soon as the session is there; onnxruntime says so, and this holds it to it."""
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g (float[64,64] x) => (float[64,64] y) {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[64, 64])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="nowhere")
+    model.graph.initializer.append(tensor)
+    values = np.eye(64, dtype=np.float32)
+    session = OnnxRuntimeSession(
+        model.SerializeToString(), optimisation="all", threads=1, session_options={}, initializers={"w": values}
+    )
+    x = np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32)
+    before = session.run(x)
+    values[...] = np.nan
+    np.testing.assert_array_equal(session.run(x), before)
+    assert np.isfinite(before).all()

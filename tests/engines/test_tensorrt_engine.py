@@ -16,8 +16,8 @@ from bitswitch_deploy.engines.tensorrt_engine import (
     EngineBuild,
     build_engine,
     inspect_engine,
-    load_module,
 )
+from bitswitch_deploy.engines.tensorrt_module import load_module
 from bitswitch_deploy.errors import GraphError, UnavailableError, UsageError
 
 pytest.importorskip("tensorrt_rtx")

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from bitswitch_deploy.catalogue import target_names
-from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError, TargetFileError
 from bitswitch_deploy.lowering import lower as lower_module
 from bitswitch_deploy.lowering.lower import PASSES, LoweredGraph, calibrated_tensors, check_passes, lower

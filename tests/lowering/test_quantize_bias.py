@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.master import Master

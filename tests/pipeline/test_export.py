@@ -76,6 +76,13 @@ def test_the_package_is_complete_and_says_what_it_is(exported: Exported) -> None
         assert made_from.master_sha256 == manifest.master_sha256
 
 
+def test_the_manifest_has_the_session_entries_that_the_graphs_were_validated_with(exported: Exported) -> None:
+    """An application that runs them needs the same."""
+    stack = dict(read_manifest(exported.package).stack)
+    entries = {key: value for key, value in stack.items() if key.startswith("session.")}
+    assert entries == ({"session.qdq_matmulnbits_accuracy_level": "1"} if stack["engine"] == "onnxruntime" else {})
+
+
 def test_every_hop_agrees_with_the_canonical_graph(exported: Exported) -> None:
     for row in exported.report.widths:
         canonical, lowered, engine = row.hops[1], row.hops[2], row.hops[3]

@@ -1,0 +1,45 @@
+"""The vendor's Python modules, `tensorrt` and `tensorrt_rtx`, which are imported in this file only."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import MutableSequence
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+from bitswitch_deploy.engines.tensorrt_log import LogMessage
+from bitswitch_deploy.errors import UnavailableError, UsageError
+
+Module = Literal["tensorrt", "tensorrt_rtx"]
+
+_WHERE = "TensorRT engine"
+_INSTALL = {
+    "tensorrt": "on a Jetson use the system Python (a virtual environment needs --system-site-packages)",
+    "tensorrt_rtx": "pip install 'bitswitch-deploy[rtx]'",
+}
+
+
+def load_module(module: Module) -> ModuleType:
+    """The vendor's Python module.
+
+    Raises:
+        UnavailableError: it is not installed, or its libraries do not load.
+        UsageError: there is no such engine.
+    """
+    if module not in get_args(Module):
+        known = ", ".join(get_args(Module))
+        raise UsageError(where="engine", got=repr(module), allowed=known, do="choose one of these")
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        got, allowed = f"not importable: {exc}", f"the Python module {module}"
+        raise UnavailableError(where=_WHERE, got=got, allowed=allowed, do=_INSTALL[module]) from exc
+
+
+def recording_logger(trt: Any, messages: MutableSequence[LogMessage]) -> Any:
+    """A logger of the vendor's kind that appends to `messages`."""
+
+    def log(_: object, severity: Any, text: str) -> None:
+        messages.append(LogMessage(severity=str(severity.name), text=text))
+
+    return type("RecordingLogger", (trt.ILogger,), {"log": log})()

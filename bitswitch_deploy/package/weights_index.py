@@ -1,0 +1,119 @@
+"""`*.weights.json` of a package with shared weights: what lies where, and who reads it at what width.
+
+Every graph of such a package can be opened without it. A reader that derives the codes itself, such as runtime/, needs
+it (schema bitswitch-weights/1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from bitswitch_deploy.errors import PackageError
+from bitswitch_deploy.records import Reader
+from bitswitch_deploy.tensors import Rounding
+
+SCHEMA: Literal["bitswitch-weights/1"] = "bitswitch-weights/1"
+NOT_READ = 0
+
+_READER = Reader(error=PackageError, do="export the package again with this release")
+_ITEM_BYTES = {"int8": 1, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor of the file, in row-major order from byte `offset` on."""
+
+    name: str
+    dtype: Literal["int8", "float32"]
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it takes in the file."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factors:
+    """int32 factors [shape broadcasts against the tensor] from byte `offset` on; tensor: its place in the index."""
+
+    tensor: int
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that they take in the file."""
+        return math.prod(self.shape) * 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedGraph:
+    """One graph, which reads each tensor by its name.
+
+    bits: for each tensor of the index, the width that it is read at; `NOT_READ` where it is not.
+    factors: what multiplies the codes of a tensor, in int8 arithmetic, after they were derived.
+    derivation_bytes: length of the part at the start of the file that does both in the graph.
+    """
+
+    path: str
+    derivation_bytes: int
+    bits: tuple[int, ...]
+    factors: tuple[Factors, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsIndex:
+    """All of it. file: the weights file, beside the index. bits, rounding: of the master.
+
+    Raises:
+        ValueError: the parts contradict each other.
+    """
+
+    file: str
+    bits: int
+    rounding: Rounding
+    tensors: tuple[StoredTensor, ...]
+    graphs: tuple[SharedGraph, ...]
+    schema: Literal["bitswitch-weights/1"] = SCHEMA
+
+    def __post_init__(self) -> None:
+        if any(each.offset < 0 or min(each.shape, default=0) < 0 for each in self._stored):
+            raise ValueError("a tensor with a negative offset or size")
+        for graph in self.graphs:
+            if graph.derivation_bytes < 0:
+                raise ValueError(f"{graph.path} has a derivation of {graph.derivation_bytes} bytes")
+            if any(not 0 <= each.tensor < len(self.tensors) for each in graph.factors):
+                raise ValueError(f"{graph.path} has factors of a tensor that is not in the index")
+            if len(graph.bits) != len(self.tensors) or not all(0 <= bits <= self.bits for bits in graph.bits):
+                raise ValueError(f"{graph.path} needs a width of 0..{self.bits} for each tensor")
+
+    @property
+    def end_bytes(self) -> int:
+        """Where the last tensor ends: the file must not be shorter."""
+        return max((each.offset + each.size_bytes for each in self._stored), default=0)
+
+    @property
+    def _stored(self) -> tuple[StoredTensor | Factors, ...]:
+        return (*self.tensors, *(factors for graph in self.graphs for factors in graph.factors))
+
+    def graph(self, path: str) -> SharedGraph | None:
+        """The graph of this name; None where the index does not know it."""
+        return next((graph for graph in self.graphs if graph.path == path), None)
+
+    def to_json(self) -> str:
+        """The text of the file, without blanks: in a small package every byte counts."""
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> WeightsIndex:
+        """The index in `text`.
+
+        Raises:
+            PackageError: it is not JSON, or not what the schema says.
+        """
+        return _READER.decode(cls, _READER.load_json(text, where=where), where=where)

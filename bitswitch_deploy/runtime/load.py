@@ -1,0 +1,141 @@
+"""From a package folder to a `Switcher`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from bitswitch_deploy.engines.cpu_features import usable_cores
+from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
+from bitswitch_deploy.errors import PackageError, UsageError
+from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.package.verify import read_manifest
+from bitswitch_deploy.runtime.package_graphs import OwnGraphs, SharedGraphs
+from bitswitch_deploy.runtime.session_cache import SessionCache
+from bitswitch_deploy.runtime.switcher import Policy, Session, Switcher, width_label
+from bitswitch_deploy.runtime.tensorrt_sessions import tensorrt_sessions
+
+Provider = Literal["cpu", "tensorrt"]
+_BITS = re.compile(r"w(\d)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """How a package is held.
+
+    threads: worker threads inside one operator; None takes every core that the process may use. CPU only.
+    max_sessions: widths that are kept open at a time, the one in use included. A switch to one of them takes
+        microseconds, to another one as long as onnxruntime needs to load it. CPU only.
+    memory_budget_mb: device memory for the engines that are kept loaded; None keeps all. TensorRT only.
+    warm: widths to open, and to run once, before `load` returns.
+    trust_files: do not hash the files; their sizes are compared with the manifest all the same.
+    """
+
+    threads: int | None = None
+    max_sessions: int = 2
+    memory_budget_mb: int | None = None
+    warm: tuple[int | str, ...] = ()
+    trust_files: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_sessions < 1 or (self.memory_budget_mb is not None and self.memory_budget_mb < 1):
+            raise UsageError(
+                where="RuntimeOptions",
+                got=f"max_sessions {self.max_sessions}, memory_budget_mb {self.memory_budget_mb}",
+                allowed="1 or more",
+                do="correct the number",
+            )
+
+
+def load(
+    package: str | os.PathLike[str],
+    *,
+    provider: Provider = "cpu",
+    width: int | str | None = None,
+    policy: Policy | None = None,
+    options: RuntimeOptions | None = None,
+) -> Switcher:
+    """Open a package that `bitswitch-deploy export` wrote, with `--shared-weights` or without.
+
+    Args:
+        package: the folder.
+        provider: `cpu` runs the graphs with onnxruntime, `tensorrt` the engines that were built from them.
+        width: the first one, as for `Switcher.switch`; None takes the highest.
+        policy: chooses the width of each request from then on.
+        options: threads, memory, warm widths.
+
+    Raises:
+        PackageError: the folder is no package, or its parts contradict each other.
+        CheckFailedError: a file is not as it was exported.
+        UsageError: there is no such width or provider.
+        GraphError: onnxruntime refuses a graph.
+        UnavailableError: the provider is not on this machine.
+    """
+    options = options or RuntimeOptions()
+    folder = Path(package)
+    manifest = read_manifest(folder)
+    widths = _widths(manifest, folder)
+    sessions = _sessions(folder, manifest, provider, widths, options)
+    first = widths[0] if width is None else width_label(width, widths)
+    for label in dict.fromkeys(width_label(each, widths) for each in options.warm):
+        _run_once(sessions.get(label))
+    return Switcher(widths, sessions, width=first, policy=policy)
+
+
+def _widths(manifest: Manifest, folder: Path) -> tuple[str, ...]:
+    labels = [entry.label or entry.path for entry in manifest.files if entry.role == "graph"]
+    if not labels:
+        do = "name a folder that `bitswitch-deploy export` wrote"
+        raise PackageError(where=str(folder), got="no graph", allowed="a package with at least one width", do=do)
+    return tuple(sorted(labels, key=lambda label: (-int(match[1]) if (match := _BITS.fullmatch(label)) else 0, label)))
+
+
+def _sessions(
+    folder: Path, manifest: Manifest, provider: Provider, widths: tuple[str, ...], options: RuntimeOptions
+) -> SessionCache[Session]:
+    if provider not in get_args(Provider):
+        known = ", ".join(get_args(Provider))
+        raise UsageError(where="provider", got=repr(provider), allowed=known, do="choose one of these")
+    if provider == "tensorrt":
+        budget, trust = options.memory_budget_mb, options.trust_files
+        return tensorrt_sessions(folder, manifest, memory_budget_mb=budget, trust=trust)
+    if options.max_sessions < len(options.warm):
+        raise UsageError(
+            where="max_sessions",
+            got=f"{options.max_sessions} with {len(options.warm)} warm widths",
+            allowed="room for every warm width",
+            do="raise max_sessions or warm fewer widths",
+        )
+    return SessionCache(_cpu_opener(folder, manifest, options), dict.fromkeys(widths, 1), options.max_sessions)
+
+
+def _cpu_opener(folder: Path, manifest: Manifest, options: RuntimeOptions) -> Callable[[str], Session]:
+    index = next((entry for entry in manifest.files if entry.role == "index"), None)
+    trust = options.trust_files
+    graphs = SharedGraphs(folder, manifest, index, trust=trust) if index else OwnGraphs(folder, manifest, trust=trust)
+    # those that the graphs were validated with
+    entries = {key: value for key, value in manifest.stack if key.startswith("session.")}
+    threads = options.threads if options.threads is not None else usable_cores()
+
+    def open_session(label: str) -> Session:
+        graph = graphs.get(label)
+        return OnnxRuntimeSession(
+            graph.model, optimisation="all", threads=threads, session_options=entries, initializers=graph.initializers
+        )
+
+    return open_session
+
+
+def _run_once(session: Session) -> None:
+    """Let the session take its memory and start its threads; open dimensions are one."""
+    feeds: Mapping[str, np.ndarray] = {
+        value.name: np.zeros([size if isinstance(size, int) else 1 for size in value.shape], value.dtype)
+        for value in session.inputs
+    }
+    session.run_all(feeds)

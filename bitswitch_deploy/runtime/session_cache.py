@@ -1,0 +1,88 @@
+"""The sessions that are kept open, the least recently used one closed first."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
+
+from bitswitch_deploy.errors import UsageError
+
+S = TypeVar("S")
+
+
+class SessionCache(Generic[S]):
+    """Opens sessions by label and keeps them within a budget. Safe to call from any thread.
+
+    A session that is dropped lives on until the last request that holds it is answered. A session that somebody holds
+    and that was dropped is not part of the budget: while one is opened, the one in use is in memory as well.
+
+    Args:
+        open_session: opens one; called by one thread at a time.
+        costs: of each label, in the unit of `budget`.
+        budget: what the sessions kept may cost together.
+        unit: of both, for messages.
+    """
+
+    def __init__(
+        self, open_session: Callable[[str], S], costs: Mapping[str, int], budget: int, *, unit: str = "sessions"
+    ) -> None:
+        self._open, self._costs, self._budget, self._unit = open_session, costs, budget, unit
+        self._kept: OrderedDict[str, S] = OrderedDict()
+        self._state_lock, self._open_lock = threading.Lock(), threading.Lock()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What is open, the least recently used first."""
+        with self._state_lock:
+            return tuple(self._kept)
+
+    def get(self, label: str) -> S:
+        """The session of `label`, opened where it is not.
+
+        Raises:
+            UsageError: it costs more than the whole budget.
+            BitswitchError: it cannot be opened; what was open stays open.
+        """
+        session = self._find(label)
+        if session is not None:
+            return session
+        with self._open_lock:
+            # another thread may have opened it meanwhile
+            session = self._find(label)
+            if session is None:
+                self._check_budget(label)
+                session = self._open(label)
+                self._keep(label, session)
+        return session
+
+    def clear(self) -> None:
+        """Drop all."""
+        with self._state_lock:
+            self._kept.clear()
+
+    def _find(self, label: str) -> S | None:
+        with self._state_lock:
+            session = self._kept.get(label)
+            if session is not None:
+                self._kept.move_to_end(label)
+            return session
+
+    def _keep(self, label: str, session: S) -> None:
+        with self._state_lock:
+            room = self._budget - self._costs[label]
+            while sum(self._costs[each] for each in self._kept) > room:
+                self._kept.popitem(last=False)
+            self._kept[label] = session
+
+    def _check_budget(self, label: str) -> None:
+        if self._costs[label] <= self._budget:
+            return
+        fitting = ", ".join(each for each, cost in self._costs.items() if cost <= self._budget)
+        raise UsageError(
+            where=f"width {label}",
+            got=f"{self._costs[label]:,} {self._unit} in a budget of {self._budget:,}",
+            allowed=fitting or "no width fits: even the smallest takes more",
+            do="raise the budget or take a width that fits",
+        )

@@ -1,0 +1,204 @@
+"""One network, its width changed between requests."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bitswitch_deploy.engines.input_signature import InputSignature
+from bitswitch_deploy.errors import BitswitchError, DataError, UsageError
+from bitswitch_deploy.runtime.session_cache import SessionCache
+
+Array = npt.NDArray[Any]
+
+_log = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """One width, ready to run. Several threads may call `run_all` at once."""
+
+    @property
+    def inputs(self) -> tuple[InputSignature, ...]:
+        """What it takes."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order of the graph."""
+
+    def run_all(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """All outputs by name."""
+
+
+class Policy(Protocol):
+    """Chooses the width of each request. Called from every thread that runs requests.
+
+    A policy sees latencies; whatever else it goes by, such as battery or load, it looks up itself.
+    """
+
+    def choose(self, widths: tuple[str, ...], active: str) -> str:
+        """One of `widths`, which run from the highest to the lowest; `active` answered the last request."""
+
+    def observe(self, width: str, latency_ms: float) -> None:
+        """A request was answered at `width`."""
+
+
+class Switcher:
+    """A package whose width can be changed at any time. Made by `load`.
+
+    Every method may be called from any thread, also at the same time. `switch` returns when the new width is ready:
+    requests that begin later are computed at it, those in flight finish at theirs, and no answer mixes two. A switch
+    that fails raises and changes nothing: the switcher goes on at the last good width. So does a wrong input.
+
+    Args:
+        widths: labels, from the highest to the lowest.
+        sessions: opens and keeps them.
+        width: label of the first one.
+        policy: chooses the width of each request; `switch` is refused then.
+
+    Raises:
+        BitswitchError: the first session cannot be opened.
+    """
+
+    def __init__(
+        self, widths: tuple[str, ...], sessions: SessionCache[Session], *, width: str, policy: Policy | None
+    ) -> None:
+        self.widths = widths
+        self._sessions, self._policy = sessions, policy
+        self._usable = widths
+        self._switch_lock = threading.Lock()
+        # one attribute, so that a request sees a label and its own session whatever happens beside it
+        self._active: tuple[str, Session] | None = width, sessions.get(width)
+
+    def __enter__(self) -> Switcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def width(self) -> str:
+        """Label of the width that the next request is computed at; with a policy, that the last one was."""
+        return self._current()[0]
+
+    @property
+    def inputs(self) -> tuple[InputSignature, ...]:
+        """What the network takes."""
+        return self._current()[1].inputs
+
+    @property
+    def open_widths(self) -> tuple[str, ...]:
+        """Widths that a switch finds ready, the least recently used first."""
+        return self._sessions.labels
+
+    def switch(self, width: int | str) -> None:
+        """Compute at `width` from the next request on: a number of bits, or a label such as `w4` or `mixed`.
+
+        Raises:
+            UsageError: the package has no such width, or a policy chooses.
+            CheckFailedError: the files are not those that were loaded any more.
+            BitswitchError: the session cannot be opened. In each case the width stays as it is.
+        """
+        if self._policy is not None:
+            do = "load the package without a policy, or let the policy choose this width"
+            raise UsageError(where="switch", got="a call beside a policy", allowed="a policy or calls", do=do)
+        label = width_label(width, self.widths)
+        with self._switch_lock:
+            self._current()
+            self._active = label, self._sessions.get(label)
+
+    def run(self, x: Array) -> Array:
+        """The first output for `x`, which feeds the only input; shapes and type are the graph's.
+
+        Raises:
+            DataError: shape, type or values do not fit: NaN is refused.
+            UsageError: the network has more than one input.
+            GraphError: onnxruntime fails while it runs.
+        """
+        session = self._current()[1]
+        if len(session.inputs) != 1:
+            names = ", ".join(value.name for value in session.inputs)
+            got = f"{len(session.inputs)} inputs: {names}"
+            raise UsageError(where="run", got=got, allowed="one input", do="use run_all")
+        return self.run_all({session.inputs[0].name: x})[session.output_names[0]]
+
+    def run_all(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """All outputs by name.
+
+        Raises:
+            DataError: shape, type or values of an array do not fit its input: NaN is refused.
+            UsageError: an input is missing or unknown.
+            GraphError: onnxruntime fails while it runs.
+        """
+        for name, array in feeds.items():
+            _check_values(name, array)
+        if self._policy is None:
+            return self._current()[1].run_all(feeds)
+        label, session = self._chosen(self._policy)
+        started = time.perf_counter()
+        outputs = session.run_all(feeds)
+        self._policy.observe(label, (time.perf_counter() - started) * 1e3)
+        return outputs
+
+    def close(self) -> None:
+        """Drop every session; requests in flight are answered, later ones are refused."""
+        with self._switch_lock:
+            self._active = None
+            self._sessions.clear()
+
+    def _current(self) -> tuple[str, Session]:
+        active = self._active
+        if active is None:
+            do = "load the package again"
+            raise UsageError(where="switcher", got="a call after close", allowed="calls before close", do=do)
+        return active
+
+    def _chosen(self, policy: Policy) -> tuple[str, Session]:
+        """Label and session of this request; the last good one where the choice cannot be opened."""
+        active = self._current()
+        label = width_label(policy.choose(self._usable, active[0]), self.widths)
+        if label == active[0]:
+            return active
+        try:
+            chosen = label, self._sessions.get(label)
+        except BitswitchError as error:
+            self._usable = tuple(each for each in self._usable if each != label)
+            _log.warning("%s cannot be used, going on at %s: %s", label, active[0], error)
+            return active
+        with self._switch_lock:
+            self._current()
+            self._active = chosen
+        return chosen
+
+
+def width_label(width: int | str, widths: tuple[str, ...]) -> str:
+    """The label of a width that is given as a number of bits or as a label.
+
+    Raises:
+        UsageError: it is none of `widths`.
+    """
+    label = width if isinstance(width, str) else f"w{width}"
+    if label not in widths:
+        do = "choose one of these, or export the package with this width"
+        raise UsageError(where="width", got=label, allowed=", ".join(widths), do=do)
+    return label
+
+
+def _check_values(name: str, array: Array) -> None:
+    where = f"input {name!r}"
+    if not isinstance(array, np.ndarray):
+        do = "convert with numpy.asarray"
+        raise DataError(where=where, got=type(array).__name__, allowed="a NumPy array", do=do)
+    # min lets NaN through and needs no mask
+    if array.dtype.kind == "f" and array.size and np.isnan(array.min()):
+        places = np.argwhere(np.isnan(array))
+        got = f"{len(places)} NaN, the first at {places[0].tolist()}"
+        raise DataError(where=where, got=got, allowed="numbers", do="look at what makes the input")

@@ -1,0 +1,178 @@
+"""Graphs that derive their weights from the master's, beside those that hold them: the same to onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
+from bitswitch_deploy.lowering.lower import LoweredGraph, lower
+from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
+from bitswitch_deploy.master import Master, assemble_master, read_master
+from bitswitch_deploy.tensors import Rounding, WidthAssignment
+from tests.graph.optimised import optimised
+
+TARGET = load_target("x86-cpu").target
+FILE = "net.weights"
+LAYERS = ("blocks.0.conv1", "blocks.1.conv2")
+MIXED = WidthAssignment(default=6, overrides=((LAYERS[0], 2), (LAYERS[1], 8)))
+ASSIGNMENTS = (*(WidthAssignment(default=bits) for bits in range(8, 1, -1)), MIXED)
+
+
+@pytest.fixture(scope="module", params=list(Rounding))
+def master(request: pytest.FixtureRequest) -> Master:
+    bundled = read_master(bundled_master())
+    spec = replace(bundled.spec, rounding=request.param)
+    return assemble_master(spec=spec, tensors=bundled.tensors, skeleton=bundled.skeleton)
+
+
+class Weights:
+    """The file that graphs of a folder share, as simple as it can be."""
+
+    name = FILE
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self.path.touch()
+        self.placed: dict[str, int] = {}
+
+    def place(self, name: str, tensor: np.ndarray[Any, Any]) -> int:
+        if name not in self.placed:
+            self.placed[name] = self.append(tensor)
+        return self.placed[name]
+
+    def append(self, array: np.ndarray[Any, Any]) -> int:
+        offset = self.path.stat().st_size
+        with self.path.open("ab") as file:
+            file.write(array.tobytes())
+        return offset
+
+
+def lowered(master: Master, assignment: WidthAssignment) -> tuple[CanonicalGraph, onnx.ModelProto]:
+    canonical = canonical_graph(master, assignment)
+    return canonical, lower(canonical, TARGET, ranges={}).model
+
+
+def share(master: Master, canonical: CanonicalGraph, model: onnx.ModelProto, weights: Weights) -> SharedModel:
+    bits = {layer.layer.weight: layer.bits for layer in canonical.plan.layers}
+    return share_weights(LoweredGraph(model=model, passes=(), changes=()), master, bits, weights)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS, ids=lambda each: each.label + str(each.default))
+def test_onnxruntime_makes_the_same_graph_of_both_forms(
+    master: Master, assignment: WidthAssignment, tmp_path: Path
+) -> None:
+    canonical, model = lowered(master, assignment)
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    shared.write_bytes(share(master, canonical, model, Weights(tmp_path)).data)
+    onnx.checker.check_model(str(shared), full_check=True)
+    assert optimised(shared) == optimised(own)
+
+
+def test_the_comparison_sees_one_code_of_another_width(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    weights = Weights(tmp_path)
+    shared.write_bytes(share(master, canonical, model, weights).data)
+    data = bytearray(weights.path.read_bytes())
+    first = int(np.frombuffer(data, np.int8)[0])
+    data[0] = (first + 64 if first < 0 else first - 64) % 256
+    weights.path.write_bytes(data)
+    assert optimised(shared)[0] != optimised(own)[0]
+    assert optimised(shared)[1] == optimised(own)[1]
+
+
+@pytest.mark.parametrize("bits", [8, 6, 3])
+def test_what_is_left_without_the_derivation_reads_products_by_the_names_of_the_weights(
+    tmp_path: Path, bits: int
+) -> None:
+    master = read_master(bundled_master())
+    canonical, model = lowered(master, WidthAssignment(default=bits))
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    own = tmp_path / "own.onnx"
+    own.write_bytes(model.SerializeToString())
+    weights = Weights(tmp_path)
+    shared = share(master, canonical, model, weights)
+    assert 0 < shared.derivation_bytes < len(shared.data)
+    rest = onnx.load_model_from_string(shared.data[shared.derivation_bytes :])
+    assert not any(node.op_type == "Mul" for node in rest.graph.node)
+    names = [layer.layer.weight for layer in canonical.plan.layers]
+    multiplied = 0
+    for name in names:
+        value = constants[name]
+        if (factors := shared.tensors[name].factors) is not None:
+            multiplied += 1
+            offset, shape = factors
+            stored = np.frombuffer(weights.path.read_bytes(), np.int32, int(np.prod(shape)), offset).reshape(shape)
+            value = (value.astype(np.int32) * stored).astype(np.int8)
+        if name in {tensor.name for tensor in rest.graph.initializer}:
+            assert (bits, factors) == (8, None)
+            continue
+        rest.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    assert multiplied
+    again = tmp_path / "again.onnx"
+    again.write_bytes(rest.SerializeToString())
+    assert optimised(again) == optimised(own)
+
+
+def test_factors_of_codes_that_two_nodes_read_stay_where_they_are(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    name = f"{LAYERS[0]}.weight"
+    second = onnx.helper.make_node("Cast", [name], ["seen"], to=onnx.TensorProto.INT32)
+    model.graph.node.append(second)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("seen", onnx.TensorProto.INT32, None))
+    own = tmp_path / "own.onnx"
+    own.write_bytes(model.SerializeToString())
+    shared = share(master, canonical, model, Weights(tmp_path))
+    assert shared.tensors[name].factors is None
+    assert any(tensor.factors is not None for tensor in shared.tensors.values())
+    path = tmp_path / "shared.onnx"
+    path.write_bytes(shared.data)
+    assert optimised(path) == optimised(own)
+
+
+def test_the_file_holds_each_tensor_once_and_only_what_is_the_masters(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    weights = Weights(tmp_path)
+    both = [share(master, *lowered(master, WidthAssignment(default=bits)), weights) for bits in (8, 4)]
+    quantized = {layer.weight for layer in master.spec.layers if not layer.pinned}
+    # of the float parameters only the classifier is large; the stem has 576 bytes
+    assert set(weights.placed) == {*quantized, "linear.weight"}
+    factors = [tensor.factors for shared in both for tensor in shared.tensors.values() if tensor.factors is not None]
+    expected = sum(master.tensors[name].nbytes for name in weights.placed)
+    assert weights.path.stat().st_size == expected + sum(4 * int(np.prod(shape)) for _, shape in factors)
+
+
+def test_codes_that_are_not_the_masters_are_refused(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    name = f"{LAYERS[0]}.weight"
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    codes = onnx.numpy_helper.to_array(tensor).copy()
+    codes.flat[5] ^= 1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(codes, name))
+    with pytest.raises(GraphError, match=f"weight {name}: codes that are not the master's at 4 bits"):
+        share(master, canonical, model, Weights(tmp_path))
+
+
+def test_packed_codes_stay_in_the_graph(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    name = f"{LAYERS[0]}.weight"
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.data_type = onnx.TensorProto.INT4
+    shared = share(master, canonical, model, Weights(tmp_path))
+    assert name not in shared.tensors
+    kept = onnx.load_model_from_string(shared.data).graph.initializer
+    assert any(each.name == name and each.raw_data for each in kept)

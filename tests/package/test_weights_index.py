@@ -1,0 +1,63 @@
+"""The index of shared weights: what is written is read back, what contradicts itself is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bitswitch_deploy.errors import PackageError
+from bitswitch_deploy.package.weights_index import Factors, SharedGraph, StoredTensor, WeightsIndex
+from bitswitch_deploy.tensors import Rounding
+
+TENSORS = (
+    StoredTensor(name="a.weight", dtype="int8", shape=(3, 2), offset=0),
+    StoredTensor(name="b.weight", dtype="float32", shape=(5,), offset=64),
+)
+FACTORS = (Factors(tensor=0, shape=(3, 1), offset=128),)
+INDEX = WeightsIndex(
+    file="net.weights",
+    bits=8,
+    rounding=Rounding.HALF_EVEN,
+    tensors=TENSORS,
+    graphs=(SharedGraph(path="net-w4.onnx", derivation_bytes=12, bits=(4, 8), factors=FACTORS),),
+)
+
+
+def test_what_is_written_is_read_back() -> None:
+    assert WeightsIndex.from_json(INDEX.to_json(), where="net.weights.json") == INDEX
+
+
+def test_sizes_follow_from_type_and_shape() -> None:
+    assert [each.size_bytes for each in TENSORS] == [6, 20]
+    assert INDEX.end_bytes == 140
+
+
+def test_a_graph_is_found_by_its_path() -> None:
+    assert INDEX.graph("net-w4.onnx") == INDEX.graphs[0]
+    assert INDEX.graph("net-w2.onnx") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "message"),
+    [
+        (("graphs", 0), "bits", [4], "net-w4.onnx needs a width of 0..8 for each tensor"),
+        (("graphs", 0), "bits", [9, 8], "net-w4.onnx needs a width of 0..8 for each tensor"),
+        (("graphs", 0), "derivation_bytes", -1, "net-w4.onnx has a derivation of -1 bytes"),
+        (("graphs", 0, "factors", 0), "tensor", 2, "net-w4.onnx has factors of a tensor that is not in the index"),
+        (("graphs", 0, "factors", 0), "offset", -4, "a tensor with a negative offset or size"),
+        (("tensors", 0), "offset", -1, "a tensor with a negative offset or size"),
+        (("tensors", 0), "dtype", "int4", "int8, float32"),
+        ((), "schema", "bitswitch-weights/2", "bitswitch-weights/1"),
+        ((), "surprise", 1, "unknown key"),
+    ],
+)
+def test_contradictions_are_refused(place: tuple[Any, ...], key: str, value: object, message: str) -> None:
+    document = json.loads(INDEX.to_json())
+    inner = document
+    for step in place:
+        inner = inner[step]
+    inner[key] = value
+    with pytest.raises(PackageError, match=message):
+        WeightsIndex.from_json(json.dumps(document), where="net.weights.json")

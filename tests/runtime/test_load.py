@@ -1,0 +1,122 @@
+"""What `load` refuses, and what it does not look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitswitch_deploy.errors import CheckFailedError, PackageError, UsageError
+from bitswitch_deploy.runtime import RuntimeOptions, load
+from tests.runtime.conftest import LABELS, Packages
+
+TRUST = RuntimeOptions(threads=1, trust_files=True)
+
+
+def damaged(path: Path) -> None:
+    """Change one byte in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_file_that_does_not_match_its_hash_is_refused(package: Path) -> None:
+    damaged(package / "digits-w2.onnx")
+    with pytest.raises(CheckFailedError, match=r"digits-w2.onnx: its hash does not match the manifest"):
+        load(package)
+
+
+def test_weights_and_index_are_hashed_too(packages: Packages, package: Path) -> None:
+    for name in ("digits.weights", "digits.weights.json"):
+        if (package / name).exists():
+            damaged(package / name)
+            with pytest.raises(CheckFailedError, match=f"{name}: its hash does not match"):
+                load(package)
+            (package / name).write_bytes((packages.shared / name).read_bytes())
+
+
+def test_hashing_can_be_left_out_but_sizes_count(package: Path) -> None:
+    with (package / "manifest.json").open("r+") as file:
+        document = json.load(file)
+        for entry in document["files"]:
+            entry["sha256"] = "0" * 64
+        file.seek(0)
+        json.dump(document, file)
+        file.truncate()
+    with pytest.raises(CheckFailedError, match="hash does not match"):
+        load(package)
+    load(package, options=TRUST).close()
+    path = package / "digits-w2.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckFailedError, match=r"bytes, says the manifest"):
+        load(package, options=TRUST)
+
+
+def test_files_that_are_not_run_are_not_looked_at(package: Path) -> None:
+    (package / "results.json").unlink()
+    (package / "notes.txt").write_text("mine")
+    with load(package) as switcher:
+        assert switcher.widths == LABELS
+
+
+def test_a_link_in_the_place_of_a_file_is_refused(package: Path) -> None:
+    path = package / "digits-w4.onnx"
+    path.rename(package / "elsewhere")
+    path.symlink_to("elsewhere")
+    with pytest.raises(CheckFailedError, match="missing, or not a plain file"):
+        load(package)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "."])
+def test_a_folder_that_is_no_package_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PackageError, match="allowed: a folder written by `bitswitch-deploy export`"):
+        load(tmp_path / name)
+
+
+def test_unknown_providers_are_listed(package: Path) -> None:
+    with pytest.raises(UsageError, match="provider: 'cuda'\n  allowed: cpu, tensorrt"):
+        load(package, provider="cuda")  # type: ignore[arg-type]
+
+
+def test_more_warm_widths_than_sessions_are_refused(package: Path) -> None:
+    with pytest.raises(UsageError, match="2 with 3 warm widths"):
+        load(package, options=RuntimeOptions(warm=(8, 4, 2)))
+
+
+@pytest.mark.parametrize("number", [{"max_sessions": 0}, {"memory_budget_mb": 0}])
+def test_numbers_below_one_are_refused(number: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="allowed: 1 or more"):
+        RuntimeOptions(**number)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index["graphs"].pop(0), "no fitting entry for digits-w8.onnx"),
+        (lambda index: index["graphs"][1].update(derivation_bytes=10**9), "no fitting entry for digits-w6.onnx"),
+        (lambda index: index["tensors"][0].update(offset=10**6), r"tensors up to byte [\d,]+ of 'digits.weights'"),
+        (lambda index: index.update(file="other.weights"), "of 'other.weights'"),
+        (lambda index: index.update(bits=4), "needs a width of 0..4 for each tensor"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused(
+    packages: Packages,
+    tmp_path: Path,
+    rehash: Callable[[Path, str], None],
+    change: Callable[[Any], object],
+    message: str,
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    for path in packages.shared.iterdir():
+        (package / path.name).write_bytes(path.read_bytes())
+    path = package / "digits.weights.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    rehash(package, path.name)
+    with pytest.raises(PackageError, match=message):
+        load(package)

@@ -1,0 +1,144 @@
+"""Switching between TensorRT engines, against a stand-in. No board has run these paths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.errors import CheckFailedError, UnavailableError, UsageError
+from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.package.writer import PackageWriter
+from bitswitch_deploy.runtime import RuntimeOptions, load
+from tests.engines.tensorrt_device import Device, install, plan
+from tests.runtime.conftest import Packages
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+MIB = 1 << 20
+
+
+def engine(bits: int) -> bytes:
+    """Give an engine that multiplies by its width, of one MiB for two bits."""
+    data = plan(float(bits), scratch=100 * bits)
+    return data + b" " * (bits * MIB // 2 - len(data))
+
+
+@pytest.fixture(params=["8.6.2", "10.3.0", "11.4.1"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
+    return install(monkeypatch, request.param)
+
+
+def write(folder: Path, *, engine_name: str = "tensorrt", in_package: bool = True) -> Path:
+    """Make a package of three widths, its engines inside or built on the device."""
+    with PackageWriter(folder) as writer:
+        for bits in (8, 4, 2):
+            writer.write(f"net-w{bits}.onnx", b"graph", role="graph", label=f"w{bits}")
+            if in_package:
+                writer.write(f"engines/net-w{bits}.engine", engine(bits), role="engine", label=f"w{bits}")
+        manifest = Manifest(
+            master_sha256="0" * 64,
+            target="jetson-test",
+            stack=(("engine", engine_name),),
+            command=(),
+            tools=(),
+            files=writer.files,
+            built_on_device="on_device",
+        )
+        writer.commit(manifest)
+    return folder
+
+
+def build_on_device(package: Path) -> None:
+    (package / "on_device").mkdir()
+    for bits in (8, 4, 2):
+        (package / "on_device" / f"net-w{bits}.engine").write_bytes(engine(bits))
+
+
+@pytest.mark.parametrize("in_package", [True, False])
+def test_each_width_is_its_engine(device: Device, tmp_path: Path, in_package: bool) -> None:
+    package = write(tmp_path / "p", in_package=in_package)
+    if not in_package:
+        build_on_device(package)
+    with load(package, provider="tensorrt") as switcher:
+        for bits in (8, 2, 4, 8):
+            switcher.switch(bits)
+            np.testing.assert_array_equal(switcher.run(X), X * bits)
+    # each was loaded once, and activation memory is that of the largest
+    assert [call[0] for call in device.calls].count("load") == 3
+    assert 800 in device.allocated
+    assert 400 not in device.allocated
+
+
+def test_engines_are_loaded_beforehand_where_asked_for(device: Device, tmp_path: Path) -> None:
+    options = RuntimeOptions(warm=(8, 4, 2))
+    with load(write(tmp_path / "p"), provider="tensorrt", options=options) as switcher:
+        assert [call[0] for call in device.calls].count("load") == 3
+        assert list(switcher.open_widths) == ["w4", "w2", "w8"]
+
+
+def test_the_budget_drops_the_engine_that_was_used_longest_ago(device: Device, tmp_path: Path) -> None:
+    options = RuntimeOptions(memory_budget_mb=5)
+    with load(write(tmp_path / "p"), provider="tensorrt", options=options) as switcher:
+        assert list(switcher.open_widths) == ["w8"]
+        switcher.switch(2)
+        assert list(switcher.open_widths) == ["w8", "w2"]
+        switcher.switch(4)
+        assert list(switcher.open_widths) == ["w2", "w4"]
+        np.testing.assert_array_equal(switcher.run(X), X * 4)
+
+
+def test_a_width_beyond_the_budget_is_refused_and_the_last_one_serves(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p")
+    with load(package, provider="tensorrt", width=2, options=RuntimeOptions(memory_budget_mb=2)) as switcher:
+        switcher.switch(4)
+        with pytest.raises(UsageError, match=r"width w8: 4,194,304 bytes of engines in a budget of 2,097,152"):
+            switcher.switch(8)
+        np.testing.assert_array_equal(switcher.run(X), X * 4)
+
+
+def test_a_budget_that_no_width_meets_is_refused(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p")
+    (package / "net-w2.onnx").unlink()
+    files = tuple(entry for entry in _manifest(package).files if entry.label != "w2")
+    _rewrite(package, files)
+    with pytest.raises(UsageError, match="allowed: no width fits: even the smallest takes more"):
+        load(package, provider="tensorrt", options=RuntimeOptions(memory_budget_mb=1))
+
+
+def test_an_engine_that_was_not_built_names_the_command(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p", in_package=False)
+    with pytest.raises(UnavailableError, match=r"the engine of w2 is not built(.|\n)*bitswitch-deploy build"):
+        load(package, provider="tensorrt")
+
+
+def test_an_engine_of_another_release_leaves_the_width(device: Device, tmp_path: Path) -> None:
+    with load(write(tmp_path / "p"), provider="tensorrt") as switcher:
+        device.failing.add("load")
+        with pytest.raises(UnavailableError, match="cannot be loaded"):
+            switcher.switch(4)
+        assert switcher.width == "w8"
+        np.testing.assert_array_equal(switcher.run(X), X * 8)
+
+
+def test_engines_are_hashed(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p")
+    path = package / "engines" / "net-w4.engine"
+    path.write_bytes(path.read_bytes()[:-1] + b"\n")
+    with pytest.raises(CheckFailedError, match=r"net-w4.engine: its hash does not match"):
+        load(package, provider="tensorrt")
+
+
+def test_a_package_for_onnxruntime_has_no_engines(packages: Packages) -> None:
+    with pytest.raises(UsageError, match="a package for x86-cpu, which has no engines"):
+        load(packages.own, provider="tensorrt")
+
+
+def _manifest(package: Path) -> Manifest:
+    return Manifest.from_json((package / "manifest.json").read_text())
+
+
+def _rewrite(package: Path, files: tuple[object, ...]) -> None:
+    manifest = replace(_manifest(package), files=files)  # type: ignore[arg-type]
+    (package / "manifest.json").write_text(manifest.to_json())

@@ -1,0 +1,259 @@
+"""What it costs to switch the width of a running network, beside opening that width's own file with onnxruntime.
+
+    python tools/bench/switch_width.py [--master FILE] [--repeats 15] [--json results.json]
+
+Exports the master (default: the bundled digits) twice for this CPU, with shared weights and without, into a temporary
+folder. Times: openings and switches take turns in one process, which is timed in seconds of its CPU, since others share
+the machine; a figure is the ratio of medians. `open` is onnxruntime alone on the width's own file; `replace` also lets
+go of the session that was there before, as every switch does. Memory: one process for each candidate, resident bytes
+after the work less those after the imports; medians.
+
+Goals: cached switch < 1 ms; cold switch <= 1.0 x opening the file; memory with all widths usable <= 1.3 x the int8
+session + the active session; the package <= 1.05 x the bytes of the int8 graph alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.pipeline.export import ExportRequest, export
+from bitswitch_deploy.pipeline.inputs import parse_bits
+from bitswitch_deploy.runtime import RuntimeOptions, Switcher, load
+
+WIDTHS = (8, 6, 4, 2)
+CACHED_SWITCHES = 1000
+MEMORY_RUNS = 5
+THREADS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One width. Times in ms of CPU, medians; ratios are to `replace_ms`, but for `cold_to_open`.
+
+    cold: a switch on the package with shared weights; own: on the other one; plain: the shared graph, opened by
+    onnxruntime alone, which folds the derivation. spread: (third - first quartile) / median of `cold`.
+    """
+
+    bits: int
+    open_ms: float
+    replace_ms: float
+    cold_ms: float
+    cold: float
+    own: float
+    plain: float
+    cold_to_open: float
+    spread: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--master", type=Path)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(_memory_bytes(*options.memory_of))
+        return
+    with tempfile.TemporaryDirectory(prefix="bitswitch-bench-") as folder:
+        packages = {name: _exported(options.master, Path(folder, name)) for name in ("shared", "own")}
+        result = {
+            "master": str(options.master or "digits"),
+            "bytes": _bytes(packages),
+            "rows": [asdict(row) for row in _cold(packages, options.repeats)],
+            "cached_switch_ms": _cached(packages["shared"]),
+            "memory": _memory(packages),
+            "repeats": options.repeats,
+            "threads": THREADS,
+            "versions": {"onnxruntime": ort.__version__, "numpy": np.__version__, "machine": platform.machine()},
+        }
+    _print(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _exported(master: Path | None, output: Path) -> Path:
+    export(
+        ExportRequest(
+            master=master or bundled_master(),
+            target=load_target("cpu"),
+            output=output,
+            widths=parse_bits(",".join(map(str, WIDTHS))),
+            shared_weights=output.name == "shared",
+        )
+    )
+    return output
+
+
+def _graph(package: Path, bits: int) -> Path:
+    return next(package.glob(f"*-w{bits}.onnx"))
+
+
+def _bytes(packages: dict[str, Path]) -> dict[str, float]:
+    alone = _graph(packages["own"], 8).stat().st_size
+    shared = sum(
+        path.stat().st_size for path in packages["shared"].iterdir() if ".onnx" in path.name or ".weights" in path.name
+    )
+    separate = sum(path.stat().st_size for path in packages["own"].glob("*.onnx"))
+    return {"int8_alone": alone, "shared": shared, "shared_ratio": shared / alone, "separate_ratio": separate / alone}
+
+
+def _open(path: Path) -> object:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _cold(packages: dict[str, Path], repeats: int) -> list[Row]:
+    kept = RuntimeOptions(threads=THREADS, max_sessions=1)
+    with load(packages["shared"], options=kept) as shared, load(packages["own"], options=kept) as own:
+        return [_row(bits, _cold_times(packages, bits, {"shared": shared, "own": own}, repeats)) for bits in WIDTHS]
+
+
+def _cold_times(
+    packages: dict[str, Path], bits: int, switchers: dict[str, Switcher], repeats: int
+) -> dict[str, list[float]]:
+    """CPU milliseconds [repeats] of each way to get from another width to this one."""
+    other = 2 if bits == 8 else 8
+    times: dict[str, list[float]] = {name: [] for name in ("open", "replace", "plain", *switchers)}
+    for _ in range(repeats):
+        times["open"].append(_cpu_milliseconds(lambda: _open(_graph(packages["own"], bits))))
+        for name, package in (("replace", "own"), ("plain", "shared")):
+            slot = [_open(_graph(packages[package], other))]
+
+            def replace(slot: list[object] = slot, package: str = package) -> None:
+                slot[0] = _open(_graph(packages[package], bits))
+
+            times[name].append(_cpu_milliseconds(replace))
+        for name, switcher in switchers.items():
+            switcher.switch(other)
+            times[name].append(_cpu_milliseconds(lambda switcher=switcher: switcher.switch(bits)))  # type: ignore[misc]
+    return times
+
+
+def _row(bits: int, times: dict[str, list[float]]) -> Row:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first, _, third = statistics.quantiles(times["shared"], n=4)
+    return Row(
+        bits=bits,
+        open_ms=medians["open"],
+        replace_ms=medians["replace"],
+        cold_ms=medians["shared"],
+        cold=medians["shared"] / medians["replace"],
+        own=medians["own"] / medians["replace"],
+        plain=medians["plain"] / medians["replace"],
+        cold_to_open=medians["shared"] / medians["open"],
+        spread=(third - first) / medians["shared"],
+    )
+
+
+def _cached(package: Path) -> float:
+    options = RuntimeOptions(threads=THREADS, max_sessions=len(WIDTHS), warm=WIDTHS)
+    with load(package, options=options) as switcher:
+        turns = [WIDTHS[index % len(WIDTHS)] for index in range(CACHED_SWITCHES)]
+        return statistics.median(_wall_milliseconds(switcher, bits) for bits in turns)
+
+
+def _wall_milliseconds(switcher: Switcher, bits: int) -> float:
+    start = time.perf_counter()
+    switcher.switch(bits)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _cpu_milliseconds(work: Callable[[], object]) -> float:
+    gc.collect()
+    start = time.process_time()
+    kept = work()
+    elapsed = (time.process_time() - start) * 1e3
+    del kept
+    return elapsed
+
+
+def _memory(packages: dict[str, Path]) -> dict[str, float]:
+    candidates = {
+        "int8_session": ("session", str(_graph(packages["own"], 8))),
+        "active_session": ("session", str(_graph(packages["own"], 4))),
+        "switcher_1_session": ("switcher1", str(packages["shared"])),
+        "switcher_2_sessions": ("switcher2", str(packages["shared"])),
+        "four_sessions": ("switcher4", str(packages["own"])),
+    }
+    runs: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(MEMORY_RUNS):
+        for name, words in candidates.items():
+            command = [sys.executable, __file__, "--memory-of", *words]
+            runs[name].append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    found = {f"{name}_bytes": statistics.median(values) for name, values in runs.items()}
+    limit = 1.3 * found["int8_session_bytes"] + found["active_session_bytes"]
+    shares = {f"{name}_of_limit": found[f"{name}_bytes"] / limit for name in candidates if "s" in name[-8:]}
+    return {**found, "limit_bytes": limit, **{key: value for key, value in shares.items() if "switcher" in key}}
+
+
+def _memory_bytes(kind: str, path: str) -> int:
+    """Resident bytes that the work adds; every session has answered once, the one at 4 bits last."""
+    trim = ctypes.CDLL(None).malloc_trim
+    before = _resident_bytes()
+    if kind == "session":
+        kept = _open(Path(path))
+        _answer(kept.get_inputs()[0].name, kept.get_inputs()[0].shape, lambda feeds: kept.run(None, feeds))  # type: ignore[attr-defined]
+    else:
+        options = RuntimeOptions(threads=THREADS, max_sessions=int(kind[-1]))
+        kept = load(path, options=options)
+        for bits in (8, 6, 2, 8, 4):
+            kept.switch(bits)
+            _answer(kept.inputs[0].name, kept.inputs[0].shape, kept.run_all)
+    gc.collect()
+    trim(0)
+    return _resident_bytes() - before
+
+
+def _answer(
+    name: str, shape: list[object] | tuple[object, ...], run: Callable[[dict[str, np.ndarray]], object]
+) -> None:
+    run({name: np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)})
+
+
+def _resident_bytes() -> int:
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"{result['master']}, {result['threads']} thread, medians of {result['repeats']} interleaved runs, ms of CPU")
+    print("width   open  replace  cold switch  ratio  spread  to open  own files  plain onnxruntime")
+    for row in result["rows"]:
+        print(
+            f"w{row['bits']}    {row['open_ms']:>6.2f} {row['replace_ms']:>8.2f} {row['cold_ms']:>12.2f}"
+            f" {row['cold']:>6.2f} {row['spread']:>7.0%} {row['cold_to_open']:>8.2f} {row['own']:>10.2f}"
+            f" {row['plain']:>18.2f}"
+        )
+    sizes, memory = result["bytes"], result["memory"]
+    print(f"cached switch  {result['cached_switch_ms']:.4f} ms")
+    print(
+        f"bytes          shared {sizes['shared']:,} = {sizes['shared_ratio']:.3f} x the int8 graph alone "
+        f"({sizes['int8_alone']:,}); separate files {sizes['separate_ratio']:.2f} x"
+    )
+    for name, value in memory.items():
+        print(f"{name:<28} {value / 2**20:.1f} MiB" if name.endswith("_bytes") else f"{name:<28} {value:.2f}")
+    print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+
+
+if __name__ == "__main__":
+    main()
