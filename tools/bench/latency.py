@@ -38,7 +38,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from bitswitch_deploy.catalogue import load_target
-from bitswitch_deploy.engines.onnxruntime_engine import optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
