@@ -14,6 +14,7 @@ from bitswitch_deploy.catalogue import bundled_file
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import PASSES, LoweredGraph, lower
 from bitswitch_deploy.lowering.lowering_pass import Change, LoweringContext
 from bitswitch_deploy.lowering.ranges import TensorRange
@@ -53,20 +54,40 @@ def canonical(master: Master, bits: int, **overrides: int) -> CanonicalGraph:
 
 
 def applied(
-    name: str, model: onnx.ModelProto, target: Target, *, bits: int = 8, ranges: dict[str, TensorRange] | None = None
+    name: str,
+    model: onnx.ModelProto,
+    target: Target,
+    *,
+    bits: int = 8,
+    ranges: dict[str, TensorRange] | None = None,
+    approximations: frozenset[Approximation] = USUAL,
 ) -> Applied:
     """Run the pass `name` alone; every weight has `bits` bits."""
     weights = {tensor.name: bits for tensor in model.graph.initializer if tensor.name.endswith(".weight")}
-    context = LoweringContext(target=target, weight_bits=weights, ranges=ranges or {})
+    context = LoweringContext(
+        target=target, weight_bits=weights, ranges=ranges or {}, approximations=approximations
+    )
     graph = import_model(model)
     modified = run_passes(graph, [PASSES[name](context)])
     exported = export_model(graph, opset=graph.opset, ir_version=max(10, target.stack.ir_version))
     return Applied(model=exported, modified=bool(modified), changes=context.changes)
 
 
+def untouched(model: onnx.ModelProto, target: Target) -> bytes:
+    """Give what `applied` exports when the pass changes nothing."""
+    graph = import_model(model)
+    exported = export_model(graph, opset=graph.opset, ir_version=max(10, target.stack.ir_version))
+    return exported.SerializeToString()
+
+
 def lowered(
-    master: Master, bits: int, target: Target, *, ranges: dict[str, TensorRange] | None = None
+    master: Master,
+    bits: int,
+    target: Target,
+    *,
+    ranges: dict[str, TensorRange] | None = None,
+    approximations: frozenset[Approximation] = USUAL,
 ) -> tuple[CanonicalGraph, LoweredGraph]:
     """Give a master at one width as canonical graph and for a target."""
     graph = canonical(master, bits)
-    return graph, lower(graph, target, ranges=ranges or {})
+    return graph, lower(graph, target, ranges=ranges or {}, approximations=approximations)

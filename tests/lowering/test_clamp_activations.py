@@ -13,6 +13,7 @@ from bitswitch_deploy.lowering.lower import lower
 from tests.graph import slow
 from tests.graph.masters import build, layer
 from tests.graph.running import initializer, look, operators
+from tests.lowering.critical_values import critical
 from tests.lowering.lowered import INT8_CPU, applied, canonical, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,21 +22,6 @@ RTX = profile("rtx")
 SCALES = (1.0, 0.1, 1 / 3, 0.0078431377, 7.3e-9, 1.17549435e-38, 1.3e36)
 PLAIN = 'net (float[n, 1] x, float[1, 1] "a.weight") => (float[n, 1] y) { y = MatMul (x, "a.weight") }'
 BEHIND_RELU = PLAIN.replace("{ y = MatMul (x,", "{ r = Relu (x) y = MatMul (r,")
-
-
-def around(values: Array) -> Array:
-    """Give each number with its float32 neighbours."""
-    x = values.astype(np.float32)
-    return np.concatenate([np.nextafter(x, np.float32(-np.inf)), x, np.nextafter(x, np.float32(np.inf))])
-
-
-def critical(scale: np.float32, low: int, high: int) -> Array:
-    """Give the numbers where a code can go wrong: codes, ties and the clip itself, and some far away."""
-    steps = np.arange(low - 3, high + 4, 0.5)
-    exact = around((steps * np.float64(scale)).astype(np.float32))
-    clips = around(np.array([low, high], np.float32) * scale)
-    far = np.array([0.0, -0.0, 200 * scale, -200 * scale, np.inf, -np.inf], np.float32)
-    return np.concatenate([exact, clips, far])[:, None]
 
 
 def both(

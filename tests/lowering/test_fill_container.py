@@ -1,0 +1,105 @@
+"""FillContainer: 256 steps over the trained range, saturation instead of a Clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.qdq import activation_patterns, limit_codes, refine_activation
+from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from tests.graph import slow
+from tests.graph.masters import build, layer
+from tests.graph.running import initializer, look, operators
+from tests.lowering.critical_values import critical
+from tests.lowering.lowered import Applied, applied, canonical, lowered, profile
+
+X86 = profile("x86-cpu")
+TEXT = 'net (float[n, 1] x, float[1, 1] "a.weight") => (float[n, 1] y) { y = MatMul (x, "a.weight") }'
+WANTED = USUAL | {Approximation.FULL_RESOLUTION}
+
+
+def before_of(bits: int, activation: str = "unsigned", container: str = "uint8") -> onnx.ModelProto:
+    tensors = {"a.input.scale": [0.1]}
+    layers = (layer("a", "MatMul", activation=activation),)
+    master = build(TEXT, layers, widths=(bits,), tensors=tensors, activation_container=container)
+    return canonical(master, bits).model
+
+
+def fill(model: onnx.ModelProto, approximations: frozenset[Approximation] = WANTED) -> Applied:
+    return applied("FillContainer", model, X86, approximations=approximations)
+
+
+@pytest.mark.parametrize(
+    ("bits", "container", "top"), [*((bits, "uint8", 2**bits - 1) for bits in range(2, 8)), (8, "int8", 127)]
+)
+def test_filled(bits: int, container: str, top: int) -> None:
+    before = before_of(bits, container=container)
+    result = fill(before)
+    assert result.modified
+    assert [(each.where, each.what, each.exact) for each in result.changes] == [
+        ("1 activations", "trained range in 256 steps instead of as many as were trained", False)
+    ]
+    assert "Clip" not in operators(result.model)
+    step = initializer(result.model, "a.input.scale")
+    assert step == np.float32(np.float64(np.float32(0.1)) * top / 255)
+    x = critical(np.float32(step), 0, 255)[:-6]
+    for optimisation in ("off", "all"):
+        found = look(result.model, x, "a.input.codes", optimisation=optimisation)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, slow.activation_codes(x, np.float32(step), 0, 255))
+    # the range is the trained one
+    ends = np.asarray([[-1e6], [1e6]], np.float32)
+    old, new = (look(model, ends, "a.input.dequantized") for model in (before, result.model))
+    np.testing.assert_allclose(new, old, rtol=2e-7)
+
+
+LEFT_ALONE = {"uint8": (8, "unsigned", WANTED), "signed": (4, "signed", WANTED), "not asked for": (4, "unsigned", USUAL)}
+
+
+@pytest.mark.parametrize("case", [*LEFT_ALONE, "strict"])
+def test_left_alone(case: str) -> None:
+    bits, activation, approximations = LEFT_ALONE.get(case, (4, "unsigned", EXACT))
+    before = before_of(bits, activation)
+    result = fill(before, approximations)
+    assert (result.modified, result.changes) == (False, [])
+    assert result.model.SerializeToString() == before.SerializeToString()
+
+
+def test_shifted_codes_are_left_alone() -> None:
+    graph = import_model(before_of(4))
+    refine_activation(graph, activation_patterns(graph)[0], 2)
+    assert not fill(export_model(graph, opset=21, ir_version=10)).modified
+
+
+@pytest.mark.parametrize(("low", "high", "modified"), [(0, 10, True), (1, 10, False), (0, 0, False), (3, 3, False)])
+def test_ends_that_another_pass_has_moved(low: int, high: int, modified: bool) -> None:
+    graph = import_model(before_of(4))
+    limit_codes(graph, activation_patterns(graph)[0], low=low, high=high)
+    result = fill(export_model(graph, opset=21, ir_version=10))
+    assert result.modified is modified
+    if modified:
+        assert initializer(result.model, "a.input.scale") == np.float32(np.float64(np.float32(0.1)) * 10 / 255)
+
+
+def test_another_zero_point_is_left_alone() -> None:
+    before = before_of(4)
+    zero_point = next(each for each in before.graph.initializer if each.name == "a.input.zero_point")
+    zero_point.CopyFrom(onnx.numpy_helper.from_array(np.asarray(3, np.uint8), zero_point.name))
+    assert not fill(before).modified
+
+
+def test_every_activation_in_one_record() -> None:
+    text = """
+    net (float[n, 2] x, float[2, 2] "a.weight", float[2, 2] "b.weight") => (float[n, 2] y) {
+        a = MatMul (x, "a.weight")
+        y = MatMul (a, "b.weight")
+    }"""
+    master = build(text, (layer("a", "MatMul"), layer("b", "MatMul")))
+    _, after = lowered(master, 2, X86, approximations=WANTED)
+    assert [change.where for change in after.changes if change.by == "FillContainer"] == ["2 activations"]
+    assert not after.exact
+    signatures: set[Any] = {node.op_type for node in after.model.graph.node}
+    assert "Clip" not in signatures
