@@ -64,9 +64,7 @@ def applied(
 ) -> Applied:
     """Run the pass `name` alone; every weight has `bits` bits."""
     weights = {tensor.name: bits for tensor in model.graph.initializer if tensor.name.endswith(".weight")}
-    context = LoweringContext(
-        target=target, weight_bits=weights, ranges=ranges or {}, approximations=approximations
-    )
+    context = LoweringContext(target=target, weight_bits=weights, ranges=ranges or {}, approximations=approximations)
     graph = import_model(model)
     modified = run_passes(graph, [PASSES[name](context)])
     exported = export_model(graph, opset=graph.opset, ir_version=max(10, target.stack.ir_version))

@@ -48,7 +48,7 @@ def test_filled(bits: int, container: str, top: int) -> None:
     assert step == np.float32(np.float64(np.float32(0.1)) * top / 255)
     x = critical(np.float32(step), 0, 255)[:-6]
     for optimisation in ("off", "all"):
-        found = look(result.model, x, "a.input.codes", optimisation=optimisation)  # type: ignore[arg-type]
+        found = look(result.model, x, "a.input.codes", optimisation=optimisation)
         np.testing.assert_array_equal(found, slow.activation_codes(x, np.float32(step), 0, 255))
     # the range is the trained one
     ends = np.asarray([[-1e6], [1e6]], np.float32)
@@ -56,7 +56,11 @@ def test_filled(bits: int, container: str, top: int) -> None:
     np.testing.assert_allclose(new, old, rtol=2e-7)
 
 
-LEFT_ALONE = {"uint8": (8, "unsigned", WANTED), "signed": (4, "signed", WANTED), "not asked for": (4, "unsigned", USUAL)}
+LEFT_ALONE = {
+    "uint8": (8, "unsigned", WANTED),
+    "signed": (4, "signed", WANTED),
+    "not asked for": (4, "unsigned", USUAL),
+}
 
 
 @pytest.mark.parametrize("case", [*LEFT_ALONE, "strict"])

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
-from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.lowering.lower import lower
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
@@ -218,8 +217,10 @@ class PrunedWeight(nn.Module):
         return cast(Tensor, self.fc(x.mean((2, 3)) * self.conv.weight.abs().mean()))
 
 
-def test_a_quantized_weight_that_is_read_elsewhere_is_refused() -> None:
-    with pytest.raises(GraphError, match=r"layers conv: .*\n  allowed: .*\n  do: pin them"):
-        make(Entry(build=PrunedWeight, shape=(3, 8, 8)))
+def test_a_weight_that_is_read_elsewhere_stays_in_float() -> None:
+    sample = make(Entry(build=PrunedWeight, shape=(3, 8, 8)))
+    (entry,) = [each for each in sample.network.report if each.name == "conv"]
+    assert entry.decision == "float"
+    check(sample, WidthAssignment(default=4))
     pinned = make(Entry(build=PrunedWeight, shape=(3, 8, 8), options=PrepareOptions(pin=("conv",))))
     check(pinned, WidthAssignment(default=4))
