@@ -45,6 +45,8 @@ class Requantize(LoweringPass):
                 modified = True
             if source is None or source.op != "DequantizeLinear" or (before := match_activation(source)) is None:
                 continue
+            if _is_same_step(source, pattern.quantize):
+                continue
             name = pattern.quantize.name.removesuffix("/QuantizeLinear")
             pattern.quantize.inputs[0] = _add_zero(graph, pattern.source, before, name)
             # with a BitShift the codes are counted in other steps behind it
@@ -52,6 +54,11 @@ class Requantize(LoweringPass):
                 _saturate(pattern)
             modified = True
         return modified
+
+
+def _is_same_step(dequantize: gs.Node, quantize: gs.Node) -> bool:
+    """Whether codes come back as they were; onnxruntime drops the two nodes then."""
+    return all(np.array_equal(a.values, b.values) for a, b in zip(dequantize.inputs[1:3], quantize.inputs[1:3]))
 
 
 def _add_zero(graph: gs.Graph, tensor: gs.Tensor, like: ActivationPattern, name: str) -> gs.Tensor:

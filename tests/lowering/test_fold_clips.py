@@ -15,7 +15,7 @@ from bitswitch_deploy.lowering.approximation import EXACT
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.running import look, operators
 from tests.lowering.critical_values import around, critical
-from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, lowered, profile
+from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, is_untouched, lowered, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -209,6 +209,12 @@ LEFT_ALONE = {
     "upper bound is no number": text(high="nan"),
     "nobody quantizes it": text(more="r = Relu (c)").replace("MatMul (c", "MatMul (r"),
 }
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_left_alone(case: str) -> None:
+    before = before_of(LEFT_ALONE[case], 4)
+    assert is_untouched(fold(before), before)
 
 
 def test_also_read_by_a_float_node_beside_the_codes() -> None:

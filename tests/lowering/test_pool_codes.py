@@ -15,7 +15,7 @@ from bitswitch_deploy.lowering.approximation import EXACT
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.running import look, operators
 from tests.lowering.critical_values import critical
-from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, lowered, profile
+from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, is_untouched, lowered, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -162,6 +162,17 @@ LEFT_ALONE = {
     "a float node reads the output": PADDED.replace("p =", "q =") + " p = Sigmoid (q)",
     "indices": PADDED.replace("p =", "p, i ="),
 }
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_left_alone(case: str) -> None:
+    source = text(LEFT_ALONE[case]).replace(") {", ") <float s = {0.2}, uint8 z = {0}> {", 1)
+    if case.startswith("others"):
+        source = source.replace("w] y)", "w] y, float[n, c, e, f] e)")
+    before = before_of(source)
+    if case == "indices":
+        before.graph.output.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, ["n", 2, "e", "f"]))
+    assert is_untouched(pooled(before), before)
 
 
 @pytest.mark.parametrize("name", ["p", "r"])
