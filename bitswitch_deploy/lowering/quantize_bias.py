@@ -147,7 +147,8 @@ def _subtract_bias(graph: gs.Graph, layer: _Layer) -> bool:
     node, adder, bias = layer.node, layer.adder, layer.adder.inputs[layer.bias_input]
     if not isinstance(bias, gs.Constant) or node.attrs.get("beta", 1.0) != 1.0:
         return False
-    name = f"{layer.weight.codes.name}.negative_bias"
+    # named after the node: several may read one weight
+    name = f"{node.name}.negative_bias"
     if adder is node:
         trailing = layer.weight.codes.values.ndim - 2 if node.op in ("Conv", "ConvTranspose") else 0
         negative = gs.Constant(name, -bias.values.reshape(*bias.values.shape, *[1] * trailing))

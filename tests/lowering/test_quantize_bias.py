@@ -14,6 +14,7 @@ import pytest
 
 from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import LayerSpec, Operator
@@ -85,12 +86,18 @@ def revealed(master: Master, bits: int, y: Array) -> Array:
 
 
 def codes_of_both(
-    master: Master, bits: int, target: Any, x: Array, *, without: str = ""
+    master: Master,
+    bits: int,
+    target: Any,
+    x: Array,
+    *,
+    without: str = "",
+    approximations: frozenset[Approximation] = USUAL,
 ) -> tuple[Array, Array, LoweredGraph]:
     """Give the codes of the canonical graph, and those of the lowered one with all optimisations."""
     if without:
         target = profile(target.name, {"lowering": [name for name in target.lowering if name != without]})
-    before, after = lowered(master, bits, target)
+    before, after = lowered(master, bits, target, approximations=approximations)
     fast = run(after.model, x, optimisation="all", session=dict(target.engine.session))
     return revealed(master, bits, run(before.model, x)), revealed(master, bits, fast), after
 

@@ -33,7 +33,7 @@ def parsed(text: str) -> onnx.ModelProto:
 BOTH: tuple[Optimisation, ...] = ("off", "all")
 
 
-def chain(  # noqa: PLR0913
+def chain(
     *,
     first: float = 0.037,
     second: float = 0.1,
@@ -56,7 +56,7 @@ def chain(  # noqa: PLR0913
         {clip}
         [to_DequantizeLinear] y = DequantizeLinear (c, t, w)
     }}"""
-    return parsed((text if "Clip" in clip else text.replace(clip, "").replace("(c,", "(to,")))
+    return parsed(text if "Clip" in clip else text.replace(clip, "").replace("(c,", "(to,"))
 
 
 def optimized(model: onnx.ModelProto) -> dict[str, int]:
@@ -91,7 +91,9 @@ def test_same_codes(bits: int, zero_points: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
 def test_what_onnxruntime_makes_of_it(bits: int) -> None:
-    before, after = (m(bits) for m in (lambda b: chain(bits=b), lambda b: applied("Requantize", chain(bits=b), X86).model))
+    before, after = (
+        m(bits) for m in (lambda b: chain(bits=b), lambda b: applied("Requantize", chain(bits=b), X86).model)
+    )
     assert optimized(before).get("QLinearAdd") is None
     found = optimized(after)
     # one QuantizeLinear of x, one DequantizeLinear to y, nothing but the addition between them
