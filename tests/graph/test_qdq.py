@@ -11,6 +11,7 @@ from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.qdq import (
     ActivationCodes,
     activation_patterns,
+    limit_codes,
     match_activation,
     match_weight,
     multiply_codes,
@@ -205,3 +206,51 @@ def test_redirected_readers() -> None:
     redirect_readers(whole, tensors["b"], tensors["x"])
     assert [output.name for output in whole.outputs] == ["y", "b"]
     assert [tensor.name for tensor in node(whole, "Exp").inputs] == ["x"]
+
+
+LIMITED = """
+net (float[n] x) => (float[n] y) <float s = {0.5}, int8 z = {-3}, int8 low = {-10}, int8 high = {20}> {
+    q = QuantizeLinear (x, s, z)
+    CLIP
+    y = DequantizeLinear (LAST, s, z)
+}"""
+CLIPPED, UNCLIPPED = (
+    LIMITED.replace("CLIP", lines).replace("LAST", last)
+    for lines, last in (("c = Clip (q, low, high)", "c"), ("", "q"))
+)
+
+
+@pytest.mark.parametrize("text", [CLIPPED, UNCLIPPED], ids=["with clip", "without"])
+@pytest.mark.parametrize(
+    "limits", [(-5, 5), (-128, 127), (-128, 5), (-5, 127), (-300, 300), (7, 7), (100, 120), (-120, -100)]
+)
+def test_codes_are_limited_within_their_limits(text: str, limits: tuple[int, int]) -> None:
+    changed = graph(text)
+    (pattern,) = activation_patterns(changed)
+    limit_codes(changed, pattern, low=limits[0], high=limits[1])
+    (found,) = activation_patterns(changed)
+    ends = [min(max(limit, pattern.codes.low), pattern.codes.high) for limit in limits]
+    assert [found.codes.low, found.codes.high] == ends
+    assert (found.clip is None) is (text is UNCLIPPED and ends == [-128, 127])
+    x = np.arange(-100, 100, dtype=np.float32) * np.float32(0.5)
+    values = look(export_model(changed, opset=21, ir_version=10), x, "y")
+    np.testing.assert_array_equal(values, (np.clip(np.rint(x / 0.5) - 3, *ends) + 3) * 0.5)
+
+
+def test_limited_twice() -> None:
+    changed = graph(UNCLIPPED)
+    for low, high in ((-5, 50), (-50, 5)):
+        (pattern,) = activation_patterns(changed)
+        limit_codes(changed, pattern, low=low, high=high)
+    (found,) = activation_patterns(changed)
+    assert (found.codes.low, found.codes.high) == (-5, 5)
+    assert [each.op for each in changed.nodes].count("Clip") == 1
+
+
+def test_limits_of_another_pattern_stay() -> None:
+    changed = graph(ACTIVATION)
+    first, second = activation_patterns(changed)
+    limit_codes(changed, second, low=10, high=20)
+    found = activation_patterns(changed)
+    assert found[0].codes == first.codes
+    assert (found[1].codes.low, found[1].codes.high) == (10, 20)

@@ -1,4 +1,4 @@
-"""QuantizeBias without ROUNDED_BIAS: exact at every width, in float where no int32 bias is; and Gemms with float output."""
+"""QuantizeBias without ROUNDED_BIAS: exact at every width, in float where need be; Gemms with float output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_without_rounding_every_code_is_kept(case: str, bits: int) -> None:
     ]
     assert kept in ([], ["1 of 1 layers"])
     assert ("Sub" in operators(after.model)) is bool(kept)
-    # the first layer is the only one that can run in integers, and then it does, if onnxruntime takes up what is behind it
+    # the first layer is the only one that can run in integers, and does, if onnxruntime takes up what is behind it
     if CASES[case].operator == "Conv" and case not in ("relu, signed", "clip, bounds not constant"):
         assert fast_operators(after.model).get("QLinearConv", 0) == 1 - len(kept)
 
@@ -106,7 +106,8 @@ SHARED_TEXTS = {
 def test_one_layer_at_two_places_with_its_bias_behind_each(
     operator: Operator, bits: int, approximations: frozenset[Approximation]
 ) -> None:
-    text = f'net (float[n, 4] x, float[4, 4] "a.weight", float[4] "a.bias") => (float[n, 4] y) {{ {SHARED_TEXTS[operator]} }}'
+    parameters = 'float[4, 4] "a.weight", float[4] "a.bias"'
+    text = f"net (float[n, 4] x, {parameters}) => (float[n, 4] y) {{ {SHARED_TEXTS[operator]} }}"
     before, after = lowered(build(text, (layer("a", operator),)), bits, X86, approximations=approximations)
     x = inputs(300, 4)
     expected = run(before.model, x)

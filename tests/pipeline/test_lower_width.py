@@ -1,0 +1,191 @@
+"""The ladder of approximations: which sets are tried, which one stays, and what is said about the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.pipeline import lower_width as module
+from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
+from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
+from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.tensors import WidthAssignment
+
+ROUNDED, RESIDUAL, PINNED, FULL = Approximation
+ALL = frozenset(Approximation)
+X86, JETSON = load_target("x86-cpu").target, load_target("jetson").target
+Sets = list[frozenset[Approximation]]
+
+
+@pytest.fixture(scope="module")
+def master() -> Master:
+    return read_master(bundled_master())
+
+
+@pytest.fixture(scope="module")
+def data(master: Master) -> ExportData:
+    """Both sets of samples of the bundled master; so few predictions are quickly compared."""
+    return load_export_data(master, data=None, calibration=None)
+
+
+@contextmanager
+def watched() -> Iterator[Sets]:
+    """Inside, every set that the graph is lowered with is noted."""
+    tried: Sets = []
+    lower = module.lower
+
+    def noted(*args: Any, **options: Any) -> Any:
+        tried.append(options["approximations"])
+        return lower(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "lower", noted)
+        yield tried
+
+
+def lowered(
+    master: Master,
+    data: ExportData,
+    wanted: frozenset[Approximation],
+    *,
+    bits: int = 8,
+    target: Any = X86,
+    least: float = 99.5,
+) -> tuple[LoweredWidth, Sets]:
+    with watched() as tried:
+        width = lower_width(
+            master,
+            WidthAssignment(default=bits),
+            target,
+            data=data,
+            wanted=wanted,
+            min_agreement=least,
+            progress=Silent(),
+        )
+    return width, tried
+
+
+def said(width: LoweredWidth) -> list[tuple[str, bool]]:
+    """Give what the choice had to say, and whether it is exact."""
+    return [(change.what, change.exact) for change in width.changes if change.where == "approximations"]
+
+
+def test_the_first_set_stays_where_it_agrees(master: Master, data: ExportData) -> None:
+    width, tried = lowered(master, data, USUAL | {PINNED, FULL}, least=0)
+    assert tried == [ALL]
+    ((text, exact),) = said(width)
+    assert text.startswith("full-resolution, pinned-layers, residual-codes, rounded-bias: ")
+    assert "% agreement on 600 samples" in text
+    assert not exact
+    assert not width.exact
+    assert width.result is not None
+
+
+def test_from_the_widest_set_to_the_exact_graph(master: Master, data: ExportData) -> None:
+    """Nobody reaches more than all samples, so each set is given up in turn and the last one is not judged."""
+    width, tried = lowered(master, data, ALL, least=100.001)
+    assert tried == [ALL, USUAL, {ROUNDED}, EXACT]
+    assert width.exact
+    assert len(said(width)) == 3
+    for text, exact in said(width):
+        assert text.startswith("without ")
+        assert text.endswith("100.001 % is asked for")
+        assert exact
+    # the graph that stays is the one without any, and so are the numbers
+    assert width.lowered.exact
+    assert width.result is not None
+    assert width.result.hops[2].agreement_percent == 100.0
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_usual_sets(master: Master, data: ExportData, bits: int) -> None:
+    width, tried = lowered(master, data, USUAL, bits=bits)
+    assert tried in ([USUAL], [USUAL, {ROUNDED}], [USUAL, {ROUNDED}, EXACT])
+    assert width.result is not None
+    assert (width.result.hops[2].agreement_percent or 0) >= 99.5
+
+
+@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3, 2])
+def test_nothing_wanted_is_exact_and_agrees_everywhere(master: Master, data: ExportData, bits: int) -> None:
+    width, tried = lowered(master, data, EXACT, bits=bits)
+    assert tried == [EXACT]
+    assert (width.exact, said(width)) == (True, [])
+    assert width.result is not None
+    for hop in width.result.hops[2:]:
+        assert hop.agreement_percent == 100.0
+
+
+def test_equal_sets_are_tried_once(master: Master, data: ExportData) -> None:
+    assert lowered(master, data, frozenset({ROUNDED}), least=100.001)[1] == [{ROUNDED}, EXACT]
+    assert lowered(master, data, frozenset({RESIDUAL}), least=100.001)[1] in ([{RESIDUAL}, EXACT], [{RESIDUAL}])
+    # an exact lowering needs no verdict: nothing else is tried
+    width, tried = lowered(master, data, frozenset({FULL}), target=JETSON, least=100.001)
+    assert (tried, said(width)) == ([EXACT], [])
+
+
+def test_a_target_has_no_use_for_what_none_of_its_passes_makes(master: Master, data: ExportData) -> None:
+    width, tried = lowered(master, data, ALL, target=JETSON, least=100.001)
+    assert all(each <= {RESIDUAL} for each in tried)
+    assert width.lowered.passes
+
+
+def test_without_calibration_samples(master: Master, data: ExportData) -> None:
+    """What needs ranges is left out, and said to be; the rest is judged on the test samples."""
+    width, tried = lowered(master, ExportData(test=data.test, calibration=None, note=""), ALL, least=0)
+    assert tried == [{ROUNDED, FULL}]
+    first, second = said(width)
+    assert first[0].endswith("left out: no calibration samples")
+    assert first[0].startswith("pinned-layers")
+    assert first[1]
+    assert second[1] is False
+
+
+def test_without_any_samples_nothing_is_judged(master: Master) -> None:
+    width, tried = lowered(master, ExportData(test=None, calibration=None, note=""), USUAL, least=100.001)
+    assert tried == [{ROUNDED}]
+    assert width.result is None
+    assert not any("agreement" in text for text, _ in said(width))
+
+
+def test_without_test_samples_the_calibration_samples_decide(master: Master, data: ExportData) -> None:
+    width, tried = lowered(master, ExportData(test=None, calibration=data.calibration, note=""), USUAL, least=100.001)
+    assert tried[0] == USUAL
+    assert tried[-1] == EXACT
+    assert width.result is None
+    assert data.calibration is not None
+    assert any(f"agreement on {data.calibration.summary.n:,} samples" in text for text, _ in said(width))
+
+
+def test_ranges_are_observed_once_for_all_sets(
+    master: Master, data: ExportData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    observe = module.observe_ranges
+
+    def counted(canonical: Any, tensors: tuple[str, ...], samples: Any) -> Any:
+        calls.append(tensors)
+        return observe(canonical, tensors, samples)
+
+    monkeypatch.setattr(module, "observe_ranges", counted)
+    lowered(master, data, ALL, least=100.001)
+    (tensors,) = calls
+    assert len(set(tensors)) == len(tensors)
+    network_input = master.spec.inputs[0].name
+    assert network_input in tensors
+
+
+def test_what_is_observed_of_an_input_and_an_output(master: Master, data: ExportData) -> None:
+    canonical = module.canonical_graph(master, WidthAssignment(default=8))
+    assert data.calibration is not None
+    names = (master.spec.inputs[0].name, master.spec.outputs[0].name)
+    ranges = module.observe_ranges(canonical, names, data.calibration)
+    x = np.concatenate([batch for batch, _ in data.calibration.batches(64)])
+    assert (ranges[names[0]].minimum, ranges[names[0]].maximum) == (float(x.min()), float(x.max()))
+    assert ranges[names[1]].minimum < ranges[names[1]].maximum
