@@ -20,7 +20,7 @@ X86 = profile("x86-cpu")
 WHOLE = 9223372036854775807
 
 
-def chain(  # noqa: PLR0913
+def chain(
     *,
     steps: tuple[int, ...] = (2, 2),
     axes: tuple[int, ...] = (2, 3),

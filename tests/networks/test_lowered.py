@@ -2,7 +2,8 @@
 
 Layer by layer, with the same codes at every layer's input, nothing may differ but ties. Free running, the same holds
 for predictions, if the lowering calls itself exact; random networks are chaotic, so that where int32 biases move
-thresholds (onnxruntime, above 4 bits) one code in ten thousand decides about a tenth of the predictions.
+thresholds (onnxruntime, above 4 bits) one code in ten thousand decides about a tenth of the predictions. Without
+approximations every graph for onnxruntime is exact, at every width.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
+from bitswitch_deploy.lowering.approximation import EXACT
 from bitswitch_deploy.lowering.lower import LoweredGraph, lower
 from bitswitch_deploy.target import Target
 from tests.networks.assignments import MIXED, all_targets, assignment, graph_forms
@@ -26,6 +28,7 @@ from tests.networks.zoo import ZOO, Sample, inputs
 
 FORMS = graph_forms()
 # what onnxruntime runs, and the one for TensorRT whose graphs have int4 weights
+CPU = [form for form, target in FORMS.items() if target.engine.name == "onnxruntime"]
 RUN_HERE = [form for form, target in FORMS.items() if target.engine.name != "tensorrt"]
 EVERYWHERE = [(name, bits) for name in ("resnet20", "vit") for bits in (8, 6, 4, 2, MIXED)]
 OTHERS = [name for name in ZOO if name not in ("resnet20", "vit")]
@@ -46,11 +49,12 @@ MOVED_STEPS, MOVED_SHARE = 0.05, 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A network at a width, lowered once for each form of graph."""
+    """A network at a width, lowered once for each form of graph. exact: for CPUs, without approximations."""
 
     sample: Sample
     canonical: CanonicalGraph
     lowered: dict[str, LoweredGraph]
+    exact: dict[str, LoweredGraph]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,8 @@ def case(request: pytest.FixtureRequest, sample: Callable[[str], Sample]) -> Cas
     made = sample(name)
     canonical = canonical_graph(made.master, assignment(made.master, bits))
     lowered = {form: lower(canonical, target, ranges={}) for form, target in FORMS.items()}
-    return Case(sample=made, canonical=canonical, lowered=lowered)
+    exact = {form: lower(canonical, FORMS[form], ranges={}, approximations=EXACT) for form in CPU}
+    return Case(sample=made, canonical=canonical, lowered=lowered, exact=exact)
 
 
 def optimisations(target: Target) -> tuple[Optimisation, ...]:
@@ -111,6 +116,37 @@ def test_same_predictions(case: Case) -> None:
             assert error < (1e-3 if lowered.exact else 2e-2), form
         elif lowered.exact:
             assert agreement(reference, output) >= 0.995, form
+
+
+@every_case
+def test_exact_without_approximations(case: Case) -> None:
+    x = inputs(case.sample.entry, 12, seed=7).numpy()
+    run = canonical_run(case.canonical.model, x)
+    many = inputs(case.sample.entry, 200, seed=9).numpy()
+    reference = ReferenceSession(case.canonical.model.SerializeToString()).run(many)
+    for form, lowered in _distinct(case.exact).items():
+        options = dict(FORMS[form].engine.session)
+        assert lowered.exact, form
+        assert not wrong_weights(lowered.model, case.sample.master, case.canonical.plan.assignment), form
+        for optimisation in optimisations(FORMS[form]):
+            output, ties = forced_run(lowered.model, x, run, optimisation=optimisation, session_options=options)
+            assert relative_errors(run.output, output).max() < SAME, (form, optimisation)
+            assert max(each.farthest for each in ties.values()) < TIE, (form, optimisation)
+            differing = sum(each.differing for each in ties.values()) / sum(each.compared for each in ties.values())
+            assert differing < 1e-5, (form, optimisation)
+        serialized = lowered.model.SerializeToString()
+        session = OnnxRuntimeSession(serialized, optimisation="all", threads=1, session_options=options)
+        output = session.run(many)
+        if case.sample.entry.dense:
+            assert np.linalg.norm(output - reference) / np.linalg.norm(reference) < 1e-3, form
+        else:
+            assert agreement(reference, output) >= 0.995, form
+
+
+def _distinct(lowered: dict[str, LoweredGraph]) -> dict[str, LoweredGraph]:
+    """One form for each graph."""
+    graphs = {each.model.SerializeToString(deterministic=True): form for form, each in lowered.items()}
+    return {form: lowered[form] for form in graphs.values()}
 
 
 def test_forms_cover_every_target() -> None:
