@@ -234,7 +234,7 @@ def test_codes_are_limited_within_their_limits(text: str, limits: tuple[int, int
     assert (found.clip is None) is (text is UNCLIPPED and ends == [-128, 127])
     x = np.arange(-100, 100, dtype=np.float32) * np.float32(0.5)
     values = look(export_model(changed, opset=21, ir_version=10), x, "y")
-    np.testing.assert_array_equal(values, (np.clip(np.rint(x / 0.5) - 3, *ends) + 3) * 0.5)
+    np.testing.assert_array_equal(values, (np.clip(np.rint(x / 0.5) - 3, ends[0], ends[1]) + 3) * 0.5)
 
 
 def test_limited_twice() -> None:

@@ -64,7 +64,7 @@ def optimized(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def every_code(scale: float, zero_point: int) -> Array:
-    return ((np.arange(-20, 280) - zero_point) * np.float32(scale)).astype(np.float32)
+    return np.asarray((np.arange(-20, 280) - zero_point) * np.float32(scale), np.float32)
 
 
 RATIOS = [(0.037, 0.1), (0.1, 0.037), (0.1, 0.05), (0.05, 0.1), (1.0, 3.0), (1.0, 2.0000002), (1e-6, 0.9e-6), (2, 1.5)]
@@ -91,9 +91,8 @@ def test_same_codes(bits: int, zero_points: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
 def test_what_onnxruntime_makes_of_it(bits: int) -> None:
-    before, after = (
-        m(bits) for m in (lambda b: chain(bits=b), lambda b: applied("Requantize", chain(bits=b), X86).model)
-    )
+    before = chain(bits=bits)
+    after = applied("Requantize", before, X86).model
     assert optimized(before).get("QLinearAdd") is None
     found = optimized(after)
     # one QuantizeLinear of x, one DequantizeLinear to y, nothing but the addition between them

@@ -70,7 +70,8 @@ def replace(model: onnx.ModelProto) -> Applied:
 
 def images() -> Array:
     """Give images whose codes are all of 0..255 and beyond both ends, on ties as well."""
-    return (np.random.default_rng(3).integers(-300, 600, (150, 4, 9, 8)) * np.float32(0.05)).astype(np.float32)
+    steps = np.random.default_rng(3).integers(-300, 600, (150, 4, 9, 8))
+    return np.asarray(steps * np.float32(0.05), np.float32)
 
 
 REPLACED: dict[str, dict[str, Any]] = {

@@ -30,8 +30,9 @@ FORMS = graph_forms()
 # what onnxruntime runs, and the one for TensorRT whose graphs have int4 weights
 CPU = [form for form, target in FORMS.items() if target.engine.name == "onnxruntime"]
 RUN_HERE = [form for form, target in FORMS.items() if target.engine.name != "tensorrt"]
-EVERYWHERE = [(name, bits) for name in ("resnet20", "vit") for bits in (8, 6, 4, 2, MIXED)]
-OTHERS = [name for name in ZOO if name not in ("resnet20", "vit")]
+WHOLE = ("resnet18", "resnet20", "mobilenet-v2", "vit", "decoder")
+EVERYWHERE = [(name, bits) for name in WHOLE for bits in (8, 6, 4, 2, MIXED)]
+OTHERS = [name for name in ZOO if name not in WHOLE]
 # each other network at two widths, all widths over neighbouring networks
 ROTATING = [(name, (8, 6, 4, 2, MIXED)[(index + k) % 5]) for index, name in enumerate(OTHERS) for k in (0, 2)]
 # of the module, so that all tests of a case follow each other
@@ -122,8 +123,6 @@ def test_same_predictions(case: Case) -> None:
 def test_exact_without_approximations(case: Case) -> None:
     x = inputs(case.sample.entry, 12, seed=7).numpy()
     run = canonical_run(case.canonical.model, x)
-    many = inputs(case.sample.entry, 200, seed=9).numpy()
-    reference = ReferenceSession(case.canonical.model.SerializeToString()).run(many)
     for form, lowered in _distinct(case.exact).items():
         options = dict(FORMS[form].engine.session)
         assert lowered.exact, form
@@ -134,13 +133,19 @@ def test_exact_without_approximations(case: Case) -> None:
             assert max(each.farthest for each in ties.values()) < TIE, (form, optimisation)
             differing = sum(each.differing for each in ties.values()) / sum(each.compared for each in ties.values())
             assert differing < 1e-5, (form, optimisation)
-        serialized = lowered.model.SerializeToString()
-        session = OnnxRuntimeSession(serialized, optimisation="all", threads=1, session_options=options)
-        output = session.run(many)
-        if case.sample.entry.dense:
-            assert np.linalg.norm(output - reference) / np.linalg.norm(reference) < 1e-3, form
-        else:
-            assert agreement(reference, output) >= 0.995, form
+        check_predictions(case, lowered.model, options)
+
+
+def check_predictions(case: Case, model: onnx.ModelProto, options: dict[str, str]) -> None:
+    """A tie that falls to the other side decides about a sample in some hundred of these random networks."""
+    x = inputs(case.sample.entry, 400, seed=9).numpy()
+    reference = ReferenceSession(case.canonical.model.SerializeToString()).run(x)
+    session = OnnxRuntimeSession(model.SerializeToString(), optimisation="all", threads=1, session_options=options)
+    output = session.run(x)
+    if case.sample.entry.dense:
+        assert np.linalg.norm(output - reference) / np.linalg.norm(reference) < 1e-3
+        return
+    assert agreement(reference, output) >= 0.995
 
 
 def _distinct(lowered: dict[str, LoweredGraph]) -> dict[str, LoweredGraph]:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.lowering.approximation import EXACT
 from bitswitch_deploy.lowering.lower import lower
+from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.prepare import PrepareOptions, set_width
 from tests.networks.assignments import MIXED, assignment, graph_forms
@@ -164,6 +166,21 @@ def check(made: Sample, widths: WidthAssignment) -> None:
             assert max(each.farthest for each in moved.values()) < TIE, form
         else:
             assert {change.by for change in lowered.changes if not change.exact} == {"QuantizeBias"}, form
+        if target.engine.name == "onnxruntime":
+            check_exact(made, widths, target)
+
+
+def check_exact(made: Sample, widths: WidthAssignment, target: Target) -> None:
+    """Without approximations only ties differ, also after all optimisations."""
+    x = inputs(made.entry, 32, seed=7).numpy()
+    canonical = canonical_graph(made.master, widths)
+    lowered = lower(canonical, target, ranges={}, approximations=EXACT)
+    assert lowered.exact, lowered.changes
+    options = dict(target.engine.session)
+    run = canonical_run(canonical.model, x)
+    output, moved = forced_run(lowered.model, x, run, optimisation="all", session_options=options)
+    assert relative_errors(run.output, output).max() < 1e-4
+    assert max(each.farthest for each in moved.values()) < TIE
 
 
 @pytest.mark.parametrize("name", ENTRIES)

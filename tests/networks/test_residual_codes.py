@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.target import Target
@@ -21,9 +23,15 @@ FORMS = [target for target in graph_forms().values() if target.engine.name != "t
 POINTS = {"resnet18": (20, 8), "resnet20": (19, 9), "pre-activation": (6, 2)}
 
 
-def observed(canonical: CanonicalGraph, target: Target, x: Array) -> dict[str, TensorRange]:
+def observed(
+    canonical: CanonicalGraph, target: Target, x: Array, approximations: frozenset[Approximation] = USUAL
+) -> dict[str, TensorRange]:
+    source = canonical.model.graph.input[0].name
+    names = tuple(name for name in calibrated_tensors(canonical, target, approximations) if name != source)
+    tensors = {**float_tensors(canonical.model, names, x), source: x}
     ranges = {}
-    for name, values in float_tensors(canonical.model, calibrated_tensors(canonical, target), x).items():
+    for name in calibrated_tensors(canonical, target, approximations):
+        values = tensors[name]
         observer = RangeObserver()
         observer.observe(values)
         ranges[name] = observer.result()
@@ -56,3 +64,39 @@ def test_little_is_lost(sample: Callable[[str], Sample], name: str, bits: int) -
         norm = np.linalg.norm(run.output)
         assert 0 < np.linalg.norm(outputs[0] - run.output) / norm < 0.1
         assert np.linalg.norm(outputs[0] - outputs[-1]) / norm < 5e-3
+
+
+# Quantized convolutions, and those that take the place of shortcuts. At 8 bits some BatchNorms of the residual networks
+# have a negative gain in a channel with a code of -128, which cannot be folded, and their convolutions stay in float.
+INTEGER = {
+    **{("resnet18", bits): (19, 0) for bits in (6, 4, 2)},
+    **{("resnet20", bits): (18, 2) for bits in (6, 4, 2)},
+    **{("mobilenet-v2", bits): (16, 0) for bits in (8, 6, 4, 2)},
+}
+
+
+@pytest.mark.parametrize(("name", "bits"), INTEGER)
+def test_nothing_in_float_between_the_first_and_the_last_layer(
+    sample: Callable[[str], Sample], name: str, bits: int
+) -> None:
+    """Conversions in front and behind only; with every approximation not even those two layers are in float."""
+    made = sample(name)
+    canonical = canonical_graph(made.master, assignment(made.master, bits))
+    convolutions = sum(INTEGER[name, bits])
+    x = inputs(made.entry, 32, seed=5).numpy()
+    for target in FORMS:
+        if target.engine.name != "onnxruntime":
+            continue
+        for wanted in (USUAL, frozenset(Approximation)):
+            pinned = Approximation.PINNED_LAYERS in wanted
+            ranges = observed(canonical, target, x, wanted)
+            model = lower(canonical, target, ranges=ranges, approximations=wanted).model
+            options = dict(target.engine.session)
+            found = dict(optimized_operators(model.SerializeToString(), session_options=options))
+            assert found["QLinearConv"] == convolutions + pinned
+            assert found.get("Conv", 0) == 1 - pinned
+            assert found.get("QGemm", 0) == pinned
+            assert (found["QuantizeLinear"], found["DequantizeLinear"]) == (1 + pinned, 1)
+            assert found["Transpose"] == 2
+            assert not {"BitShift", "FusedConv", "Add", "MaxPool", "BatchNormalization", "Slice", "Pad"} & found.keys()
+            assert "Clip" not in found or name == "mobilenet-v2"

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.lower import lower
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.pipeline import lower_width as module
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
@@ -39,7 +41,6 @@ def data(master: Master) -> ExportData:
 def watched() -> Iterator[Sets]:
     """Inside, every set that the graph is lowered with is noted."""
     tried: Sets = []
-    lower = module.lower
 
     def noted(*args: Any, **options: Any) -> Any:
         tried.append(options["approximations"])
@@ -182,7 +183,7 @@ def test_ranges_are_observed_once_for_all_sets(
 
 
 def test_what_is_observed_of_an_input_and_an_output(master: Master, data: ExportData) -> None:
-    canonical = module.canonical_graph(master, WidthAssignment(default=8))
+    canonical = canonical_graph(master, WidthAssignment(default=8))
     assert data.calibration is not None
     names = (master.spec.inputs[0].name, master.spec.outputs[0].name)
     ranges = module.observe_ranges(canonical, names, data.calibration)
