@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns, match_weight, producer_of
+from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns, producer_of
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _FORTH, _BACK = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -41,7 +41,7 @@ def _is_float_image(tensor: gs.Tensor) -> bool:
     producer = producer_of(tensor)
     while producer is not None and producer.op in (*_ELEMENTWISE, "BatchNormalization"):
         producer = producer_of(producer.inputs[0])
-    if producer is None or producer.op != "Conv" or match_weight(producer.inputs[1]) is not None:
+    if producer is None or producer.op != "Conv":
         return False
     return isinstance(producer.inputs[1], gs.Constant) and producer.inputs[1].values.ndim == 4
 

@@ -110,13 +110,14 @@ def test_sizes_that_the_step_does_not_divide() -> None:
         np.testing.assert_array_equal(look(result.model, images(), "codes"), look(before, images(), "codes"))
 
 
-def test_slices_in_a_row() -> None:
+@pytest.mark.parametrize("axis", [2, 3])
+def test_slices_in_a_row(axis: int) -> None:
     before = chain(steps=(2,), axes=(2,), starts=(0,), ends=(WHOLE,))
     (node,) = [node for node in before.graph.node if node.op_type == "Slice"]
     place = list(before.graph.node).index(node)
     columns = onnx.parser.parse_graph(
         "g (float[a, b, c, d] part) => (float[a, b, c, d] more)"
-        f" <int64[1] o = {{0}}, int64[1] p = {{{WHOLE}}}, int64[1] q3 = {{3}}, int64[1] two = {{2}}>"
+        f" <int64[1] o = {{0}}, int64[1] p = {{{WHOLE}}}, int64[1] q3 = {{{axis}}}, int64[1] two = {{2}}>"
         " { more = Slice (part, o, p, q3, two) }"
     )
     before.graph.initializer.extend(columns.initializer)

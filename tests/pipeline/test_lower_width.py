@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
 from bitswitch_deploy.lowering.lower import lower
-from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.master import Master, assemble_master, read_master
 from bitswitch_deploy.pipeline import lower_width as module
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
@@ -103,6 +104,25 @@ def test_from_the_widest_set_to_the_exact_graph(master: Master, data: ExportData
     assert width.lowered.exact
     assert width.result is not None
     assert width.result.hops[2].agreement_percent == 100.0
+
+
+def test_as_much_agreement_as_is_asked_for_is_enough(master: Master, data: ExportData) -> None:
+    """The worst of the hops that ran counts."""
+    width, _ = lowered(master, data, ALL, bits=2, least=0)
+    assert width.result is not None
+    measured = min(hop.agreement_percent or 0 for hop in width.result.hops[2:] if hop.n)
+    assert 90 < measured < 100
+    assert lowered(master, data, ALL, bits=2, least=measured)[1] == [ALL]
+    assert len(lowered(master, data, ALL, bits=2, least=measured + 1e-6)[1]) > 1
+
+
+def test_an_exact_set_that_the_target_cannot_keep_is_not_judged(master: Master, data: ExportData) -> None:
+    """255 codes do not fit int8, whatever is left out: that is the lowering's to say."""
+    spec = replace(master.spec, activation_container="uint8")
+    uint8 = assemble_master(spec=spec, tensors=master.tensors, skeleton=master.skeleton)
+    width, tried = lowered(uint8, data, EXACT, target=JETSON, least=100.001)
+    assert (tried, said(width)) == ([EXACT], [])
+    assert not width.exact
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
