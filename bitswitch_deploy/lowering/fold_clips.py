@@ -14,18 +14,19 @@ class FoldClips(LoweringPass):
 
     onnxruntime runs a convolution in integers only with QuantizeLinear directly behind it (or behind a Relu). Rounding
     is monotone, so  quantize(clip(x, a, b)) = clip(quantize(x), quantize(a), quantize(b))  code for code.
-    Cases: Clip with constant bounds, one or both; one or several quantized readers, each with a Clip of its own. A
-    bound that no code reaches needs none.
+    Cases: Clip with constant bounds, one or both, also several in a row; one or several quantized readers, each with a
+    Clip of its own. A bound that no code reaches needs none.
     Left alone: a Clip that a float node or the output of the graph reads, too; bounds that are computed; crossed
     bounds; codes with a BitShift.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Fold every Clip that can be; see the class for the cases."""
-        patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph) if not pattern.shift}
         folded = False
-        for node in [node for node in graph.nodes if node.op == "Clip"]:
+        for node in [node for node in reversed(graph.nodes) if node.op == "Clip"]:
             bounds, output = _bounds(node), node.outputs[0]
+            # anew each time: a Clip behind this one may have narrowed the codes
+            patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph) if not pattern.shift}
             readers = [patterns.get(id(reader)) for reader in output.outputs]
             if bounds is None or not readers or any(each is output for each in graph.outputs):
                 continue

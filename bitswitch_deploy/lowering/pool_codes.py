@@ -30,7 +30,7 @@ class PoolCodes(LoweringPass):
                 continue
             if producer is not None and producer.op == "DequantizeLinear":
                 continue
-            node.inputs[0] = add_activation_qdq(graph, source, pattern.codes, name=f"{node.name}.input")
+            node.inputs[0] = add_activation_qdq(graph, source, pattern.codes, name=f"{node.name}.pooled")
             quantized |= {id(each.quantize): each for each in activation_patterns(graph)}
             modified = True
         return modified

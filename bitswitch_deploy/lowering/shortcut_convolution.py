@@ -101,11 +101,14 @@ def _steps(node: gs.Node) -> dict[int, int] | None:
 
 
 def _channels(tensor: gs.Tensor) -> int | None:
-    """Channels of an image, as the convolution tells that it comes from."""
+    """Channels of an image, as the convolution tells that it comes from; of a sum, as one of its inputs tells."""
     producer = producer_of(tensor)
-    while producer is not None and (producer.op in _SAME_CHANNELS or producer.op == "Add"):
-        inputs = [each for each in producer.inputs if producer_of(each) is not None]
-        producer = producer_of(inputs[0]) if inputs else None
+    while producer is not None and producer.op in _SAME_CHANNELS:
+        producer = producer_of(producer.inputs[0])
+    if producer is not None and producer.op == "Add":
+        # one channel may be broadcast, more are those of the sum
+        known = (_channels(each) for each in producer.inputs)
+        return next((channels for channels in known if channels is not None and channels > 1), None)
     if producer is None or producer.op != "Conv":
         return None
     weight = match_weight(producer.inputs[1])

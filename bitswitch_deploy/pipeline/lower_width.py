@@ -106,7 +106,8 @@ def _rungs(
         able -= CALIBRATED
     else:
         changes = []
-    rungs = [able, able & USUAL, able & {Approximation.ROUNDED_BIAS}, EXACT]
+    fewer = [able - {each} for each in sorted(able - USUAL)]
+    rungs = [able, *fewer, able & USUAL, able & {Approximation.ROUNDED_BIAS}, EXACT]
     return changes, list(dict.fromkeys(rungs))
 
 

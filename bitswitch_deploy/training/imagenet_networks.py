@@ -6,6 +6,7 @@ Sources: He et al. (2015), with the stride in the 3x3 convolution as torchvision
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -28,7 +29,7 @@ def _conv(channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, 
     return nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
-class _Residual(nn.Module):
+class _Residual(nn.Module, ABC):
     """relu(body(x) + shortcut(x)); convolutions conv1, conv2, ... with bn1, bn2, ... behind them."""
 
     expansion = 1
@@ -46,9 +47,9 @@ class _Residual(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(self.body(x) + shortcut)
 
+    @abstractmethod
     def body(self, x: Tensor) -> Tensor:
         """[n, in, h, w] to [n, out, h', w']."""
-        raise NotImplementedError
 
 
 class BasicBlock(_Residual):

@@ -85,7 +85,7 @@ def test_same_codes(bits: int, activation: str, container: str, pool: str) -> No
         np.testing.assert_array_equal(codes(result.model, x, optimisation), expected)
     # it is the codes that are pooled
     pool_node = next(node for node in result.model.graph.node if node.op_type == "MaxPool")
-    assert pool_node.input[0].endswith(".input.dequantized")
+    assert pool_node.input[0].endswith(".pooled.dequantized")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def chain(
     net (float[n, 4, 9, 8] x) => (float[a, b, c, d] y)
         <float s = {{0.1}}, float t = {{{second}}}, uint8 z = {{{zero_point}}}, float v = {{{value or 0.0}}},
          uint8 top = {{200}}, float[4, 4, 1, 1] w = {{{numbers(tuple(np.eye(4, dtype=int).ravel()))}}},
+         float[1, 4, 1, 1] narrow = {{1, 0, 0, 0}},
          int64[{len(starts)}] from = {{{numbers(starts)}}}, int64[{len(ends)}] to = {{{numbers(ends)}}},
          int64[{len(axes)}] axes = {{{numbers(axes)}}}, int64[{len(steps)}] steps = {{{numbers(steps)}}},
          int64[{len(pads)}] pads = {{{numbers(pads)}}}> {{
@@ -83,6 +84,7 @@ REPLACED: dict[str, dict[str, Any]] = {
     "different steps": {"steps": (3, 2)},
     "no channels added": {"pads": (0,) * 8},
     "channels at the end": {"pads": (0, 0, 0, 0, 0, 5, 0, 0)},
+    "behind a sum with one broadcast channel": {"source": "n1 = Conv (x, narrow) f = Conv (x, w) r = Add (n1, f)"},
     "behind a relu": {"source": "f = Conv (x, w) r = Relu (f)"},
 }
 
