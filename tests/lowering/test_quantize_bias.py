@@ -21,7 +21,7 @@ from bitswitch_deploy.master.spec import LayerSpec, Operator
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity, Rounding
 from tests.graph import slow
 from tests.graph.masters import build, layer, per_block, per_channel
-from tests.graph.running import initializer, look, operators, run
+from tests.graph.running import initializer, look, needs_current_onnxruntime, operators, run
 from tests.lowering.lowered import applied, canonical, lowered, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -197,7 +197,11 @@ def test_same_codes_where_it_says_so_at_wider_codes(case: str, bits: int) -> Non
     assert after.exact or bits > 5
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "gemm, bias is a row"])
+# onnxruntime 1.23 computes a ConvTranspose in float, with any bias
+MOVED = [case for case in CASES if case not in ("gemm, bias is a row", "transposed")]
+
+
+@pytest.mark.parametrize("case", [*MOVED, pytest.param("transposed", marks=needs_current_onnxruntime)])
 def test_without_the_pass_onnxruntime_moves_codes(case: str) -> None:
     inputs_of_case = inputs(*CASES[case].shape)
     expected, found, _ = codes_of_both(CASES[case].master(3), 3, X86, inputs_of_case, without="QuantizeBias")

@@ -12,7 +12,7 @@ import pytest
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.target import Target
-from tests.graph.running import operators, run
+from tests.graph.running import needs_current_onnxruntime, operators, run
 from tests.lowering.lowered import Applied, applied, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -128,7 +128,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# onnxruntime 1.23 fails on noop_with_empty_axes of anything but ReduceSum and ReduceMax
+MARKED = [
+    pytest.param(name, marks=needs_current_onnxruntime) if name.endswith("of nothing") and "shape" not in name else name
+    for name in CASES
+]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_same_numbers_below_the_border(name: str) -> None:
     case = CASES[name]
     expected = run(case.model(), case.x())

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime as ort
-import pytest
 
 from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, build_engine
 from bitswitch_deploy.errors import GraphError
@@ -18,11 +17,6 @@ from bitswitch_deploy.graph.lint.lint import lint
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph
 
 IR_VERSIONS = {10: 5, 13: 7, 17: 8, 19: 9, 20: 9, 21: 10, 23: 11, 25: 13}
-
-# The rules speak of this release; older ones fuse, misread and refuse otherwise.
-needs_current_onnxruntime = pytest.mark.skipif(
-    tuple(map(int, ort.__version__.split(".")[:2])) < (1, 32), reason="holds for onnxruntime 1.32"
-)
 
 # Scales s*, zero-points: i int8, u uint8, h int16, ending in m where they are not 0; four output channels.
 CONSTANTS = """

@@ -18,9 +18,10 @@ from bitswitch_deploy.graph.lint.lint import lint
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.reading import read_graph
 from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import FLOAT_RULES
-from tests.graph.lint.graphs import needs_current_onnxruntime, optimised_operators, rtx_refusal
+from tests.graph.lint.graphs import optimised_operators, rtx_refusal
 from tests.graph.lint.peers import SHAPE, float_network, samples
 from tests.graph.lint.rules.test_onnxruntime_floats import FLOAT_OPERATORS
+from tests.graph.running import needs_current_onnxruntime
 
 pytestmark = needs_current_onnxruntime
 ROOT = Path(__file__).parents[3]

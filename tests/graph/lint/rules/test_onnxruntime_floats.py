@@ -16,13 +16,13 @@ from tests.graph.lint.graphs import (
     WEIGHT,
     found,
     model,
-    needs_current_onnxruntime,
     nodes,
     optimised_operators,
     pair,
     weight,
     with_zero,
 )
+from tests.graph.running import needs_current_onnxruntime
 
 FLOAT_OPERATORS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}

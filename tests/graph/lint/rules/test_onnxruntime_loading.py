@@ -12,13 +12,13 @@ from tests.graph.lint.graphs import (
     OUT,
     WEIGHT,
     model,
-    needs_current_onnxruntime,
     nodes,
     optimised_operators,
     pair,
     weight,
     with_zero,
 )
+from tests.graph.running import needs_current_onnxruntime
 
 pytestmark = needs_current_onnxruntime
 

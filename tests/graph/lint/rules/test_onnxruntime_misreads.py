@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from tests.graph.lint.graphs import found, model, needs_current_onnxruntime, nodes, with_zero
+from tests.graph.lint.graphs import found, model, nodes, with_zero
 from tests.graph.lint.rules.test_onnxruntime_floats import CASES
+from tests.graph.running import needs_current_onnxruntime
 
 pytestmark = needs_current_onnxruntime
 
