@@ -47,9 +47,9 @@ def export_model(graph: gs.Graph, *, opset: int, ir_version: int) -> onnx.ModelP
         GraphError: the result is not valid ONNX at this opset.
     """
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    model: onnx.ModelProto = gs.export_onnx(
-        graph, do_type_check=True, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=ir_version
-    )
+    domains = sorted({node.domain for node in graph.nodes if node.domain})
+    imports = [onnx.helper.make_opsetid("", opset), *(onnx.helper.make_opsetid(domain, 1) for domain in domains)]
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=True, opset_imports=imports, ir_version=ir_version)
     model.ir_version = ir_version
     model.producer_name, model.producer_version = PRODUCER, ""
     del model.graph.value_info[:]

@@ -219,6 +219,12 @@ def multiply_codes(graph: gs.Graph, weight: WeightPattern, factors: NDArray[np.i
     ]
 
 
+def reads_codes(node: gs.Node) -> bool:
+    """Whether input 0 of a layer is dequantized right in front of it."""
+    producer = producer_of(node.inputs[0])
+    return producer is not None and producer.op == "DequantizeLinear"
+
+
 def producer_of(tensor: gs.Tensor) -> gs.Node | None:
     """The node that computes `tensor`, or None for inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None

@@ -12,12 +12,14 @@ class Approximation(str, Enum):
     float. RESIDUAL_CODES: float tensors that a convolution writes or an Add reads beside it get calibrated 8-bit codes.
     PINNED_LAYERS: layers that training kept in float get 8-bit weights and inputs after training.
     FULL_RESOLUTION: activations keep their trained range but use all 256 codes in it, so that saturation clips.
+    INT8_INPUTS: layers with quantized weights and float inputs round these to 8 bits as they come, block by block.
     """
 
     ROUNDED_BIAS = "rounded-bias"
     RESIDUAL_CODES = "residual-codes"
     PINNED_LAYERS = "pinned-layers"
     FULL_RESOLUTION = "full-resolution"
+    INT8_INPUTS = "int8-inputs"
 
 
 # What every export tries; the others are the user's choice.

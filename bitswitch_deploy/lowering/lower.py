@@ -28,6 +28,7 @@ from bitswitch_deploy.lowering.ranges import TensorRange
 from bitswitch_deploy.lowering.recentre_activations import RecentreActivations
 from bitswitch_deploy.lowering.requantize import Requantize
 from bitswitch_deploy.lowering.residuals import plan_residuals
+from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
 from bitswitch_deploy.lowering.set_opset import SetOpset
 from bitswitch_deploy.lowering.shortcut_convolution import ShortcutConvolution
 from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
@@ -50,6 +51,7 @@ PASSES: dict[str, type[LoweringPass]] = {
         ShortcutConvolution,
         ChannelsLast,
         Requantize,
+        RewriteWeightOnly,
         PackWeights,
         StoreFloatWeights,
         SetOpset,
@@ -62,6 +64,7 @@ MADE_BY: dict[Approximation, tuple[str, ...]] = {
     Approximation.RESIDUAL_CODES: (QuantizeResidual.__name__,),
     Approximation.PINNED_LAYERS: (QuantizePinned.__name__,),
     Approximation.FULL_RESOLUTION: (FillContainer.__name__,),
+    Approximation.INT8_INPUTS: (RewriteWeightOnly.__name__,),
 }
 # Approximations that need ranges of `calibrated_tensors`.
 CALIBRATED = frozenset({Approximation.RESIDUAL_CODES, Approximation.PINNED_LAYERS})

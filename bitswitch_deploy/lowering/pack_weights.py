@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
-from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, producer_of
+from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, reads_codes
 from bitswitch_deploy.lowering.fold_batchnorm import channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.quantization import pack_int2, pack_int4
@@ -56,7 +56,7 @@ class PackWeights(LoweringPass):
             )
             return False
         scale, zero_point = dequantize.inputs[1:3]
-        if np.ndim(scale.values) == 0 and _reads_codes(node):
+        if np.ndim(scale.values) == 0 and reads_codes(node):
             # TensorRT for RTX 1.7.1 does not build int8 activations of rank 3 times int4 weights of a single scale
             dequantize.attrs["axis"] = channel_axis(node)
             scale.values = np.full(shape[channel_axis(node)], scale.values, np.float32)
@@ -81,11 +81,6 @@ class _PackedCodes(LargeTensor):
 
     def chunks(self) -> Iterator[NDArray[np.uint8]]:
         yield from map(self._pack, self._codes.chunks())
-
-
-def _reads_codes(node: gs.Node) -> bool:
-    producer = producer_of(node.inputs[0])
-    return producer is not None and producer.op == "DequantizeLinear"
 
 
 def _packed_constant(name: str, codes: NDArray[np.int8], container: str) -> gs.Constant:

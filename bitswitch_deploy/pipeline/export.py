@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from bitswitch_deploy.pipeline.engine_step import EngineOutcome, GraphFile, make
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
-from bitswitch_deploy.pipeline.shared_weights import SharedWeights, check_can_share
+from bitswitch_deploy.pipeline.shared_weights import SharedWeights, sharing_target
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
 from bitswitch_deploy.report.json import report_to_json
 from bitswitch_deploy.target import Target
@@ -74,11 +74,12 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     """
     started = time.monotonic()
     progress = progress or Silent()
+    if request.shared_weights:
+        target = sharing_target(request.target.target)
+        request = replace(request, target=replace(request.target, target=target))
     target = request.target.target
     check_passes(target)
     _check_approximations(request)
-    if request.shared_weights:
-        check_can_share(target)
     check_destination(request.output, force=request.force)
     master = read_master(request.master)
     data = load_export_data(master, data=request.data, calibration=request.calibration)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.lowering.lower import LoweredGraph
+from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
 from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.container import raw_bytes
@@ -20,14 +22,16 @@ from bitswitch_deploy.target import Target
 _ALIGNMENT = 64
 
 
-def check_can_share(target: Target) -> None:
-    """Refuse targets whose runtime takes no arithmetic between a quantized constant and its DequantizeLinear.
+def sharing_target(target: Target) -> Target:
+    """The target without the pass that stores weights in a form that no graph derives from the master.
+
+    Refused are targets whose runtime takes no arithmetic between a quantized constant and its DequantizeLinear.
 
     Raises:
         UsageError: TensorRT, in each of its forms.
     """
     if target.engine.name == "onnxruntime":
-        return
+        return replace(target, lowering=tuple(each for each in target.lowering if each != RewriteWeightOnly.__name__))
     raise UsageError(
         where="--shared-weights",
         got=f"target {target.name}: TensorRT accepts no arithmetic between a quantized constant and its "

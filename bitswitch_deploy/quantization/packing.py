@@ -33,6 +33,30 @@ def pack_int2(codes: CodeArray) -> ByteArray:
     return _pack(codes, bits=2)
 
 
+def pack_blocks(codes: npt.NDArray[np.int8], *, bits: int, block_size: int) -> ByteArray:
+    """Bytes [rows, blocks, block_size * bits / 8] of a matrix of codes [rows, columns], as MatMulNBits reads them.
+
+    Codes are stored without a sign, code + 2^(bits-1); a row is filled up to whole blocks with the code 0. Source:
+    onnxruntime, ContribOperators.md, com.microsoft.MatMulNBits.
+
+    Args:
+        codes: int8 of `bits` bits. bits: 2, 4 or 8. block_size: columns that share a scale, a multiple of 8.
+
+    Raises:
+        ValueError: a code that does not fit.
+    """
+    rows, columns = codes.shape
+    zero = 2 ** (bits - 1)
+    if codes.size and not -zero <= int(codes.min()) <= int(codes.max()) < zero:
+        raise ValueError(f"codes of {bits} bits are {-zero}..{zero - 1}, got {codes.min()}..{codes.max()}")
+    blocks = -(-columns // block_size)
+    stored = np.full((rows, blocks * block_size), zero, np.uint8)
+    # modulo 256, so that -128 and the zero point 128 give 0
+    np.add(np.ascontiguousarray(codes).view(np.uint8), np.uint8(zero), out=stored[:, :columns])
+    packed = stored if bits == 8 else _pack(stored, bits=bits)
+    return packed.reshape(rows, blocks, block_size * bits // 8)
+
+
 def unpack_int4(packed: ByteArray, shape: tuple[int, ...], *, signed: bool = True) -> CodeArray:
     """Codes [shape], int8 when signed, uint8 when not, from bytes [ceil(n / 2)].
 

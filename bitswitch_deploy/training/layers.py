@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.master.spec import Container
 from bitswitch_deploy.tensors import Granularity, Rounding
-from bitswitch_deploy.training.quantizers import ActivationQuantizer, WeightQuantizer
+from bitswitch_deploy.training.quantizers import ActivationQuantizer, FloatInput, WeightQuantizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class LayerQuantization:
     name: module path. widths: trained widths, highest first. rounding: tie rule of derived weights.
     container: how far unsigned 8-bit codes reach. granularity: of the weight scale.
     signed: of the input codes; None lets the first training batch decide.
+    weight_only: the input stays float.
     """
 
     name: str
@@ -37,12 +38,13 @@ class LayerQuantization:
     container: Container
     granularity: Granularity
     signed: bool | None
+    weight_only: bool = False
 
 
 class QuantConv2d(nn.Conv2d):
     """Conv2d on quantized input [n, in, h, w] with a quantized weight [out, in/groups, kh, kw]."""
 
-    input_quantizer: ActivationQuantizer
+    input_quantizer: ActivationQuantizer | FloatInput
     weight_quantizer: WeightQuantizer
     bits: int
 
@@ -56,7 +58,7 @@ class QuantConv2d(nn.Conv2d):
 class QuantConvTranspose2d(nn.ConvTranspose2d):
     """ConvTranspose2d on quantized input [n, in, h, w] with a quantized weight [in, out/groups, kh, kw]."""
 
-    input_quantizer: ActivationQuantizer
+    input_quantizer: ActivationQuantizer | FloatInput
     weight_quantizer: WeightQuantizer
     bits: int
 
@@ -73,7 +75,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
 class QuantLinear(nn.Linear):
     """Linear on quantized input [..., in] with a quantized weight [out, in]."""
 
-    input_quantizer: ActivationQuantizer
+    input_quantizer: ActivationQuantizer | FloatInput
     weight_quantizer: WeightQuantizer
     bits: int
 
@@ -135,8 +137,12 @@ def quantized_from(plain: nn.Module, settings: LayerQuantization) -> QuantizedLa
     layer.weight_quantizer = WeightQuantizer(
         layer.weight, bits=settings.widths[0], granularity=settings.granularity, rounding=settings.rounding
     )
-    layer.input_quantizer = ActivationQuantizer(
-        name=settings.name, widths=settings.widths, container=settings.container, signed=settings.signed
+    layer.input_quantizer = (
+        FloatInput(settings.widths)
+        if settings.weight_only
+        else ActivationQuantizer(
+            name=settings.name, widths=settings.widths, container=settings.container, signed=settings.signed
+        )
     )
     layer.bits = settings.widths[0]
     layer.train(plain.training)

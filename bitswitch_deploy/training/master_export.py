@@ -17,6 +17,7 @@ from bitswitch_deploy.tensors import PER_TENSOR, Granularity
 from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, capture_skeleton
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantizedLayer, SwitchableBatchNorm, float_skeleton
 from bitswitch_deploy.training.prepare import PreparedNetwork
+from bitswitch_deploy.training.quantizers import ActivationQuantizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +139,13 @@ def _add_quantized(contents: _Contents, layer: CapturedLayer, module: QuantizedL
         operator=layer.operator,
         weight=layer.weight,
         granularity=granularity,
-        activation="signed" if inputs.is_signed else "unsigned",
+        activation=inputs.codes_kind,
     )
     contents.layers.append(spec)
     contents.tensors[layer.weight] = _array(codes.T if layer.transposed else codes)
     contents.tensors[spec.weight_scale] = _array(quantizer.exported_scale())
-    contents.tensors[spec.input_scale] = _array(inputs.exported_scales())
+    if isinstance(inputs, ActivationQuantizer):
+        contents.tensors[spec.input_scale] = _array(inputs.exported_scales())
 
 
 def _add_pinned(contents: _Contents, layer: CapturedLayer, weight: Tensor) -> None:

@@ -45,6 +45,7 @@ class PrepareOptions:
     granularity: one weight scale per output channel or per tensor.
     pin_ends: keep the first and the last layer in float. pin: more layers to keep in float.
     signed: (layer, bool) pairs where the first batch shall not decide the sign of the input codes.
+    weight_only: layers whose input stays float, such as the linear layers of a language model.
     """
 
     widths: tuple[int, ...] = (8, 6, 4, 2)
@@ -54,6 +55,7 @@ class PrepareOptions:
     pin_ends: bool = True
     pin: tuple[str, ...] = ()
     signed: tuple[tuple[str, bool], ...] = ()
+    weight_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ordered = sorted(set(self.widths), reverse=True)
@@ -96,7 +98,7 @@ def prepare(
 
     Raises:
         UsageError: the network is prepared already, is not float32, computes a weight by a hook, does not run on the
-            example, has no layer to quantize, or `pin` or `signed` names a layer that is not there.
+            example, has no layer to quantize, or `pin`, `signed` or `weight_only` names a layer that is not there.
     """
     options = options or PrepareOptions()
     _check_float(model)
@@ -152,8 +154,8 @@ def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tu
     eligible = [name for name in trace.order if type(model.get_submodule(name)) in QUANTIZED_CLASS]
     ends = {eligible[0], eligible[-1]} if eligible and options.pin_ends else set()
     known = tuple(path for path, module in model.named_modules() if type(module) in QUANTIZED_CLASS)
-    for name in (*options.pin, *(name for name, _ in options.signed)):
-        _require_known(name, known, "pin or signed")
+    for name in (*options.pin, *(name for name, _ in options.signed), *options.weight_only):
+        _require_known(name, known, "pin, signed or weight_only")
     report = []
     for path, module in model.named_modules():
         if not any(True for _ in module.parameters(recurse=False)) and type(module) not in SWITCHABLE_CLASS:
@@ -163,6 +165,8 @@ def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tu
             decision, reason = "pinned", "named in pin"
         elif decision == "quantized" and path in ends:
             decision, reason = "pinned", "first layer" if path == eligible[0] else "last layer"
+        elif decision == "quantized" and path in options.weight_only:
+            reason = "weights only"
         report.append(LayerDecision(name=path, kind=type(module).__name__, decision=decision, reason=reason))
     return tuple(report)
 
@@ -208,6 +212,7 @@ def _settings(path: str, module: nn.Module, options: PrepareOptions) -> LayerQua
         container=options.activation_container,
         granularity=per_channel if options.granularity == "per_channel" else PER_TENSOR,
         signed=dict(options.signed).get(path),
+        weight_only=path in options.weight_only,
     )
 
 

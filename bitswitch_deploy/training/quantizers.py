@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +200,15 @@ class ActivationQuantizer(nn.Module):
         return self._sign == _SIGNED
 
     @property
+    def codes_kind(self) -> Literal["signed", "unsigned"]:
+        """What a master calls the codes.
+
+        Raises:
+            UsageError: no batch has decided it yet.
+        """
+        return "signed" if self.is_signed else "unsigned"
+
+    @property
     def is_initialised(self) -> bool:
         """Whether every width has seen a training batch."""
         return all(self._seen)
@@ -261,3 +270,18 @@ class ActivationQuantizer(nn.Module):
             do="run one batch in training mode at each width, or load a checkpoint; a layer that is registered in "
             "the network but never called cannot be quantized: pin it",
         )
+
+
+class FloatInput(nn.Module):
+    """The input of a layer of which only the weights are quantized: passed on as it is."""
+
+    codes_kind: Literal["none"] = "none"  # what a master calls it
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.scales: tuple[nn.Parameter, ...] = ()
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """`x` itself, at every width."""
+        return x

@@ -34,6 +34,7 @@ def wrong_weights(model: onnx.ModelProto, master: Master, widths: WidthAssignmen
             continue
         codes = np.asarray(master.tensors[layer.weight])
         wanted = derived(codes, from_bits=spec.bits, to_bits=widths.bits_of(layer.name), rounding=spec.rounding)
-        if not np.array_equal(stored_codes(model, layer.weight), wanted):
+        stored = stored_codes(model, layer.weight, transposed=layer.operator == "Gemm")
+        if not np.array_equal(stored, wanted):
             wrong.append(layer.name)
     return wrong

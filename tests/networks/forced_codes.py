@@ -144,7 +144,7 @@ def forced_torch(network: PreparedNetwork, run: Run) -> Iterator[Ties]:
     handles = [
         module.input_quantizer.register_forward_hook(_replace(run.of_layer(path), ties))
         for path, module in network.model.named_modules()
-        if isinstance(module, QUANTIZED_LAYERS)
+        if isinstance(module, QUANTIZED_LAYERS) and isinstance(module.input_quantizer, ActivationQuantizer)
     ]
     try:
         yield ties

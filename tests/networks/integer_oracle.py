@@ -25,9 +25,13 @@ def _derive(code: int, divisor: int, limit: int, rounding: Rounding) -> int:
     return max(-limit, min(limit - 1, nearest))
 
 
-def stored_codes(model: onnx.ModelProto, weight: str) -> NDArray[np.int64]:
-    """The integers that a graph holds for `weight`, in whatever form: int8, packed int4, or float, Q, DQ."""
+def stored_codes(model: onnx.ModelProto, weight: str, *, transposed: bool = False) -> NDArray[np.int64]:
+    """The integers that a graph holds for `weight`, in whatever form: int8, packed int4 or blocks, or float, Q, DQ."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits" and node.input[1] == f"{weight}.blocks":
+            codes = _unpack_blocks(node, numpy_helper.to_array(tensors[node.input[1]]))
+            return codes if transposed else codes.transpose()
     tensor = tensors[weight]
     if tensor.data_type == onnx.TensorProto.INT8:
         return numpy_helper.to_array(tensor).astype(np.int64)
@@ -44,6 +48,17 @@ def _unpack_int4(tensor: onnx.TensorProto) -> NDArray[np.int64]:
     shape = tuple(tensor.dims)
     values = [half - 16 if half >= 8 else half for half in halves[: int(np.prod(shape))]]
     return np.asarray(values, np.int64).reshape(shape)
+
+
+def _unpack_blocks(node: onnx.NodeProto, data: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """[outputs, inputs] of MatMulNBits: low bits of a byte first, zero point in the middle (ContribOperators.md)."""
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    bits, mask = given["bits"], 2 ** given["bits"] - 1
+    rows: list[list[int]] = [
+        [(int(byte) >> bits * k) & mask for byte in row.ravel() for k in range(8 // bits)] for row in data
+    ]
+    codes: NDArray[np.int64] = np.asarray(rows, np.int64)[:, : given["K"]] - 2 ** (bits - 1)
+    return codes
 
 
 def _quantized(

@@ -57,6 +57,13 @@ ZOO: dict[str, Entry] = {
     "decoder": Entry(build=lambda: Decoder(1), shape=(12,), dense=True),
     "decoder-groups": Entry(build=lambda: Decoder(2), shape=(12,), dense=True),
     "vit": Entry(build=lambda: VisionTransformer(explicit=False), shape=(3, 16, 16)),
+    "vit-weight-only": Entry(
+        build=lambda: VisionTransformer(explicit=False),
+        shape=(3, 16, 16),
+        options=PrepareOptions(
+            weight_only=tuple(f"blocks.1.{name}" for name in ("attn.qkv", "attn.proj", "fc1", "fc2"))
+        ),
+    ),
     "vit-explicit": Entry(build=lambda: VisionTransformer(explicit=True), shape=(3, 16, 16)),
 }
 

@@ -21,8 +21,9 @@ from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.tensors import WidthAssignment
 
-ROUNDED, RESIDUAL, PINNED, FULL = Approximation
-ALL = frozenset(Approximation)
+ROUNDED, RESIDUAL, PINNED, FULL, INT8_INPUTS = Approximation
+# the digits have no layer with float inputs and quantized weights
+ALL = frozenset(Approximation) - {INT8_INPUTS}
 X86, JETSON = load_target("x86-cpu").target, load_target("jetson").target
 Sets = list[frozenset[Approximation]]
 

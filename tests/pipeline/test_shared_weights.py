@@ -11,12 +11,13 @@ import pytest
 from bitswitch_deploy.catalogue import bundled_master, sample_set, target_names
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.master import read_master
+from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.package.weights_index import WeightsIndex
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.pipeline.revalidate import revalidate
 from bitswitch_deploy.tensors import WidthAssignment
+from tests.graph.masters import build, layer, per_channel
 from tests.graph.optimised import optimised
 from tests.pipeline.conftest import WIDTHS, Exported, export_to
 
@@ -106,3 +107,22 @@ def test_tensorrt_targets_are_refused_before_any_work(target: str, tmp_path: Pat
     with pytest.raises(UsageError, match="TensorRT accepts no arithmetic between a quantized constant and its"):
         export_to(tmp_path / "p", target, shared_weights=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_float_inputs_are_shared_too(tmp_path: Path) -> None:
+    """MatMulNBits holds codes that no graph derives from the master, so these graphs have none."""
+    text = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y = MatMul (x, "a.weight") }'
+    write_master(build(text, (layer("a", "MatMul", per_channel(1), "none"),)), tmp_path / "m.safetensors")
+    x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    made = {
+        name: export_to(tmp_path / name, "x86-cpu", master=tmp_path / "m.safetensors", shared_weights=name == "shared")
+        for name in ("own", "shared")
+    }
+    for own, shared in zip(made["own"].report.widths, made["shared"].report.widths, strict=True):
+        graphs = [made["own"].package / own.file_name, made["shared"].package / shared.file_name]
+        options = {"session.qdq_matmulnbits_accuracy_level": "1"}
+        results = [
+            OnnxRuntimeSession(path, optimisation="all", threads=1, session_options=options).run(x) for path in graphs
+        ]
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
+        assert b"MatMulNBits" not in graphs[1].read_bytes()

@@ -77,6 +77,13 @@ class TestSpec:
         assert (spec.bits, spec.widths) == (4, (4, 2))
         assert (spec.rounding, spec.activation_container) == (Rounding.HALF_EVEN, "uint8")
 
+    def test_a_weight_only_layer_has_no_scale_of_inputs(self) -> None:
+        master = exported(seen_network(replace(OPTIONS, weight_only=("3",))))
+        kinds = {layer.name: layer.activation for layer in master.spec.layers}
+        assert kinds["3"] == "none"
+        assert "3.input.scale" not in master.tensors
+        assert set(kinds.values()) > {"none"}
+
 
 class TestTensors:
     def test_codes_and_scales_are_those_of_the_forward_pass(self) -> None:

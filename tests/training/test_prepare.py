@@ -157,9 +157,21 @@ class TestPrepare:
 
     def test_explicit_sign_of_an_input(self) -> None:
         model = prepare(conv_net(), IMAGES, PrepareOptions(signed=(("3", False),))).model
-        assert isinstance(model[3], QuantConv2d)  # type: ignore[index]
-        assert int(model[3].input_quantizer.signed) == 0  # type: ignore[index]
-        assert int(model[5].input_quantizer.signed) == -1  # type: ignore[index]
+        states = model.state_dict()
+        assert int(states["3.input_quantizer.signed"]) == 0
+        assert int(states["5.input_quantizer.signed"]) == -1
+
+    def test_input_of_a_weight_only_layer_stays_float(self) -> None:
+        network = prepare(conv_net(), IMAGES, PrepareOptions(weight_only=("3",)))
+        assert decisions(network)["3"] == ("quantized", "weights only")
+        layer = network.model[3]  # type: ignore[index]
+        assert isinstance(layer, QuantConv2d)
+        x = torch.randn(2, layer.in_channels, 5, 5, generator=torch.Generator().manual_seed(0))
+        for bits in (8, 6, 4, 2):
+            set_width(network.model, bits)
+            weight = layer.weight_quantizer(layer.weight, bits)
+            torch.testing.assert_close(layer(x), layer._conv_forward(x, weight, layer.bias), rtol=0, atol=0)
+        assert not [name for name in network.model.state_dict() if name.startswith("3.input_quantizer")]
 
     def test_attention_stays_float_and_is_reported(self) -> None:
         network = prepare(Attention(), (torch.zeros(2, 3, 6),))
