@@ -6,10 +6,12 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
@@ -63,6 +65,8 @@ class OnnxRuntimeSession:
         threads: worker threads inside one operator; operators run one after the other.
         session_options: onnxruntime session configuration entries, `session.…`.
         initializers: values of tensors whose data the graph says to be in a file, by name; onnxruntime copies them.
+        profile_to: beginning of the path of a file that takes the time of every operator, which slows them down;
+            `end_profile` completes it.
 
     Raises:
         GraphError: onnxruntime refuses the graph.
@@ -77,9 +81,12 @@ class OnnxRuntimeSession:
         threads: int,
         session_options: Mapping[str, str],
         initializers: Mapping[str, np.ndarray] | None = None,
+        profile_to: Path | None = None,
     ) -> None:
         self._where = _place(model)
         options = _session_options(optimisation, threads, session_options)
+        if profile_to is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
         # the values refer to the arrays: both live until the session is there
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (initializers or {}).items()}
         if values:
@@ -123,13 +130,37 @@ class OnnxRuntimeSession:
         try:
             results = self._session.run(None, dict(feeds))
         except _ORT_ERRORS as exc:
-            raise GraphError(
-                where=self._where,
-                got=f"onnxruntime {ort.__version__} failed while running: {exc}",
-                allowed="a graph that runs on every input of its signature",
-                do="check the node that the message names",
-            ) from exc
+            raise self._failure(exc) from exc
         return {name: np.asarray(result) for name, result in zip(self.output_names, results, strict=True)}
+
+    def time_runs(self, feeds: Mapping[str, np.ndarray], runs: int) -> NDArray[np.float64]:
+        """Wall time of each of `runs` calls in ms, [runs]: what an application waits for, arrays in to arrays out.
+
+        Raises:
+            DataError, UsageError, GraphError: as `run_all`.
+        """
+        check_feeds(self.inputs, feeds, where=self._where)
+        run, values, marks = self._session.run, dict(feeds), np.empty(runs + 1, np.int64)
+        try:
+            marks[0] = perf_counter_ns()
+            for index in range(1, runs + 1):
+                run(None, values)
+                marks[index] = perf_counter_ns()
+        except _ORT_ERRORS as exc:
+            raise self._failure(exc) from exc
+        return np.diff(marks) / 1e6
+
+    def end_profile(self) -> Path:
+        """The file that `profile_to` began, complete: a JSON list of Chrome trace events, times in microseconds."""
+        return Path(self._session.end_profiling())
+
+    def _failure(self, exc: Exception) -> GraphError:
+        return GraphError(
+            where=self._where,
+            got=f"onnxruntime {ort.__version__} failed while running: {exc}",
+            allowed="a graph that runs on every input of its signature",
+            do="check the node that the message names",
+        )
 
 
 def save_optimized(model: bytes | Path, path: Path, *, session_options: Mapping[str, str]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.errors import CheckFailedError, DataError, UsageError
+from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.manifest import FileEntry
-from bitswitch_deploy.package.verify import verify_package
+from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
@@ -45,16 +45,7 @@ def revalidate(
         UsageError: `master` is not the one that the package was made from.
         DataError: there is no data, or it does not fit.
     """
-    verified = verify_package(package)
-    if not verified.is_ok:
-        broken = ", ".join(f"{state.path} ({state.state})" for state in verified.files if state.state != "ok")
-        raise CheckFailedError(
-            where=str(package),
-            got=broken,
-            allowed="a package as it was exported",
-            do="export it again, or copy it again",
-        )
-    manifest = verified.manifest
+    manifest = checked_manifest(package)
     loaded = read_master(master if master is not None else bundled_master())
     if loaded.sha256 != manifest.master_sha256:
         raise UsageError(

@@ -1,0 +1,88 @@
+"""`bitswitch-deploy profile`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.cli.options import PATH, json_option, master_option, progress_bar
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.pipeline.profile import ENGINES, ProfileRequest, profile
+from bitswitch_deploy.profiling.budget import parse_budget
+from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.profile_page import print_profile
+
+
+@click.command("profile")
+@click.argument("package", type=PATH)
+@click.option("--engine", metavar="NAME", help=f"One of {', '.join(ENGINES)}.  [default: that of the package]")
+@master_option
+@click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
+@click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
+@click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator.  [default: every core]")
+@click.option("--turns", type=click.IntRange(min=1), help="Turns of 50 ms for each candidate.")
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Time for each candidate, instead of --turns.  [default: what the target's profile asks for]",
+)
+@click.option("--budget", metavar="TIME", help="Exit with 1 when the p95 of a width is above it, such as 5ms.")
+@click.option("--trace", type=PATH, metavar="FILE", help="Write a timeline for chrome://tracing or ui.perfetto.dev.")
+@click.option("--latency-table", type=PATH, metavar="FILE", help="Write the time of each layer at each width.")
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the result as JSON here as well.")
+@json_option
+def command(
+    package: Path,
+    widths: str | None,
+    batch: str,
+    budget: str | None,
+    output: Path | None,
+    as_json: bool,
+    **options: object,
+) -> int:
+    """Time every width of a package on this machine, in turns, beside the float network it was made from.
+
+    Exits with 1 when a width misses --budget. On a board: in the power mode and with the clocks that you will use.
+    """
+    if options["turns"] is not None and options["duration_s"] is not None:
+        raise UsageError(where="--duration", got="--turns as well", allowed="one of the two", do="leave one out")
+    request = ProfileRequest(
+        package=package,
+        widths=_widths(widths),
+        batches=_batches(batch),
+        budget_ms=parse_budget(budget) if budget is not None else None,
+        **options,  # type: ignore[arg-type]
+    )
+    with progress_bar() as progress:
+        result = profile(request, progress)
+    document = to_json("bitswitch-profile/1", result)
+    if output is not None:
+        replace_file(output, document.encode())
+    if as_json:
+        print(document, end="")
+    else:
+        print_profile(result, sys.stdout)
+    return int(not result.is_within_budget)
+
+
+def _widths(text: str | None) -> tuple[str, ...] | None:
+    """`8,w4,mixed` as labels."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    return tuple(f"w{word}" if word.isdecimal() else word for word in words)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    sizes = [int(word) for word in words if word.isdecimal() and len(word) < 7]
+    if len(sizes) != len(words) or len(set(sizes)) != len(sizes) or min(sizes, default=0) < 1:
+        allowed = "different numbers above 0, separated by commas"
+        raise UsageError(where="--batch", got=repr(text), allowed=allowed, do="write for example --batch 1,8")
+    return tuple(sizes)

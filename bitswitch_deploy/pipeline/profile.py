@@ -1,0 +1,217 @@
+"""`profile`: how fast every width of a package is on this machine, beside the float network it was made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.engines.cpu_features import usable_cores
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.pipeline.checked_package import checked_manifest
+from bitswitch_deploy.pipeline.profile_engines import (
+    Bench,
+    OnnxRuntimeBench,
+    TensorRtBench,
+    Width,
+    package_widths,
+)
+from bitswitch_deploy.pipeline.profile_steps import (
+    batch_results,
+    layer_names,
+    measure_energy,
+    profile_layers,
+    time_batch,
+)
+from bitswitch_deploy.pipeline.profile_table import check_table_request, latency_table, table_residuals
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.profiling.board.energy import find_meter
+from bitswitch_deploy.profiling.board.host import Host
+from bitswitch_deploy.profiling.board.state import BoardWatch
+from bitswitch_deploy.profiling.budget import judge_budget
+from bitswitch_deploy.profiling.drift import disturbance, drift
+from bitswitch_deploy.profiling.interleave import TURN_MS, Schedule
+from bitswitch_deploy.profiling.result import REFERENCE, CandidateResult, ProfileResult
+from bitswitch_deploy.profiling.statistics import MIN_TURNS
+from bitswitch_deploy.profiling.trace import chrome_trace
+from bitswitch_deploy.target import Measure, Target
+from bitswitch_deploy.tensors import MAX_BITS
+
+EngineName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRequest:
+    """What to measure.
+
+    master: what the package was made from; None tries the bundled one. target: see `revalidate`.
+    engine: None takes the one of the target. threads: None takes every core that may be used.
+    turns, duration_s: of each candidate, at most one of them; None takes the time that the target's profile asks for.
+    widths: labels; None takes all. budget_ms: for the p95 of every width.
+    trace, latency_table: files to write.
+    """
+
+    package: Path
+    master: Path | None = None
+    target: str | None = None
+    engine: str | None = None
+    batches: tuple[int, ...] = (1,)
+    threads: int | None = None
+    turns: int | None = None
+    duration_s: float | None = None
+    widths: tuple[str, ...] | None = None
+    budget_ms: float | None = None
+    trace: Path | None = None
+    latency_table: Path | None = None
+
+
+def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = None) -> ProfileResult:
+    """Verify a package, open every width in one engine, and time them in turns.
+
+    Raises:
+        CheckFailedError: a file of the package is not as it was exported.
+        PackageError: the manifest cannot be read.
+        UsageError: an unknown width or engine, a master of another package, a batch that the graphs do not take.
+        UnavailableError: the engine is not here.
+        OutputError: a file cannot be written.
+    """
+    host = host or Host()
+    manifest = checked_manifest(request.package)
+    target = load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    engine = _engine(request, target)
+    widths = package_widths(request.package, manifest, request.widths)
+    master = _master(request, manifest)
+    if request.latency_table is not None:
+        check_table_request(widths, request.batches, engine=engine, master=master)
+    schedule = schedule_for(target.measure, turns=request.turns, duration_s=request.duration_s)
+    with ExitStack() as stack:
+        bench = _open(request, manifest, widths, engine=engine, master=master, stack=stack)
+        on_gpu = engine != "onnxruntime"
+        watch = BoardWatch(host, on_gpu=on_gpu)
+        timed = [time_batch(bench, batch, schedule, watch, progress) for batch in request.batches]
+        board = watch.end()
+        meter = find_meter(host, total_rails=target.measure.total_rails, of_gpu=on_gpu)
+        energies = [measure_energy(bench, each, meter, progress) for each in timed]
+        profiles = [profile_layers(bench, each, layer_names(master), progress) for each in timed]
+    bits = {width.label: width.bits for width in widths}
+    candidates = tuple(
+        candidate
+        for each, energy, layers in zip(timed, energies, profiles)
+        for candidate in batch_results(each, bits, layers, energy)
+    )
+    result = ProfileResult(
+        package=str(request.package),
+        master_sha256=manifest.master_sha256,
+        target=manifest.target,
+        engine=bench.name,
+        engine_version=bench.version,
+        timed=bench.timed,
+        threads=bench.threads,
+        turns=schedule.turns,
+        warmup_turns=schedule.warmup_turns,
+        turn_ms=schedule.turn_ms,
+        reference=_about_reference(engine, master),
+        candidates=candidates,
+        budget=judge_budget([each for each in candidates if each.label != REFERENCE], request.budget_ms),
+        board=board,
+        unstable=(*board.unstable, *_disturbances(candidates)),
+        notes=_notes(widths, schedule, target, engine),
+    )
+    if request.trace is not None:
+        replace_file(request.trace, chrome_trace(profiles[0].runs, profiles[0].owners).encode())
+    if request.latency_table is None:
+        return result
+    table = latency_table(result, profiles[0], widths, master, host)
+    table.write(request.latency_table)
+    return replace(result, residuals=table_residuals(table, result, widths))
+
+
+def _disturbances(candidates: Sequence[CandidateResult]) -> tuple[str, ...]:
+    found = [drift(f"{each.label} at batch {each.batch_size}", each.turn_medians_ms) for each in candidates]
+    found.append(disturbance([each.statistics for each in candidates]))
+    return tuple(sentence for sentence in found if sentence is not None)
+
+
+def _about_reference(engine: str, master: Master | None) -> str:
+    if engine != "onnxruntime":
+        return "none: build an FP16 engine of the float network beside the quantized ones"
+    if master is None:
+        return "none: the master is not at hand, name it with --master FILE"
+    return "the float network of the master: same topology, weights = codes x scale, no quantizer, in the same engine"
+
+
+def _notes(widths: Sequence[Width], schedule: Schedule, target: Target, engine: str) -> tuple[str, ...]:
+    notes = []
+    wanted_s, got_s = target.measure.min_seconds, schedule.turns * schedule.turn_ms / 1e3
+    if got_s < wanted_s:
+        notes.append(f"{got_s:.1f} s for each candidate; the profile of {target.name} asks for {wanted_s:g} s")
+    if engine != target.engine.name:
+        notes.append(f"the package is for {target.engine.name}: in {engine} its graphs are not what they were made for")
+    if any(width.bits is None or width.bits < MAX_BITS for width in widths):
+        notes.append("codes below 8 bits are computed by the same 8-bit kernels: no width is faster for its bits")
+    return tuple(notes)
+
+
+def _engine(request: ProfileRequest, target: Target) -> EngineName:
+    name = request.engine or target.engine.name
+    for engine in ENGINES:
+        if engine == name:
+            return engine
+    raise UsageError(where="--engine", got=repr(name), allowed=", ".join(ENGINES), do="choose one of these")
+
+
+def _master(request: ProfileRequest, manifest: Manifest) -> Master | None:
+    master = read_master(request.master if request.master is not None else bundled_master())
+    if master.sha256 == manifest.master_sha256:
+        return master
+    if request.master is None:
+        return None
+    raise UsageError(
+        where="--master",
+        got=f"a master with sha256 {master.sha256[:12]}",
+        allowed=f"the one that the package was made from, sha256 {manifest.master_sha256[:12]}",
+        do="name that file with --master",
+    )
+
+
+def _open(
+    request: ProfileRequest,
+    manifest: Manifest,
+    widths: Sequence[Width],
+    *,
+    engine: EngineName,
+    master: Master | None,
+    stack: ExitStack,
+) -> Bench:
+    if engine != "onnxruntime":
+        return TensorRtBench(request.package, manifest, widths, engine)
+    threads = request.threads if request.threads is not None else usable_cores()
+    return OnnxRuntimeBench(request.package, manifest, widths, master=master, threads=threads, stack=stack)
+
+
+def schedule_for(measure: Measure, *, turns: int | None, duration_s: float | None) -> Schedule:
+    """The turns of one measurement: as many as asked for, else as long as the target's profile wants.
+
+    The warm-up keeps the proportion of the profile.
+
+    Raises:
+        UsageError: turns or duration that no ratio can be computed from.
+    """
+    wanted = turns if turns is not None else math.ceil(1e3 * (duration_s or measure.min_seconds) / TURN_MS)
+    if wanted < MIN_TURNS:
+        raise UsageError(
+            where="--turns" if turns is not None else "--duration",
+            got=f"{wanted} turns of {TURN_MS:g} ms",
+            allowed=f"{MIN_TURNS} or more: fewer hold no confidence interval",
+            do=f"use --turns {MIN_TURNS} or more",
+        )
+    warmup = max(1, math.ceil(wanted * measure.min_warmup_s / max(measure.min_seconds, 1e-9)))
+    return Schedule(turns=wanted, warmup_turns=min(warmup, wanted))

@@ -1,0 +1,146 @@
+"""The steps of a profile: time, energy, layers; and what they come to for each candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+
+from bitswitch_deploy.engines.cpu_features import cpu_features
+from bitswitch_deploy.engines.optimized_operators import OptimizedNode, count_operators
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.pipeline.profile_engines import Bench, Feeds
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.profiling.board.energy import EnergyMeter
+from bitswitch_deploy.profiling.board.state import BoardWatch
+from bitswitch_deploy.profiling.feeds import make_feeds
+from bitswitch_deploy.profiling.interleave import Schedule, interleave, turn_medians
+from bitswitch_deploy.profiling.layers import LayerName, ProfiledRuns, operator_times, owners
+from bitswitch_deploy.profiling.result import REFERENCE, CandidateResult, Energy, OperatorTime
+from bitswitch_deploy.profiling.statistics import Milliseconds, describe, ratio
+from bitswitch_deploy.profiling.verdict import cause_in_graph, speed_verdict
+
+_ENERGY_MS = 2000.0
+# Of one turn of the profiler, which writes about a kilobyte for each node and run.
+_PROFILE_MS = 100.0
+_MAX_PROFILED_RUNS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedBatch:
+    """Latencies in ms of all candidates at one batch size, for each turn."""
+
+    batch_size: int
+    feeds: Feeds
+    turns: Mapping[str, tuple[Milliseconds, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfiles:
+    """By label: the profiled runs, the layer of each node, the nodes that run, and their times."""
+
+    runs: Mapping[str, ProfiledRuns] = field(default_factory=dict)
+    owners: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    nodes: Mapping[str, tuple[OptimizedNode, ...]] = field(default_factory=dict)
+    times: Mapping[str, tuple[OperatorTime, ...]] = field(default_factory=dict)
+
+
+def layer_names(master: Master | None) -> tuple[LayerName, ...]:
+    """The layers of a master; none where it is not at hand."""
+    layers = master.spec.layers if master is not None else ()
+    return tuple(LayerName(name=each.name, weight=each.weight, is_quantized=not each.pinned) for each in layers)
+
+
+def time_batch(bench: Bench, batch: int, schedule: Schedule, watch: BoardWatch, progress: Progress) -> TimedBatch:
+    """Time every candidate at one batch size.
+
+    Raises:
+        UsageError: the graphs do not take this batch.
+        BitswitchError: as the engine.
+    """
+    feeds = make_feeds(next(iter(bench.sessions.values())).inputs, batch)
+    total = (schedule.warmup_turns + schedule.turns) * len(bench.sessions)
+    progress.start(f"timing, batch {batch}", total)
+
+    def after_turn(is_warmup: bool) -> None:
+        progress.advance()
+        watch.look(warming_up=is_warmup)
+
+    runners = {label: partial(session.time_runs, feeds) for label, session in bench.sessions.items()}
+    return TimedBatch(batch_size=batch, feeds=feeds, turns=interleave(runners, schedule, after_turn=after_turn))
+
+
+def measure_energy(bench: Bench, timed: TimedBatch, meter: EnergyMeter | None, progress: Progress) -> dict[str, Energy]:
+    """Energy of one inference of each candidate, in runs of their own; nothing where there is no meter."""
+    if meter is None:
+        return {}
+    progress.start(f"energy, batch {timed.batch_size}", len(bench.sessions))
+    energies = {}
+    for label in bench.sessions:
+        runs = max(1, round(_ENERGY_MS / _median(timed.turns[label])))
+        meter.start()
+        begin = perf_counter()
+        bench.sessions[label].time_runs(timed.feeds, runs)
+        seconds = perf_counter() - begin
+        joules = meter.stop()
+        progress.advance()
+        if joules is not None:
+            energies[label] = Energy(
+                source=meter.source,
+                millijoules_per_inference=1e3 * joules / (runs * timed.batch_size),
+                mean_watts=joules / seconds,
+                seconds=seconds,
+            )
+    return energies
+
+
+def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName], progress: Progress) -> LayerProfiles:
+    """The time of every operator of each candidate, in runs of their own: the profiler slows them down."""
+    progress.start(f"layers, batch {timed.batch_size}", 1)
+    runs_of = {
+        label: int(np.clip(_PROFILE_MS / _median(turns), 1, _MAX_PROFILED_RUNS)) for label, turns in timed.turns.items()
+    }
+    runs = bench.profile(timed.feeds, runs_of)
+    nodes = {label: bench.nodes(label) for label in runs}
+    owner_of = {label: owners(nodes[label], layers) for label in runs}
+    times = {
+        label: operator_times(profile, owner_of[label], p50_ms=_median(timed.turns[label]))
+        for label, profile in runs.items()
+    }
+    progress.advance()
+    return LayerProfiles(runs=runs, owners=owner_of, nodes=nodes, times=times)
+
+
+def batch_results(
+    timed: TimedBatch, bits: Mapping[str, int | None], layers: LayerProfiles, energies: Mapping[str, Energy]
+) -> tuple[CandidateResult, ...]:
+    """What was found out about each candidate. bits: by label, of the uniform widths."""
+    medians = {label: turn_medians(turns) for label, turns in timed.turns.items()}
+    results = []
+    for label, turns in timed.turns.items():
+        against = None
+        if REFERENCE in medians and label != REFERENCE:
+            against = ratio(medians[label], medians[REFERENCE], reference=REFERENCE)
+        times = layers.times.get(label, ())
+        results.append(
+            CandidateResult(
+                label=label,
+                bits=bits.get(label),
+                batch_size=timed.batch_size,
+                statistics=describe(np.concatenate(turns), batch=timed.batch_size),
+                turn_medians_ms=medians[label],
+                ratio=against,
+                verdict=speed_verdict(against, cause_in_graph(times, cpu_features())) if against else "",
+                operators=count_operators(layers.nodes.get(label, ())),
+                layers=times,
+                energy=energies.get(label),
+            )
+        )
+    return tuple(results)
+
+
+def _median(turns: Sequence[Milliseconds]) -> float:
+    return max(float(np.median(np.concatenate(turns))), 1e-3)

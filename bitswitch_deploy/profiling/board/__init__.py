@@ -1,0 +1,1 @@
+"""The state of the board while something was measured: power mode, clocks, temperatures, throttling, power."""

@@ -1,0 +1,127 @@
+"""From the nodes that an engine really runs to the layers of the master.
+
+A node belongs to the layer
+* whose weight it reads, under its own name or one with a suffix, as engines and lowering append `.multiplied`;
+* else whose input it prepares: it is named, or writes, `LAYER.input...`;
+* else behind which it runs: to that of its inputs that was computed last. An Add that one width runs by itself and
+  another one inside of the convolution counts for the same layer that way, and so do pooling and changes of layout.
+What comes before the first layer belongs to none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
+from bitswitch_deploy.engines.optimized_operators import OptimizedNode
+from bitswitch_deploy.profiling.result import OperatorTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfiledRuns:
+    """For each profiled run its nodes, and the ms of whole runs without profiler that took turns with them [n]."""
+
+    runs: Sequence[Sequence[NodeTime]]
+    plain_ms: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerName:
+    """A layer of the master and the tensor that holds its weight. is_quantized: whether it takes a width."""
+
+    name: str
+    weight: str
+    is_quantized: bool
+
+
+def owners(nodes: Sequence[OptimizedNode], layers: Sequence[LayerName]) -> dict[str, str]:
+    """Name of the layer by name of the node, for every node that a layer owns.
+
+    nodes: in the order in which they run. layers: all layers of the master.
+    """
+    found: dict[str, str] = {}
+    makers: dict[str, tuple[int, str | None]] = {}
+    for index, node in enumerate(nodes):
+        owner = _named_owner(node, layers)
+        if owner is None:
+            owner = max((makers[name] for name in node.inputs if name in makers), default=(0, None), key=_place)[1]
+        if owner is not None:
+            found[node.name] = owner
+        makers |= dict.fromkeys(node.outputs, (index, owner))
+    return found
+
+
+def _place(maker: tuple[int, str | None]) -> int:
+    return maker[0]
+
+
+def operator_times(run: ProfiledRuns, owner_of: Mapping[str, str], *, p50_ms: float) -> tuple[OperatorTime, ...]:
+    """The time of each node, the longest first; together they are no longer than the whole.
+
+    What the profiler costs is about the same for every node, and is taken off: it is known from runs without profiler
+    that took turns with the profiled ones. The rest is scaled to the p50 that was measured before.
+
+    Args:
+        run: the profile. owner_of: layer by node. p50_ms: of the whole network.
+    """
+    durations: dict[tuple[str, str], list[float]] = {}
+    for nodes in run.runs:
+        for key, ms in _by_node(nodes).items():
+            durations.setdefault(key, []).append(ms)
+    seen = {key: typical(values) for key, values in durations.items()}
+    whole_ms = typical(run.plain_ms)
+    cost = _cost_of_profiling(np.asarray(list(seen.values())), whole_ms)
+    times = []
+    for (name, operator), ms in seen.items():
+        share = max(ms - cost, 0.0) / whole_ms
+        owner = owner_of.get(name)
+        times.append(OperatorTime(name=name, operator=operator, layer=owner, ms=share * p50_ms, share=share))
+    return tuple(sorted(times, key=lambda time: (-time.ms, time.name)))
+
+
+def typical(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Mean of the second quarter of the ordered values.
+
+    Deaf to outliers, also to many of them, because interruptions only ever add; finer than the whole microseconds of a
+    profile.
+    """
+    ordered = np.sort(np.asarray(values))
+    return float(ordered[len(ordered) // 4 : len(ordered) // 2 + 1].mean())
+
+
+def _by_node(run: Sequence[NodeTime]) -> dict[tuple[str, str], float]:
+    """Ms in one run of each node; the body of a Loop runs several times."""
+    times: dict[tuple[str, str], float] = {}
+    for node in run:
+        key = (node.name, node.operator)
+        times[key] = times.get(key, 0.0) + node.duration_us / 1e3
+    return times
+
+
+def _cost_of_profiling(times_ms: NDArray[np.float64], whole_ms: float) -> float:
+    """The c >= 0 for which the times [nodes], each less c but not below 0, add up to the whole at most."""
+    ordered = np.sort(times_ms)[::-1]
+    if ordered.sum() <= whole_ms:
+        return 0.0
+    # with the k longest nodes above c: sum of them - k * c = whole
+    costs = (np.cumsum(ordered) - whole_ms) / np.arange(1, len(ordered) + 1)
+    return float(costs[int(np.flatnonzero(costs < ordered)[-1])])
+
+
+def _named_owner(node: OptimizedNode, layers: Sequence[LayerName]) -> str | None:
+    by_weight = [layer for layer in layers if any(_is_form_of(name, layer.weight) for name in node.inputs)]
+    if by_weight:
+        # of `conv` and `conv.weight.next` the longer name is meant
+        return max(by_weight, key=lambda layer: len(layer.weight)).name
+    names = (node.name, *node.outputs)
+    by_input = [layer for layer in layers if any(_is_form_of(name, f"{layer.name}.input") for name in names)]
+    return max(by_input, key=lambda layer: len(layer.name)).name if by_input else None
+
+
+def _is_form_of(name: str, base: str) -> bool:
+    return name == base or re.match(rf"{re.escape(base)}[._/]", name) is not None

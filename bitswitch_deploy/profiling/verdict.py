@@ -1,0 +1,72 @@
+"""The sentence about the speed of a width, and where it is no faster than float, why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitswitch_deploy.profiling.result import OperatorTime
+from bitswitch_deploy.profiling.statistics import Ratio
+
+# Types of onnxruntime, as they stand in an optimised graph.
+INTEGER_LAYERS = frozenset(
+    (
+        *("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
+        *("DynamicQuantizeMatMul", "MatMulNBits", "QAttention", "DynamicQuantizeLSTM"),
+    )
+)
+FLOAT_LAYERS = frozenset(
+    (
+        *("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
+        *("Attention", "MultiHeadAttention", "LSTM", "GRU", "RNN"),
+    )
+)
+CONVERSIONS = frozenset(
+    (
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "BitShift", "Clip"),
+        *("Transpose", "Reshape", "ReorderInput", "ReorderOutput"),
+    )
+)
+# From here on a share is worth a clause.
+_WORTH_SAYING = 0.1
+_SHOWN_NAMES = 3
+_DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
+
+
+def speed_verdict(ratio: Ratio, cause: str) -> str:
+    """How a candidate stands to the reference: a claim only where the whole interval is on one side of 1."""
+    spread = f"{ratio.value:.3f} x its time ({ratio.low:.3f} to {ratio.high:.3f})"
+    if ratio.high < 1:
+        return f"faster than {ratio.reference}: {spread}"
+    return f"no faster than {ratio.reference}: {spread}, because {cause}"
+
+
+def cause_in_graph(nodes: Sequence[OperatorTime], cpu_features: Sequence[str]) -> str:
+    """What in the optimised graph costs the time that integers should have saved.
+
+    Args:
+        nodes: what runs, with the time of each.
+        cpu_features: of the processor, empty where unknown.
+    """
+    floats = [node for node in nodes if node.operator in FLOAT_LAYERS]
+    integers = [node for node in nodes if node.operator in INTEGER_LAYERS]
+    converting = [node for node in nodes if node.operator in CONVERSIONS]
+    clauses = []
+    if floats:
+        names = ", ".join(node.layer or node.name for node in floats[:_SHOWN_NAMES])
+        more = f" and {len(floats) - _SHOWN_NAMES} more" if len(floats) > _SHOWN_NAMES else ""
+        total = len(floats) + len(integers)
+        clauses.append(f"{len(floats)} of {total} layers run in float ({names}{more}), {_share(floats)} of its time")
+    if sum(node.share for node in converting) >= _WORTH_SAYING:
+        operators = ", ".join(sorted({node.operator for node in converting}))
+        clauses.append(f"{_share(converting)} of its time goes into conversions ({operators})")
+    others = [node for node in nodes if node not in floats and node not in integers and node not in converting]
+    if sum(node.share for node in others) >= _WORTH_SAYING:
+        operators = ", ".join(sorted({node.operator for node in others}))
+        clauses.append(f"{_share(others)} goes into operators beside the layers ({operators})")
+    if cpu_features and not set(cpu_features) & set(_DOT_PRODUCTS):
+        clauses.append("this processor has no dot product of bytes")
+    return "; ".join(clauses) or f"all {len(integers)} layers run in integers and their kernels are no faster here"
+
+
+def _share(nodes: Sequence[OperatorTime]) -> str:
+    return f"{sum(node.share for node in nodes):.0%}"

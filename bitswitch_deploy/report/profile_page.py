@@ -1,0 +1,140 @@
+"""A profile for people: latencies, what they mean, where the time goes, and what the board did meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from bitswitch_deploy.profiling.board.state import BoardRecord, Span
+from bitswitch_deploy.profiling.result import REFERENCE, CandidateResult, ProfileResult
+from bitswitch_deploy.report.page import Page
+
+_COLUMNS = ("p50", "p90", "p95", "p99", "mean")
+_SHOWN_LAYERS = 5
+
+
+def print_profile(result: ProfileResult, stream: TextIO, *, width: int | None = None) -> None:
+    """Print a profile.
+
+    Args:
+        result: what was measured. stream: text output. width: columns, see Page.
+    """
+    page = Page(stream, width)
+    page.title(f"{result.package} in {result.engine} {result.engine_version}")
+    page.pairs(
+        [
+            ("timed", _threads(result) + result.timed),
+            ("turns", f"{result.turns} of {result.turn_ms:g} ms for each, {result.warmup_turns} before as warm-up"),
+            ("reference", result.reference),
+        ]
+    )
+    for batch in dict.fromkeys(each.batch_size for each in result.candidates):
+        _print_batch(page, [each for each in result.candidates if each.batch_size == batch], batch)
+    _print_budget(page, result)
+    if result.residuals:
+        page.section("Latency table: predicted against measured, p50")
+        page.pairs(
+            (each.label, f"{each.predicted_ms:.3f} of {each.measured_ms:.3f} ms, {100 * each.error:+.1f} %")
+            for each in result.residuals
+        )
+    _print_board(page, result)
+    if result.notes:
+        page.section("Notes")
+        for note in result.notes:
+            page.paragraph(f"- {note}")
+
+
+def _threads(result: ProfileResult) -> str:
+    if result.threads is None:
+        return ""
+    return f"{result.threads} thread{'s' if result.threads > 1 else ''}, "
+
+
+def _print_batch(page: Page, candidates: Sequence[CandidateResult], batch: int) -> None:
+    page.section(f"Latency in ms, batch {batch}")
+    names = ("width", *_COLUMNS, "CV %", "per s", "of float32", "mJ")
+    shown = [name for name in names if name != "mJ" or any(each.energy for each in candidates)]
+    page.table(
+        [(name, name != "width") for name in shown],
+        [[(cell, "") for cell in _cells(each)[: len(shown)]] for each in candidates],
+    )
+    verdicts = [(each.label, each.verdict) for each in candidates if each.verdict]
+    if verdicts:
+        page.gap()
+        page.pairs(verdicts)
+    _print_layers(page, [each for each in candidates if each.layers and each.label != REFERENCE])
+
+
+def _cells(candidate: CandidateResult) -> list[str]:
+    statistics, ratio = candidate.statistics, candidate.ratio
+    times = (statistics.p50_ms, statistics.p90_ms, statistics.p95_ms, statistics.p99_ms, statistics.mean_ms)
+    return [
+        candidate.label,
+        *(f"{ms:.3f}" for ms in times),
+        f"{100 * statistics.cv:.0f}",
+        f"{statistics.throughput_per_s:.0f}",
+        f"{ratio.value:.2f}" if ratio is not None else "-",
+        f"{candidate.energy.millijoules_per_inference:.2f}" if candidate.energy is not None else "-",
+    ]
+
+
+def _print_layers(page: Page, candidates: Sequence[CandidateResult]) -> None:
+    """The layers that take the most, side by side; a node that no layer owns stands under its own name."""
+    times: dict[str, dict[str, float]] = {}
+    for each in candidates:
+        for node in each.layers:
+            row = times.setdefault(node.layer or node.name, {})
+            row[each.label] = row.get(each.label, 0.0) + node.ms
+    longest = sorted(times, key=lambda name: (-max(times[name].values()), name))[:_SHOWN_LAYERS]
+    if longest:
+        page.gap()
+        page.paragraph(f"Layers that take longest, ms, the first {len(longest)} of {len(times)}")
+        labels = [each.label for each in candidates]
+        page.table(
+            [("layer", False), *((label, True) for label in labels)],
+            [
+                [(name, ""), *((f"{times[name][each]:.3f}" if each in times[name] else "", "") for each in labels)]
+                for name in longest
+            ],
+        )
+
+
+def _print_budget(page: Page, result: ProfileResult) -> None:
+    if not result.budget:
+        return
+    page.section("Budget")
+    page.pairs(
+        [
+            (
+                verdict.verdict,
+                f"{verdict.label}, batch {verdict.batch_size}: p95 {verdict.p95_ms:.3f} ms of {verdict.budget_ms:g} ms",
+            )
+            for verdict in result.budget
+        ]
+    )
+
+
+def _print_board(page: Page, result: ProfileResult) -> None:
+    board = result.board
+    page.section("Board")
+    rows = [("stable", "nothing moved that could be seen")] if not result.unstable else []
+    rows += [("UNSTABLE", reason) for reason in result.unstable]
+    rows += [(name, text) for name, text in _board_rows(board) if text]
+    page.pairs(rows)
+
+
+def _board_rows(board: BoardRecord) -> list[tuple[str, str]]:
+    locked = {True: "locked", False: "not locked", None: ""}[board.after.clocks_locked]
+    return [
+        ("power mode", board.after.power_mode or ""),
+        ("clocks", ", ".join([locked, *map(_span, board.clocks_mhz)]) if board.clocks_mhz else locked),
+        ("governor", ", ".join(board.after.governors)),
+        ("temperatures", ", ".join(map(_span, board.temperatures_c))),
+        ("rails", ", ".join(f"{name} {watts:.2f} W" for name, watts in board.after.rails_w)),
+        ("GPU", ", ".join(f"{gpu.name}, driver {gpu.driver}" for gpu in board.after.gpus)),
+        ("not told", ", ".join(board.unknown)),
+    ]
+
+
+def _span(span: Span) -> str:
+    return f"{span.name} {span.lowest:.0f} to {span.highest:.0f}"

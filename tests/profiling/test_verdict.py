@@ -1,0 +1,59 @@
+"""The sentence about speed, and its reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitswitch_deploy.profiling.statistics import Ratio
+from bitswitch_deploy.profiling.verdict import cause_in_graph, speed_verdict
+from tests.profiling.results import node
+
+
+def quotient(value: float, low: float, high: float) -> Ratio:
+    return Ratio(reference="float32", value=value, low=low, high=high, confidence=0.96, turns=40)
+
+
+def test_faster_needs_the_whole_interval() -> None:
+    assert speed_verdict(quotient(0.5, 0.4, 0.6), "x") == "faster than float32: 0.500 x its time (0.400 to 0.600)"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.7, 1.0), (0.95, 1.2), (1.1, 1.4)])
+def test_else_it_is_no_faster_and_the_reason_stands_beside(low: float, high: float) -> None:
+    text = speed_verdict(quotient(0.99, low, high), "11 of 20 layers run in float")
+    assert text.startswith("no faster than float32: 0.990 x its time")
+    assert text.endswith("because 11 of 20 layers run in float")
+
+
+def test_float_layers_are_named_and_counted() -> None:
+    nodes = [
+        node("a", "QLinearConv", 0.2, "stem"),
+        node("b", "FusedConv", 0.3, "body.1"),
+        node("c", "Conv", 0.2, "body.2"),
+        node("d", "Gemm", 0.1),
+        node("e", "MatMul", 0.1, "body.4"),
+    ]
+    assert cause_in_graph(nodes, ("avx_vnni",)) == (
+        "4 of 5 layers run in float (body.1, body.2, d and 1 more), 70% of its time"
+    )
+
+
+def test_conversions_and_other_operators_are_named_where_they_take_a_tenth() -> None:
+    nodes = [
+        node("a", "QLinearConv", 0.5),
+        node("b", "QuantizeLinear", 0.06),
+        node("c", "Transpose", 0.05),
+        node("d", "QLinearAdd", 0.3),
+    ]
+    assert cause_in_graph(nodes, ("avx_vnni",)) == (
+        "11% of its time goes into conversions (QuantizeLinear, Transpose); "
+        "30% goes into operators beside the layers (QLinearAdd)"
+    )
+    nodes[2:] = [node("c", "Transpose", 0.03)]
+    assert "conversions" not in cause_in_graph(nodes, ("avx_vnni",))
+
+
+def test_a_processor_without_dot_products_is_a_reason_where_it_is_known() -> None:
+    nodes = [node("a", "QLinearConv", 1.0)]
+    assert cause_in_graph(nodes, ("avx2",)) == "this processor has no dot product of bytes"
+    for features in ((), ("asimddp",)):
+        assert cause_in_graph(nodes, features) == "all 1 layers run in integers and their kernels are no faster here"
