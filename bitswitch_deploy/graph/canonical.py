@@ -42,7 +42,7 @@ def canonical_graph(master: Master, assignment: WidthAssignment) -> CanonicalGra
         GraphError: the skeleton is of another opset, a layer stands in a branch or loop of the network, or the result
             is not valid ONNX, which the reader of the master should have refused.
     """
-    _check_opset(master.skeleton)
+    check_opset(master.skeleton)
     plan = plan_canonical(master, assignment)
     graph = import_model(master.skeleton)
     run_passes(graph, [BindParameters(master, plan), QuantizeWeights(master, plan), QuantizeActivations(plan)])
@@ -50,8 +50,12 @@ def canonical_graph(master: Master, assignment: WidthAssignment) -> CanonicalGra
     return CanonicalGraph(model=model, plan=plan, large=large_tensors(graph))
 
 
-def _check_opset(skeleton: onnx.ModelProto) -> None:
-    """Operators such as Softmax and GroupNormalization mean something else in another opset."""
+def check_opset(skeleton: onnx.ModelProto) -> None:
+    """Refuse a skeleton of another opset: operators such as Softmax and GroupNormalization mean something else there.
+
+    Raises:
+        GraphError: it is of another opset.
+    """
     opset = skeleton.opset_import[0].version
     if opset != CANONICAL_OPSET:
         raise GraphError(
