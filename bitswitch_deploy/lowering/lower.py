@@ -18,6 +18,7 @@ from bitswitch_deploy.lowering.clamp_activations import ClampActivations
 from bitswitch_deploy.lowering.fill_container import FillContainer
 from bitswitch_deploy.lowering.fold_batchnorm import FoldBatchNorm
 from bitswitch_deploy.lowering.fold_clips import FoldClips
+from bitswitch_deploy.lowering.halve_float_layers import HalveFloatLayers
 from bitswitch_deploy.lowering.lowering_pass import Change, LoweringContext, LoweringPass
 from bitswitch_deploy.lowering.pack_weights import PackWeights
 from bitswitch_deploy.lowering.pool_codes import PoolCodes
@@ -52,6 +53,7 @@ PASSES: dict[str, type[LoweringPass]] = {
         Requantize,
         PackWeights,
         StoreFloatWeights,
+        HalveFloatLayers,
         SetOpset,
     )
 }
@@ -60,6 +62,7 @@ PASSES: dict[str, type[LoweringPass]] = {
 MADE_BY: dict[Approximation, tuple[str, ...]] = {
     Approximation.ROUNDED_BIAS: (QuantizeBias.__name__,),
     Approximation.RESIDUAL_CODES: (QuantizeResidual.__name__,),
+    Approximation.HALF_LAYERS: (HalveFloatLayers.__name__,),
     Approximation.PINNED_LAYERS: (QuantizePinned.__name__,),
     Approximation.FULL_RESOLUTION: (FillContainer.__name__,),
 }

@@ -15,7 +15,7 @@ from bitswitch_deploy.errors import CheckFailedError, UsageError
 from bitswitch_deploy.graph.external_data import data_chunks, data_name, refer_to_data
 from bitswitch_deploy.graph.model_io import check_file
 from bitswitch_deploy.graph.stamp import MadeFrom, stamp
-from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import MADE_BY, check_passes
 from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.package.destination import check_destination
@@ -114,7 +114,7 @@ def _check_approximations(request: ExportRequest) -> None:
     target = request.target.target
     useless = [each.value for each in request.approximations if not set(MADE_BY[each]) & set(target.lowering)]
     if useless or (request.strict and request.approximations):
-        able = [each.value for each in MADE_BY if each not in USUAL and set(MADE_BY[each]) & set(target.lowering)]
+        able = [each.value for each in MADE_BY if each not in EXPORTED and set(MADE_BY[each]) & set(target.lowering)]
         names = ", ".join(sorted(each.value for each in request.approximations))
         raise UsageError(
             where="--approximate",
@@ -158,7 +158,7 @@ class _Job:
 def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     request, master, target = job.request, job.master, job.request.target.target
     job.progress.start(f"{assignment.label}: deriving and lowering", 1)
-    wanted = EXACT if request.strict else USUAL | request.approximations
+    wanted = EXACT if request.strict else EXPORTED | request.approximations
     least = request.min_agreement if request.min_agreement is not None else target.quantization.min_agreement
     width = lower_width(
         master, assignment, target, data=job.data, wanted=wanted, min_agreement=least, progress=job.progress
