@@ -1,7 +1,7 @@
 """From float32 to float16, node by node, with Casts where the two meet.
 
-Strongly typed TensorRT networks (from 11.0 on there is no other kind, from 10.12 on the other one is deprecated) compute
-in the types that the graph states: no builder flag asks for FP16, so the graph itself must say it.
+Strongly typed TensorRT networks (from 11.0 on there is no other kind, from 10.12 on the other one is deprecated)
+compute in the types that the graph states: no builder flag asks for FP16, so the graph itself must say it.
 
 Which inputs and outputs of a node may change is read off the operator's ONNX schema. Constants are rounded to float16,
 their magnitude limited to 65504: what a network uses as "minus infinity" must not become one. Numbers below 6e-8 become

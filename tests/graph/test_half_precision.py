@@ -93,7 +93,7 @@ def test_integers_stay() -> None:
 
 def test_a_tensor_that_is_output_and_read_on_is_both() -> None:
     model = halved("net (float[2] x) => (float[2] r, float[2] y) { r = Relu (x)\n y = Neg (r) }")
-    first, second = onnx.reference.ReferenceEvaluator(model).run(None, {"x": np.array([-1, 2], np.float32)})  # type: ignore[misc]
+    first, second = onnx.reference.ReferenceEvaluator(model).run(None, {"x": np.array([-1, 2], np.float32)})
     np.testing.assert_array_equal(first, [0, 2])
     np.testing.assert_array_equal(second, [0, -2])
 

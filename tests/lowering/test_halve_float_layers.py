@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, build_engine
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import lower
 from bitswitch_deploy.master import Master
