@@ -162,7 +162,7 @@ def _host_cpu() -> ResolvedTarget:
 
 def _jetson(root: Path, stack: str | None) -> ResolvedTarget:
     """The board under `root`; on any other host `_JETSON_ELSEWHERE`."""
-    names = _board_names(root)
+    names = board_names(root)
     if not any(name.startswith("tegra") for name in names):
         target = _bundled_target(_JETSON_ELSEWHERE)
         target = target.with_stack(stack) if stack else target
@@ -170,7 +170,7 @@ def _jetson(root: Path, stack: str | None) -> ResolvedTarget:
         note = f"jetson: this host is not a Jetson, using {target.name}@{target.stack.name}: {why}"
         return ResolvedTarget(target=target, note=note)
     target, how = _match_board(names)
-    l4t = _l4t_version(root)
+    l4t = l4t_version(root)
     if stack:
         target = target.with_stack(stack)
     elif l4t:
@@ -179,7 +179,7 @@ def _jetson(root: Path, stack: str | None) -> ResolvedTarget:
     return ResolvedTarget(target=target, note=f"jetson: {how}, {found}, using {target.name}@{target.stack.name}")
 
 
-def _board_names(root: Path) -> list[str]:
+def board_names(root: Path) -> list[str]:
     """Numbers of carrier, module and chip: `nvidia,p3768-0000+p3767-0005`, `nvidia,tegra234` gives three names."""
     try:
         text = (root / "proc/device-tree/compatible").read_bytes().decode("ascii", errors="replace")
@@ -209,7 +209,7 @@ def _match_board(names: list[str]) -> tuple[Target, str]:
     )
 
 
-def _l4t_version(root: Path) -> str | None:
+def l4t_version(root: Path) -> str | None:
     """`# R36 (release), REVISION: 4.3, ...` is 36.4.3; None in a container that does not show the file."""
     try:
         text = (root / "etc/nv_tegra_release").read_text(encoding="utf-8", errors="replace")

@@ -42,13 +42,17 @@ _VERSION_CLAUSE = re.compile(r"(>=|<)?(\d+(?:\.\d+)*)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Facts about the board, for reports and limits. None is unknown or different from board to board."""
+    """Facts about the board, for reports and limits. None is unknown or different from board to board.
+
+    dla_tensorrt: rules for the TensorRT versions that drive its DLA cores; one of them must match.
+    """
 
     sm: str | None = None
     gpu_int8_tops_dense: float | None = None
     memory_gb: float | None = None
     memory_bandwidth_gbs: float | None = None
     dla_cores: int = 0
+    dla_tensorrt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,6 @@ class Stack:
     cuda: str | None = None
     typing: Literal["weak", "strong"] | None = None
     weight_form: Literal["int8", "float_q_dq"] = "int8"
-    dla: bool = False
     editable_timing_cache: bool = False
     default: bool = False
 
@@ -255,6 +258,11 @@ def _contradictions(target: Target) -> _Problems:
     for field in ("gpu_int8_tops_dense", "memory_gb", "memory_bandwidth_gbs", "dla_cores"):
         if (getattr(target.device, field) or 0) < 0:
             yield f"device.{field}", str(getattr(target.device, field)), "0 or more"
+    if bool(target.device.dla_tensorrt) != bool(target.device.dla_cores):
+        got = f"{list(target.device.dla_tensorrt)} with dla_cores: {target.device.dla_cores}"
+        yield "device.dla_tensorrt", got, "version rules where there are DLA cores, and only there"
+    for rule in target.device.dla_tensorrt:
+        yield from _rule_problems("device.dla_tensorrt", rule)
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", target.name):
         yield "name", repr(target.name), "lower-case letters, digits and hyphens"
     yield from _stack_problems(target)
@@ -286,8 +294,6 @@ def _stack_problems(target: Target) -> _Problems:
                 yield from _rule_problems(f"{key}.{field}", rule)
         if (stack.typing is None) != (target.engine.name == "onnxruntime"):
             yield f"{key}.typing", f"{stack.typing} with {target.engine.name}", "weak or strong, for TensorRT only"
-        if stack.dla and not target.device.dla_cores:
-            yield f"{key}.dla", "true on a device with dla_cores: 0", "false"
 
 
 def _rule_problems(key: str, rule: str) -> _Problems:

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from bitswitch_deploy.cli.options import PATH, json_option, progress_bar
-from bitswitch_deploy.pipeline.build import build
+from bitswitch_deploy.pipeline.build import BuildRequest, build
+from bitswitch_deploy.pipeline.engine_recipe import EngineOptions
+from bitswitch_deploy.report.build_page import print_build
 from bitswitch_deploy.report.json import to_json
 
 
 @click.command("build")
 @click.argument("package", type=PATH)
 @click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
-@click.option("--force", is_flag=True, help="Build engines again that exist.")
+@click.option("--force", is_flag=True, help="Build engines again that are up to date.")
+@click.option("--fp32", is_flag=True, help="No float16 in the quantized engines; the reference stays float16.")
+@click.option("--dla", is_flag=True, help="Run what it can on DLA core 0, batch 1, and the rest on the GPU.")
+@click.option(
+    "--workspace", "workspace_mb", type=click.IntRange(min=1), metavar="MB", help="Memory for trying tactics."
+)
+@click.option("--timing-cache", type=PATH, metavar="FILE", help="Another one than that of this device.")
 @json_option
-def command(package: Path, target: str | None, force: bool, as_json: bool) -> None:
-    """Build the engines of a package on this machine: on the Jetson for a Jetson, anywhere for TensorRT for RTX."""
+def command(
+    package: Path,
+    target: str | None,
+    force: bool,
+    as_json: bool,
+    timing_cache: Path | None,
+    **options: bool | int | None,
+) -> None:
+    """Build the engines of a package on this machine: on the Jetson for a Jetson, anywhere for TensorRT for RTX.
+
+    An FP16 engine of the float network is built beside them, to compare with. Engines that are up to date stay.
+    """
+    wanted = EngineOptions(**options)  # type: ignore[arg-type]
+    request = BuildRequest(package=package, target=target, force=force, options=wanted, timing_cache=timing_cache)
     with progress_bar() as progress:
-        result = build(package, target=target, force=force, progress=progress)
+        report = build(request, progress)
     if as_json:
-        print(to_json("bitswitch-build/1", result))
+        print(to_json("bitswitch-build/2", report))
     else:
-        for engine in result.engines:
-            click.echo(f"{engine.label:6} {engine.size_bytes:>12,} bytes  {engine.path}  ({engine.builder})")
+        print_build(report, sys.stdout)

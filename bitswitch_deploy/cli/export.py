@@ -11,7 +11,7 @@ import click
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, max_drop_option, progress_bar
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.lowering.approximation import USUAL, Approximation
+from bitswitch_deploy.lowering.approximation import EXPORTED, Approximation
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.export import ExportRequest, export
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
@@ -38,7 +38,7 @@ DEFAULT_BITS = "8,6,4,2"
     "--approximate",
     "approximations",
     multiple=True,
-    type=click.Choice([each.value for each in Approximation if each not in USUAL]),
+    type=click.Choice([each.value for each in Approximation if each not in EXPORTED]),
     help="Trade exactness for speed where it agrees with the trained network; can be given more than once.",
 )
 @click.option(

@@ -1,18 +1,25 @@
 #!/bin/sh
-# Builds one TensorRT engine for each graph of this package, on the board that will run them:
-# an engine works only on the board and with the TensorRT release that built it.
+# Builds the TensorRT engines of this package with trtexec, on the board that will run them: one for each width, and the
+# FP16 reference to compare with. An engine works only on the board and with the TensorRT release that built it.
 #
-#   ./build_on_device.sh            build what is missing or out of date
-#   ./build_on_device.sh --force    build everything again
+#   ./build_on_device.sh                build what is missing or out of date
+#   ./build_on_device.sh --force        build everything again
+#   ./build_on_device.sh --fp32         no float16 in the quantized engines
+#   ./build_on_device.sh --dla          run what it can on DLA core 0, batch 1, and the rest on the GPU
+#   ./build_on_device.sh --workspace N  memory for trying tactics, in MB
+#   ./build_on_device.sh --timeout N    give one engine N minutes (default: 120)
 #
-# Engines, logs, layer lists and the timing cache go to the folder on_device beside this script.
-# Exit codes: 0 every engine is there; 1 a build failed; 2 wrong usage; 3 a graph is not the exported one;
-# 4 the board or trtexec is not here.
+# Engines, their records, logs and layer lists go to the folder on_device beside this script, the timing cache to the
+# user's cache folder. Exit codes: 0 every engine is there; 1 a build failed; 2 wrong usage; 3 a graph is not the
+# exported one; 4 the board or trtexec is not here.
 set -eu
 
 # --- settings of this package
 #@SETTINGS@
 # --- end of settings
+
+device_tree=${BITSWITCH_DEVICE_TREE:-/proc/device-tree/compatible}
+tegra_release=${BITSWITCH_TEGRA_RELEASE:-/etc/nv_tegra_release}
 
 say() {
     printf '%s\n' "$*" >&2
@@ -30,7 +37,6 @@ check_board() {
     [ "$machine" = "$arch" ] ||
         refuse 4 "this is a $machine machine. Engines for $target are built on the $arch board itself: copy the package there."
     [ -n "$boards" ] || return 0
-    device_tree=${BITSWITCH_DEVICE_TREE:-/proc/device-tree/compatible}
     [ -r "$device_tree" ] || refuse 4 "no $device_tree: this is not the board of $target. Copy the package to the board."
     for board in $boards; do
         if tr '\0' '\n' <"$device_tree" | grep -q "$board"; then
@@ -71,15 +77,80 @@ read_version() {
     [ "$number" -ge 80500 ] || refuse 4 "TensorRT $version is too old. 8.5 or newer is needed."
 }
 
-# Precision flags: needed for Q/DQ graphs before 10.12, replaced by strong typing there, gone in 11.0.
-choose_flags() {
-    if [ "$number" -lt 101200 ]; then
-        flags=$legacy_flags
-    elif [ "$number" -lt 110000 ]; then
-        flags=--stronglyTyped
-    else
-        flags=
+# What decides whether an engine fits a machine; empty where the machine does not tell it.
+read_device() {
+    module='' sm='' l4t='' power_mode=''
+    if [ -r "$device_tree" ]; then
+        names=$(tr '\0' '\n' <"$device_tree" | tr '+' '\n' | sed 's/^nvidia,//; s/-super$//')
+        case $names in
+        *tegra194*) sm=7.2 ;;
+        *tegra234*) sm=8.7 ;;
+        *tegra264*) sm=11.0 ;;
+        esac
+        module=$(printf '%s\n' "$names" | grep -E '^p[0-9]+-[0-9]+$' | tail -n 1) || module=''
     fi
+    if [ -r "$tegra_release" ]; then
+        l4t=$(sed -n 's/.*R\([0-9]*\) (release), REVISION: \([0-9][0-9.]*[0-9]\).*/\1.\2/p' "$tegra_release" | sed 1q)
+    fi
+    if command -v nvpmodel >/dev/null 2>&1; then
+        power_mode=$(nvpmodel -q 2>/dev/null | sed -n 's/.*NV Power Mode: *\([^ ]*\).*/\1/p' | sed 1q)
+    fi
+}
+
+safe() { # a part of a file name
+    printf '%s' "$1" | tr -cs 'A-Za-z0-9.' '_'
+}
+
+# The same place and name as `bitswitch-deploy build` takes: what was measured holds for a device, release and power mode.
+choose_timing_cache() {
+    folder=${XDG_CACHE_HOME:-${HOME:-$out}/.cache}/bitswitch-deploy
+    mkdir -p "$folder" 2>/dev/null || folder=$out
+    timing_cache=$folder/tensorrt-$version-$(safe "${module:-$arch}")${power_mode:+-$(safe "$power_mode")}.timing
+}
+
+is_dla_release() {
+    for rule in $dla_rules; do
+        fits=yes
+        for clause in $(printf '%s' "$rule" | tr ',' ' '); do
+            case $clause in
+            '<'*) [ "$number" -lt "${clause#<}" ] || fits=no ;;
+            '>='*) [ "$number" -ge "${clause#>=}" ] || fits=no ;;
+            esac
+        done
+        [ "$fits" = no ] || return 0
+    done
+    return 1
+}
+
+check_dla() {
+    [ "$dla" = yes ] || return 0
+    [ -n "$dla_rules" ] || refuse 4 "--dla: $target has no DLA cores. Leave it out: the GPU runs every layer."
+    is_dla_release ||
+        refuse 4 "--dla: TensorRT $version does not drive the DLA cores of $target ($dla_rules). Leave it out."
+    # static shapes only
+    opt_shapes=$min_shapes max_shapes=$min_shapes
+}
+
+# Precision flags: needed for Q/DQ graphs before 10.12, replaced by strong typing there, gone in 11.0. Sets `names`, as
+# recorded, and `flags`, as trtexec takes them.
+choose_flags() { # role
+    names='' flags=''
+    if [ "$number" -ge 101200 ]; then
+        names=STRONGLY_TYPED
+        [ "$number" -ge 110000 ] || flags=--stronglyTyped
+    elif [ "$1" = reference ]; then
+        names=FP16 flags=--fp16
+    else
+        for flag in $legacy_flags; do
+            if [ "$fp32" = no ] || [ "$flag" != FP16 ]; then
+                names="$names $flag" flags="$flags --$(printf '%s' "$flag" | tr '[:upper:]' '[:lower:]')"
+            fi
+        done
+    fi
+    if [ "$dla" = yes ]; then
+        names="$names GPU_FALLBACK" flags="$flags --useDLACore=0 --allowGPUFallback"
+    fi
+    names=$(printf '%s\n' "$names" | tr ' ' '\n' | grep . | LC_ALL=C sort | tr '\n' ' ') || names=''
     if [ "$number" -lt 80600 ]; then
         flags="$flags --buildOnly"
     else
@@ -90,49 +161,181 @@ choose_flags() {
     flags="$flags --profilingVerbosity=detailed"
 }
 
-failed() { # label, reason
-    say "$1: FAILED: $2. The log is $log; it ends with:"
+check_fp32() {
+    if [ "$fp32" = yes ] && [ "$number" -ge 101200 ] && [ "$has_half" = yes ]; then
+        refuse 2 "--fp32: TensorRT $version takes types from the graph, and these hold float16. Export with --strict."
+    fi
+}
+
+quoted() { # a JSON string, or null
+    if [ -n "$1" ]; then
+        printf '"%s"' "$1"
+    else
+        printf 'null'
+    fi
+}
+
+list() { # a JSON list of the other arguments, as it stands in a recipe
+    if [ $# = 0 ]; then
+        printf '[]'
+        return
+    fi
+    separator='['
+    for item in "$@"; do
+        printf '%s\n      "%s"' "$separator" "$item"
+        separator=,
+    done
+    printf '\n    ]'
+}
+
+hash_of() {
+    sha256sum <"$1" | cut -d' ' -f1
+}
+
+# The record of an engine, in the words and the layout of `bitswitch-deploy build`.
+record() { # engine, tool, hash of the timing cache as JSON
+    # flags, hashes and shapes are lists of words
+    # shellcheck disable=SC2086
+    cat <<RECORD
+{
+  "label": "$label",
+  "sha256": "$(hash_of "$1")",
+  "size_bytes": $(wc -c <"$1" | tr -d ' '),
+  "tool": "$2",
+  "recipe": {
+    "graph_sha256": $(list $sums),
+    "module": "tensorrt",
+    "version": "$version",
+    "flags": $(list $names),
+    "shapes": $(list $min_shapes $opt_shapes $max_shapes),
+    "workspace_mb": ${workspace_mb:-null},
+    "dla_core": $([ "$dla" = yes ] && printf 0 || printf null),
+    "device": {
+      "arch": "$arch",
+      "module": $(quoted "$module"),
+      "sm": $(quoted "$sm"),
+      "l4t": $(quoted "$l4t"),
+      "power_mode": $(quoted "$power_mode")
+    },
+    "compute_capabilities": []
+  },
+  "timing_cache_sha256": $3,
+  "schema": "bitswitch-engine/1"
+}
+RECORD
+}
+
+is_current() {
+    [ "$force" = no ] && [ -f "$plan" ] && [ -f "$plan.json" ] || return 1
+    tool=$(sed -n 's/^  "tool": "\(.*\)",$/\1/p' "$plan.json")
+    cache=$(sed -n 's/^  "timing_cache_sha256": \(.*\),$/\1/p' "$plan.json")
+    [ "$(record "$plan" "$tool" "$cache")" = "$(cat "$plan.json")" ]
+}
+
+check_graph() { # file, sha256
+    [ -f "$here/$1" ] || refuse 3 "$1 is missing. Export the package again."
+    [ "$(hash_of "$here/$1")" = "$2" ] || refuse 3 "$1 is not the graph that was exported. Export the package again."
+}
+
+failed() { # reason
+    say "$label: FAILED: $1. The log is $log; it ends with:"
     tail -n 5 "$log" >&2
     failures=$((failures + 1))
 }
 
-build() { # label, file, sha256
-    label=$1 file=$2 sum=$3
-    log=$out/$label.log plan=$out/$label.plan partial=$out/.$label.plan.partial-$$
-    stamp="TensorRT $version, graph $sum, flags $flags"
-    [ -f "$here/$file" ] || refuse 3 "$file is missing. Export the package again."
-    [ "$(sha256sum <"$here/$file" | cut -d' ' -f1)" = "$sum" ] ||
-        refuse 3 "$file is not the graph that was exported. Export the package again."
-    if [ "$force" = no ] && [ -f "$plan" ] && [ -f "$plan.stamp" ] && [ "$(cat "$plan.stamp")" = "$stamp" ]; then
+run_trtexec() {
+    if timeout --foreground 5 true 2>/dev/null; then
+        timeout --foreground -k 30 "$((minutes * 60))" "$trtexec" "$@" >"$log" 2>&1 </dev/null
+    else
+        "$trtexec" "$@" >"$log" 2>&1 </dev/null
+    fi
+}
+
+list_fallback() {
+    [ "$dla" = yes ] || return 0
+    grep -e 'falling back to GPU' -e 'device type to GPU' -e 'Switching to GPU' "$log" >"$out/$stem.gpu-fallback.txt" || :
+    say "$label: $(wc -l <"$out/$stem.gpu-fallback.txt" | tr -d ' ') layers fall back to the GPU: $out/$stem.gpu-fallback.txt"
+}
+
+why_failed() { # exit code of trtexec
+    if [ "$1" = 124 ]; then
+        printf '%s' "not done after $minutes minutes: it hangs, or needs a longer --timeout"
+    elif [ "$1" = 137 ]; then
+        printf '%s' "trtexec was killed, as the system does when memory runs out: end other programs, or --workspace MB"
+    elif grep -q -i -e 'out of memory' -e 'OutOfMemory' -e 'cudaError 2:' "$log"; then
+        printf '%s' "out of memory: end other programs, the desktop first, or build with less: --workspace MB"
+    else
+        printf '%s' "trtexec refused the graph"
+    fi
+}
+
+build() { # label, role, file, sha256, and the same of a data file where there is one
+    label=$1 role=$2 file=$3 sums=$4
+    check_graph "$3" "$4"
+    if [ -n "${6-}" ]; then
+        check_graph "$5" "$6"
+        sums="$4 $6"
+    fi
+    stem=$(basename "$file" .onnx)
+    log=$out/$stem.log plan=$out/$stem.engine partial=$out/.$stem.engine.partial-$$
+    choose_flags "$role"
+    if is_current; then
         say "$label: up to date"
         return 0
     fi
     say "$label: building, this takes minutes (log: $log)"
-    set -- "--onnx=$here/$file" "--saveEngine=$partial" "--timingCacheFile=$out/timing-$version.cache"
-    set -- "$@" "--exportLayerInfo=$out/$label.layers.json"
+    set -- "--onnx=$here/$file" "--saveEngine=$partial" "--timingCacheFile=$timing_cache"
+    set -- "$@" "--exportLayerInfo=$out/$stem.layers.json"
     for flag in $flags; do
         set -- "$@" "$flag"
     done
-    if ! "$trtexec" "$@" >"$log" 2>&1 </dev/null; then
-        failed "$label" "trtexec refused the graph or ran out of memory"
+    code=0
+    run_trtexec "$@" || code=$?
+    if [ "$code" != 0 ]; then
+        failed "$(why_failed "$code")"
     elif grep -q -e 'UINT8 zero_point' -e 'will use INT8 instead' -e 'Defaulting to INT8' "$log"; then
-        failed "$label" "TensorRT reads UINT8 codes of this graph as INT8, which destroys half of their range"
+        failed "TensorRT reads UINT8 codes of this graph as INT8, which destroys half of their range"
     elif [ ! -s "$partial" ]; then
-        failed "$label" "trtexec wrote no engine"
+        failed "trtexec wrote no engine"
     else
+        cache=null
+        [ ! -f "$timing_cache" ] || cache=\"$(hash_of "$timing_cache")\"
+        record "$partial" trtexec "$cache" >"$partial.json"
+        # the record last: an engine without one is built again
+        rm -f "$plan.json"
         mv -f "$partial" "$plan"
-        printf '%s\n' "$stamp" >"$plan.stamp"
+        mv -f "$partial.json" "$plan.json"
+        list_fallback
         say "$label: $plan"
     fi
-    rm -f "$partial"
+    rm -f "$partial" "$partial.json"
 }
 
-force=no
-case "$#:${1-}" in
-0:) ;;
-1:--force) force=yes ;;
-*) refuse 2 "unknown arguments: $*. Allowed: --force" ;;
-esac
+usage() {
+    refuse 2 "unknown arguments: $*. Allowed: --force, --fp32, --dla, --workspace MB, --timeout MINUTES"
+}
+
+force=no fp32=no dla=no minutes=120
+while [ $# -gt 0 ]; do
+    case $1 in
+    --force) force=yes ;;
+    --fp32) fp32=yes ;;
+    --dla) dla=yes ;;
+    --workspace | --timeout)
+        case ${2-} in
+        '' | *[!0-9]* | 0*) usage "$@" ;;
+        esac
+        if [ "$1" = --workspace ]; then
+            workspace_mb=$2
+        else
+            minutes=$2
+        fi
+        shift
+        ;;
+    *) usage "$@" ;;
+    esac
+    shift
+done
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 out=$here/on_device
@@ -140,20 +343,25 @@ failures=0
 check_board
 find_trtexec
 read_version
-choose_flags
+read_device
+check_dla
+check_fp32
 say "$target: TensorRT $version on this board; the graphs were made for $made_for"
 mkdir -p "$out"
-exec 9>"$out/.lock"
+exec 9>>"$out/.lock"
 if command -v flock >/dev/null 2>&1; then
     flock -n 9 || refuse 4 "another build is running in $out. Wait for it."
 fi
-rm -f "$out"/.*.plan.partial-* # of a killed run
+rm -f "$out"/.*.engine.partial-* # of a killed run
+choose_timing_cache
 partial=
-trap 'rm -f "$partial"' EXIT
+trap 'rm -f "$partial" "$partial.json"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
-while read -r label file sum; do
-    build "$label" "$file" "$sum"
+while read -r label role file sums; do
+    # the rest of a line is one or two hashes, with the name of the data file between them
+    # shellcheck disable=SC2086
+    build "$label" "$role" "$file" $sums
 done <<END
 $graphs
 END

@@ -55,6 +55,17 @@ def batch_profile(inputs: Iterable[ValueSpec], *, batch: tuple[int, int, int]) -
     return tuple(profile)
 
 
+def shape_texts(profile: Iterable[ShapeRange]) -> tuple[str, ...]:
+    """Minimum, optimum and maximum as trtexec takes them, `x:1x3x8x8,y:1x4`; nothing for an empty profile."""
+    entries = tuple(profile)
+    if not entries:
+        return ()
+    return tuple(
+        ",".join(f"{entry.input}:{'x'.join(map(str, getattr(entry, which)))}" for entry in entries)
+        for which in ("minimum", "optimum", "maximum")
+    )
+
+
 def check_profile(shapes: Mapping[str, tuple[int | None, ...]], profile: Iterable[ShapeRange], *, where: str) -> None:
     """Compare a profile with the inputs of a graph; None is an open dimension.
 

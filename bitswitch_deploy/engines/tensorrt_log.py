@@ -8,11 +8,17 @@ from dataclasses import dataclass
 
 from bitswitch_deploy.errors import BitswitchError, GraphError, UnavailableError
 
+# How the verbose message begins in which a builder lists the layers of the engine that it has built.
+LAYER_LIST = ("Layers:", "Engine Layer Information:")
 ERROR_SEVERITIES = ("INTERNAL_ERROR", "ERROR")
 
 # Both wordings of the ONNX parser (8.5 to 10.3; 10.11 and newer). Half of the code range is destroyed without an error.
 _UINT8_AS_INT8 = re.compile(r"UINT8 zero_point|TensorRT will use INT8 instead|Defaulting to INT8")
 _NO_GPU = re.compile(r"cuda", re.IGNORECASE)
+# cudaErrorMemoryAllocation in words and by number, the builder's own allocators, std::bad_alloc
+_NO_MEMORY = re.compile(r"out ?of ?memory|cudaError 2:|requested amount of (GPU )?memory|bad_alloc", re.IGNORECASE)
+_NO_TACTIC = "Could not find any implementation"
+_SMALL_WORKSPACE = re.compile(r"insufficient workspace|increase (the )?workspace", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +56,18 @@ def check_unsigned_codes(messages: Iterable[LogMessage], *, where: str) -> None:
 
 
 def build_failure(messages: Iterable[LogMessage], *, where: str) -> BitswitchError:
-    """The error for a build that returned nothing: the first logged error is the cause."""
-    errors = errors_of(messages) or ("the builder returned nothing and logged no error",)
+    """The error for a build that returned nothing: the first logged error is the cause, unless memory ran out."""
+    logged = list(messages)
+    errors = errors_of(logged) or ("the builder returned nothing and logged no error",)
     got = "no engine: " + "; ".join(errors)
+    # tactics that do not fit are skipped with a warning; only where none is left were they the cause
+    causes = errors + (warnings_of(logged) if any(_NO_TACTIC in text for text in errors) else ())
+    if any(_NO_MEMORY.search(text) for text in causes):
+        do = "end other programs, the desktop first, or build with less: bitswitch-deploy build PACKAGE --workspace MB"
+        return UnavailableError(where=where, got=f"out of memory; {got}", allowed="free memory for the build", do=do)
+    if any(_SMALL_WORKSPACE.search(text) for text in causes):
+        do = "build with more: bitswitch-deploy build PACKAGE --workspace MB"
+        return UnavailableError(where=where, got=got, allowed="workspace for each layer of the network", do=do)
     if _NO_GPU.search(errors[0]):
         do = "build on the machine that runs the engine and check its driver"
         return UnavailableError(where=where, got=got, allowed="a GPU and driver that this build can use", do=do)

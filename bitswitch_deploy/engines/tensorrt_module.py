@@ -7,7 +7,7 @@ from collections.abc import MutableSequence
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from bitswitch_deploy.engines.tensorrt_log import LogMessage
+from bitswitch_deploy.engines.tensorrt_log import LAYER_LIST, LogMessage
 from bitswitch_deploy.errors import UnavailableError, UsageError
 
 Module = Literal["tensorrt", "tensorrt_rtx"]
@@ -37,9 +37,10 @@ def load_module(module: Module) -> ModuleType:
 
 
 def recording_logger(trt: Any, messages: MutableSequence[LogMessage]) -> Any:
-    """A logger of the vendor's kind that appends to `messages`."""
+    """A logger of the vendor's kind that appends to `messages`, of the many verbose ones those that list the layers."""
 
     def log(_: object, severity: Any, text: str) -> None:
-        messages.append(LogMessage(severity=str(severity.name), text=text))
+        if severity.name != "VERBOSE" or text.startswith(LAYER_LIST):
+            messages.append(LogMessage(severity=str(severity.name), text=text))
 
     return type("RecordingLogger", (trt.ILogger,), {"log": log})()

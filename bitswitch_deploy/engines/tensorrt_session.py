@@ -34,7 +34,8 @@ class TensorRtDevice:
 
     def __init__(self, module: Module) -> None:
         self.trt = load_module(module)
-        self.where = f"{self.trt.__name__} {self.trt.__version__}"
+        self.version = str(self.trt.__version__)
+        self.where = f"{self.trt.__name__} {self.version}"
         # of a process that runs for months
         self.messages: deque[LogMessage] = deque(maxlen=100)
         self.cuda = Cuda()

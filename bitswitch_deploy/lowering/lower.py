@@ -9,6 +9,8 @@ import onnx
 
 from bitswitch_deploy.errors import TargetFileError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
+from bitswitch_deploy.graph.float_reference import FloatGraph
+from bitswitch_deploy.graph.half_precision import half_precision
 from bitswitch_deploy.graph.large_tensors import LargeTensor, large_tensors
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
@@ -18,6 +20,7 @@ from bitswitch_deploy.lowering.clamp_activations import ClampActivations
 from bitswitch_deploy.lowering.fill_container import FillContainer
 from bitswitch_deploy.lowering.fold_batchnorm import FoldBatchNorm
 from bitswitch_deploy.lowering.fold_clips import FoldClips
+from bitswitch_deploy.lowering.halve_float_layers import HalveFloatLayers
 from bitswitch_deploy.lowering.lowering_pass import Change, LoweringContext, LoweringPass
 from bitswitch_deploy.lowering.pack_weights import PackWeights
 from bitswitch_deploy.lowering.pool_codes import PoolCodes
@@ -54,6 +57,7 @@ PASSES: dict[str, type[LoweringPass]] = {
         RewriteWeightOnly,
         PackWeights,
         StoreFloatWeights,
+        HalveFloatLayers,
         SetOpset,
     )
 }
@@ -62,6 +66,7 @@ PASSES: dict[str, type[LoweringPass]] = {
 MADE_BY: dict[Approximation, tuple[str, ...]] = {
     Approximation.ROUNDED_BIAS: (QuantizeBias.__name__,),
     Approximation.RESIDUAL_CODES: (QuantizeResidual.__name__,),
+    Approximation.HALF_LAYERS: (HalveFloatLayers.__name__,),
     Approximation.PINNED_LAYERS: (QuantizePinned.__name__,),
     Approximation.FULL_RESOLUTION: (FillContainer.__name__,),
     Approximation.INT8_INPUTS: (RewriteWeightOnly.__name__,),
@@ -146,3 +151,16 @@ def lower(
     model = export_model(graph, opset=graph.opset, ir_version=target.stack.ir_version)
     check_target_rules(model, target)
     return LoweredGraph(model=model, passes=passes, changes=tuple(context.changes), large=large_tensors(graph))
+
+
+def lower_reference(reference: FloatGraph, target: Target) -> FloatGraph:
+    """The float network in float16, at the opset of the target's stack: what TensorRT builds the FP16 engine from.
+
+    Raises:
+        GraphError: the opset lacks an operator.
+    """
+    context = LoweringContext(target=target, weight_bits={}, ranges={})
+    graph = import_model(reference.model, reference.large)
+    run_passes(graph, [SetOpset(context)])
+    model = export_model(graph, opset=graph.opset, ir_version=target.stack.ir_version)
+    return half_precision(FloatGraph(model=model, large=large_tensors(graph)))

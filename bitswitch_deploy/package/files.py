@@ -31,3 +31,8 @@ def is_plain_file(root: Path, path: str) -> bool:
         if not current.exists() or current.is_symlink():
             return False
     return stat.S_ISREG(current.lstat().st_mode)
+
+
+def hash_bytes(data: bytes) -> str:
+    """sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()

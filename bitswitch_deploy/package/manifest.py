@@ -18,7 +18,8 @@ from bitswitch_deploy.records import Reader
 SCHEMA: Literal["bitswitch-package/1"] = "bitswitch-package/1"
 MANIFEST = "manifest.json"
 
-Role = Literal["graph", "canonical", "weights", "index", "engine", "bundle", "results", "report"]
+# `reference`: the float network, and its data file; `record`: what an engine was built from
+Role = Literal["graph", "reference", "canonical", "weights", "index", "engine", "record", "bundle", "results", "report"]
 _READER = Reader(error=PackageError, do="export the package again with this release", plain_text=False)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -2,95 +2,309 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import load_target
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER
-from bitswitch_deploy.engines.shape_range import batch_profile
-from bitswitch_deploy.errors import UnavailableError, UsageError
-from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.engines.bundle import BUILD_FOLDER, LOCK, SCRIPT
+from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
+from bitswitch_deploy.engines.dla import check_dla
+from bitswitch_deploy.engines.engine_layers import layers_of_json
+from bitswitch_deploy.engines.engine_record import Recipe, read_record, record_path
+from bitswitch_deploy.engines.read_back import ReadBack, read_back
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module
+from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_path
+from bitswitch_deploy.errors import GraphError, OutputError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.graph.external_data import data_name
+from bitswitch_deploy.package.files import hash_file
+from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.package.verify import read_manifest
-from bitswitch_deploy.pipeline.engine_step import BATCH_RANGE, build_one, why_not_here
+from bitswitch_deploy.pipeline.engine_recipe import (
+    EngineOptions,
+    build_settings,
+    check_fp32,
+    engine_module,
+    engine_profile,
+    graph_inputs,
+    recipe_of,
+    record_of,
+)
+from bitswitch_deploy.pipeline.engine_step import why_not_here
+from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.report.build_report import BuildReport, EngineRow
+from bitswitch_deploy.target import Target, version_matches
+
+_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltEngine:
-    """One engine file: the label of its widths, its path, bytes, and the builder with its version."""
+class BuildRequest:
+    """What to build. target: None takes the package's. force: build again what is up to date.
 
-    label: str
-    path: str
-    size_bytes: int
-    builder: str
+    timing_cache: None takes the one of this device in the user's cache folder.
+    """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildResult:
-    """All engines of a package."""
-
-    package: str
-    engines: tuple[BuiltEngine, ...]
+    package: Path
+    target: str | None = None
+    force: bool = False
+    options: EngineOptions = field(default_factory=EngineOptions)
+    timing_cache: Path | None = None
 
 
-def build(package: Path, *, target: str | None, force: bool, progress: Progress) -> BuildResult:
-    """Build one engine for each graph into the package's own folder for what is built later.
+def build(request: BuildRequest, progress: Progress) -> BuildReport:
+    """Build one engine for each graph, and the FP16 reference, into the package's own folder for what is built later.
+
+    Engines that are up to date stay, so a build that was killed goes on with the widths that are missing.
 
     Raises:
-        UnavailableError: this machine cannot build them; the message says what is missing.
-        UsageError: the target has no engines to build, or an engine exists and `force` is off.
+        UnavailableError: this machine cannot build them, or ran out of memory; the message says what is missing.
+        UsageError: the target has no engines to build, or an option does not fit; another build runs in this package.
         GraphError: the builder refuses a graph.
+        PackageError: a graph is not the exported one.
+        OutputError: the folder or the timing cache cannot be written.
     """
-    manifest = read_manifest(package)
-    profile = load_target(target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
-    if profile.engine.name == "onnxruntime":
+    job = _job(request)
+    with _locked(job.folder):
+        rows = tuple(_engine(job, entry, progress) for entry in job.entries)
+    return BuildReport(
+        package=str(request.package),
+        target=job.target.name,
+        builder=f"{job.module} {job.version}",
+        device=job.device,
+        timing_cache=None if job.timing_cache is None else str(job.timing_cache),
+        notes=_notes(job),
+        engines=rows,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What every engine of one build needs. entries: graphs, the reference first, then from the widest on."""
+
+    request: BuildRequest
+    target: Target
+    manifest: Manifest
+    entries: tuple[FileEntry, ...]
+    module: Module
+    version: str
+    device: DeviceFacts
+    folder: Path
+    timing_cache: Path | None
+
+
+def _job(request: BuildRequest) -> _Job:
+    manifest = read_manifest(request.package)
+    target = load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    module = _checked_module(request, target)
+    version, device = str(load_module(module).__version__), device_facts()
+    if request.options.dla:
+        check_dla(target, version=version)
+    entries = [entry for entry in manifest.files if entry.role in ("graph", "reference") and _is_onnx(entry)]
+    cache = None
+    if module == "tensorrt":
+        cache = request.timing_cache or timing_cache_path(device, version=version)
+    elif request.timing_cache is not None:
+        allowed, do = "none: it has no timing cache", "leave out --timing-cache"
+        raise UsageError(where="--timing-cache", got=f"a cache for {module}", allowed=allowed, do=do)
+    return _Job(
+        request=request,
+        target=target,
+        manifest=manifest,
+        entries=tuple(sorted(entries, key=lambda entry: (entry.role != "reference", _narrowness(entry)))),
+        module=module,
+        version=version,
+        device=device,
+        folder=request.package / (manifest.built_on_device or BUILD_FOLDER),
+        timing_cache=cache,
+    )
+
+
+def _checked_module(request: BuildRequest, target: Target) -> Module:
+    if target.engine.name == "onnxruntime":
         raise UsageError(
-            where=str(package),
-            got=f"a package for {profile.name}, whose graphs onnxruntime runs as they are",
+            where=str(request.package),
+            got=f"a package for {target.name}, whose graphs onnxruntime runs as they are",
             allowed="a package for a TensorRT target",
             do="nothing needs to be built: load the .onnx files",
         )
-    reason = why_not_here(profile, profile.engine.name)
+    reason = why_not_here(target)
     if reason is not None:
         raise UnavailableError(
-            where=str(package),
+            where=str(request.package),
             got=reason,
             allowed="the target's own board with its TensorRT, or a host that has the engine's package",
-            do=f"run it there, or `sh {package}/build_on_device.sh` where only trtexec is installed",
+            do=f"run it there, or `sh {request.package}/{SCRIPT}` where only trtexec is installed",
         )
-    graphs = [entry for entry in manifest.files if entry.role == "graph"]
-    progress.start("building engines", len(graphs))
-    engines = []
-    for entry in graphs:
-        path = package / (manifest.built_on_device or BUILD_FOLDER) / f"{Path(entry.path).stem}.engine"
-        if path.exists() and not force:
-            raise UsageError(where=str(path), got="it exists", allowed="a new file", do="add --force to build it again")
-        graph = package / entry.path
-        model = onnx.load(str(graph), load_external_data=False)
-        built = build_one(graph, profile, batch_profile(_inputs(model), batch=BATCH_RANGE))
-        path.parent.mkdir(exist_ok=True)
-        replace_file(path, built.plan)
-        engines.append(
-            BuiltEngine(
-                label=entry.label or "",
-                path=str(path),
-                size_bytes=len(built.plan),
-                builder=f"{built.module} {built.version}",
-            )
-        )
-        progress.advance()
-    return BuildResult(package=str(package), engines=tuple(engines))
+    return engine_module(target)
 
 
-def _inputs(model: onnx.ModelProto) -> tuple[ValueSpec, ...]:
-    return tuple(
-        ValueSpec(
-            name=value.name,
-            dtype=onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower(),
-            shape=tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+def _notes(job: _Job) -> tuple[str, ...]:
+    made_for = job.target.stack.engine_version
+    if version_matches(made_for, job.version):
+        return ()
+    return (f"the graphs were made for {job.target.engine.name} {made_for}, and this is {job.version}",)
+
+
+def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
+    role: GraphRole = "reference" if entry.role == "reference" else "graph"
+    label, graph = entry.label or entry.path, job.request.package / entry.path
+    progress.start(f"{label}: building the engine", _STEPS)
+    options, model = job.request.options, onnx.load(str(graph), load_external_data=False)
+    if options.fp32 and role == "graph":
+        check_fp32(model, job.module, where=entry.path)
+    settings = build_settings(label, role, job.target, engine_profile(graph_inputs(graph), options), options)
+    recipe = recipe_of(_graph_hashes(job, entry), job.module, settings, job.device)
+    path = job.folder / f"{Path(entry.path).stem}.engine"
+    if not job.request.force and _is_current(path, recipe):
+        return _row(label, role, path, state="up to date", layers=_kept_layers(path, model))
+    build = _built(job, graph, settings, progress)
+    record = record_of(label, build, recipe, cache_hash(job.timing_cache))
+    # the record last: an engine without one is built again
+    record_path(path).unlink(missing_ok=True)
+    replace_file(path, build.plan)
+    layers = read_back(model, build.layers) if build.layers else None
+    _layers_path(path).unlink(missing_ok=True)
+    if layers is not None:
+        replace_file(_layers_path(path), layers.to_json().encode())
+    replace_file(record_path(path), record.to_json().encode())
+    return _row(label, role, path, state="built", build=build, layers=layers)
+
+
+def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Progress) -> EngineBuild:
+    done = 0
+
+    def advance(fraction: float) -> None:
+        nonlocal done
+        step = int(fraction * _STEPS)
+        if step > done:
+            progress.advance(step - done)
+            done = step
+
+    if job.timing_cache is not None:
+        _make_folder(job.timing_cache.parent)
+        settings = replace(settings, timing_cache=job.timing_cache)
+    return build_engine(graph, module=job.module, settings=settings, progress=advance)
+
+
+def _graph_hashes(job: _Job, entry: FileEntry) -> tuple[str, ...]:
+    """Hashes of a graph and its data file, which must be those of the manifest."""
+    names = (entry.path, data_name(entry.path))
+    files = [each for each in job.manifest.files if each.path in names]
+    for each in files:
+        path = job.request.package / each.path
+        try:
+            found = hash_file(path)
+        except OSError as exc:
+            do, allowed = "export the package again", "the file that was exported"
+            raise PackageError(where=str(path), got=f"not readable: {exc.strerror}", allowed=allowed, do=do) from exc
+        if found != (each.sha256, each.size_bytes):
+            do, allowed = "export the package again", "the file that was exported"
+            raise PackageError(where=str(path), got="its hash does not match the manifest", allowed=allowed, do=do)
+    return tuple(each.sha256 for each in sorted(files, key=lambda each: each.path))
+
+
+def _is_current(engine: Path, recipe: Recipe) -> bool:
+    """Whether an engine is there, whole, and what this build would make."""
+    try:
+        record = read_record(engine)
+        return (
+            record is not None
+            and record.recipe == recipe
+            and engine.is_file()
+            and hash_file(engine) == (record.sha256, record.size_bytes)
         )
-        for value in model.graph.input
+    except (PackageError, OSError):
+        return False
+
+
+def _layers_path(engine: Path) -> Path:
+    return engine.with_name(f"{engine.name}.layers.json")
+
+
+def _kept_layers(engine: Path, model: onnx.ModelProto) -> ReadBack | None:
+    """What is known about the layers of an engine from when it was built: by us, or by trtexec in the vendor's form."""
+    ours, vendors = _layers_path(engine), engine.with_suffix(".layers.json")
+    try:
+        if ours.is_file():
+            return ReadBack.from_json(ours.read_text(encoding="utf-8"), where=str(ours))
+        if vendors.is_file():
+            return read_back(model, layers_of_json(vendors.read_text(encoding="utf-8"), where=str(vendors)))
+    except (PackageError, GraphError, OSError, UnicodeDecodeError):
+        return None
+    return None
+
+
+def _row(
+    label: str,
+    role: GraphRole,
+    path: Path,
+    *,
+    state: str,
+    build: EngineBuild | None = None,
+    layers: ReadBack | None = None,
+) -> EngineRow:
+    return EngineRow(
+        label=label,
+        is_reference=role == "reference",
+        path=str(path),
+        size_bytes=path.stat().st_size,
+        state=state,
+        layers=layers,
+        gpu_fallback=build.gpu_fallback if build else (),
+        warnings=build.warnings if build else (),
+        notes=build.notes if build else (),
     )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder; build_on_device.sh takes the same lock. The system frees it with the process."""
+    _make_folder(folder)
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as exc:
+        raise _unwritable(folder, exc) from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(descriptor)
+        got, do = "another build is running in this package", "wait for it"
+        raise UsageError(where=str(folder), got=got, allowed="one build at a time", do=do) from exc
+    except OSError as exc:
+        os.close(descriptor)
+        raise _unwritable(folder, exc) from exc
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise _unwritable(folder, exc) from exc
+
+
+def _unwritable(folder: Path, exc: OSError) -> OutputError:
+    do = "correct its permissions or free disk space"
+    return OutputError(where=str(folder), got=f"cannot be written: {exc.strerror}", allowed="a writable folder", do=do)
+
+
+def _is_onnx(entry: FileEntry) -> bool:
+    return entry.path.endswith(".onnx")
+
+
+def _narrowness(entry: FileEntry) -> tuple[int, str]:
+    bits = (entry.label or "").removeprefix("w")
+    return (-int(bits) if bits.isdecimal() else 0, entry.label or "")

@@ -8,38 +8,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
+from bitswitch_deploy.catalogue import board_names
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT, write_bundle
+from bitswitch_deploy.engines.device_facts import device_facts
+from bitswitch_deploy.engines.engine_record import record_path
 from bitswitch_deploy.engines.optimized_operators import optimized_operators
-from bitswitch_deploy.engines.shape_range import ShapeRange, batch_profile
-from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, EngineBuild, build_engine
-from bitswitch_deploy.engines.tensorrt_module import Module
+from bitswitch_deploy.engines.read_back import read_back
+from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
+from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.package.writer import PackageWriter
+from bitswitch_deploy.pipeline.engine_recipe import (
+    EngineOptions,
+    build_settings,
+    engine_module,
+    engine_profile,
+    recipe_of,
+    record_of,
+)
+from bitswitch_deploy.pipeline.graph_files import GraphFile
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.export_report import NotDone
 from bitswitch_deploy.target import Target
 
-# Engines take every batch size in this range and are tuned for the middle one, the usual one on the edge.
-BATCH_RANGE = (1, 1, 32)
 ENGINE_FOLDER = "engines"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GraphFile:
-    """One lowered graph of a package: label of its widths, path in the package, bytes with a data file of its own.
-
-    is_large: its weights are not in the graph, and too many to be loaded on this host without being asked to.
-    """
-
-    label: str
-    path: str
-    size_bytes: int
-    is_large: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOutcome:
-    """What became of the engines: a text for each graph, what was not done, the versions of the tools used.
+    """What became of the engines: a text for each width, what was not done, the versions of the tools used.
 
     built_on_device: folder of the package that `build` or the bundle's script fills later; None without engines.
     """
@@ -61,15 +61,15 @@ def make_engines(
     """
     if target.engine.name == "onnxruntime":
         return _onnxruntime_outcome(writer.folder, graphs, target)
-    profile = batch_profile(inputs, batch=BATCH_RANGE)
+    profile = engine_profile(inputs, EngineOptions())
     if target.engine.build == "on_device":
-        pairs = tuple((graph.label, graph.path) for graph in graphs)
-        for name in write_bundle(writer.folder, pairs, target, profile):
+        files = tuple((graph.label, graph.role, graph.path) for graph in graphs)
+        for name in write_bundle(writer.folder, files, target, profile):
             writer.add(name, role="bundle")
-    reason = why_not_here(target, _module(target))
+    reason = why_not_here(target)
     if reason is None:
         return _build_here(writer, graphs, target, profile, progress)
-    texts = tuple(f"not built here: {reason}" for _ in graphs)
+    texts = tuple(f"not built here: {reason}" for graph in graphs if graph.role == "graph")
     not_done = _not_done(writer.destination, target, reason)
     return EngineOutcome(texts=texts, not_done=not_done, built_on_device=BUILD_FOLDER)
 
@@ -101,10 +101,16 @@ def _integer_share(folder: Path, graph: GraphFile, target: Target) -> str:
     return f"onnxruntime: {integer} of {integer + floating} layers in integers"
 
 
-def why_not_here(target: Target, module: Module) -> str | None:
-    """Why this host cannot build the target's engines, or None when it can."""
-    if target.engine.build == "on_device" and platform.machine() != target.arch:
-        return f"{target.title} engines can only be built on the board, and this host is {platform.machine()}"
+def why_not_here(target: Target, root: Path = Path("/")) -> str | None:
+    """Why this host cannot build the target's engines, or None when it can; `root` holds its /proc."""
+    if target.engine.build == "on_device":
+        built_on = f"{target.title} engines can only be built on the board, and this host is"
+        if platform.machine() != target.arch:
+            return f"{built_on} {platform.machine()}"
+        names = board_names(root)
+        if target.detect.compatible and not set(target.detect.compatible) & set(names):
+            return f"{built_on} {', '.join(dict.fromkeys(names)) or 'no Jetson'}"
+    module = engine_module(target)
     if importlib.util.find_spec(module) is None:
         return f"the Python package {module} is not installed"
     return None
@@ -126,34 +132,27 @@ def _build_here(
     progress: Progress,
 ) -> EngineOutcome:
     progress.start("building engines", len(graphs))
-    texts, build = [], None
+    module, texts = engine_module(target), []
     for graph in graphs:
-        build = build_one(writer.folder / graph.path, target, profile)
+        settings = build_settings(graph.label, graph.role, target, profile, EngineOptions())
+        build = build_engine(writer.folder / graph.path, module=module, settings=settings)
         path = f"{ENGINE_FOLDER}/{Path(graph.path).stem}.engine"
         writer.write(path, build.plan, role="engine", label=graph.label)
-        texts.append(f"{build.module} {build.version}, {len(build.plan):,} bytes")
+        hashes = tuple(entry.sha256 for entry in writer.files if entry.path in (graph.path, data_name(graph.path)))
+        record = record_of(graph.label, build, recipe_of(hashes, module, settings, device_facts()), None)
+        writer.write(record_path(Path(path)).as_posix(), record.to_json().encode(), role="record", label=graph.label)
+        if graph.role == "graph":
+            texts.append(engine_text(build, onnx.load(str(writer.folder / graph.path), load_external_data=False)))
         progress.advance()
-    tools = ((build.module, build.version),) if build is not None else ()
+    tools = ((module, build.version),)
     return EngineOutcome(texts=tuple(texts), not_done=(), tools=tools, built_on_device=BUILD_FOLDER)
 
 
-def build_one(graph: Path, target: Target, profile: tuple[ShapeRange, ...]) -> EngineBuild:
-    """One engine with the settings of the target.
-
-    Raises:
-        GraphError: the parser or builder refuses the graph.
-        UnavailableError: the engine's package is not here.
-    """
-    settings = BuildSettings(
-        workspace_mb=target.limits.max_workspace_mb,
-        compute_capabilities=target.engine.compute_capabilities,
-        profile=profile,
-        legacy_flags=target.engine.builder_flags_legacy,
-    )
-    return build_engine(graph, module=_module(target), settings=settings)
-
-
-def _module(target: Target) -> Module:
-    if target.engine.name == "onnxruntime":
-        raise ValueError("onnxruntime has no engines to build")
-    return target.engine.name
+def engine_text(build: EngineBuild, model: onnx.ModelProto) -> str:
+    """One line about an engine: builder, size, and how much of the graph it computes in integers."""
+    text = f"{build.module} {build.version}, {len(build.plan):,} bytes"
+    if not build.layers:
+        return text
+    found = read_back(model, build.layers)
+    integer, slow = len(found.int8), len(found.fell_back) + len(found.in_float)
+    return f"{text}; {integer} of {integer + slow} layers in int8"

@@ -12,16 +12,16 @@ from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import ResolvedTarget
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import CheckFailedError, UsageError
-from bitswitch_deploy.graph.external_data import data_chunks, data_name, refer_to_data
 from bitswitch_deploy.graph.model_io import check_file
 from bitswitch_deploy.graph.stamp import MadeFrom, stamp
-from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import MADE_BY, check_passes
 from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
-from bitswitch_deploy.pipeline.engine_step import EngineOutcome, GraphFile, make_engines
+from bitswitch_deploy.pipeline.engine_step import EngineOutcome, make_engines
+from bitswitch_deploy.pipeline.graph_files import GraphFile, write_graph, write_reference
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
@@ -89,6 +89,9 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         outcomes = [_export_width(job, each) for each in request.widths]
         weights = shared.finish() if shared else ""
         graphs = [outcome.graph for outcome in outcomes]
+        if target.engine.name != "onnxruntime":
+            progress.start("deriving the FP16 reference", 1)
+            graphs.append(write_reference(writer, master, master_name(request.master), target))
         engines = make_engines(writer, graphs, target, master.spec.inputs, progress)
         rows = _rows(request, master, outcomes, engines, data.test)
         report = ExportReport(
@@ -115,7 +118,7 @@ def _check_approximations(request: ExportRequest) -> None:
     target = request.target.target
     useless = [each.value for each in request.approximations if not set(MADE_BY[each]) & set(target.lowering)]
     if useless or (request.strict and request.approximations):
-        able = [each.value for each in MADE_BY if each not in USUAL and set(MADE_BY[each]) & set(target.lowering)]
+        able = [each.value for each in MADE_BY if each not in EXPORTED and set(MADE_BY[each]) & set(target.lowering)]
         names = ", ".join(sorted(each.value for each in request.approximations))
         raise UsageError(
             where="--approximate",
@@ -159,7 +162,7 @@ class _Job:
 def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     request, master, target = job.request, job.master, job.request.target.target
     job.progress.start(f"{assignment.label}: deriving and lowering", 1)
-    wanted = EXACT if request.strict else USUAL | request.approximations
+    wanted = EXACT if request.strict else EXPORTED | request.approximations
     least = request.min_agreement if request.min_agreement is not None else target.quantization.min_agreement
     width = lower_width(
         master, assignment, target, data=job.data, wanted=wanted, min_agreement=least, progress=job.progress
@@ -180,22 +183,15 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
 def _write_graph(job: _Job, path: str, width: LoweredWidth) -> GraphFile:
     """One self-contained file, or the graph and a file with its large tensors; with shared weights the graph alone."""
     model, large, label = width.lowered.model, width.lowered.large, width.canonical.plan.assignment.label
-    writer, entries = job.writer, []
     if job.shared is not None:
         weight_bits = {layer.layer.weight: layer.bits for layer in width.canonical.plan.layers}
         data = job.shared.share(width.lowered, weight_bits, path)
-        entry = writer.write(path, data, role="graph", label=label)
-        check_file(writer.folder / path)
+        entry = job.writer.write(path, data, role="graph", label=label)
+        check_file(job.writer.folder / path)
         return GraphFile(label=label, path=path, size_bytes=entry.size_bytes, is_large=bool(large))
     if large:
         job.progress.start(f"{label}: writing weights", 1)
-        refer_to_data(model, large, location=data_name(path))
-        entries.append(writer.stream(data_name(path), data_chunks(model, large), role="weights", label=label))
-    entries.append(writer.write(path, model.SerializeToString(deterministic=True), role="graph", label=label))
-    if large:
-        check_file(writer.folder / path)
-    size_bytes = sum(entry.size_bytes for entry in entries)
-    return GraphFile(label=label, path=path, size_bytes=size_bytes, is_large=bool(large))
+    return write_graph(job.writer, model, large, GraphFile(label=label, path=path, size_bytes=0))
 
 
 def _not_exact(width: LoweredWidth, target: Target) -> CheckFailedError:

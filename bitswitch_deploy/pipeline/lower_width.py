@@ -18,7 +18,7 @@ from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
-from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import CALIBRATED, MADE_BY, LoweredGraph, calibrated_tensors, lower
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
@@ -100,14 +100,17 @@ def _rungs(
 ) -> tuple[list[Change], list[frozenset[Approximation]]]:
     """Sets of approximations to try, fastest first; and what is not tried, with the reason."""
     able = frozenset(each for each in wanted if any(name in target.lowering for name in MADE_BY[each]))
+    if target.stack.typing != "strong":
+        able -= {Approximation.HALF_LAYERS}  # the builder has a flag for it
     if data.calibration is None:
         needing = {each for each in able & CALIBRATED if calibrated_tensors(canonical, target, frozenset({each}))}
         changes = [_choice(f"{_names(needing)} left out: no calibration samples", exact=True)] if needing else []
         able -= CALIBRATED
     else:
         changes = []
-    fewer = [able - {each} for each in sorted(able - USUAL)]
-    rungs = [able, *fewer, able & USUAL, able & {Approximation.ROUNDED_BIAS}, EXACT]
+    fewer = [able - {each} for each in sorted(able - EXPORTED)]
+    usual = able & EXPORTED
+    rungs = [able, *fewer, usual, usual - {Approximation.HALF_LAYERS}, able & {Approximation.ROUNDED_BIAS}, EXACT]
     return changes, list(dict.fromkeys(rungs))
 
 

@@ -35,6 +35,7 @@ class RuntimeOptions:
     memory_budget_mb: device memory for the engines that are kept loaded; None keeps all. TensorRT only.
     warm: widths to open, and to run once, before `load` returns.
     trust_files: do not hash the files; their sizes are compared with the manifest all the same.
+    trust_engines: load engines that bitswitch-deploy has no record of. TensorRT only.
     """
 
     threads: int | None = None
@@ -42,6 +43,7 @@ class RuntimeOptions:
     memory_budget_mb: int | None = None
     warm: tuple[int | str, ...] = ()
     trust_files: bool = False
+    trust_engines: bool = False
 
     def __post_init__(self) -> None:
         if self.max_sessions < 1 or (self.memory_budget_mb is not None and self.memory_budget_mb < 1):
@@ -103,8 +105,13 @@ def _sessions(
         known = ", ".join(get_args(Provider))
         raise UsageError(where="provider", got=repr(provider), allowed=known, do="choose one of these")
     if provider == "tensorrt":
-        budget, trust = options.memory_budget_mb, options.trust_files
-        return tensorrt_sessions(folder, manifest, memory_budget_mb=budget, trust=trust)
+        return tensorrt_sessions(
+            folder,
+            manifest,
+            memory_budget_mb=options.memory_budget_mb,
+            trust=options.trust_files,
+            trust_engines=options.trust_engines,
+        )
     if options.max_sessions < len(options.warm):
         raise UsageError(
             where="max_sessions",

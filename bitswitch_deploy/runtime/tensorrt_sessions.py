@@ -6,8 +6,11 @@ Unproven on hardware: see engines/tensorrt_session.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
+from bitswitch_deploy.engines.engine_record import EngineRecord, trusted_record
 from bitswitch_deploy.engines.tensorrt_module import Module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
 from bitswitch_deploy.errors import UnavailableError, UsageError
@@ -16,13 +19,13 @@ from bitswitch_deploy.runtime.checked_file import CheckedFile
 from bitswitch_deploy.runtime.session_cache import SessionCache
 from bitswitch_deploy.runtime.switcher import Session
 
+# of an engine that the user vouches for
+_UNKNOWN = "0" * 64
 _MODULES: Mapping[str, Module] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}
-# Engines that were built on the board are not in the manifest, so there is nothing to compare them with.
-_NO_HASH = "0" * 64
 
 
 def tensorrt_sessions(
-    package: Path, manifest: Manifest, *, memory_budget_mb: int | None, trust: bool
+    package: Path, manifest: Manifest, *, memory_budget_mb: int | None, trust: bool, trust_engines: bool
 ) -> SessionCache[Session]:
     """Sessions on the engines of a package.
 
@@ -31,8 +34,8 @@ def tensorrt_sessions(
 
     Raises:
         UsageError: the package is for onnxruntime.
-        UnavailableError: an engine is not built, or TensorRT is not here.
-        CheckFailedError: an engine is not as it was exported.
+        UnavailableError: an engine is not built, or built for another device; TensorRT is not here.
+        CheckFailedError: an engine is not as it was exported or built, or, without `trust_engines`, not built by us.
     """
     module = _MODULES.get(dict(manifest.stack).get("engine", ""))
     if module is None:
@@ -42,8 +45,9 @@ def tensorrt_sessions(
             allowed="a package for a TensorRT target",
             do="load it with provider='cpu'",
         )
-    files = _engine_files(package, manifest, trust=trust)
     device = TensorRtDevice(module)
+    here = _Here(facts=device_facts(), module=module, version=device.version, trust_engines=trust_engines)
+    files = _engine_files(package, manifest, here, trust=trust)
 
     def open_session(label: str) -> Session:
         return TensorRtSession(bytes(files[label].read()), device)
@@ -53,7 +57,22 @@ def tensorrt_sessions(
     return SessionCache(open_session, costs, budget, unit="bytes of engines")
 
 
-def _engine_files(package: Path, manifest: Manifest, *, trust: bool) -> dict[str, CheckedFile]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Here:
+    """What engines are compared with."""
+
+    facts: DeviceFacts
+    module: Module
+    version: str
+    trust_engines: bool
+
+    def record(self, engine: Path, *, is_exported: bool) -> EngineRecord | None:
+        """The record of an engine that fits here; an exported one is vouched for by the manifest."""
+        trust = is_exported or self.trust_engines
+        return trusted_record(engine, self.facts, module=self.module, version=self.version, trust=trust)
+
+
+def _engine_files(package: Path, manifest: Manifest, here: _Here, *, trust: bool) -> dict[str, CheckedFile]:
     exported = {entry.label: entry for entry in manifest.files if entry.role == "engine"}
     files = {}
     for graph in manifest.files:
@@ -61,6 +80,7 @@ def _engine_files(package: Path, manifest: Manifest, *, trust: bool) -> dict[str
             continue
         label = graph.label or graph.path
         if graph.label in exported:
+            here.record(package / exported[graph.label].path, is_exported=True)
             files[label] = CheckedFile(package, exported[graph.label], trust=trust)
             continue
         path = f"{manifest.built_on_device}/{PurePosixPath(graph.path).stem}.engine"
@@ -71,7 +91,15 @@ def _engine_files(package: Path, manifest: Manifest, *, trust: bool) -> dict[str
                 allowed="an engine for each width",
                 do=f"run it on this machine: bitswitch-deploy build {package}",
             )
-        size_bytes = (package / path).stat().st_size
-        entry = FileEntry(path=path, sha256=_NO_HASH, size_bytes=size_bytes, role="engine", label=label)
-        files[label] = CheckedFile(package, entry, trust=True)
+        files[label] = _built_file(package, path, label, here.record(package / path, is_exported=False), trust=trust)
     return files
+
+
+def _built_file(package: Path, path: str, label: str, record: EngineRecord | None, *, trust: bool) -> CheckedFile:
+    """An engine that was built on this machine, which is in no manifest: its record says what it must be."""
+    if record is None:
+        size_bytes = (package / path).stat().st_size
+        entry = FileEntry(path=path, sha256=_UNKNOWN, size_bytes=size_bytes, role="engine", label=label)
+        return CheckedFile(package, entry, trust=True)
+    entry = FileEntry(path=path, sha256=record.sha256, size_bytes=record.size_bytes, role="engine", label=label)
+    return CheckedFile(package, entry, trust=trust)

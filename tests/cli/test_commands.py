@@ -122,10 +122,17 @@ def test_build_of_rtx_engines_and_refusal_for_onnxruntime(run: Run, package: Pat
     assert run("export", "--target", "rtx", "--bits", "8", "--output", tmp_path / "rtx").code == 0
     outcome = run("build", tmp_path / "rtx", "--json")
     assert outcome.code == 0
-    (engine,) = json.loads(outcome.out)["engines"]
+    document = json.loads(outcome.out)
+    reference, engine = document["engines"]
+    assert (document["schema"], reference["label"], engine["label"]) == ("bitswitch-build/2", "fp16", "w8")
     assert Path(engine["path"]).stat().st_size == engine["size_bytes"]
-    assert run("build", tmp_path / "rtx").code == 2
-    assert run("build", tmp_path / "rtx", "--force").code == 0
+    assert len(engine["layers"]["int8"]) == 7
+    again = run("build", tmp_path / "rtx")
+    assert again.out.count("up to date") == 2
+    assert "fp16" in again.out
+    assert run("build", tmp_path / "rtx", "--dla").code == 4
+    assert run("build", tmp_path / "rtx", "--fp32").code == 2
+    assert run("build", tmp_path / "rtx", "--timing-cache", tmp_path / "cache").code == 2
     assert run("verify", tmp_path / "rtx").code == 0
 
 

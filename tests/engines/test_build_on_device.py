@@ -10,13 +10,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT, write_bundle
+from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, read_record
 from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.target import Target
 
 BATCHES = ShapeRange(input="x", minimum=(1, 3, 8, 8), optimum=(2, 3, 8, 8), maximum=(4, 3, 8, 8))
+LABELS = ("fp16", "w8", "w4")
 BANNERS = {
     "8.5.2": "v8502",
     "8.6.2": "v8602",
@@ -46,10 +52,14 @@ class Board:
         self.programs = tmp_path / "bin"
         self.calls = tmp_path / "calls"
         self.device_tree = tmp_path / "compatible"
+        self.release = tmp_path / "nv_tegra_release"
+        self.cache = tmp_path / "cache"
         self.package.mkdir()
         self.programs.mkdir()
         self.device_tree.write_bytes(b"nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0")
+        self.release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
         self.program("uname", "#!/bin/sh\necho aarch64\n")
+        self.program("nvpmodel", "#!/bin/sh\necho NV Power Mode: 15W\necho 0\n")
         self.trtexec()
 
     @property
@@ -67,7 +77,12 @@ class Board:
         self.calls.unlink(missing_ok=True)
         return subprocess.Popen(
             [str(self.package / SCRIPT), *arguments],
-            env={"PATH": f"{self.programs}:{os.defpath}", "BITSWITCH_DEVICE_TREE": str(self.device_tree)},
+            env={
+                "PATH": f"{self.programs}:{os.defpath}",
+                "BITSWITCH_DEVICE_TREE": str(self.device_tree),
+                "BITSWITCH_TEGRA_RELEASE": str(self.release),
+                "XDG_CACHE_HOME": str(self.cache),
+            },
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=start_new_session,
@@ -92,11 +107,12 @@ class Board:
 
 @pytest.fixture
 def board(tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target]) -> Board:
-    """A package of two widths with an open batch."""
+    """A package of two widths with an open batch, and the reference."""
     board = Board(tmp_path)
-    for label in ("w8", "w4"):
-        (board.package / f"{label}.onnx").write_bytes(qdq_conv(batch="N"))
-    write_bundle(board.package, (("w8", "w8.onnx"), ("w4", "w4.onnx")), target_with(), (BATCHES,))
+    for label in LABELS:
+        (board.package / f"net-{label}.onnx").write_bytes(qdq_conv(batch="N"))
+    graphs = tuple((label, "reference" if label == "fp16" else "graph", f"net-{label}.onnx") for label in LABELS)
+    write_bundle(board.package, graphs, target_with(), (BATCHES,))
     return board
 
 
@@ -116,16 +132,14 @@ def test_flags_follow_the_release(board: Board, version: str, precision: list[st
     assert result.returncode == 0, result.stderr
     assert f"TensorRT {version} on this board; the graphs were made for tensorrt 10.3.0" in result.stderr
     expected = []
-    for label in ("w8", "w4"):
-        partial = next(
-            a for a in board.arguments() if a.startswith(f"--saveEngine={board.built}/.{label}.plan.partial-")
-        )
+    for label in LABELS:
+        start = f"--saveEngine={board.built}/.net-{label}.engine.partial-"
         expected += [
-            f"--onnx={board.package}/{label}.onnx",
-            partial,
-            f"--timingCacheFile={board.built}/timing-{version}.cache",
-            f"--exportLayerInfo={board.built}/{label}.layers.json",
-            *precision,
+            f"--onnx={board.package}/net-{label}.onnx",
+            next(a for a in board.arguments() if a.startswith(start)),
+            f"--timingCacheFile={board.cache}/bitswitch-deploy/tensorrt-{version}-p3767_0005-15W.timing",
+            f"--exportLayerInfo={board.built}/net-{label}.layers.json",
+            *(["--fp16"] if label == "fp16" and "--fp16" in precision else precision),
             no_run,
             "--memPoolSize=workspace:1024",
             "--minShapes=x:1x3x8x8",
@@ -133,10 +147,10 @@ def test_flags_follow_the_release(board: Board, version: str, precision: list[st
             "--maxShapes=x:4x3x8x8",
             "--profilingVerbosity=detailed",
         ]
-        assert (board.built / f"{label}.plan").read_text() == "engine\n"
-        assert "RUNNING TensorRT" in (board.built / f"{label}.log").read_text()
+        assert (board.built / f"net-{label}.engine").read_text() == "engine\n"
+        assert "RUNNING TensorRT" in (board.built / f"net-{label}.log").read_text()
     assert board.arguments() == expected
-    assert not list(board.built.glob(".*.plan*"))
+    assert not list(board.built.glob(".*.engine*"))
 
 
 def test_a_static_graph_without_limit_has_fewer_flags(
@@ -144,7 +158,7 @@ def test_a_static_graph_without_limit_has_fewer_flags(
 ) -> None:
     board = Board(tmp_path)
     (board.package / "w8.onnx").write_bytes(qdq_conv())
-    write_bundle(board.package, (("w8", "w8.onnx"),), target_with(limits={}), ())
+    write_bundle(board.package, (("w8", "graph", "w8.onnx"),), target_with(limits={}), ())
     assert board.run().returncode == 0
     assert not [a for a in board.arguments() if a.startswith(("--memPool", "--min", "--opt", "--max"))]
 
@@ -153,35 +167,38 @@ def test_what_is_there_is_not_built_again(board: Board) -> None:
     board.run()
     second = board.run()
     assert second.returncode == 0
-    assert second.stderr.count("up to date") == 2
+    assert second.stderr.count("up to date") == 3
     assert board.arguments() == []
-    (board.built / "w4.plan").unlink()
+    (board.built / "net-w4.engine").unlink()
     board.run()
-    assert [a for a in board.arguments() if a.startswith("--onnx")] == [f"--onnx={board.package}/w4.onnx"]
+    assert [a for a in board.arguments() if a.startswith("--onnx")] == [f"--onnx={board.package}/net-w4.onnx"]
     board.run("--force")
-    assert sum(a.startswith("--onnx") for a in board.arguments()) == 2
+    assert sum(a.startswith("--onnx") for a in board.arguments()) == 3
 
 
 def test_another_release_builds_again(board: Board) -> None:
     board.run()
     board.trtexec("v100301")
     board.run()
-    assert sum(a.startswith("--onnx") for a in board.arguments()) == 2
+    assert sum(a.startswith("--onnx") for a in board.arguments()) == 3
 
 
 def test_a_failed_build_is_said_and_the_others_go_on(board: Board) -> None:
-    failing = 'case $2 in *.w8.*) echo "out of memory"; exit 7 ;; esac; ' + WRITE_ENGINE
+    failing = 'case $2 in *.net-w8.*) echo "out of memory"; exit 7 ;; esac; ' + WRITE_ENGINE
     board.trtexec(write=failing)
     result = board.run()
     assert result.returncode == 1
-    assert "w8: FAILED: trtexec refused the graph or ran out of memory" in result.stderr
+    assert (
+        "w8: FAILED: out of memory: end other programs, the desktop first, or build with less: --workspace MB"
+        in result.stderr
+    )
     assert "out of memory\n" in result.stderr
     assert "1 of the engines could not be built" in result.stderr
-    assert not (board.built / "w8.plan").exists()
-    assert (board.built / "w4.plan").exists()
+    assert not (board.built / "net-w8.engine").exists()
+    assert (board.built / "net-w4.engine").exists()
     board.trtexec()
     assert board.run().returncode == 0
-    assert (board.built / "w8.plan").exists()
+    assert (board.built / "net-w8.engine").exists()
 
 
 @pytest.mark.parametrize(
@@ -199,24 +216,24 @@ def test_success_of_trtexec_is_not_enough(board: Board, line: str, write: str, m
     board.trtexec(line=line, write=write)
     result = board.run()
     assert result.returncode == 1
-    assert result.stderr.count(message) == 2
-    assert not list(board.built.glob("*.plan"))
-    assert not list(board.built.glob(".*.plan*"))
+    assert result.stderr.count(message) == 3
+    assert not list(board.built.glob("*.engine"))
+    assert not list(board.built.glob(".*.engine*"))
 
 
 def test_a_failed_rebuild_keeps_the_old_engine(board: Board) -> None:
     board.run()
     board.trtexec(write='echo torn >"${argument#--saveEngine=}"', code=1)
     assert board.run("--force").returncode == 1
-    assert (board.built / "w8.plan").read_text() == "engine\n"
-    assert not list(board.built.glob(".*.plan*"))
+    assert (board.built / "net-w8.engine").read_text() == "engine\n"
+    assert not list(board.built.glob(".*.engine*"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_leaves_no_partial_engine(board: Board, number: signal.Signals, code: int) -> None:
     board.trtexec(write=WRITE_ENGINE + "; sleep 60")
     run = board.start(start_new_session=True)
-    partials = board.wait_for(".w8.plan.partial-*")
+    partials = board.wait_for(".net-fp16.engine.partial-*")
     os.killpg(run.pid, number)
     run.communicate(timeout=60)
     assert run.returncode == code
@@ -226,7 +243,7 @@ def test_a_stopped_run_leaves_no_partial_engine(board: Board, number: signal.Sig
 def test_what_a_killed_run_left_is_removed(board: Board) -> None:
     board.trtexec(write=WRITE_ENGINE + "; sleep 60")
     run = board.start(start_new_session=True)
-    partials = board.wait_for(".w8.plan.partial-*")
+    partials = board.wait_for(".net-fp16.engine.partial-*")
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate(timeout=60)
     assert partials[0].exists()
@@ -239,7 +256,7 @@ def test_what_a_killed_run_left_is_removed(board: Board) -> None:
 def test_two_runs_at_once_are_refused(board: Board) -> None:
     board.trtexec(write=WRITE_ENGINE + "; sleep 60")
     run = board.start(start_new_session=True)
-    board.wait_for(".w8.plan.partial-*")
+    board.wait_for(".net-fp16.engine.partial-*")
     second = board.run()
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate(timeout=60)
@@ -248,13 +265,13 @@ def test_two_runs_at_once_are_refused(board: Board) -> None:
 
 
 def test_another_graph_is_refused(board: Board) -> None:
-    with (board.package / "w4.onnx").open("ab") as file:
+    with (board.package / "net-w4.onnx").open("ab") as file:
         file.write(b"\0")
     result = board.run()
     assert result.returncode == 3
-    assert "w4.onnx is not the graph that was exported" in result.stderr
-    (board.package / "w4.onnx").unlink()
-    assert "w4.onnx is missing" in board.run().stderr
+    assert "net-w4.onnx is not the graph that was exported" in result.stderr
+    (board.package / "net-w4.onnx").unlink()
+    assert "net-w4.onnx is missing" in board.run().stderr
 
 
 def test_another_machine_is_refused(board: Board) -> None:
@@ -282,7 +299,7 @@ def test_a_target_without_known_boards_is_built_on_any(
     board = Board(tmp_path)
     board.device_tree.unlink()
     (board.package / "w8.onnx").write_bytes(qdq_conv())
-    write_bundle(board.package, (("w8", "w8.onnx"),), target_with(detect={}), ())
+    write_bundle(board.package, (("w8", "graph", "w8.onnx"),), target_with(detect={}), ())
     assert board.run().returncode == 0
 
 
@@ -313,11 +330,180 @@ def test_a_dotted_banner_is_read(board: Board) -> None:
     assert "TensorRT 11.1.0 on this board" in board.run().stderr
 
 
-@pytest.mark.parametrize("arguments", [["--fast"], ["--force", "--force"], [""]])
+@pytest.mark.parametrize("arguments", [["--fast"], [""], ["--workspace"], ["--timeout", "0"], ["--workspace", "1G"]])
 def test_other_arguments_are_refused(board: Board, arguments: list[str]) -> None:
     result = board.run(*arguments)
     assert result.returncode == 2
-    assert "Allowed: --force" in result.stderr
+    assert "Allowed: --force, --fp32, --dla, --workspace MB, --timeout MINUTES" in result.stderr
+
+
+def record_at(board: Board, label: str) -> EngineRecord:
+    record = read_record(board.built / f"net-{label}.engine")
+    assert record is not None
+    return record
+
+
+def test_the_record_says_what_an_engine_was_built_from_and_on(board: Board) -> None:
+    board.trtexec(write=WRITE_ENGINE + '; echo cache >"${3#--timingCacheFile=}"')
+    assert board.run().returncode == 0
+    cache = next(board.cache.glob("*/*.timing"))
+    for label in LABELS:
+        engine, graph = board.built / f"net-{label}.engine", board.package / f"net-{label}.onnx"
+        assert record_at(board, label) == EngineRecord(
+            label=label,
+            sha256=hash_file(engine)[0],
+            size_bytes=engine.stat().st_size,
+            tool="trtexec",
+            recipe=Recipe(
+                graph_sha256=(hash_file(graph)[0],),
+                module="tensorrt",
+                version="10.3.0",
+                flags=("FP16",) if label == "fp16" else ("FP16", "INT8"),
+                shapes=("x:1x3x8x8", "x:2x3x8x8", "x:4x3x8x8"),
+                workspace_mb=1024,
+                dla_core=None,
+                device=DeviceFacts(arch="aarch64", module="p3767-0005", sm="8.7", l4t="36.4.3", power_mode="15W"),
+            ),
+            timing_cache_sha256=hash_file(cache)[0],
+        )
+
+
+def test_the_record_is_the_one_that_the_package_writes(board: Board) -> None:
+    """Byte for byte but for the tool, so each of the two knows the other's engines."""
+    board.run()
+    path = board.built / "net-w8.engine.json"
+    assert record_at(board, "w8").to_json() == path.read_text()
+    path.write_text(path.read_text().replace('"trtexec"', '"bitswitch-deploy"'))
+    assert board.run().stderr.count("up to date") == 3
+
+
+def test_a_board_that_tells_little_is_recorded_with_what_it_tells(board: Board) -> None:
+    board.release.unlink()
+    (board.programs / "nvpmodel").unlink()
+    board.device_tree.write_bytes(b"nvidia,tegra234\0")
+    assert board.run().returncode == 0
+    device = record_at(board, "w8").recipe.device
+    assert device == DeviceFacts(arch="aarch64", sm="8.7")
+    assert "tensorrt-10.3.0-aarch64.timing" in " ".join(board.arguments())
+
+
+def test_another_power_mode_builds_again(board: Board) -> None:
+    board.run()
+    board.program("nvpmodel", "#!/bin/sh\necho NV Power Mode: MAXN\n")
+    assert "up to date" not in board.run().stderr
+    assert record_at(board, "w8").recipe.device.power_mode == "MAXN"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("damage", ["engine", "record"])
+def test_a_damaged_engine_is_built_again(board: Board, damage: str) -> None:
+    board.run()
+    with (board.built / f"net-w8.engine{'.json' if damage == 'record' else ''}").open("a") as file:
+        file.write("x")
+    second = board.run()
+    assert second.stderr.count("up to date") == 2
+    assert "w8: building" in second.stderr
+
+
+def test_a_killed_build_goes_on_with_what_is_missing(board: Board) -> None:
+    board.trtexec(write="case $2 in *net-w8*) kill -KILL $(cut -d' ' -f4 /proc/$PPID/stat) ;; esac; " + WRITE_ENGINE)
+    board.run()
+    assert (board.built / "net-fp16.engine.json").exists()
+    assert not (board.built / "net-w8.engine.json").exists()
+    board.trtexec()
+    second = board.run()
+    assert second.returncode == 0
+    assert second.stderr.count("up to date") == 1
+
+
+def test_a_hung_trtexec_is_given_up(board: Board) -> None:
+    """Minutes are seconds here: the script multiplies them by 60."""
+    script = board.package / SCRIPT
+    script.write_text(script.read_text().replace("minutes * 60", "minutes"))
+    board.trtexec(write="case $2 in *net-w8*) exec sleep 60 ;; esac; " + WRITE_ENGINE)
+    result = board.run("--timeout", "1")
+    assert result.returncode == 1
+    assert "w8: FAILED: not done after 1 minutes: it hangs, or needs a longer --timeout" in result.stderr
+    assert (board.built / "net-w4.engine").exists()
+
+
+def test_a_trtexec_that_the_system_killed_is_said(board: Board) -> None:
+    board.trtexec(write="kill -KILL $$")
+    assert "trtexec was killed, as the system does when memory runs out" in board.run().stderr
+
+
+def test_fp32_leaves_out_the_flag_but_for_the_reference(board: Board) -> None:
+    assert board.run("--fp32").returncode == 0
+    assert board.arguments().count("--fp16") == 1
+    assert board.arguments().count("--int8") == 2
+    assert record_at(board, "w8").recipe.flags == ("INT8",)
+
+
+def test_fp32_is_refused_where_the_graph_decides(
+    tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target]
+) -> None:
+    board = Board(tmp_path)
+    model = onnx.load_from_string(qdq_conv())
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float16), "half"))
+    (board.package / "w8.onnx").write_bytes(model.SerializeToString())
+    write_bundle(board.package, (("w8", "graph", "w8.onnx"),), target_with(), ())
+    board.trtexec(BANNERS["10.16.2"])
+    result = board.run("--fp32")
+    assert result.returncode == 2
+    assert "--fp32: TensorRT 10.16.2 takes types from the graph, and these hold float16" in result.stderr
+    board.trtexec()
+    assert board.run("--fp32").returncode == 0
+
+
+def test_workspace_overrides_the_target(board: Board) -> None:
+    assert board.run("--workspace", "64").returncode == 0
+    assert board.arguments().count("--memPoolSize=workspace:64") == 3
+    assert record_at(board, "w8").recipe.workspace_mb == 64
+
+
+@pytest.mark.parametrize("version", list(BANNERS))
+def test_dla_where_the_target_says_that_it_works(
+    tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target], version: str
+) -> None:
+    board = Board(tmp_path)
+    (board.package / "w8.onnx").write_bytes(qdq_conv(batch="N"))
+    target = target_with(device={"dla_cores": 2, "dla_tensorrt": ["<10.8", ">=11.4.1"]})
+    write_bundle(board.package, (("w8", "graph", "w8.onnx"),), target, (BATCHES,))
+    line = "[W] [TRT] Layer 'activation_q' (QUANTIZE): Unsupported on DLA. Switching this layer's device type to GPU."
+    board.trtexec(BANNERS[version], line=line)
+    result = board.run("--dla")
+    if version == "10.16.2":
+        assert result.returncode == 4
+        assert "--dla: TensorRT 10.16.2 does not drive the DLA cores of jetson-test" in result.stderr
+        return
+    assert result.returncode == 0
+    assert "w8: 1 layers fall back to the GPU" in result.stderr
+    assert (board.built / "w8.gpu-fallback.txt").read_text() == f"{line}\n"
+    assert {"--useDLACore=0", "--allowGPUFallback", "--maxShapes=x:1x3x8x8"} <= set(board.arguments())
+    record = read_record(board.built / "w8.engine")
+    assert record is not None
+    assert (record.recipe.dla_core, "GPU_FALLBACK" in record.recipe.flags) == (0, True)
+
+
+def test_dla_of_a_board_without_it_is_refused(board: Board) -> None:
+    result = board.run("--dla")
+    assert result.returncode == 4
+    assert "--dla: jetson-test has no DLA cores" in result.stderr
+
+
+def test_a_data_file_is_checked_and_recorded(
+    tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target]
+) -> None:
+    board = Board(tmp_path)
+    (board.package / "w8.onnx").write_bytes(qdq_conv())
+    (board.package / "w8.onnx.data").write_bytes(b"weights")
+    write_bundle(board.package, (("w8", "graph", "w8.onnx"),), target_with(), ())
+    assert board.run().returncode == 0
+    record = read_record(board.built / "w8.engine")
+    assert record is not None
+    names = ("w8.onnx", "w8.onnx.data")
+    assert record.recipe.graph_sha256 == tuple(hash_file(board.package / name)[0] for name in names)
+    (board.package / "w8.onnx.data").write_bytes(b"changed")
+    assert "w8.onnx.data is not the graph that was exported" in board.run().stderr
 
 
 def test_the_shell_accepts_the_script(board: Board) -> None:

@@ -11,12 +11,8 @@ import onnx
 import pytest
 
 from bitswitch_deploy.engines.shape_range import ShapeRange
-from bitswitch_deploy.engines.tensorrt_engine import (
-    BuildSettings,
-    EngineBuild,
-    build_engine,
-    inspect_engine,
-)
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine, inspect_engine
 from bitswitch_deploy.engines.tensorrt_module import load_module
 from bitswitch_deploy.errors import GraphError, UnavailableError, UsageError
 

@@ -2,155 +2,20 @@
 
 from __future__ import annotations
 
-import enum
+import json
+import signal
+import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bitswitch_deploy.engines.shape_range import ShapeRange
-from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, build_engine, inspect_engine
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings, flags_of
+from bitswitch_deploy.engines.tensorrt_engine import build_engine, inspect_engine
 from bitswitch_deploy.errors import GraphError, OutputError, UnavailableError, UsageError
-
-FLAGS = {
-    # name: (creation flags, builder flags); the integers are those of the headers, and moved in 11.0
-    "8.6.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1}),
-    "10.3.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1}),
-    "10.12.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1}),
-    "10.16.2": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1}),
-    "11.4.1": ({"STRONGLY_TYPED": 0}, {"REFIT": 0}),
-}
-
-
-class Severity(enum.Enum):
-    """Names are the vendor's."""
-
-    ERROR = 1
-    WARNING = 2
-
-
-class Record:
-    """What was called, and how the stand-in answers."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.log: list[tuple[Severity, str]] = []
-        self.parser_errors: list[str] = []
-        self.shape = (1, 3)
-        self.plan: bytes | None = b"plan"
-        self.profile_index = 0
-        self.builder_error: Exception | None = None
-
-
-def _config(record: Record) -> type:
-    class Config:
-        progress_monitor = None
-
-        def set_memory_pool_limit(self, pool: object, size: int) -> None:
-            record.calls.append(("workspace", pool, size))
-
-        def set_flag(self, flag: enum.IntEnum) -> None:
-            record.calls.append(("flag", flag.name))
-
-        def create_timing_cache(self, content: bytes) -> bytes:
-            return content
-
-        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-            record.calls.append(("cache", cache, ignore_mismatch))
-            return cache != b"of another board"
-
-        def get_timing_cache(self) -> types.SimpleNamespace:
-            return types.SimpleNamespace(serialize=lambda: b"new cache")
-
-        def add_optimization_profile(self, profile: list[Any]) -> int:
-            record.calls.append(("profile", *profile))
-            return record.profile_index
-
-    return Config
-
-
-def _builder(record: Record) -> type:
-    class Profile(list):  # type: ignore[type-arg]
-        def set_shape(self, *shapes: object) -> None:
-            self.append(shapes)
-
-    class Builder:
-        def __init__(self, logger: Any) -> None:
-            if record.builder_error is not None:
-                raise record.builder_error
-            self.logger = logger
-
-        def create_network(self, flags: int) -> types.SimpleNamespace:
-            record.calls.append(("network", flags))
-            value = types.SimpleNamespace(name="x", shape=record.shape)
-            return types.SimpleNamespace(num_inputs=1, get_input=lambda _: value)
-
-        def create_builder_config(self) -> object:
-            return _config(record)()
-
-        def create_optimization_profile(self) -> Profile:
-            return Profile()
-
-        def build_serialized_network(self, network: object, config: Any) -> bytes | None:
-            for severity, text in record.log:
-                self.logger.log(severity, text)
-            if config.progress_monitor is not None:
-                config.progress_monitor.phase_start("build", None, 2)
-                record.calls.append(("step", config.progress_monitor.step_complete("build", 0)))
-            return record.plan
-
-    return Builder
-
-
-def _parser(record: Record, version: str) -> type:
-    class Parser:
-        num_errors = property(lambda _: len(record.parser_errors))
-
-        def __init__(self, network: object, logger: object) -> None:
-            pass
-
-        def parse(self, model: bytes) -> bool:
-            record.calls.append(("parse", model))
-            return not record.parser_errors
-
-        def parse_from_file(self, path: str) -> bool:
-            record.calls.append(("parse_from_file", path))
-            return not record.parser_errors
-
-        def get_error(self, index: int) -> types.SimpleNamespace:
-            error = types.SimpleNamespace(desc=lambda: record.parser_errors[index], node=lambda: 7)
-            if not version.startswith("8."):
-                error.node_name, error.node_operator = (lambda: "conv"), (lambda: "Conv")
-            return error
-
-    return Parser
-
-
-def _stand_in(version: str, record: Record) -> Any:
-    creation, builder = FLAGS[version]
-    module: Any = types.ModuleType("tensorrt")
-    module.__version__ = version
-    module.ILogger = type("ILogger", (), {})
-    if not version.startswith("8."):
-        module.IProgressMonitor = type("IProgressMonitor", (), {})
-    module.NetworkDefinitionCreationFlag, module.BuilderFlag = _flags(creation), _flags(builder)
-    module.MemoryPoolType = types.SimpleNamespace(WORKSPACE="workspace")
-    module.Builder, module.OnnxParser = _builder(record), _parser(record, version)
-    module.Runtime = lambda _: types.SimpleNamespace(deserialize_cuda_engine=lambda plan: _engine(plan))
-    module.LayerInformationFormat = types.SimpleNamespace(JSON="json")
-    return module
-
-
-def _flags(members: dict[str, int]) -> Any:
-    kind: Any = enum.IntEnum
-    return kind("Flag", members)
-
-
-def _engine(plan: bytes) -> types.SimpleNamespace | None:
-    inspector = types.SimpleNamespace(get_engine_information=lambda form: f"{form} of {plan.decode()}")
-    return types.SimpleNamespace(create_engine_inspector=lambda: inspector) if plan == b"plan" else None
+from tests.engines.tensorrt_builder import FLAGS, Record, Severity, install, stand_in
 
 
 @pytest.fixture
@@ -160,14 +25,14 @@ def record() -> Record:
 
 @pytest.fixture(params=list(FLAGS))
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, record: Record) -> str:
-    monkeypatch.setitem(sys.modules, "tensorrt", _stand_in(request.param, record))
+    install(monkeypatch, request.param, record)
     return str(request.param)
 
 
 @pytest.fixture
 def orin(monkeypatch: pytest.MonkeyPatch, record: Record) -> Record:
     """JetPack 6.2."""
-    monkeypatch.setitem(sys.modules, "tensorrt", _stand_in("10.3.0", record))
+    install(monkeypatch, "10.3.0", record)
     return record
 
 
@@ -178,6 +43,7 @@ def _build(**settings: Any) -> Any:
 def test_typing_follows_what_the_release_has(version: str, record: Record) -> None:
     build = _build()
     expected = {
+        "8.5.2": ("weak", 0b01, ["INT8", "FP16"]),
         "8.6.2": ("weak", 0b01, ["INT8", "FP16"]),
         "10.3.0": ("weak", 0b01, ["INT8", "FP16"]),
         "10.12.0": ("strong", 0b11, []),
@@ -185,16 +51,15 @@ def test_typing_follows_what_the_release_has(version: str, record: Record) -> No
         "11.4.1": ("strong", 0b01, []),
     }
     creation = [call[1] for call in record.calls if call[0] == "network"]
-    flags = [call[1] for call in record.calls if call[0] == "flag"]
-    assert (build.typing, *creation, flags) == expected[version]
+    assert (build.typing, *creation, record.flags()) == expected[version]
     assert (build.plan, build.version, build.module) == (b"plan", version, "tensorrt")
 
 
 def test_the_progress_monitor_is_used_where_it_exists(version: str, record: Record) -> None:
     fractions: list[float] = []
     build_engine(b"onnx", module="tensorrt", settings=BuildSettings(), progress=fractions.append)
-    assert fractions == ([] if version == "8.6.2" else [0.5])
-    assert (("step", True) in record.calls) == (version != "8.6.2")
+    assert fractions == ([] if version.startswith("8.") else [0.5])
+    assert (("step", True) in record.calls) == (not version.startswith("8."))
 
 
 def test_a_file_is_parsed_where_it_stands(orin: Record, tmp_path: Path) -> None:
@@ -207,7 +72,7 @@ def test_a_file_is_parsed_where_it_stands(orin: Record, tmp_path: Path) -> None:
 
 def test_legacy_flags_come_from_the_target(orin: Record) -> None:
     _build(legacy_flags=("INT8",))
-    assert [call for call in orin.calls if call[0] == "flag"] == [("flag", "INT8")]
+    assert orin.flags() == ["INT8"]
 
 
 def test_workspace_is_in_bytes_and_optional(orin: Record) -> None:
@@ -215,7 +80,7 @@ def test_workspace_is_in_bytes_and_optional(orin: Record) -> None:
     assert ("workspace", "workspace", 3 * 2**20) in orin.calls
     orin.calls.clear()
     _build()
-    assert [call[0] for call in orin.calls] == ["network", "parse", "flag", "flag", "step"]
+    assert [call[0] for call in orin.calls] == ["network", "parse", "flag", "flag", "build", "step"]
 
 
 def test_the_profile_reaches_the_builder(orin: Record) -> None:
@@ -228,13 +93,16 @@ def test_the_profile_reaches_the_builder(orin: Record) -> None:
 def test_a_profile_that_the_builder_refuses_is_said(orin: Record) -> None:
     orin.shape, orin.profile_index = (-1, 3), -1
     shapes = ShapeRange(input="x", minimum=(1, 3), optimum=(2, 3), maximum=(4, 3))
-    with pytest.raises(GraphError, match="TensorRT engine: no engine"):
+    with pytest.raises(GraphError, match=r"engine: tensorrt 10\.3\.0: no engine"):
         _build(profile=(shapes,))
 
 
 def test_a_timing_cache_of_another_board_is_started_again(orin: Record, tmp_path: Path) -> None:
     (tmp_path / "timing.cache").write_bytes(b"of another board")
-    _build(timing_cache=tmp_path / "timing.cache")
+    build = _build(timing_cache=tmp_path / "timing.cache")
+    assert build.notes == (
+        f"timing cache {tmp_path / 'timing.cache'} is of another device or TensorRT: not used, started again",
+    )
     assert [call[1] for call in orin.calls if call[0] == "cache"] == [b"of another board", b""]
     assert (tmp_path / "timing.cache").read_bytes() == b"new cache"
 
@@ -267,7 +135,7 @@ def test_capabilities_are_for_rtx_only(orin: Record) -> None:
 
 def test_every_parser_error_is_listed(version: str, record: Record) -> None:
     record.parser_errors = ["first", "second"]
-    name = "node 7" if version == "8.6.2" else "conv Conv"
+    name = "node 7" if version.startswith("8.") else "conv Conv"
     with pytest.raises(GraphError, match=rf"\(2 errors\): {name}: first; {name}: second"):
         _build()
 
@@ -283,7 +151,109 @@ def test_a_machine_without_gpu_is_said(orin: Record) -> None:
         _build()
 
 
+CONVOLUTION = {"Name": "conv + relu", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8"}]}
+
+
 def test_layers_are_read_as_json(orin: Record) -> None:
-    assert inspect_engine(b"plan", module="tensorrt") == "json of plan"
-    with pytest.raises(UnavailableError, match="the engine cannot be loaded"):
+    orin.layers = [CONVOLUTION]
+    assert json.loads(inspect_engine(b"plan", module="tensorrt")) == {"Layers": [CONVOLUTION]}
+    with pytest.raises(UnavailableError, match="the engine cannot be loaded: not a serialized engine"):
         inspect_engine(b"other", module="tensorrt")
+
+
+def test_layers_of_a_build_are_read_back_in_detail(version: str, record: Record) -> None:
+    record.layers = [CONVOLUTION]
+    build = _build()
+    assert [(layer.nodes, layer.inputs) for layer in build.layers] == [(("conv", "relu"), ("int8",))]
+    assert build.notes == ()
+    assert ("build", "detailed", "gpu", -1) in record.calls
+
+
+def test_an_engine_that_cannot_be_read_back_is_said(orin: Record) -> None:
+    orin.plan = b"unreadable"
+    build = _build()
+    assert build.layers == ()
+    assert build.notes == ("layers not read back: the engine cannot be loaded: not a serialized engine",)
+
+
+def test_dla_runs_what_it_can_and_the_rest_is_listed(version: str, record: Record, monkeypatch: Any) -> None:
+    record.dla_cores, record.network = 2, {"conv": True, "q": False, "softmax": False}
+    install(monkeypatch, version, record)
+    build = _build(dla_core=1)
+    assert build.gpu_fallback == ("q", "softmax")
+    assert record.flags()[-1] == "GPU_FALLBACK"
+    assert ("build", "detailed", "dla", 1) in record.calls
+
+
+def test_a_dla_core_that_is_not_there_is_refused(orin: Record) -> None:
+    with pytest.raises(UnavailableError, match=r"w4: tensorrt 10\.3\.0: DLA core 0, and TensorRT finds 0"):
+        _build(dla_core=0, label="w4")
+
+
+def test_flags_are_recorded_by_name() -> None:
+    settings = BuildSettings(dla_core=0)
+    assert flags_of(stand_in("8.5.2", Record()), settings) == ("FP16", "GPU_FALLBACK", "INT8")
+    assert flags_of(stand_in("11.4.1", Record()), BuildSettings()) == ("STRONGLY_TYPED",)
+
+
+@pytest.mark.parametrize(
+    ("log", "error"),
+    [
+        ([(Severity.ERROR, "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)")], None),
+        (
+            [
+                (Severity.WARNING, "Skipping tactic 0x1 due to: Requested amount of GPU memory (1 bytes)"),
+                (Severity.ERROR, "10: Could not find any implementation for node conv"),
+            ],
+            None,
+        ),
+        ([], MemoryError()),
+    ],
+)
+def test_out_of_memory_names_the_width_and_the_flag(orin: Record, log: Any, error: Any) -> None:
+    orin.plan, orin.log, orin.build_error = None, log, error
+    with pytest.raises(UnavailableError, match=r"w6: tensorrt 10\.3\.0: out of memory; (.|\n)*--workspace MB"):
+        _build(label="w6")
+
+
+def test_tactics_that_do_not_fit_are_no_failure_of_memory(orin: Record) -> None:
+    orin.plan = None
+    orin.log = [(Severity.WARNING, "tactic needs more than is free: out of memory"), (Severity.ERROR, "bad layer")]
+    with pytest.raises(GraphError, match="no engine: bad layer"):
+        _build()
+
+
+def test_too_small_a_workspace_is_said(orin: Record) -> None:
+    orin.plan = None
+    orin.log = [
+        (Severity.WARNING, "Some tactics do not have sufficient workspace memory: increase workspace size"),
+        (Severity.ERROR, "Could not find any implementation for node conv"),
+    ]
+    with pytest.raises(UnavailableError, match="build with more: bitswitch-deploy build PACKAGE --workspace MB"):
+        _build(workspace_mb=16)
+
+
+@pytest.mark.parametrize("release", ["8.6.2", "10.3.0"])
+def test_an_interrupt_during_a_build(release: str, tmp_path: Path) -> None:
+    """Where steps are announced the build stops at the next one; before, the process ends at once, files untouched."""
+    script = f"""
+import os, signal, sys, pytest
+from pathlib import Path
+from tests.engines.tensorrt_builder import Record, install
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupting(list):
+    def append(self, call):
+        if call[0] == "build":
+            os.kill(os.getpid(), signal.SIGINT)
+        super().append(call)
+install(pytest.MonkeyPatch(), {release!r}, Record(calls=Interrupting()))
+try:
+    build_engine(b"onnx", module="tensorrt", settings=BuildSettings(timing_cache=Path(sys.argv[1])))
+except KeyboardInterrupt:
+    sys.exit(77)
+"""
+    cache = tmp_path / "cache"
+    result = subprocess.run([sys.executable, "-c", script, str(cache)], check=False, cwd=Path.cwd())
+    assert result.returncode == (-signal.SIGINT if release == "8.6.2" else 77)

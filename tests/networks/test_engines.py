@@ -11,7 +11,8 @@ import pytest
 
 from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.shape_range import batch_profile
-from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, build_engine
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.lowering.lower import lower
 from bitswitch_deploy.tensors import WidthAssignment

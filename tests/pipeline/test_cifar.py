@@ -18,7 +18,8 @@ from bitswitch_deploy.catalogue import load_target, target_names
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.engines.shape_range import batch_profile
-from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, build_engine
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.master.spec import ValueSpec

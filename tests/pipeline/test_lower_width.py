@@ -12,7 +12,7 @@ import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.graph.canonical import canonical_graph
-from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import lower
 from bitswitch_deploy.master import Master, assemble_master, read_master
 from bitswitch_deploy.pipeline import lower_width as module
@@ -21,9 +21,10 @@ from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.tensors import WidthAssignment
 
-ROUNDED, RESIDUAL, PINNED, FULL, INT8_INPUTS = Approximation
-# the digits have no layer with float inputs and quantized weights
-ALL = frozenset(Approximation) - {INT8_INPUTS}
+ROUNDED, RESIDUAL, HALF, PINNED, FULL, INT8_INPUTS = Approximation
+# what the digits have a use for on a CPU: half layers belong to strongly typed engines, no layer has float inputs
+ALL = frozenset(Approximation) - {HALF, INT8_INPUTS}
+ON_CPU = EXPORTED - {HALF}
 X86, JETSON = load_target("x86-cpu").target, load_target("jetson").target
 Sets = list[frozenset[Approximation]]
 
@@ -81,7 +82,7 @@ def said(width: LoweredWidth) -> list[tuple[str, bool]]:
 
 
 def test_the_first_set_stays_where_it_agrees(master: Master, data: ExportData) -> None:
-    width, tried = lowered(master, data, USUAL | {PINNED, FULL}, least=0)
+    width, tried = lowered(master, data, EXPORTED | {PINNED, FULL}, least=0)
     assert tried == [ALL]
     ((text, exact),) = said(width)
     assert text.startswith("full-resolution, pinned-layers, residual-codes, rounded-bias: ")
@@ -94,7 +95,7 @@ def test_the_first_set_stays_where_it_agrees(master: Master, data: ExportData) -
 def test_from_the_widest_set_to_the_exact_graph(master: Master, data: ExportData) -> None:
     """Nobody reaches more than all samples, so each set is given up in turn and the last one is not judged."""
     width, tried = lowered(master, data, ALL, least=100.001)
-    assert tried == [ALL, ALL - {FULL}, ALL - {PINNED}, USUAL, {ROUNDED}, EXACT]
+    assert tried == [ALL, ALL - {FULL}, ALL - {PINNED}, ON_CPU, {ROUNDED}, EXACT]
     assert width.exact
     assert len(said(width)) == 5
     for text, exact in said(width):
@@ -128,8 +129,8 @@ def test_an_exact_set_that_the_target_cannot_keep_is_not_judged(master: Master, 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
 def test_usual_sets(master: Master, data: ExportData, bits: int) -> None:
-    width, tried = lowered(master, data, USUAL, bits=bits)
-    assert tried in ([USUAL], [USUAL, {ROUNDED}], [USUAL, {ROUNDED}, EXACT])
+    width, tried = lowered(master, data, EXPORTED, bits=bits)
+    assert tried in ([ON_CPU], [ON_CPU, {ROUNDED}], [ON_CPU, {ROUNDED}, EXACT])
     assert width.result is not None
     assert (width.result.hops[2].agreement_percent or 0) >= 99.5
 
@@ -153,9 +154,14 @@ def test_equal_sets_are_tried_once(master: Master, data: ExportData) -> None:
 
 
 def test_a_target_has_no_use_for_what_none_of_its_passes_makes(master: Master, data: ExportData) -> None:
-    width, tried = lowered(master, data, ALL, target=JETSON, least=100.001)
+    width, tried = lowered(master, data, ALL | {HALF}, target=JETSON, least=100.001)
     assert all(each <= {RESIDUAL} for each in tried)
     assert width.lowered.passes
+
+
+def test_half_layers_are_given_up_before_residual_codes(master: Master, data: ExportData) -> None:
+    _, tried = lowered(master, data, EXPORTED, target=load_target("rtx").target, least=100.001)
+    assert tried == [{RESIDUAL, HALF}, {RESIDUAL}, EXACT]
 
 
 def test_without_calibration_samples(master: Master, data: ExportData) -> None:
@@ -170,15 +176,17 @@ def test_without_calibration_samples(master: Master, data: ExportData) -> None:
 
 
 def test_without_any_samples_nothing_is_judged(master: Master) -> None:
-    width, tried = lowered(master, ExportData(test=None, calibration=None, note=""), USUAL, least=100.001)
+    width, tried = lowered(master, ExportData(test=None, calibration=None, note=""), EXPORTED, least=100.001)
     assert tried == [{ROUNDED}]
     assert width.result is None
     assert not any("agreement" in text for text, _ in said(width))
 
 
 def test_without_test_samples_the_calibration_samples_decide(master: Master, data: ExportData) -> None:
-    width, tried = lowered(master, ExportData(test=None, calibration=data.calibration, note=""), USUAL, least=100.001)
-    assert tried[0] == USUAL
+    width, tried = lowered(
+        master, ExportData(test=None, calibration=data.calibration, note=""), EXPORTED, least=100.001
+    )
+    assert tried[0] == ON_CPU
     assert tried[-1] == EXACT
     assert width.result is None
     assert data.calibration is not None

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
 from bitswitch_deploy.errors import CheckFailedError, UnavailableError, UsageError
+from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.runtime import RuntimeOptions, load
@@ -50,17 +53,34 @@ def write(folder: Path, *, engine_name: str = "tensorrt", in_package: bool = Tru
     return folder
 
 
-def build_on_device(package: Path) -> None:
+HERE = DeviceFacts(arch="aarch64", module="p3767-0005", sm="8.7", l4t="36.4.3", power_mode="15W")
+
+
+@pytest.fixture(autouse=True)
+def _board(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitswitch_deploy.runtime.tensorrt_sessions.device_facts", lambda: HERE)
+
+
+def build_on_device(package: Path, version: str, built_on: DeviceFacts = HERE) -> None:
+    """Write engines and records as `build` does."""
     (package / "on_device").mkdir()
     for bits in (8, 4, 2):
-        (package / "on_device" / f"net-w{bits}.engine").write_bytes(engine(bits))
+        path = package / "on_device" / f"net-w{bits}.engine"
+        path.write_bytes(engine(bits))
+        recipe = Recipe(
+            graph_sha256=("0" * 64,), module="tensorrt", version=version, flags=("INT8",), shapes=(), workspace_mb=None,
+            dla_core=None, device=built_on,
+        )  # fmt: skip
+        sha256, size_bytes = hash_file(path)
+        record = EngineRecord(label=f"w{bits}", sha256=sha256, size_bytes=size_bytes, tool="trtexec", recipe=recipe)
+        record_path(path).write_text(record.to_json())
 
 
 @pytest.mark.parametrize("in_package", [True, False])
 def test_each_width_is_its_engine(device: Device, tmp_path: Path, in_package: bool) -> None:
     package = write(tmp_path / "p", in_package=in_package)
     if not in_package:
-        build_on_device(package)
+        build_on_device(package, device.release)
     with load(package, provider="tensorrt") as switcher:
         for bits in (8, 2, 4, 8):
             switcher.switch(bits)
@@ -128,6 +148,40 @@ def test_engines_are_hashed(device: Device, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\n")
     with pytest.raises(CheckFailedError, match=r"net-w4.engine: its hash does not match"):
         load(package, provider="tensorrt")
+
+
+def test_an_engine_of_another_board_is_refused_with_the_difference(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p", in_package=False)
+    build_on_device(package, device.release, replace(HERE, module="p3701-0005", l4t="36.4.4", power_mode="MAXN"))
+    message = r"net-w2\.engine: built for another device: module p3701-0005, here p3767-0005; L4T 36.4.4, here 36.4.3\n"
+    with pytest.raises(UnavailableError, match=message):
+        load(package, provider="tensorrt", options=RuntimeOptions(trust_engines=True))
+
+
+def test_an_engine_of_another_tensorrt_is_refused(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p", in_package=False)
+    build_on_device(package, "10.7.0")
+    with pytest.raises(UnavailableError, match=rf"tensorrt 10\.7\.0, here tensorrt {device.release}"):
+        load(package, provider="tensorrt")
+
+
+def test_a_foreign_engine_needs_trust(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p", in_package=False)
+    build_on_device(package, device.release)
+    (package / "on_device" / "net-w4.engine.json").unlink()
+    with pytest.raises(CheckFailedError, match=r"w4.engine: an engine without net-w4.engine.json(.|\n)*--trust"):
+        load(package, provider="tensorrt")
+    with load(package, provider="tensorrt", width=4, options=RuntimeOptions(trust_engines=True)) as switcher:
+        np.testing.assert_array_equal(switcher.run(X), X * 4)
+
+
+def test_a_corrupt_engine_is_refused(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p", in_package=False)
+    build_on_device(package, device.release)
+    path = package / "on_device" / "net-w4.engine"
+    path.write_bytes(path.read_bytes()[:-1] + b"\n")
+    with pytest.raises(CheckFailedError, match=r"net-w4.engine: its hash does not match"):
+        load(package, provider="tensorrt", options=RuntimeOptions(trust_engines=True))
 
 
 def test_a_package_for_onnxruntime_has_no_engines(packages: Packages) -> None:

@@ -10,7 +10,8 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 
-from bitswitch_deploy.engines.tensorrt_engine import BuildSettings, build_engine
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.finding import ENGINES, Engine, LintResult
 from bitswitch_deploy.graph.lint.lint import lint

@@ -1,0 +1,81 @@
+"""What decides whether a TensorRT engine fits this machine, read off the machine itself. No vendor import.
+
+An engine belongs to one GPU architecture, one module and one TensorRT build (platform notes 2.8). Each fact is None
+where the machine does not tell it: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitswitch_deploy.catalogue import board_names, l4t_version
+
+# Compute capability of each Tegra chip that TensorRT 8.5 and newer runs on (platform notes 1.1).
+_SM_OF_CHIP = {"tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0"}
+_QUERY_SECONDS = 20
+_GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """The machine that an engine was built on, or is loaded on.
+
+    arch: as `uname -m`. module: part number of the Jetson module, or the name of the GPU. sm: compute capability.
+    l4t: Jetson Linux release, `36.4.3`. power_mode: name of the nvpmodel mode.
+    """
+
+    arch: str
+    module: str | None = None
+    sm: str | None = None
+    l4t: str | None = None
+    power_mode: str | None = None
+
+
+def device_facts(root: Path = Path("/")) -> DeviceFacts:
+    """The facts of this machine; `root` is where /proc and /etc are looked for."""
+    names, arch = board_names(root), platform.machine()
+    chips = [name for name in names if name in _SM_OF_CHIP]
+    if not chips:
+        gpu, sm = _desktop_gpu()
+        return DeviceFacts(arch=arch, module=gpu, sm=sm)
+    # the first entry names carrier and module, in this order
+    parts = [name for name in names if re.fullmatch(r"p\d+-\d+", name)]
+    return DeviceFacts(
+        arch=arch,
+        module=parts[-1] if parts else chips[0],
+        sm=_SM_OF_CHIP[chips[0]],
+        l4t=l4t_version(root),
+        power_mode=_power_mode(),
+    )
+
+
+def _desktop_gpu() -> tuple[str | None, str | None]:
+    lines = _answer(_GPU_QUERY).splitlines()
+    name, comma, sm = lines[0].rpartition(",") if lines else ("", "", "")
+    if not comma or not re.fullmatch(r"\d+\.\d+", sm.strip()):
+        return None, None
+    return name.strip(), sm.strip()
+
+
+def _power_mode() -> str | None:
+    """`NV Power Mode: 15W` of `nvpmodel -q`: ids differ between modules, names do not."""
+    match = re.search(r"NV Power Mode:\s*(\S+)", _answer(("nvpmodel", "-q")))
+    return match[1] if match else None
+
+
+def _answer(command: tuple[str, ...]) -> str:
+    """What a query program prints; nothing where it is missing, fails or hangs."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_QUERY_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout if result.returncode == 0 else ""
