@@ -39,6 +39,11 @@ _CACHE = ".bitswitch-search"
     help="Find the cheapest assignment that loses no more points than this.",
 )
 @click.option("--pareto", is_flag=True, help="The whole front over the first budget's resource, or average bits.")
+@click.option(
+    "--reestimate",
+    is_flag=True,
+    help="Take BatchNorm statistics anew for each assignment; a master with the chosen one's is written beside it.",
+)
 @click.option("--bits", metavar="LIST", help="Widths to choose from, each in 2..8.  [default: the trained ones]")
 @click.option("--tie", "ties", multiple=True, metavar="NAMES", help="Layers, with * for any text, that take one width.")
 @click.option("--costs", type=PATH, metavar="FILE", help="Costs of layers from a file, instead of measuring them.")

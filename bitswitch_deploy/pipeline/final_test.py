@@ -12,6 +12,7 @@ from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.search_data import SearchData
+from bitswitch_deploy.search.batchnorm import reestimated
 from bitswitch_deploy.search.evaluate import open_session, run_batches
 from bitswitch_deploy.search.score import Scores, score_against, score_labelled
 from bitswitch_deploy.tensors import WidthAssignment
@@ -53,7 +54,7 @@ def _pass(
     master: Master, data: SearchData, assignments: Sequence[WidthAssignment], progress: Progress
 ) -> tuple[dict[WidthAssignment, Scores], int, int]:
     threads = usable_cores()
-    sessions = {each: open_session(master, each, threads=threads) for each in assignments}
+    sessions = {each: open_session(_adapted(master, data, each), each, threads=threads) for each in assignments}
     reference = open_session(master, WidthAssignment(default=master.spec.widths[0]), threads=threads)
     parts: dict[WidthAssignment, list[Scores]] = {each: [] for each in assignments}
     left_out = 0
@@ -76,6 +77,13 @@ def _pass(
             do="hand in other samples with --test, or more with --data",
         )
     return {each: _joined(found) for each, found in parts.items()}, data.test.n - left_out, left_out
+
+
+def _adapted(master: Master, data: SearchData, assignment: WidthAssignment) -> Master:
+    if data.statistics is None:
+        return master
+    x, _ = data.statistics.read(0, data.statistics.n)
+    return reestimated(master, assignment, x, threads=usable_cores())
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:

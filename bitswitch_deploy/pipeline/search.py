@@ -15,13 +15,14 @@ from pathlib import Path
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.errors import CheckFailedError, UsageError
-from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.master import Master, read_master, write_master
 from bitswitch_deploy.pipeline.final_test import TestScores, run_final_test
 from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY
 from bitswitch_deploy.pipeline.progress import Progress, Silent
-from bitswitch_deploy.pipeline.search_data import SearchData, load_search_data
+from bitswitch_deploy.pipeline.search_data import Sampling, SearchData, load_search_data
 from bitswitch_deploy.pipeline.search_problem import Budgeted, budget_rows, layer_groups, make_problem
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
+from bitswitch_deploy.search.batchnorm import reestimated
 from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.choose import Choice, Chooser, Measurement
 from bitswitch_deploy.search.costs import CostTable, assignment_of, measured_costs, read_costs
@@ -44,9 +45,11 @@ _POOR_CORRELATION = 0.7
 class SearchRequest:
     """What to search for.
 
+    output: the assignment, for `--mixed`. cache: what was measured; the same request goes on from there.
     data, test: samples to search on and to test on, see `load_search_data`. widths: None takes the trained ones.
     ties: see `layer_groups`. max_drop: points that may be lost; None where budgets alone decide. pareto: find the whole
-    front. cache: what was measured; the same request goes on from there. output: the assignment, for `--mixed`.
+    front. reestimate: take BatchNorm statistics anew for each assignment, and write a master with those of the chosen
+    one to `adapted_master`.
     """
 
     master: Path
@@ -61,9 +64,15 @@ class SearchRequest:
     ties: tuple[str, ...] = ()
     max_drop: float | None = None
     pareto: bool = False
+    reestimate: bool = False
     samples: int = DEFAULT_SAMPLES
     seed: int = 0
     workers: Workers = field(default_factory=Workers)
+
+    @property
+    def adapted_master(self) -> Path:
+        """Where the master with the chosen assignment's own BatchNorm statistics is written."""
+        return self.output.with_suffix(".safetensors")
 
 
 def search(request: SearchRequest, progress: Progress | None = None) -> SearchReport:
@@ -95,14 +104,22 @@ class _Search:
                 do="train one that quantizes layers",
             )
 
+        written = {request.output, request.adapted_master} if request.reestimate else {request.output}
+        if request.master.resolve() in {path.resolve() for path in written}:
+            raise UsageError(
+                where=f"--output {request.output}",
+                got="the master would be overwritten",
+                allowed="a file of another name",
+                do="choose another --output",
+            )
+
     def run(self) -> SearchReport:
         request, master = self._request, self._master
         data = load_search_data(
             master,
             data=request.data,
             test=request.test,
-            count=request.samples,
-            seed=request.seed,
+            sampling=Sampling(count=request.samples, seed=request.seed, reestimate=request.reestimate),
             folder=request.cache,
         )
         budgeted = budget_rows(master, self._choices, request.budgets, request.tables, data.search.read(0, 1)[0])
@@ -111,6 +128,7 @@ class _Search:
             data.search,
             ScoreStore(folder=request.cache),
             workers=request.workers,
+            statistics=data.statistics,
             computed=self._progress.advance,
         )
         table = self._costs(evaluator, data)
@@ -122,6 +140,9 @@ class _Search:
             master, data, [each.assignment for each in (choice.chosen, *choice.front, *uniform)], self._progress
         )
         report = _Reporting(request, master, problem, data, tested, uniform).report(choice, table, budgeted)
+        if data.statistics is not None:
+            x, _ = data.statistics.read(0, data.statistics.n)
+            write_master(reestimated(master, choice.chosen.assignment, x), request.adapted_master)
         write_assignment(request.output, choice.chosen.assignment)
         return replace(report, seconds=time.monotonic() - self._started)
 
@@ -215,7 +236,7 @@ class _Reporting:
     def report(self, choice: Choice, table: CostTable, budgeted: Budgeted) -> SearchReport:
         request, data, chosen = self._request, self._data, choice.chosen
         return SearchReport(
-            master_path=str(request.master),
+            master_path=str(request.adapted_master if request.reestimate else request.master),
             master_sha256=self._master.sha256,
             output=str(request.output),
             samples=Samples(
@@ -228,6 +249,7 @@ class _Reporting:
             ),
             budgets=tuple(_budget_use(row, chosen.selection) for row in self._problem.caps),
             max_drop=request.max_drop,
+            reestimated=request.reestimate,
             method=table.method,
             n_costs=table.n,
             chosen=self._assigned(chosen),

@@ -63,6 +63,7 @@ def print_search(report: SearchReport, stream: TextIO, *, width: int | None = No
 def _facts(report: SearchReport) -> list[tuple[str, str]]:
     samples = report.samples
     correlation = report.rank_correlation
+    statistics = "taken anew for each assignment" if report.reestimated else "the master's, as exported"
     facts = [
         ("master", f"{report.master_path} (sha256 {report.master_sha256[:12]})"),
         (
@@ -70,11 +71,12 @@ def _facts(report: SearchReport) -> list[tuple[str, str]]:
             f"{samples.n_search:,} samples of {samples.name}, the same number of each class where labelled",
         ),
         ("costs", f"{_METHODS[report.method]}, on {report.n_costs:,} samples"),
+        ("BatchNorm statistics", statistics),
         ("candidates", f"{report.n_candidates} measured, {report.refine_moves} improving moves"),
         ("time", f"{report.seconds:.0f} s"),
     ]
     if correlation is not None:
-        facts.insert(4, ("prediction", f"rank correlation with what was measured: {correlation:.2f}"))
+        facts.insert(5, ("prediction", f"rank correlation with what was measured: {correlation:.2f}"))
     if samples.left_out:
         facts.insert(2, ("tested on", f"{samples.n_test:,}; {samples.left_out:,} left out, the search has seen them"))
     return facts

@@ -67,6 +67,7 @@ class Samples:
 class SearchReport:
     """Everything `search` has to say.
 
+    master_path: to export from; with `reestimated` BatchNorm statistics a copy of the master that was written.
     method, n_costs: how layers were judged and on how many samples. chosen: what was written to `output`.
     best_uniform: label of the best uniform width that keeps the budgets, empty where none does.
     front: assignments from dear to cheap, each better than all that are cheaper; empty without --pareto or --max-drop.
@@ -80,6 +81,7 @@ class SearchReport:
     samples: Samples
     budgets: tuple[BudgetUse, ...]
     max_drop: float | None
+    reestimated: bool
     method: Method
     n_costs: int
     chosen: Assigned

@@ -1,5 +1,7 @@
 """Scores of assignments by inference only: each is computed from its canonical graph, as it would be exported.
 
+With BatchNorm statistics taken anew they are those of the copy of the master that `reestimated` makes.
+
 The unit of work is one assignment on one piece of the samples, a pure function of both and of the master. Units are
 kept on disk, so nothing is computed twice, and neither the order nor the number of workers changes a bit of a result.
 joblib spreads the units: over threads here, over machines with its Dask and Ray backends, which must see the folders.
@@ -24,6 +26,7 @@ from bitswitch_deploy.errors import DataError, MasterError, UnavailableError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.search.batchnorm import reestimated
 from bitswitch_deploy.search.samples import Inputs, SearchSamples
 from bitswitch_deploy.search.score import Outputs, Scores, score_against, score_labelled
 from bitswitch_deploy.search.store import ScoreStore, key_of
@@ -45,7 +48,10 @@ class Workers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """Pieces of one assignment that are missing. reference: the width to diverge from, None with labels."""
+    """Pieces of one assignment that are missing. reference: the width to diverge from, None with labels.
+
+    statistics: samples to take BatchNorm statistics from anew, None where the master's are used.
+    """
 
     master: Path
     master_sha256: str
@@ -53,6 +59,7 @@ class _Task:
     samples: SearchSamples
     pieces: tuple[tuple[int, int], ...]
     reference: int | None
+    statistics: SearchSamples | None
 
 
 class Evaluator:
@@ -61,7 +68,7 @@ class Evaluator:
     Args:
         master: the file. sha256: of it. samples: what to measure on.
         store: where scores are kept. workers: who computes them.
-        reference: the width that outputs are compared with where there are no labels.
+        statistics: samples to take the BatchNorm statistics of each assignment from; None takes those of the master.
         computed: called with the number of samples that were computed just now.
     """
 
@@ -72,12 +79,14 @@ class Evaluator:
         store: ScoreStore,
         *,
         workers: Workers,
+        statistics: SearchSamples | None = None,
         computed: Callable[[int], object] = lambda n: None,
     ) -> None:
         loaded = read_master(master)
         self._master, self._sha256 = master, loaded.sha256
         self._samples, self._store, self._workers, self._computed = samples, store, workers, computed
         self._reference = None if samples.labelled else loaded.spec.widths[0]
+        self._statistics = statistics
         self._host = host_text()
 
     @property
@@ -118,6 +127,7 @@ class Evaluator:
                     samples=self._samples,
                     pieces=pieces,
                     reference=self._reference,
+                    statistics=self._statistics,
                 )
 
     def _pieces(self, n: int) -> list[tuple[int, int]]:
@@ -127,8 +137,9 @@ class Evaluator:
         return self._store.load(self._key(assignment, *piece), piece[1] - piece[0])
 
     def _key(self, assignment: WidthAssignment, start: int, stop: int) -> str:
+        made_of = (_VERSION, self._sha256, self._samples.sha256, self._statistics and self._statistics.sha256)
         widths = (assignment.default, assignment.overrides)
-        return key_of(_VERSION, self._sha256, self._samples.sha256, self._host, self._reference, widths, start, stop)
+        return key_of(*made_of, self._host, self._reference, widths, start, stop)
 
     def _load(self, assignment: WidthAssignment, n: int) -> Scores:
         parts = [self._stored(assignment, piece) for piece in self._pieces(n)]
@@ -156,6 +167,9 @@ class Evaluator:
 
 def _compute(task: _Task) -> list[Scores]:
     master = _loaded(str(task.master), task.master_sha256)
+    if task.statistics is not None:
+        x, _ = task.statistics.read(0, task.statistics.n)
+        master = reestimated(master, task.assignment, x)
     runner = open_session(master, task.assignment)
     where = f"assignment {task.assignment.label}"
     results = []
