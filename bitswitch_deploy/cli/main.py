@@ -20,6 +20,7 @@ _EXIT_INTERRUPTED = 130
 # name -> (module, one line of help); the order of the help page
 COMMANDS = {
     "export": ("export", "Turn a master into a validated package for one target."),
+    "search": ("search", "Choose which layer gets which width, under budgets of bits, bytes, time."),
     "inspect": ("inspect", "Show what is in a master file."),
     "targets": ("targets", "List targets, or show one."),
     "validate": ("validate", "Measure the graphs of a package again, on this machine."),

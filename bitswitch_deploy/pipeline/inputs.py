@@ -37,14 +37,19 @@ def load_export_data(master: Master, *, data: Path | None, calibration: Path | N
     if calibration is None and bundled is None and data is not None:
         calibration = data
         note = "residual ranges were calibrated on the validation data: name other samples with --calibration"
-    test = _load(master, data or (bundled.test if bundled else None), limit=None)
-    samples = _load(master, calibration or (bundled.train if bundled else None), limit=CALIBRATION_SAMPLES)
+    test = load_samples(master, data or (bundled.test if bundled else None), limit=None)
+    samples = load_samples(master, calibration or (bundled.train if bundled else None), limit=CALIBRATION_SAMPLES)
     if test is not None and data is None:
         test = replace(test, name=f"{name} test split")
     return ExportData(test=test, calibration=samples, note=note)
 
 
-def _load(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:
+def load_samples(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:
+    """The samples at `path` as the master's network takes them, `limit` of them; None where there is no path.
+
+    Raises:
+        DataError: the data set is damaged or does not fit the master.
+    """
     if path is None:
         return None
     spec = master.spec

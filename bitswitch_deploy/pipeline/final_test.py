@@ -1,0 +1,92 @@
+"""The final numbers of a search, from samples that it has not seen: all assignments see a block before the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitswitch_deploy.engines.cpu_features import usable_cores
+from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.search_data import SearchData
+from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.evaluate import open_session, run_batches
+from bitswitch_deploy.search.score import Scores, score_against, score_labelled
+from bitswitch_deploy.tensors import WidthAssignment
+
+# Sessions that are open at a time; more of them take another pass over the samples.
+_AT_A_TIME = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestScores:
+    """Scores of each assignment on n samples. left_out: samples that the search had seen."""
+
+    scores: dict[WidthAssignment, Scores]
+    n: int
+    left_out: int
+
+
+def run_final_test(
+    master: Master, data: SearchData, assignments: Sequence[WidthAssignment], progress: Progress
+) -> TestScores:
+    """Scores of all assignments on the same samples.
+
+    Raises:
+        CheckFailedError: an output is not finite.
+        DataError: an image cannot be decoded, or the search has seen every sample.
+    """
+    different = list(dict.fromkeys(assignments))
+    scores: dict[WidthAssignment, Scores] = {}
+    n = left_out = 0
+    progress.start("final test", data.test.n * -(-len(different) // _AT_A_TIME))
+    for start in range(0, len(different), _AT_A_TIME):
+        part = different[start : start + _AT_A_TIME]
+        found, n, left_out = _pass(master, data, part, progress)
+        scores |= found
+    return TestScores(scores=scores, n=n, left_out=left_out)
+
+
+def _pass(
+    master: Master, data: SearchData, assignments: Sequence[WidthAssignment], progress: Progress
+) -> tuple[dict[WidthAssignment, Scores], int, int]:
+    threads = usable_cores()
+    sessions = {each: open_session(_adapted(master, data, each), each, threads=threads) for each in assignments}
+    reference = open_session(master, WidthAssignment(default=master.spec.widths[0]), threads=threads)
+    parts: dict[WidthAssignment, list[Scores]] = {each: [] for each in assignments}
+    left_out = 0
+    for x, y, n_seen in data.test_blocks():
+        left_out += n_seen
+        if len(x):
+            expected = run_batches(reference, x) if y is None else None
+            for each, session in sessions.items():
+                outputs, where = run_batches(session, x), f"{each.label} in the final test"
+                if y is not None:
+                    parts[each].append(score_labelled(outputs, y, where=where))
+                elif expected is not None:
+                    parts[each].append(score_against(outputs, expected, where=where))
+        progress.advance(len(x) + n_seen)
+    if left_out == data.test.n:
+        raise DataError(
+            where="final test",
+            got="the search has seen every sample of it",
+            allowed="samples of its own",
+            do="hand in other samples with --test, or more with --data",
+        )
+    return {each: _joined(found) for each, found in parts.items()}, data.test.n - left_out, left_out
+
+
+def _adapted(master: Master, data: SearchData, assignment: WidthAssignment) -> Master:
+    if data.statistics is None:
+        return master
+    x, _ = data.statistics.read(0, data.statistics.n)
+    return reestimated(master, assignment, x, threads=usable_cores())
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    return Scores(
+        loss=np.concatenate([part.loss for part in parts]), right=np.concatenate([part.right for part in parts])
+    )

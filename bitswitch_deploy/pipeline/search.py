@@ -1,0 +1,322 @@
+"""`search`: which layer gets which width, from one master, by inference only.
+
+    costs of single layers -> candidates by the solver -> successive halving -> moves in both directions -> final test
+
+Everything before the final test sees the samples of the search only.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.errors import CheckFailedError, UsageError
+from bitswitch_deploy.master import Master, read_master, write_master
+from bitswitch_deploy.pipeline.final_test import TestScores, run_final_test
+from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY
+from bitswitch_deploy.pipeline.progress import Progress, Silent
+from bitswitch_deploy.pipeline.search_data import Sampling, SearchData, load_search_data
+from bitswitch_deploy.pipeline.search_problem import Budgeted, budget_rows, layer_groups, make_problem
+from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
+from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.budget import Budget
+from bitswitch_deploy.search.choose import Choice, Chooser, Measurement
+from bitswitch_deploy.search.costs import CostTable, assignment_of, measured_costs, read_costs
+from bitswitch_deploy.search.evaluate import Evaluator, Workers
+from bitswitch_deploy.search.problem import Problem, Row, Selection
+from bitswitch_deploy.search.resources import Choices
+from bitswitch_deploy.search.samples import resolution_points
+from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.search.statistics import compare, wilson
+from bitswitch_deploy.search.store import ScoreStore
+from bitswitch_deploy.tensors import WidthAssignment
+
+DEFAULT_SAMPLES = 2048
+DEFAULT_MAX_DROP = 1.0
+# Below this the additive costs do not say much about whole assignments.
+_POOR_CORRELATION = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest:
+    """What to search for.
+
+    output: the assignment, for `--mixed`. cache: what was measured; the same request goes on from there.
+    data, test: samples to search on and to test on, see `load_search_data`. widths: None takes the trained ones.
+    ties: see `layer_groups`. max_drop: points that may be lost; None where budgets alone decide. pareto: find the whole
+    front. reestimate: take BatchNorm statistics anew for each assignment, and write a master with those of the chosen
+    one to `adapted_master`.
+    """
+
+    master: Path
+    output: Path
+    cache: Path
+    budgets: tuple[Budget, ...] = ()
+    tables: tuple[Path, ...] = ()
+    data: Path | None = None
+    test: Path | None = None
+    costs: Path | None = None
+    widths: tuple[int, ...] | None = None
+    ties: tuple[str, ...] = ()
+    max_drop: float | None = None
+    pareto: bool = False
+    reestimate: bool = False
+    samples: int = DEFAULT_SAMPLES
+    seed: int = 0
+    workers: Workers = field(default_factory=Workers)
+
+    @property
+    def adapted_master(self) -> Path:
+        """Where the master with the chosen assignment's own BatchNorm statistics is written."""
+        return self.output.with_suffix(".safetensors")
+
+
+def search(request: SearchRequest, progress: Progress | None = None) -> SearchReport:
+    """Search, test, and write the assignment.
+
+    Raises:
+        UsageError: budgets that cannot be kept or contradict each other, unknown layers, widths or targets.
+        InputFileError: the master, data, costs or a latency table is bad.
+        CheckFailedError: nothing loses as little as `max_drop`, or an output is not finite.
+        UnavailableError: scipy or joblib is not installed.
+        OutputError: the cache or the output cannot be written.
+    """
+    return _Search(request, progress or Silent()).run()
+
+
+class _Search:
+    def __init__(self, request: SearchRequest, progress: Progress) -> None:
+        self._started = time.monotonic()
+        self._request, self._progress = request, progress
+        self._master = read_master(request.master)
+        groups = layer_groups(self._master, request.ties)
+        widths = _widths(self._master, request.widths)
+        self._choices = Choices(groups=groups, widths=(widths,) * len(groups))
+        if not groups:
+            raise UsageError(
+                where=str(request.master),
+                got="every layer is pinned to float",
+                allowed="a master with quantized layers",
+                do="train one that quantizes layers",
+            )
+
+        written = {request.output, request.adapted_master} if request.reestimate else {request.output}
+        if request.master.resolve() in {path.resolve() for path in written}:
+            raise UsageError(
+                where=f"--output {request.output}",
+                got="the master would be overwritten",
+                allowed="a file of another name",
+                do="choose another --output",
+            )
+
+    def run(self) -> SearchReport:
+        request, master = self._request, self._master
+        data = load_search_data(
+            master,
+            data=request.data,
+            test=request.test,
+            sampling=Sampling(count=request.samples, seed=request.seed, reestimate=request.reestimate),
+            folder=request.cache,
+        )
+        budgeted = budget_rows(master, self._choices, request.budgets, request.tables, data.search.read(0, 1)[0])
+        evaluator = Evaluator(
+            request.master,
+            data.search,
+            ScoreStore(folder=request.cache),
+            workers=request.workers,
+            statistics=data.statistics,
+            computed=self._progress.advance,
+        )
+        table = self._costs(evaluator, data)
+        where = f"--costs {request.costs}" if request.costs else "costs"
+        problem = make_problem(self._choices, table, budgeted.rows, where=where)
+        choice = self._choose(problem, evaluator)
+        uniform = [_measured(problem, each, evaluator) for _, each in problem.uniform()]
+        tested = run_final_test(
+            master, data, [each.assignment for each in (choice.chosen, *choice.front, *uniform)], self._progress
+        )
+        report = _Reporting(request, master, problem, data, tested, uniform).report(choice, table, budgeted)
+        if data.statistics is not None:
+            x, _ = data.statistics.read(0, data.statistics.n)
+            write_master(reestimated(master, choice.chosen.assignment, x), request.adapted_master)
+        write_assignment(request.output, choice.chosen.assignment)
+        return replace(report, seconds=time.monotonic() - self._started)
+
+    def _costs(self, evaluator: Evaluator, data: SearchData) -> CostTable:
+        request, master = self._request, self._master
+        if request.costs is not None:
+            return read_costs(request.costs, master_sha256=master.sha256)
+        widths = self._choices.widths[0]
+        reference = {layer: widths[0] for group in self._choices.groups for layer in group}
+        return CostTable(
+            master_sha256=master.sha256,
+            method="cross_entropy" if data.search.labelled else "divergence",
+            samples_sha256=data.search.sha256,
+            n=data.search.n,
+            groups=measured_costs(
+                self._choices.groups,
+                widths,
+                reference,
+                lambda wanted: self._measure(evaluator, "costs of layers", wanted, evaluator.n),
+            ),
+        )
+
+    def _choose(self, problem: Problem, evaluator: Evaluator) -> Choice:
+        request = self._request
+        chooser = Chooser(problem, lambda wanted, n: self._measure(evaluator, "candidates", wanted, n), evaluator.n)
+        if request.budgets and not request.pareto and request.max_drop is None:
+            return chooser.under_budgets()
+        max_drop = DEFAULT_MAX_DROP if request.max_drop is None and not request.budgets else request.max_drop
+        try:
+            return chooser.on_front(problem.rows[0], max_drop=max_drop)
+        except LookupError as exc:
+            raise CheckFailedError(
+                where="--max-drop",
+                got=f"{exc} of the highest width keeps the budgets",
+                allowed="an assignment within the drop and the budgets",
+                do="allow a larger drop or raise the budgets",
+            ) from exc
+
+    def _measure(
+        self, evaluator: Evaluator, what: str, wanted: Sequence[WidthAssignment], n: int
+    ) -> tuple[Scores, ...]:
+        self._progress.start(f"{what}: {len(wanted)} on {n:,} samples", evaluator.missing(wanted, n))
+        return evaluator.measure(wanted, n)
+
+
+def write_assignment(path: Path, assignment: WidthAssignment) -> None:
+    """Write an assignment as `export --mixed` reads it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    document: Mapping[str, int] = {**dict(assignment.overrides), DEFAULT_KEY: assignment.default}
+    replace_file(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def _widths(master: Master, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    widths = tuple(sorted(wanted or master.spec.widths, reverse=True))
+    if widths[0] > master.spec.bits:
+        raise UsageError(
+            where="--bits",
+            got=f"{widths[0]} bits from a master of {master.spec.bits} bits",
+            allowed=f"2..{master.spec.bits}",
+            do="leave the width out",
+        )
+    return widths
+
+
+def _measured(problem: Problem, selection: Selection, evaluator: Evaluator) -> Measurement:
+    assignment = assignment_of(problem.widths(selection))
+    (scores,) = evaluator.measure([assignment])
+    return Measurement(selection=selection, assignment=assignment, scores=scores)
+
+
+class _Reporting:
+    """Turns measurements into the report."""
+
+    def __init__(
+        self,
+        request: SearchRequest,
+        master: Master,
+        problem: Problem,
+        data: SearchData,
+        tested: TestScores,
+        uniform: Sequence[Measurement],
+    ) -> None:
+        self._request, self._master, self._problem = request, master, problem
+        self._data, self._tested, self._uniform = data, tested, uniform
+        feasible = [each for each in uniform if problem.is_feasible(each.selection)]
+        self._best = min(feasible, key=lambda each: each.scores.mean_loss, default=None)
+
+    def report(self, choice: Choice, table: CostTable, budgeted: Budgeted) -> SearchReport:
+        request, data, chosen = self._request, self._data, choice.chosen
+        return SearchReport(
+            master_path=str(request.adapted_master if request.reestimate else request.master),
+            master_sha256=self._master.sha256,
+            output=str(request.output),
+            samples=Samples(
+                name=data.name,
+                labelled=data.search.labelled,
+                n_search=data.search.n,
+                search_sha256=data.search.sha256,
+                n_test=self._tested.n,
+                left_out=self._tested.left_out,
+            ),
+            budgets=tuple(_budget_use(row, chosen.selection) for row in self._problem.caps),
+            max_drop=request.max_drop,
+            reestimated=request.reestimate,
+            method=table.method,
+            n_costs=table.n,
+            chosen=self._assigned(chosen),
+            best_uniform=_label(self._best.assignment) if self._best else "",
+            uniform=tuple(self._assigned(each) for each in self._uniform),
+            front=tuple(self._assigned(each) for each in choice.front),
+            swept=self._problem.rows[0].name if choice.front else "",
+            n_candidates=choice.n_candidates,
+            refine_moves=choice.moves,
+            rank_correlation=choice.correlation,
+            dominated=choice.dominated,
+            table_checks=budgeted.checks,
+            notes=(*data.notes, *self._notes(choice)),
+            seconds=0.0,
+        )
+
+    def _assigned(self, each: Measurement) -> Assigned:
+        tested = self._tested.scores
+        reference = self._uniform[0]
+        best = self._best if self._best and self._best.assignment != each.assignment else None
+        return Assigned(
+            label=_label(each.assignment),
+            widths=each.assignment.overrides,
+            uses=tuple((_bare(row.name), row.total(each.selection) / row.per_unit) for row in self._problem.rows),
+            predicted_cost=self._problem.cost(each.selection),
+            search=_measurement(each.scores, reference.scores, best.scores if best else None),
+            test=_measurement(
+                tested[each.assignment], tested[reference.assignment], tested[best.assignment] if best else None
+            ),
+        )
+
+    def _notes(self, choice: Choice) -> list[str]:
+        n = self._data.search.n
+        notes = [
+            f"{n:,} samples tell differences of {resolution_points(n):.1f} points from none; use more for finer ones"
+        ]
+        if choice.correlation is not None and choice.correlation < _POOR_CORRELATION:
+            notes.append(
+                f"predicted costs rank the candidates poorly (correlation {choice.correlation:.2f}): "
+                "what was measured decided, and more candidates may hold a better one"
+            )
+        return notes
+
+
+def _measurement(scores: Scores, reference: Scores, best: Scores | None) -> Measured:
+    return Measured(
+        n=len(scores.loss),
+        loss=scores.mean_loss,
+        right_percent=wilson(int(scores.right.sum()), len(scores.right)),
+        against_reference=compare(scores, reference),
+        against_uniform=None if best is None else compare(scores, best),
+    )
+
+
+def _budget_use(row: Row, selection: Selection) -> BudgetUse:
+    used, limit, minimum = row.total(selection), row.cap or 0, row.minimum
+    return BudgetUse(
+        name=row.name, used=used / row.per_unit, limit=limit / row.per_unit, minimum=minimum / row.per_unit
+    )
+
+
+def _bare(name: str) -> str:
+    """`bytes<=200k@rtx` without its limit: `bytes@rtx`."""
+    resource, _, rest = name.partition("<=")
+    return resource + ("@" + rest.partition("@")[2] if "@" in rest else "")
+
+
+def _label(assignment: WidthAssignment) -> str:
+    widths = {bits for _, bits in assignment.overrides}
+    return f"w{assignment.default}" if len(widths) == 1 else "mixed"

@@ -1,0 +1,128 @@
+"""The two sets of samples of a search: what it may look at, and what the final numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bitswitch_deploy.catalogue import sample_set
+from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.pipeline.inputs import load_samples
+from bitswitch_deploy.search.samples import (
+    Inputs,
+    Labels,
+    SearchSamples,
+    check_samples,
+    choose_samples,
+    sample_digests,
+    store_samples,
+)
+from bitswitch_deploy.validation.dataset import Dataset
+
+# As many as the search toy and ResNet-20 needed; one batch of them is held in memory with the largest activations.
+STATISTICS = 512
+_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How samples are drawn. count: to search on. reestimate: others, to take BatchNorm statistics from, as well."""
+
+    count: int
+    seed: int = 0
+    reestimate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchData:
+    """Samples to search on, in a folder; the data set of the final test, and which of it the search has seen.
+
+    statistics: samples, others again, to take BatchNorm statistics from; None where that was not asked for.
+    """
+
+    name: str
+    search: SearchSamples
+    statistics: SearchSamples | None
+    test: Dataset
+    seen: frozenset[bytes]
+    notes: tuple[str, ...]
+
+    def test_blocks(self) -> Iterator[tuple[Inputs, Labels | None, int]]:
+        """Inputs, labels and the number left out, a block at a time; samples that the search has seen are left out.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        for x, y in self.test.batches(_BLOCK):
+            fresh = np.array([digest not in self.seen for digest in sample_digests(x)])
+            yield x[fresh], None if y is None else y[fresh], int((~fresh).sum())
+
+
+def load_search_data(
+    master: Master, *, data: Path | None, test: Path | None, sampling: Sampling, folder: Path
+) -> SearchData:
+    """Choose samples to search on, and what is left for the final test.
+
+    Without `test` the rest of `data` is tested on, and the search gets half of it at most. Without `data` the bundled
+    set of the master is taken.
+
+    Raises:
+        DataError: no data, too few samples or classes, or data that does not fit the master.
+        OutputError: the folder cannot be written.
+    """
+    if data is None:
+        names = {accuracy.dataset for accuracy in master.spec.accuracy}
+        bundled = next((found for name in sorted(names) if (found := sample_set(name)) is not None), None)
+        data, test = (bundled.train, test or bundled.test) if bundled else (None, test)
+    pool = load_samples(master, data, limit=None)
+    if pool is None or data is None:
+        raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
+    held_out = load_samples(master, test, limit=None) if test else pool
+    _check_labels(data, pool, held_out, test)
+    n_most = pool.n if test else pool.n // 2
+    n_statistics = min(STATISTICS, n_most // 3) if sampling.reestimate else 0
+    n_search = min(sampling.count, n_most - n_statistics)
+    order = choose_samples(pool.y, pool.n, count=n_search + n_statistics, seed=sampling.seed)
+    chosen, others = order[:n_search], order[n_search:]
+    notes = check_samples(pool.y, chosen, classes=_classes(master), where=str(data))
+    x, x_statistics = _inputs(pool, chosen), _inputs(pool, others)
+    return SearchData(
+        name=pool.name,
+        search=store_samples(folder, x, None if pool.y is None else pool.y[chosen]),
+        statistics=store_samples(folder, x_statistics, None) if sampling.reestimate else None,
+        test=held_out or pool,
+        seen=frozenset(sample_digests(x)) | frozenset(sample_digests(x_statistics)),
+        notes=notes,
+    )
+
+
+def _inputs(pool: Dataset, indices: npt.NDArray[np.intp]) -> Inputs:
+    rows = [pool.source.read(int(index), int(index) + 1) for index in indices]
+    return np.concatenate(rows) if rows else pool.source.read(0, 0)
+
+
+def _check_labels(data: Path, pool: Dataset, held_out: Dataset | None, test: Path | None) -> None:
+    if pool.y is not None and pool.y.ndim != 1:
+        raise DataError(
+            where=str(data),
+            got=f"labels of shape {list(pool.y.shape)}",
+            allowed="one class for each sample",
+            do="leave the labels out: the search then stays near the outputs of the highest width",
+        )
+    if held_out is not None and (held_out.y is None) != (pool.y is None):
+        raise DataError(
+            where=f"--test {test}",
+            got="labels in one of --data and --test only",
+            allowed="both or none",
+            do="hand in samples of the same kind",
+        )
+
+
+def _classes(master: Master) -> int:
+    shape = master.spec.outputs[0].shape
+    return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else 1

@@ -1,0 +1,103 @@
+"""What a search decides: groups of layers, their choices and costs, and the budgets as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from bitswitch_deploy.catalogue import load_target
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.latency_table import read_latency_table
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.search.budget import Budget
+from bitswitch_deploy.search.costs import CostTable
+from bitswitch_deploy.search.problem import Group, Problem, Row
+from bitswitch_deploy.search.resources import Choices, Resources, TableCheck, count_macs
+from bitswitch_deploy.search.samples import Inputs
+from bitswitch_deploy.search.shapes import layer_shapes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgeted:
+    """Rows of the budgets as given, then rows that are only counted; and how the latency tables add up."""
+
+    rows: tuple[Row, ...]
+    checks: tuple[TableCheck, ...]
+
+
+def layer_groups(master: Master, ties: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Quantized layers in the order of the master; those that a tie names stand together in the place of the first.
+
+    ties: each some names or patterns, separated by commas. Layers that share one weight are one layer of the master
+    already.
+
+    Raises:
+        UsageError: a tie that names fewer than two layers, or a layer that another tie has.
+    """
+    layers = [layer.name for layer in master.spec.layers if not layer.pinned]
+    tied: dict[str, tuple[str, ...]] = {}
+    for tie in ties:
+        patterns = [word.strip() for word in tie.split(",")]
+        members = tuple(name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns))
+        twice = [name for name in members if name in tied]
+        if len(members) < 2 or twice:
+            raise UsageError(
+                where=f"--tie {tie}",
+                got=f"{twice[0]} is in another tie" if twice else f"{len(members)} quantized layers",
+                allowed=f"two or more of: {', '.join(layers)}",
+                do="correct the names; `bitswitch-deploy inspect` lists them",
+            )
+        tied |= dict.fromkeys(members, members)
+    return tuple(dict.fromkeys(tied.get(name, (name,)) for name in layers))
+
+
+def budget_rows(
+    master: Master, choices: Choices, budgets: Sequence[Budget], tables: Sequence[Path], sample: Inputs
+) -> Budgeted:
+    """The budgets in whole numbers.
+
+    sample: one input of the network, to see the shapes of its layers.
+
+    Raises:
+        UsageError: an unknown target, a budget given twice, or a latency table that is missing or of another master.
+        InputFileError: a latency table that cannot be read or does not add up.
+    """
+    names = [f"{budget.resource}@{budget.target}" for budget in budgets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                where="--budget",
+                got=f"{name.removesuffix('@None')} twice",
+                allowed="each once",
+                do="keep the lower one",
+            )
+    targets = {
+        budget.target: load_target(budget.target).target
+        for budget in budgets
+        if budget.target is not None and budget.resource == "bytes"
+    }
+    resources = Resources(
+        master,
+        choices,
+        macs=count_macs(master, layer_shapes(master, sample)),
+        targets=targets,
+        tables=[read_latency_table(path) for path in tables],
+    )
+    named = {budget.resource for budget in budgets if budget.target is None}
+    counted = tuple(row for row in resources.counted() if row.name not in named)
+    return Budgeted(rows=(*(resources.row(budget) for budget in budgets), *counted), checks=resources.checks)
+
+
+def make_problem(choices: Choices, table: CostTable, rows: Sequence[Row], *, where: str) -> Problem:
+    """Groups with their costs, and the rows.
+
+    Raises:
+        UsageError: the table has no cost for a layer at a width.
+    """
+    groups = tuple(
+        Group(layers=layers, widths=widths, costs=table.of(layers, widths, where=where))
+        for layers, widths in zip(choices.groups, choices.widths)
+    )
+    return Problem(groups=groups, rows=tuple(rows))

@@ -1,0 +1,166 @@
+"""The result of a search for people: what was chosen, beside the uniform widths, and the front as a picture."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TextIO
+
+from bitswitch_deploy.report.page import Page
+from bitswitch_deploy.report.search_report import Assigned, Measured, SearchReport
+from bitswitch_deploy.search.statistics import Comparison, Interval
+
+_BAR = 24
+_METHODS = {
+    "cross_entropy": "loss of each layer at each width, measured",
+    "divergence": "divergence of each layer at each width from the highest width, measured",
+    "hessian_trace": "Hessian trace times squared error, from a file",
+}
+
+
+def print_search(report: SearchReport, stream: TextIO, *, width: int | None = None) -> None:
+    """Print a search.
+
+    Args:
+        report: what was found. stream: text output. width: columns, see Page.
+    """
+    page = Page(stream, width)
+    metric = "top-1" if report.samples.labelled else "agreement"
+    page.title(f"Searched {len(report.chosen.widths)} layers: {report.chosen.label} written to {report.output}")
+    page.pairs(_facts(report))
+    if report.budgets:
+        page.section("Budgets")
+        page.table(
+            (("budget", False), ("used", True), ("limit", True), ("minimum", True)),
+            [
+                [(each.name, ""), *((_amount(value), "") for value in (each.used, each.limit, each.minimum))]
+                for each in report.budgets
+            ],
+        )
+    page.section(f"Final test, {metric} in % on {report.samples.n_test:,} samples that the search has not seen")
+    _print_table(page, report, [report.chosen, *report.uniform], metric)
+    if report.front:
+        page.section(f"Front over {report.swept}, dear to cheap, with points lost against the highest width")
+        _print_front(page, report)
+    page.section("Widths")
+    page.pairs(_runs(report.chosen.widths))
+    if report.dominated:
+        page.section("Left out: another width costs no more and uses no more of what is budgeted")
+        page.pairs(_dominated(report))
+    notes = [*_checks(report), *report.notes]
+    if notes:
+        page.section("Notes")
+        for note in notes:
+            page.paragraph(f"- {note}")
+    page.section("Next")
+    page.command(
+        f"bitswitch-deploy export --master {shlex.quote(report.master_path)} --target NAME "
+        f"--mixed {shlex.quote(report.output)}"
+    )
+
+
+def _facts(report: SearchReport) -> list[tuple[str, str]]:
+    samples = report.samples
+    correlation = report.rank_correlation
+    statistics = "taken anew for each assignment" if report.reestimated else "the master's, as exported"
+    facts = [
+        ("master", f"{report.master_path} (sha256 {report.master_sha256[:12]})"),
+        (
+            "searched on",
+            f"{samples.n_search:,} samples of {samples.name}, the same number of each class where labelled",
+        ),
+        ("costs", f"{_METHODS[report.method]}, on {report.n_costs:,} samples"),
+        ("BatchNorm statistics", statistics),
+        ("candidates", f"{report.n_candidates} measured, {report.refine_moves} improving moves"),
+        ("time", f"{report.seconds:.0f} s"),
+    ]
+    if correlation is not None:
+        facts.insert(5, ("prediction", f"rank correlation with what was measured: {correlation:.2f}"))
+    if samples.left_out:
+        facts.insert(2, ("tested on", f"{samples.n_test:,}; {samples.left_out:,} left out, the search has seen them"))
+    return facts
+
+
+def _print_table(page: Page, report: SearchReport, rows: Sequence[Assigned], metric: str) -> None:
+    names = [
+        name for name, _ in rows[0].uses if name == "avg_bits" or any(name in each.name for each in report.budgets)
+    ]
+    columns = [("", False), *((name, True) for name in dict.fromkeys(names)), (metric, True), ("95 %", True)]
+    columns += [("against highest", True), (f"against {report.best_uniform or 'uniform'}", True), ("p", True)]
+    cells = []
+    for index, each in enumerate(rows):
+        test, uses = each.test, dict(each.uses)
+        if test is None:
+            continue
+        style = "bold" if index == 0 else ""
+        texts = [f"{each.label}{' *' if index == 0 else ''}", *(_amount(uses[name]) for name in dict.fromkeys(names))]
+        texts += [f"{test.right_percent.value:.2f}", f"{test.right_percent.low:.1f} .. {test.right_percent.high:.1f}"]
+        texts += [_points(test.against_reference.points), *_against(test)]
+        cells.append([(text, style) for text in texts])
+    page.table(columns, cells)
+    page.paragraph("*  chosen; differences are paired, in points, with 95 % intervals; p: exact McNemar test")
+
+
+def _against(test: Measured) -> tuple[str, str]:
+    comparison: Comparison | None = test.against_uniform
+    return ("-", "-") if comparison is None else (_points(comparison.points), f"{comparison.p_value:.2g}")
+
+
+def _points(interval: Interval) -> str:
+    return f"{interval.value:+.2f} +-{interval.high - interval.value:.2f}"
+
+
+def _print_front(page: Page, report: SearchReport) -> None:
+    name = report.swept.partition("<=")[0]
+    drops = [-each.test.against_reference.points.value if each.test else 0.0 for each in report.front]
+    most = max(*drops, 1e-9) if drops else 1.0
+    rows = []
+    for each, drop in zip(report.front, drops):
+        use = next(value for key, value in each.uses if key.partition("@")[0] == name)
+        bar = "#" * max(0, round(_BAR * drop / most))
+        chosen = each.widths == report.chosen.widths
+        style = "bold" if chosen else ""
+        cells = (f"{each.label}{' *' if chosen else ''}", _amount(use), f"{each.search.loss:.4f}", f"{drop:.2f}", bar)
+        rows.append([(cell, style) for cell in cells])
+    columns = (("", False), (name, True), ("search loss", True), ("points lost", True), ("", False))
+    page.table(columns, rows)
+
+
+def _runs(widths: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+    """Layers of each width, widest first."""
+    ordered = sorted(widths, key=lambda each: -each[1])
+    return [
+        (f"{bits} bits", ", ".join(name for name, _ in layers))
+        for bits, layers in groupby(ordered, lambda each: each[1])
+    ]
+
+
+def _dominated(report: SearchReport) -> list[tuple[str, str]]:
+    pairs: dict[tuple[int, int], list[str]] = {}
+    for each in report.dominated:
+        pairs.setdefault((each.width, each.by), []).append(each.group)
+    total = len(report.chosen.widths)
+    return [
+        (
+            f"{width} bits, by {by}",
+            f"{len(names)} of {total} layers: {', '.join(names[:4])}{', ...' * (len(names) > 4)}",
+        )
+        for (width, by), names in sorted(pairs.items(), reverse=True)
+    ]
+
+
+def _checks(report: SearchReport) -> list[str]:
+    notes = []
+    for check in report.table_checks:
+        worst = max(check.errors_percent, key=lambda error: abs(error[1]))
+        notes.append(
+            f"latency table of {check.target}: its layers add up to {worst[1]:+.1f} % of the whole at w{worst[0]}, the "
+            f"worst uniform width; {check.margin_ns / 1e6:.3g} ms are added to every prediction. Measure the exported "
+            "assignment with `profile` before relying on it"
+        )
+    return notes
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

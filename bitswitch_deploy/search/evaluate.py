@@ -1,0 +1,261 @@
+"""Scores of assignments by inference only: each is computed from its canonical graph, as it would be exported.
+
+With BatchNorm statistics taken anew they are those of the copy of the master that `reestimated` makes.
+
+The unit of work is one assignment on one piece of the samples, a pure function of both and of the master. Units are
+kept on disk, so nothing is computed twice, and neither the order nor the number of workers changes a bit of a result.
+joblib spreads the units: over threads here, over machines with its Dask and Ray backends, which must see the folders.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bitswitch_deploy.engines.onnxruntime_engine import host_text
+from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.errors import DataError, MasterError, UnavailableError
+from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.graph.external_data import runnable
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.samples import Inputs, SearchSamples
+from bitswitch_deploy.search.score import Outputs, Scores, score_against, score_labelled
+from bitswitch_deploy.search.store import ScoreStore, key_of
+from bitswitch_deploy.tensors import WidthAssignment
+
+PIECE = 256
+BATCH = 64
+BACKENDS = ("threading", "loky", "dask", "ray")
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Who computes. jobs: units at a time. backend: of joblib."""
+
+    jobs: int = 1
+    backend: str = "threading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """Pieces of one assignment that are missing. reference: the width to diverge from, None with labels.
+
+    statistics: samples to take BatchNorm statistics from anew, None where the master's are used.
+    """
+
+    master: Path
+    master_sha256: str
+    assignment: WidthAssignment
+    samples: SearchSamples
+    pieces: tuple[tuple[int, int], ...]
+    reference: int | None
+    statistics: SearchSamples | None
+
+
+class Evaluator:
+    """Measures assignments of one master on one set of samples.
+
+    Args:
+        master: the file. sha256: of it. samples: what to measure on.
+        store: where scores are kept. workers: who computes them.
+        statistics: samples to take the BatchNorm statistics of each assignment from; None takes those of the master.
+        computed: called with the number of samples that were computed just now.
+    """
+
+    def __init__(
+        self,
+        master: Path,
+        samples: SearchSamples,
+        store: ScoreStore,
+        *,
+        workers: Workers,
+        statistics: SearchSamples | None = None,
+        computed: Callable[[int], object] = lambda n: None,
+    ) -> None:
+        loaded = read_master(master)
+        self._master, self._sha256 = master, loaded.sha256
+        self._samples, self._store, self._workers, self._computed = samples, store, workers, computed
+        self._reference = None if samples.labelled else loaded.spec.widths[0]
+        self._statistics = statistics
+        self._host = host_text()
+
+    @property
+    def n(self) -> int:
+        """Samples there are."""
+        return self._samples.n
+
+    def missing(self, assignments: Iterable[WidthAssignment], n: int) -> int:
+        """Samples that `measure` would have to compute, over all assignments."""
+        return sum(stop - start for task in self._tasks(assignments, n) for start, stop in task.pieces)
+
+    def measure(self, assignments: Sequence[WidthAssignment], n: int | None = None) -> tuple[Scores, ...]:
+        """Scores of each assignment on the first `n` samples, all when None.
+
+        Raises:
+            CheckFailedError: an output is not finite.
+            DataError: the output is no row of class scores.
+            GraphError: the network cannot be run.
+            OutputError: the scores cannot be kept.
+            UnavailableError: joblib or the backend is not installed.
+        """
+        n = self.n if n is None else min(n, self.n)
+        tasks = list(self._tasks(assignments, n))
+        for task, results in zip(tasks, self._run(tasks)):
+            for (start, stop), scores in zip(task.pieces, results):
+                self._store.save(self._key(task.assignment, start, stop), scores)
+                self._computed(stop - start)
+        return tuple(self._load(assignment, n) for assignment in assignments)
+
+    def _tasks(self, assignments: Iterable[WidthAssignment], n: int) -> Iterator[_Task]:
+        for assignment in dict.fromkeys(assignments):
+            pieces = tuple(piece for piece in self._pieces(n) if self._stored(assignment, piece) is None)
+            if pieces:
+                yield _Task(
+                    master=self._master,
+                    master_sha256=self._sha256,
+                    assignment=assignment,
+                    samples=self._samples,
+                    pieces=pieces,
+                    reference=self._reference,
+                    statistics=self._statistics,
+                )
+
+    def _pieces(self, n: int) -> list[tuple[int, int]]:
+        return [(start, min(start + PIECE, self.n)) for start in range(0, n, PIECE)]
+
+    def _stored(self, assignment: WidthAssignment, piece: tuple[int, int]) -> Scores | None:
+        return self._store.load(self._key(assignment, *piece), piece[1] - piece[0])
+
+    def _key(self, assignment: WidthAssignment, start: int, stop: int) -> str:
+        made_of = (_VERSION, self._sha256, self._samples.sha256, self._statistics and self._statistics.sha256)
+        widths = (assignment.default, assignment.overrides)
+        return key_of(*made_of, self._host, self._reference, widths, start, stop)
+
+    def _load(self, assignment: WidthAssignment, n: int) -> Scores:
+        parts = [self._stored(assignment, piece) for piece in self._pieces(n)]
+        found = [part for part in parts if part is not None]
+        if len(found) != len(parts):  # somebody emptied the folder while we worked
+            raise DataError(
+                where=str(self._store.folder),
+                got="scores that were written a moment ago are gone",
+                allowed="a folder that nothing else changes",
+                do="start the same command again",
+            )
+        return Scores(
+            loss=np.concatenate([part.loss for part in found])[:n],
+            right=np.concatenate([part.right for part in found])[:n],
+        )
+
+    def _run(self, tasks: Sequence[_Task]) -> Iterator[list[Scores]]:
+        if self._workers.jobs == 1 or len(tasks) < 2:
+            return map(_compute, tasks)
+        joblib = _joblib()
+        with _configured(joblib, self._workers):
+            parallel = joblib.Parallel(return_as="generator")
+            return iter(parallel(joblib.delayed(_compute)(task) for task in tasks))
+
+
+def _compute(task: _Task) -> list[Scores]:
+    master = _loaded(str(task.master), task.master_sha256)
+    if task.statistics is not None:
+        x, _ = task.statistics.read(0, task.statistics.n)
+        master = reestimated(master, task.assignment, x)
+    runner = open_session(master, task.assignment)
+    where = f"assignment {task.assignment.label}"
+    results = []
+    for start, stop in task.pieces:
+        x, y = task.samples.read(start, stop)
+        outputs = run_batches(runner, x)
+        if y is not None:
+            results.append(score_labelled(outputs, y, where=where))
+        elif task.reference is not None:
+            reference = _reference(str(task.master), task.master_sha256, task.reference, task.samples, start, stop)
+            results.append(score_against(outputs, reference, where=where))
+    return results
+
+
+@lru_cache(maxsize=256)
+def _reference(path: str, sha256: str, width: int, samples: SearchSamples, start: int, stop: int) -> Outputs:
+    x, _ = samples.read(start, stop)
+    return run_batches(open_session(_loaded(path, sha256), WidthAssignment(default=width)), x)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: str, sha256: str) -> Master:
+    master = read_master(path)
+    if master.sha256 != sha256:
+        raise MasterError(
+            where=path,
+            got="the file changed during the search",
+            allowed=f"sha256 {sha256[:12]}",
+            do="leave the master alone, or start again",
+        )
+    return master
+
+
+def open_session(master: Master, assignment: WidthAssignment, *, threads: int = 1) -> ReferenceSession:
+    """The canonical graph of an assignment. threads: one, where results must not depend on the number of cores."""
+    canonical = canonical_graph(master, assignment)
+    with runnable(canonical.model, canonical.large) as model:
+        return ReferenceSession(model, threads=threads)
+
+
+def run_batches(session: ReferenceSession, x: Inputs) -> Outputs:
+    """Class scores [n, classes] of inputs [n, ...], some at a time.
+
+    Raises:
+        DataError: the output is no row of class scores.
+    """
+    fixed = session.inputs[0].shape[0] if session.inputs[0].shape else None
+    size = fixed if isinstance(fixed, int) else BATCH
+    parts = []
+    for start in range(0, len(x), size):
+        part = fed = x[start : start + size]
+        if isinstance(fixed, int) and len(part) < size:  # filled up with the last sample
+            fed = np.concatenate([part, part[-1:].repeat(size - len(part), axis=0)])
+        outputs = np.asarray(session.run(np.ascontiguousarray(fed)))[: len(part)]
+        if outputs.ndim != 2 or len(outputs) != len(part):
+            raise DataError(
+                where="output of the network",
+                got=f"shape {list(outputs.shape)} for {len(part)} samples",
+                allowed="[n, classes], one row of class scores for each sample",
+                do="search on a network that classifies; others have no loss that is known here",
+            )
+        parts.append(outputs)
+    return np.concatenate(parts)
+
+
+def _joblib() -> ModuleType:
+    return _wanted("joblib", "working in parallel needs joblib")
+
+
+def _configured(joblib: Any, workers: Workers) -> AbstractContextManager[object]:
+    if workers.backend == "ray":
+        _wanted("ray.util.joblib", "the backend ray needs ray").register_ray()
+    if workers.backend == "dask":
+        # finds the scheduler as Dask does, DASK_SCHEDULER_ADDRESS for one; without one it starts workers here
+        _wanted("distributed", "the backend dask needs distributed").Client()
+    context: AbstractContextManager[object] = joblib.parallel_config(backend=workers.backend, n_jobs=workers.jobs)
+    return context
+
+
+def _wanted(module: str, reason: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        raise UnavailableError(
+            where="search",
+            got=f"{reason}, which is not installed",
+            allowed=f"{module.partition('.')[0]}, or --jobs 1",
+            do=f"pip install {module.partition('.')[0]}",
+        ) from exc

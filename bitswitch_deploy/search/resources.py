@@ -1,0 +1,240 @@
+"""What each width of each layer uses, in whole numbers.
+
+    avg_bits          mean width over the quantized layers, each counted once
+    avg_weight_bits   the same over their weights
+    bytes             codes as they are stored, float32 scales, and the float32 weights of pinned layers, all layers.
+                      Without a target the codes are packed without gaps, ceil(n * b / 8); on a target they take the
+                      containers that its graphs really have, which is int8 for most operators at most widths
+    bops              sum of b_w * b_a * MACs over the quantized layers, for one sample; a float input counts 32 bits
+    latency_p50_ms    sum of the measured times of a latency table, in ns here
+
+Float parameters that every width has alike (biases, BatchNorm) are in none of them, pinned layers in bytes only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from bitswitch_deploy.errors import InputFileError, UsageError
+from bitswitch_deploy.graph.model_io import node_names
+from bitswitch_deploy.latency_table import LatencyTable
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.master.spec import LayerSpec
+from bitswitch_deploy.search.budget import Budget
+from bitswitch_deploy.search.problem import Row
+from bitswitch_deploy.target import Target
+
+FLOAT_BITS = 32
+NS_PER_MS = 10**6
+# Sums of times per layer that are farther from the measured whole than this predict nothing.
+MAX_TABLE_ERROR = 0.25
+
+LayerUse = Callable[[LayerSpec, int], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """The groups of layers and their widths, as every row is laid out."""
+
+    groups: tuple[tuple[str, ...], ...]
+    widths: tuple[tuple[int, ...], ...]
+
+    def row(
+        self, layers: Mapping[str, LayerSpec], use: LayerUse, *, name: str, base: int, cap: int | None, per_unit: int
+    ) -> Row:
+        """A row whose groups use the sum of their layers."""
+        table = tuple(
+            tuple(sum(use(layers[layer], width) for layer in group) for width in widths)
+            for group, widths in zip(self.groups, self.widths)
+        )
+        return Row(name=name, use=table, base=base, cap=cap, per_unit=per_unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableCheck:
+    """How well a latency table adds up.
+
+    errors_percent: (width, predicted against measured) of the uniform widths. margin_ns: added to every prediction, the
+    most that a measured uniform width is slower than its prediction.
+    """
+
+    target: str
+    errors_percent: tuple[tuple[int, float], ...]
+    margin_ns: int
+
+
+class Resources:
+    """Rows of one master.
+
+    Args:
+        master: the network. choices: how rows are laid out. macs: multiplications of one sample, by layer.
+        targets: by the names that budgets use. tables: latency tables, by the name of their target.
+    """
+
+    def __init__(
+        self,
+        master: Master,
+        choices: Choices,
+        *,
+        macs: Mapping[str, int],
+        targets: Mapping[str, Target],
+        tables: Sequence[LatencyTable],
+    ) -> None:
+        self._master, self._choices, self._macs, self._targets = master, choices, macs, targets
+        self._layers = {layer.name: layer for layer in master.spec.layers if not layer.pinned}
+        self._tables = {table.target: table for table in tables}
+        self.checks = tuple(_check_table(table, master, choices) for table in tables)
+
+    def row(self, budget: Budget) -> Row:
+        """The row of one budget.
+
+        Raises:
+            UsageError: no latency table for the budget's target.
+        """
+        return self._row(budget.resource, budget.text, budget.limit, budget.target)
+
+    def counted(self) -> tuple[Row, ...]:
+        """Rows without a limit of everything that needs no target and no table."""
+        return tuple(self._row(name, name, None, None) for name in ("avg_bits", "avg_weight_bits", "bytes", "bops"))
+
+    def _row(self, resource: str, name: str, limit: object, target: str | None) -> Row:
+        use, base, per_unit = self._measure(resource, target, name)
+        # a Fraction, so that 0.9 ms are 900,000 ns and not one less
+        cap = None if limit is None else math.floor(limit * per_unit)  # type: ignore[operator]
+        return self._choices.row(self._layers, use, name=name, base=base, cap=cap, per_unit=per_unit)
+
+    def _measure(self, resource: str, target: str | None, text: str) -> tuple[LayerUse, int, int]:
+        """(use of a layer at a width, use of everything else, units in one of the user's units)."""
+        if resource == "avg_bits":
+            return (lambda layer, bits: bits), 0, len(self._layers)
+        if resource == "avg_weight_bits":
+            sizes = {name: self._n_weights(layer) for name, layer in self._layers.items()}
+            return (lambda layer, bits: bits * sizes[layer.name]), 0, sum(sizes.values())
+        if resource == "bops":
+            return (lambda layer, bits: bits * _input_bits(layer, bits) * self._macs[layer.name]), 0, 1
+        if resource == "latency_p50_ms":
+            return self._latency(target or "", text)
+        stored = self._targets[target] if target is not None else None
+        return (lambda layer, bits: self._size_bytes(layer, bits, stored)), self._pinned_bytes(), 1
+
+    def _n_weights(self, layer: LayerSpec) -> int:
+        return int(self._master.tensors[layer.weight].size)
+
+    def _pinned_bytes(self) -> int:
+        return sum(int(self._master.tensors[each.weight].nbytes) for each in self._master.spec.layers if each.pinned)
+
+    def _size_bytes(self, layer: LayerSpec, bits: int, target: Target | None) -> int:
+        shape = self._master.tensors[layer.weight].shape
+        n_scales = int(self._master.tensors[layer.weight_scale].size)
+        return 4 * n_scales + math.ceil(math.prod(shape) * stored_bits(layer, bits, shape, target) / 8)
+
+    def _latency(self, target: str, text: str) -> tuple[LayerUse, int, int]:
+        if target not in self._tables:
+            raise UsageError(
+                where=f"--budget {text}",
+                got=f"no latency table of target {target!r}",
+                allowed=f"a target of the tables given: {', '.join(sorted(self._tables)) or 'none'}",
+                do="measure one on the device: bitswitch-deploy profile PACKAGE --latency-table FILE",
+            )
+        table = self._tables[target]
+        times = {layer.name: dict(layer.latency_ms) for layer in table.layers}
+        margin_ns = next(check.margin_ns for check in self.checks if check.target == target)
+        # rounded up each, so that the sum is never below the true one
+        return (
+            lambda layer, bits: math.ceil(times[layer.name][bits] * NS_PER_MS),
+            math.ceil(table.overhead_ms * NS_PER_MS) + margin_ns,
+            NS_PER_MS,
+        )
+
+
+def stored_bits(layer: LayerSpec, bits: int, shape: tuple[int, ...], target: Target | None) -> int:
+    """Bits that one code takes in a file: as narrow as it is without a target, else the container of its graphs.
+
+    The same rule as lowering's PackWeights: narrow types need an even last dimension.
+    """
+    if target is None:
+        return bits
+    container = int(target.quantization.weight_container(layer.operator, bits).removeprefix("int"))
+    return 8 if shape[-1] % 2 else container
+
+
+def _input_bits(layer: LayerSpec, bits: int) -> int:
+    return FLOAT_BITS if layer.activation == "none" else bits
+
+
+def count_macs(master: Master, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Multiplications of each quantized layer for one sample; a layer that runs several times counts each run.
+
+    shapes: of every tensor that enters or leaves a quantized layer, by its name in the skeleton, batch size 1.
+    """
+    by_weight = {layer.weight: layer for layer in master.spec.layers if not layer.pinned}
+    macs = dict.fromkeys((layer.name for layer in by_weight.values()), 0)
+    for _, node in layer_nodes(master):
+        layer = by_weight[node.input[1]]
+        macs[layer.name] += _macs(node, master.tensors[layer.weight].shape, shapes)
+    return macs
+
+
+def layer_nodes(master: Master) -> list[tuple[str, onnx.NodeProto]]:
+    """Names and nodes of the skeleton that compute with a quantized weight."""
+    weights = {layer.weight for layer in master.spec.layers if not layer.pinned}
+    named = zip(node_names(master.skeleton), master.skeleton.graph.node, strict=True)
+    return [(name, node) for name, node in named if len(node.input) > 1 and node.input[1] in weights]
+
+
+def _macs(node: onnx.NodeProto, weight: tuple[int, ...], shapes: Mapping[str, Sequence[int]]) -> int:
+    if node.op_type == "ConvTranspose":  # weight [in, out / groups, ...]: each input value meets all of the rest
+        return math.prod(shapes[node.input[0]]) * math.prod(weight[1:])
+    outputs = math.prod(shapes[node.output[0]])
+    if node.op_type == "Conv":  # weight [out, in / groups, ...]
+        return outputs * math.prod(weight[1:])
+    if node.op_type == "Gemm":
+        return outputs // int(shapes[node.output[0]][-1]) * math.prod(weight)
+    return outputs * weight[-2]
+
+
+def _check_table(table: LatencyTable, master: Master, choices: Choices) -> TableCheck:
+    where = f"latency table of {table.target}"
+    again = "measure it again: bitswitch-deploy profile PACKAGE --latency-table FILE"
+    if table.master_sha256 != master.sha256:
+        raise UsageError(
+            where=where,
+            got=f"measured on the master with sha256 {table.master_sha256[:12]}",
+            allowed=f"this master, sha256 {master.sha256[:12]}",
+            do=again,
+        )
+    wanted = sorted({width for widths in choices.widths for width in widths}, reverse=True)
+    missing = [str(width) for width in wanted if width not in table.widths]
+    names = {layer.name for layer in table.layers}
+    missing += [name for group in choices.groups for name in group if name not in names]
+    if missing:
+        raise UsageError(
+            where=where, got=f"without {', '.join(missing[:5])}", allowed="every width and layer", do=again
+        )
+    return _added_up(table, where, again)
+
+
+def _added_up(table: LatencyTable, where: str, again: str) -> TableCheck:
+    predicted = {
+        width: table.overhead_ms + sum(dict(layer.latency_ms)[width] for layer in table.layers)
+        for width in table.widths
+    }
+    errors = tuple((width, predicted[width] / ms - 1 if ms else math.inf) for width, ms in table.end_to_end_ms)
+    worst = max(errors, key=lambda error: abs(error[1]))
+    if abs(worst[1]) > MAX_TABLE_ERROR:
+        raise InputFileError(
+            where=where,
+            got=f"its layers add up to {100 * worst[1]:+.0f} % of what w{worst[0]} took as a whole",
+            allowed=f"at most {100 * MAX_TABLE_ERROR:.0f} % apart",
+            do=again,
+        )
+    slower = max(ms - predicted[width] for width, ms in table.end_to_end_ms)
+    return TableCheck(
+        target=table.target,
+        errors_percent=tuple((width, 100 * error) for width, error in errors),
+        margin_ns=max(0, math.ceil(slower * NS_PER_MS)),
+    )

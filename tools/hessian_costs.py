@@ -1,0 +1,119 @@
+"""Costs of each layer at each width from the trace of its Hessian, for `bitswitch-deploy search --costs FILE`.
+
+    cost[l][b] = tr(H_l) / n_l * ||W_8 - W_b||^2                       (HAWQ-V2, arXiv 1911.03852)
+
+at the weights of the master at its own width, activations in float: the network is that of a bundled recipe.
+
+python tools/hessian_costs.py --master resnet20.safetensors --recipe cifar10-resnet20 --data train.npz -o costs.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+
+from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.master.spec import LayerSpec
+from bitswitch_deploy.pipeline.inputs import load_samples
+from bitswitch_deploy.quantization import dequantize, derive_codes
+from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts
+from bitswitch_deploy.search.samples import choose_samples
+from bitswitch_deploy.training.hessian import MAX_VECTORS, Trace, hessian_traces
+from bitswitch_deploy.training.networks import build_network
+from bitswitch_deploy.training.recipe import load_recipe
+from bitswitch_deploy.validation.arrays import content_sha256
+
+PATH = click.Path(path_type=Path)
+_BATCH = 128
+
+
+@click.command()
+@click.option("--master", type=PATH, help="[default: the bundled digits network]")
+@click.option("--recipe", default="digits", show_default=True, help="Whose network it is.")
+@click.option("--data", type=PATH, help="Labelled samples.  [default: the bundled ones]")
+@click.option("--samples", type=int, default=1024, show_default=True)
+@click.option("--vectors", type=int, default=MAX_VECTORS, show_default=True, help="At most.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("-o", "--output", type=PATH, required=True)
+def main(master: Path | None, recipe: str, data: Path | None, output: Path, **options: int) -> None:
+    """Write costs by Hessian traces, and beside them the traces with their standard errors."""
+    loaded = read_master(master or bundled_master())
+    bundled = sample_set("digits")
+    pool = load_samples(loaded, data or (bundled.train if bundled else None), limit=None)
+    if pool is None or pool.y is None:
+        raise click.UsageError("--data: labelled samples are needed")
+    chosen = choose_samples(pool.y, pool.n, count=options["samples"], seed=options["seed"])
+    x = np.concatenate([pool.source.read(int(i), int(i) + 1) for i in chosen])
+    y = pool.y[chosen]
+    model = network_of(loaded, build_network(load_recipe(recipe).network))
+    layers = {layer.name: layer for layer in loaded.spec.layers if not layer.pinned}
+    batches = [
+        (torch.from_numpy(x[i : i + _BATCH]), torch.from_numpy(y[i : i + _BATCH])) for i in range(0, len(x), _BATCH)
+    ]
+    parameters = {name: model.get_parameter(layer.weight) for name, layer in layers.items()}
+
+    def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model(inputs), labels)
+
+    traces = hessian_traces(loss, parameters, batches, seed=options["seed"], max_vectors=options["vectors"])
+    table = CostTable(
+        master_sha256=loaded.sha256,
+        method="hessian_trace",
+        samples_sha256=content_sha256(x, y),
+        n=len(x),
+        groups=tuple(costs_of(loaded, layer, traces[name]) for name, layer in layers.items()),
+    )
+    table.write(output)
+    output.with_suffix(".traces.json").write_text(json.dumps({n: t.mean for n, t in traces.items()}, indent=1) + "\n")
+    for name, trace in traces.items():
+        doubt = "" if trace.is_determined else "  undetermined: within two standard errors of 0"
+        click.echo(f"{name:28} {trace.trace:12.5g} +- {trace.standard_error:.2g}  ({trace.n_vectors} vectors){doubt}")
+
+
+def network_of(master: Master, model: nn.Module) -> nn.Module:
+    """The float network with the weights of the master at its own width, and the BatchNorm of its highest one."""
+    floats = dict(model.named_parameters()) | dict(model.named_buffers())
+    quantized = {layer.weight: layer for layer in master.spec.layers if not layer.pinned}
+    with torch.no_grad():
+        for name, tensor in floats.items():
+            if name.endswith("num_batches_tracked"):
+                continue
+            stored = np.asarray(master.tensors[name])
+            if name in quantized:
+                stored = weights(master, quantized[name], master.spec.bits)
+            elif name in master.spec.switchable:
+                stored = stored[0]
+            tensor.copy_(torch.from_numpy(np.array(stored, np.float32)))
+    return model.eval()
+
+
+def weights(master: Master, layer: LayerSpec, bits: int) -> np.ndarray:
+    """What the network computes with at `bits`, float32 in the layout of the master."""
+    spec = master.spec
+    codes = derive_codes(
+        np.asarray(master.tensors[layer.weight]), from_bits=spec.bits, to_bits=bits, rounding=spec.rounding
+    )
+    scale = np.asarray(master.tensors[layer.weight_scale]) * np.float32(2.0 ** (spec.bits - bits))
+    return dequantize(codes, scale, granularity=layer.granularity)
+
+
+def costs_of(master: Master, layer: LayerSpec, trace: Trace) -> GroupCosts:
+    """Cost of a layer at each trained width: what switching loses against the stored codes."""
+    exact = weights(master, layer, master.spec.bits).astype(np.float64)
+    errors = {bits: float(((exact - weights(master, layer, bits)) ** 2).sum()) for bits in master.spec.widths}
+    per_weight = trace.standard_error / trace.n_weights
+    costs = tuple(
+        Cost(width=bits, value=trace.mean * error, standard_error=per_weight * error) for bits, error in errors.items()
+    )
+    return GroupCosts(layers=(layer.name,), costs=costs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Does the search hold what it promises? Two experiments and the page that tells about them.
+
+python tools/search_results.py exhaustive --groups "a;b,c;d" -o calibration/results/search-digits.json
+python tools/search_results.py against-uniform --master resnet20.safetensors --cifar10 DATA/cifar10 \
+    -o calibration/results/search-resnet20.json
+python tools/search_results.py page        # calibration/results/search-*.json -> calibration/SEARCH.md
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from bitswitch_deploy.catalogue import bundled_master
+from bitswitch_deploy.cli.options import progress_bar
+from bitswitch_deploy.engines.cpu_features import usable_cores
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.pipeline.final_test import run_final_test
+from bitswitch_deploy.pipeline.search import SearchRequest, search
+from bitswitch_deploy.pipeline.search_data import Sampling, SearchData, load_search_data
+from bitswitch_deploy.pipeline.search_problem import layer_groups
+from bitswitch_deploy.search.budget import parse_budget
+from bitswitch_deploy.search.candidates import near_optimal, usual_distance
+from bitswitch_deploy.search.costs import GroupCosts, assignment_of, measured_costs, read_costs
+from bitswitch_deploy.search.evaluate import Evaluator, Workers
+from bitswitch_deploy.search.problem import Group, Problem, Row, Selection
+from bitswitch_deploy.search.samples import store_samples
+from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.search.solver import solve
+from bitswitch_deploy.search.statistics import compare, rank_correlation
+from bitswitch_deploy.search.store import ScoreStore
+from bitswitch_deploy.tensors import WidthAssignment
+
+RESULTS = Path(__file__).resolve().parent.parent / "calibration"
+PATH = click.Path(path_type=Path)
+_VERSIONS = ("numpy", "scipy", "onnx", "onnxruntime")
+
+
+@click.group()
+def main() -> None:
+    """Experiments with the search."""
+
+
+@main.command()
+@click.option("--master", type=PATH, help="[default: the bundled digits network]")
+@click.option("--data", type=PATH, help="Samples for the costs.  [default: the bundled ones]")
+@click.option("--test", type=PATH, help="Samples for the truth.  [default: the bundled ones]")
+@click.option("--tie", "ties", multiple=True, help="As of `search`: fewer groups, fewer assignments.")
+@click.option("--bits", default="8,6,4,2", show_default=True)
+@click.option("--averages", default="3,4,5,6", show_default=True)
+@click.option("--samples", type=int, default=2048, show_default=True, help="For the costs.")
+@click.option("--truth", type=int, default=1024, show_default=True, help="For the loss of every assignment.")
+@click.option("--hessian", type=PATH, help="Costs by tools/hessian_costs.py: also the objective that the paper prints.")
+@click.option("--cache", type=PATH, default=Path(".bitswitch-search"), show_default=True)
+@click.option("-o", "--output", type=PATH, required=True)
+def exhaustive(master: Path | None, bits: str, averages: str, hessian: Path | None, **options: Any) -> None:
+    """Measure every assignment, and see where the search's optimum stands among them."""
+    experiment = Exhaustive.prepare(
+        master or bundled_master(), widths=tuple(map(int, bits.split(","))), hessian=hessian, **options
+    )
+    write(options["output"], experiment.result([float(word) for word in averages.split(",")]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Exhaustive:
+    """Every assignment of some groups, with its loss on samples that the costs have not seen.
+
+    losses: float64 [assignments], in the order of `selections`. tables: costs by the name of the method.
+    """
+
+    master: Master
+    groups: tuple[tuple[str, ...], ...]
+    widths: tuple[int, ...]
+    data: SearchData
+    selections: list[Selection]
+    losses: npt.NDArray[np.float64]
+    right: npt.NDArray[np.float64]
+    tables: dict[str, list[tuple[float, ...]]]
+    evaluator: Evaluator
+    n_truth: int
+
+    @classmethod
+    def prepare(
+        cls, path: Path, *, widths: tuple[int, ...], hessian: Path | None, cache: Path, truth: int, **options: Any
+    ) -> Exhaustive:
+        """Measure costs and all assignments; what the cache has is not measured again."""
+        master = read_master(path)
+        groups = layer_groups(master, options["ties"])
+        sampling = Sampling(count=options["samples"])
+        data = load_search_data(master, data=options["data"], test=options["test"], sampling=sampling, folder=cache)
+        blocks = list(data.test_blocks())
+        x = np.concatenate([block[0] for block in blocks])[:truth]
+        y = np.concatenate([block[1] for block in blocks if block[1] is not None])[:truth]
+        held_out = store_samples(cache, x, y)
+        workers = Workers(jobs=usable_cores())
+        selections = list(itertools.product(range(len(widths)), repeat=len(groups)))
+        with progress_bar() as progress:
+            one = {"workers": workers, "computed": progress.advance}
+            evaluators = [Evaluator(path, each, ScoreStore(folder=cache), **one) for each in (data.search, held_out)]
+            unlabelled = store_samples(cache, np.load(data.search.folder / "x.npy"), None)
+            by_divergence = Evaluator(path, unlabelled, ScoreStore(folder=cache), **one)
+            every = [assignment_of(_layer_widths(groups, widths, each)) for each in selections]
+            progress.start("every assignment", evaluators[1].missing(every, len(x)))
+            scores = evaluators[1].measure(every)
+            tables = {
+                "loss increase": _costs(groups, widths, evaluators[0]),
+                "divergence": _costs(groups, widths, by_divergence),
+            }
+        if hessian is not None:
+            table = read_costs(hessian, master_sha256=master.sha256)
+            tables["Hessian trace x squared error"] = [table.of(g, widths, where=str(hessian)) for g in groups]
+            tables["printed objective, sum of trace x bits"] = _printed(hessian, groups, widths)
+        return cls(
+            master=master,
+            groups=groups,
+            widths=widths,
+            data=data,
+            selections=selections,
+            losses=np.array([each.mean_loss for each in scores]),
+            right=np.array([each.right_percent for each in scores]),
+            tables=tables,
+            evaluator=evaluators[0],
+            n_truth=len(x),
+        )
+
+    def result(self, averages: Sequence[float]) -> dict[str, Any]:
+        """Correlations, and the true rank of each method's optimum under each average width."""
+        reached = {name: self._method(costs, averages) for name, costs in self.tables.items()}
+        return {
+            "experiment": "exhaustive",
+            "master_sha256": self.master.sha256,
+            "groups": [list(group) for group in self.groups],
+            "widths": list(self.widths),
+            "n_assignments": len(self.selections),
+            "n_costs": self.evaluator.n,
+            "n_truth": self.n_truth,
+            "loss": {"least": float(self.losses.min()), "most": float(self.losses.max())},
+            "methods": reached,
+            "chosen": [self._chosen(average) for average in averages],
+            **circumstances(),
+        }
+
+    def _method(self, costs: list[tuple[float, ...]], averages: Sequence[float]) -> dict[str, Any]:
+        predicted = np.array([sum(cost[k] for cost, k in zip(costs, each)) for each in self.selections])
+        ranks = []
+        for average in averages:
+            problem = self._problem(costs, average)
+            found = solve(problem)
+            assert found is not None
+            ranks.append({"average": average, **self._standing(problem, found.selection)})
+        return {"rank_correlation": rank_correlation(predicted, self.losses), "optima": ranks}
+
+    def _chosen(self, average: float) -> dict[str, Any]:
+        """What measuring eight candidates on the samples of the search makes of the predictions."""
+        problem = self._problem(self.tables["loss increase"], average)
+        found = near_optimal(problem, count=8, distance=usual_distance(problem))
+        selections = [each.selection for each in found]
+        selections += [each for _, each in problem.uniform() if problem.is_feasible(each)]
+        wanted = [assignment_of(problem.widths(each)) for each in selections]
+        scores = self.evaluator.measure(wanted)
+        best = min(zip(scores, selections), key=lambda each: each[0].mean_loss)[1]
+        return {"average": average, **self._standing(problem, best)}
+
+    def _standing(self, problem: Problem, selection: Selection) -> dict[str, Any]:
+        feasible = np.array([problem.is_feasible(each) for each in self.selections])
+        own = self.losses[self.selections.index(selection)]
+        better = int((self.losses[feasible] < own).sum())
+        return {
+            "bits": [group.widths[k] for group, k in zip(problem.groups, selection)],
+            "loss": float(own),
+            "best_loss": float(self.losses[feasible].min()),
+            "better": better,
+            "feasible": int(feasible.sum()),
+            "percentile": 100 * better / int(feasible.sum()),
+        }
+
+    def _problem(self, costs: list[tuple[float, ...]], average: float) -> Problem:
+        groups = tuple(Group(layers=g, widths=self.widths, costs=cost) for g, cost in zip(self.groups, costs))
+        n_layers = sum(map(len, self.groups))
+        use = tuple(tuple(width * len(group) for width in self.widths) for group in self.groups)
+        row = Row(name=f"avg_bits<={average:g}", use=use, cap=math.floor(average * n_layers), per_unit=n_layers)
+        return Problem(groups=groups, rows=(row,))
+
+
+def _layer_widths(groups: Sequence[tuple[str, ...]], widths: Sequence[int], selection: Sequence[int]) -> dict[str, int]:
+    return {layer: widths[k] for group, k in zip(groups, selection) for layer in group}
+
+
+def _costs(
+    groups: tuple[tuple[str, ...], ...], widths: tuple[int, ...], evaluator: Evaluator
+) -> list[tuple[float, ...]]:
+    reference = {layer: widths[0] for group in groups for layer in group}
+    table: tuple[GroupCosts, ...] = measured_costs(groups, widths, reference, evaluator.measure)
+    return [tuple(cost.value for cost in group.costs) for group in table]
+
+
+def _printed(path: Path, groups: Sequence[tuple[str, ...]], widths: Sequence[int]) -> list[tuple[float, ...]]:
+    """What Algorithm 2 of arXiv 2502.01199 prints: minimise the sum of mean trace times bits."""
+    traces = {
+        name: max(float(value), 0.0) for name, value in json.loads(path.with_suffix(".traces.json").read_text()).items()
+    }
+    return [tuple(sum(traces[layer] for layer in group) * width for width in widths) for group in groups]
+
+
+@main.command("against-uniform")
+@click.option("--master", type=PATH, required=True)
+@click.option("--data", type=PATH, help="Samples to search on, .npz.")
+@click.option("--test", type=PATH, help="Samples of the final test, .npz.")
+@click.option("--cifar10", type=PATH, help="The folder of CIFAR-10 instead of --data and --test.")
+@click.option("--averages", default="3,4,5", show_default=True)
+@click.option("--randoms", type=int, default=30, show_default=True, help="Random assignments of each average.")
+@click.option("--samples", type=int, default=2048, show_default=True)
+@click.option("--test-samples", type=int, help="Only the first so many.  [default: all]")
+@click.option("--reestimate", is_flag=True, help="BatchNorm statistics of each assignment's own, for all of them.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--cache", type=PATH, default=Path(".bitswitch-search"), show_default=True)
+@click.option("-o", "--output", type=PATH, required=True)
+def against_uniform(
+    master: Path, data: Path | None, test: Path | None, cifar10: Path | None, averages: str, **options: Any
+) -> None:
+    """Searched, uniform and random assignments of the same average on the same test samples."""
+    cache: Path = options["cache"]
+    if cifar10 is not None:
+        data, test = _cifar10_files(cifar10, cache, options["test_samples"])
+    if data is None or test is None:
+        raise click.UsageError("name --cifar10, or --data and --test")
+    runs = [_run_average(master, data, test, float(word), options) for word in averages.split(",")]
+    result = {"experiment": "against-uniform", "master_sha256": read_master(master).sha256, "runs": runs}
+    result |= {key: options[key] for key in ("samples", "randoms", "reestimate", "seed")}
+    write(options["output"], {**result, **circumstances()})
+
+
+def _run_average(master: Path, data: Path, test: Path, average: float, options: dict[str, Any]) -> dict[str, Any]:
+    cache: Path = options["cache"]
+    request = SearchRequest(
+        master=master,
+        data=data,
+        test=test,
+        budgets=(parse_budget(f"avg_bits<={average:g}"),),
+        output=cache / f"average-{average:g}.json",
+        cache=cache,
+        samples=options["samples"],
+        seed=options["seed"],
+        reestimate=options["reestimate"],
+        workers=Workers(jobs=usable_cores()),
+    )
+    with progress_bar() as progress:
+        report = search(request, progress)
+        loaded = read_master(master)
+        sampling = Sampling(count=request.samples, seed=request.seed, reestimate=request.reestimate)
+        samples = load_search_data(loaded, data=data, test=test, sampling=sampling, folder=cache)
+        layers = [name for name, _ in report.chosen.widths]
+        others = _random_assignments(layers, loaded.spec.widths, average, options["randoms"], options["seed"])
+        chosen = assignment_of(dict(report.chosen.widths))
+        uniform = {bits: assignment_of(dict.fromkeys(layers, bits)) for bits in (*loaded.spec.widths, round(average))}
+        scores = run_final_test(loaded, samples, [chosen, *uniform.values(), *others], progress).scores
+    own = scores[chosen]
+    return {
+        "average": average,
+        "seconds": report.seconds,
+        "widths": dict(report.chosen.widths),
+        "rank_correlation": report.rank_correlation,
+        "n_candidates": report.n_candidates,
+        "n_test": len(own.loss),
+        "searched": _row(own),
+        "uniform": {f"w{bits}": _row(scores[each], own) for bits, each in uniform.items()},
+        "random": [_row(scores[each], own) for each in others],
+    }
+
+
+def _random_assignments(
+    layers: list[str], widths: tuple[int, ...], average: float, count: int, seed: int
+) -> list[WidthAssignment]:
+    """Different assignments by chance whose widths add up to what the budget allows, drawn evenly from all of these."""
+    random = np.random.default_rng(seed)
+    allowed = math.floor(average * len(layers))
+    total = max(s for s in range(allowed, 0, -1) if (s - min(widths) * len(layers)) % math.gcd(*np.diff(widths)) == 0)
+    found: dict[WidthAssignment, None] = {}
+    while len(found) < count:
+        drawn = random.choice(widths, len(layers))
+        if int(drawn.sum()) == total:
+            found[assignment_of({layer: int(bits) for layer, bits in zip(layers, drawn)})] = None
+    return list(found)
+
+
+def _row(scores: Scores, than: Scores | None = None) -> dict[str, Any]:
+    """Loss and top-1; what the searched assignment `than` has more, in points, with its interval."""
+    row: dict[str, Any] = {"loss": scores.mean_loss, "top1": scores.right_percent}
+    if than is not None:
+        comparison = compare(than, scores)
+        points = comparison.points
+        row |= {"searched_more": [points.value, points.low, points.high], "p": comparison.p_value}
+        row |= {"searched_loss": [comparison.loss.value, comparison.loss.low, comparison.loss.high]}
+    return row
+
+
+def _cifar10_files(folder: Path, cache: Path, test_samples: int | None) -> tuple[Path, Path]:
+    from bitswitch_deploy.training.datasets import load_cifar10
+
+    cache.mkdir(parents=True, exist_ok=True)
+    paths = (cache / "cifar10-train.npz", cache / f"cifar10-test-{test_samples or 'all'}.npz")
+    dataset = load_cifar10(folder)
+    for path, split, count in zip(paths, (dataset.train, dataset.test), (None, test_samples)):
+        if not path.is_file():
+            np.savez(path, x=np.asarray(split.images)[:count], y=np.asarray(split.labels)[:count])
+    return paths
+
+
+def circumstances() -> dict[str, Any]:
+    """The command that does it again, and the versions."""
+    versions = {name: metadata.version(name) for name in _VERSIONS} | {"python": sys.version.split()[0]}
+    return {"command": " ".join(["python tools/search_results.py", *sys.argv[1:]]), "versions": versions}
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
