@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -82,18 +82,27 @@ def weigh(metric: Metric, before: Rows, now: Rows, labels: Labels | None, limits
 
 
 def judge(evidence: Sequence[Evidence], limits: Limits) -> tuple[Judgement, ...]:
-    """The verdicts on all cases of one run, together."""
+    """The verdicts on all cases of one run, together, with the samples that would be needed."""
+    return tuple(
+        replace(each, needed=samples_needed(case, limits, cases=len(evidence)))
+        if each.verdict == "too few samples to tell"
+        else each
+        for case, each in zip(evidence, verdicts(evidence, limits))
+    )
+
+
+def verdicts(evidence: Sequence[Evidence], limits: Limits) -> tuple[Judgement, ...]:
+    """The verdicts alone."""
     corrected = holm([each.p_drop for each in evidence])
-    return tuple(_judge(each, p, limits, len(evidence)) for each, p in zip(evidence, corrected))
+    return tuple(_judge(each, p, limits) for each, p in zip(evidence, corrected))
 
 
-def _judge(evidence: Evidence, p_value: float, limits: Limits, cases: int) -> Judgement:
+def _judge(evidence: Evidence, p_value: float, limits: Limits) -> Judgement:
     if p_value <= limits.alpha:
         return Judgement(verdict="regressed", p_value=p_value)
     if evidence.p_excluded <= limits.alpha:
         return Judgement(verdict="not shown to regress", p_value=p_value)
-    needed = samples_needed(evidence, limits, cases=cases)
-    return Judgement(verdict="too few samples to tell", p_value=p_value, needed=needed)
+    return Judgement(verdict="too few samples to tell", p_value=p_value)
 
 
 def samples_needed(evidence: Evidence, limits: Limits, *, cases: int) -> int:

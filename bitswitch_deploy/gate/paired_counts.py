@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import bisect
+from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
 Floats = npt.NDArray[np.float64]
@@ -30,6 +30,8 @@ Floats = npt.NDArray[np.float64]
 # Cells of the table of (lost, gained) that is summed for a power; a larger one is thinned out evenly.
 _MAX_CELLS = 40_000
 _TAIL_SD = 8.0
+# of the bounds of a drop: a ten-thousandth of a point
+_XTOL = 1e-6
 _MAX_SAMPLES = 10**9
 
 
@@ -54,8 +56,8 @@ def drop_interval(lost: int, gained: int, n: int, *, alpha: float) -> tuple[floa
     def distance(margin: float, wanted: float) -> float:
         return float(_score(np.float64(lost), np.float64(gained), n, margin)) - wanted
 
-    lower = bisect(distance, -edge, drop, args=(z,)) if distance(-edge, z) > 0 else -1.0
-    upper = bisect(distance, drop, edge, args=(-z,)) if distance(edge, -z) < 0 else 1.0
+    lower = brentq(distance, -edge, drop, args=(z,), xtol=_XTOL) if distance(-edge, z) > 0 else -1.0
+    upper = brentq(distance, drop, edge, args=(-z,), xtol=_XTOL) if distance(edge, -z) < 0 else 1.0
     return float(lower), float(upper)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitswitch_deploy.gate.baseline import Case
 from bitswitch_deploy.gate.config import Limits
-from bitswitch_deploy.gate.judgement import Evidence, Judgement
+from bitswitch_deploy.gate.judgement import Evidence, Judgement, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ class CheckResult:
     """Everything `check` has to say.
 
     metric, unit: `top-1`, `points`. baseline: its path. updated: whether it was recorded in this run.
+    require_proof: whether a case that cannot be told about fails the run as well.
     dataset, dataset_sha256: names and digests of the data, one for each master.
     notes: about the run as a whole. host: processor and onnxruntime. seconds: wall time.
     """
@@ -44,6 +45,7 @@ class CheckResult:
     limits: Limits
     baseline: str
     updated: bool
+    require_proof: bool
     dataset: tuple[str, ...]
     dataset_sha256: tuple[str, ...]
     cases: tuple[CaseResult, ...]
@@ -51,6 +53,12 @@ class CheckResult:
     host: str
     seconds: float
 
-    def with_verdict(self, verdict: str) -> tuple[CaseResult, ...]:
+    @property
+    def failed(self) -> tuple[CaseResult, ...]:
+        """The cases for which the run fails."""
+        undecided = self.with_verdict("too few samples to tell") if self.require_proof else ()
+        return (*self.with_verdict("regressed"), *undecided)
+
+    def with_verdict(self, verdict: Verdict) -> tuple[CaseResult, ...]:
         """The cases of one verdict, in order."""
         return tuple(each for each in self.cases if each.judgement is not None and each.judgement.verdict == verdict)

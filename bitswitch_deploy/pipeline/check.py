@@ -62,12 +62,17 @@ _TOOLS = ("numpy", "onnx", "onnxruntime")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckRequest:
-    """What to check. folder: of the configuration, which its paths start from. cache: where outcomes are kept."""
+    """What to check.
+
+    folder: of the configuration, which its paths start from. cache: where outcomes are kept.
+    update_baseline: record instead of judging. require_proof: too few samples to tell fail the run as well.
+    """
 
     config: CheckConfig
     folder: Path
     cache: Path
     update_baseline: bool = False
+    require_proof: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +135,7 @@ def check(request: CheckRequest, executor: Executor, progress: Progress) -> Chec
         limits=config.limits,
         baseline=str(path),
         updated=baseline is None,
+        require_proof=request.require_proof,
         dataset=tuple(network.test.name for network in networks),
         dataset_sha256=tuple(network.test.sha256 for network in networks),
         cases=cases,

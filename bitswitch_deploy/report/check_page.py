@@ -6,10 +6,15 @@ import math
 from collections.abc import Iterable
 from typing import TextIO
 
+from bitswitch_deploy.gate.judgement import Verdict
 from bitswitch_deploy.gate.result import CaseResult, CheckResult
 from bitswitch_deploy.report.page import Page
 
-_STYLES = {"regressed": "bold red", "not shown to regress": "green", "too few samples to tell": "yellow"}
+_STYLES: dict[Verdict, str] = {
+    "regressed": "bold red",
+    "not shown to regress": "green",
+    "too few samples to tell": "yellow",
+}
 _COLUMNS = (
     ("master", False),
     ("target", False),
@@ -42,7 +47,7 @@ def print_check(result: CheckResult, stream: TextIO, *, width: int | None = None
         page.table(_COLUMNS[hidden:], [_cells(each)[hidden:] for each in result.cases])
         page.gap()
         page.pairs(_legend(result))
-    notes = [*_needs(result.cases), *_notes(result.cases), *(("all", note) for note in result.notes)]
+    notes = grouped_notes(result)
     if notes:
         page.section("Notes")
         page.pairs(notes)
@@ -73,6 +78,19 @@ def verdict_text(each: CaseResult, result: CheckResult) -> str:
     if judgement.needed is not None:
         text += f"; about {judgement.needed:,} samples would tell"
     return text
+
+
+def grouped_notes(result: CheckResult) -> list[tuple[str, str]]:
+    """(cases, note), also about the samples that would tell; cases with the same note share a line."""
+    owners: dict[str, list[str]] = {}
+    for each in result.cases:
+        needed = each.judgement.needed if each.judgement is not None else None
+        needs = () if needed is None else (f"about {needed:,} samples would tell; there are {each.n:,}",)
+        for note in (*needs, *each.notes):
+            owners.setdefault(note, []).append(each.case.label)
+    everywhere = len(result.cases)
+    notes = [("all" if len(cases) == everywhere else ", ".join(cases), note) for note, cases in owners.items()]
+    return [*notes, *(("all", note) for note in result.notes)]
 
 
 def _facts(result: CheckResult) -> Iterable[tuple[str, str]]:
@@ -116,21 +134,6 @@ def _bound(value: float) -> str:
 
 def _recorded_cells(each: CaseResult) -> tuple[str, ...]:
     return each.case.master, each.case.target, each.case.width, f"{each.value:.2f}", f"{each.n:,}"
-
-
-def _needs(cases: Iterable[CaseResult]) -> Iterable[tuple[str, str]]:
-    for each in cases:
-        if each.judgement is not None and each.judgement.needed is not None:
-            yield each.case.label, f"about {each.judgement.needed:,} samples would tell; there are {each.n:,}"
-
-
-def _notes(cases: Iterable[CaseResult]) -> list[tuple[str, str]]:
-    """(widths, note): cases with the same note share a line."""
-    owners: dict[str, list[str]] = {}
-    for each in cases:
-        for note in each.notes:
-            owners.setdefault(note, []).append(each.case.label)
-    return [("all" if len(labels) == len(list(cases)) else ", ".join(labels), note) for note, labels in owners.items()]
 
 
 def _plural(count: int, word: str) -> str:
