@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitswitch_deploy.catalogue import sample_set
+from bitswitch_deploy.catalogue import SampleSet, sample_set
 from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, WidthAssignment
@@ -31,8 +31,7 @@ def load_export_data(master: Master, *, data: Path | None, calibration: Path | N
     Raises:
         DataError: a data set is damaged or does not fit the master.
     """
-    names = sorted({accuracy.dataset for accuracy in master.spec.accuracy})
-    name, bundled = next(((name, found) for name in names if (found := sample_set(name)) is not None), ("", None))
+    name, bundled = bundled_samples(master)
     note = ""
     if calibration is None and bundled is None and data is not None:
         calibration = data
@@ -50,6 +49,19 @@ def load_samples(master: Master, path: Path | None, *, limit: int | None) -> Dat
     Raises:
         DataError: the data set is damaged or does not fit the master.
     """
+def bundled_samples(master: Master) -> tuple[str, SampleSet | None]:
+    """The bundled sample set that the master's accuracies name, with its name; None where they name none."""
+    names = sorted({accuracy.dataset for accuracy in master.spec.accuracy})
+    return next(((name, found) for name in names if (found := sample_set(name)) is not None), ("", None))
+
+
+def number_of_classes(master: Master) -> int | None:
+    """Classes of the network; None when its output is no row of class scores."""
+    shape = master.spec.outputs[0].shape
+    return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+
+
+def _load(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:
     if path is None:
         return None
     spec = master.spec
@@ -60,8 +72,7 @@ def load_samples(master: Master, path: Path | None, *, limit: int | None) -> Dat
             allowed="networks with one input",
             do="leave out --data: the graphs are exported, and the report says that nothing was validated",
         )
-    shape = spec.outputs[0].shape
-    classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+    classes = number_of_classes(master)
     return load_dataset(path, preprocessing=spec.preprocessing, input_spec=spec.inputs[0], classes=classes, limit=limit)
 
 

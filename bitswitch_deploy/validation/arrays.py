@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ MAX_BYTES = 8 * 2**30
 BOMB_BYTES = 2**28
 BOMB_RATIO = 100
 BLOCK_BYTES = 2**20
+# Smaller arrays are read: a mapping would only make a file that is overwritten meanwhile a danger.
+MAPPED_BYTES = 2**24
+_LOCAL_LENGTHS = 26  # of the zip local file header: where the lengths of name and extra field stand
 # Above any number of classes; keeps labels inside int64 when the number is not known.
 MAX_CLASSES = 2**31
 
@@ -103,9 +107,7 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = _checked_names(path, archive)
-        with np.load(path, allow_pickle=False) as stored:
-            # By the full member name: a second member called just "x" would win over the one that was checked.
-            return {name: stored[f"{name}.npy"] for name in names}
+            return {name: _array(path, archive, f"{name}.npy") for name in names}
     except _BROKEN as exc:
         raise _error(
             path,
@@ -113,6 +115,33 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             allowed="a file written by numpy.savez or numpy.savez_compressed",
             do="write it again: numpy.savez(path, x=samples, y=labels)",
         ) from exc
+
+
+def _array(path: Path, archive: zipfile.ZipFile, member: str) -> npt.NDArray[Any]:
+    """One array; it stays in the file, of which pages come and go, where it is stored there as it is."""
+    info = archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size < MAPPED_BYTES:
+        with archive.open(info) as stream:
+            array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+            return array
+    with archive.open(info) as stream:
+        shape, fortran_order, dtype = _header(stream)
+        header_bytes = stream.tell()
+        while stream.read(BLOCK_BYTES):  # to the end, where zipfile compares the checksum
+            pass
+    with path.open("rb") as file:
+        # the local header has name and extra fields of lengths of its own
+        file.seek(info.header_offset + _LOCAL_LENGTHS)
+        name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
+    offset = info.header_offset + _LOCAL_LENGTHS + 4 + name_bytes + extra_bytes + header_bytes
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order="F" if fortran_order else "C")
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    # Version 3 differs from 2 only in the text encoding of field names, which no plain array has.
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read_header(stream)
 
 
 def _checked_names(path: Path, archive: zipfile.ZipFile) -> list[str]:
@@ -143,10 +172,7 @@ def _check_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -
             do="use fewer samples, or a folder of images per class, which is read a batch at a time",
         )
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        # Version 3 differs from 2 only in the text encoding of field names, which no plain array has.
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
+        shape, _, dtype = _header(stream)
         header_bytes = stream.tell()
     if dtype.hasobject or dtype.kind not in "iuf":
         raise _error(
@@ -181,7 +207,7 @@ def _inputs(
     # A float64 beyond float32 becomes infinite here, which the next check reports.
     with np.errstate(over="ignore"):
         inputs = x.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1))
+    bad = _not_finite(inputs)
     if bad.size:
         raise _error(
             request.path,
@@ -190,6 +216,14 @@ def _inputs(
             do="repair or remove these samples",
         )
     return inputs, None
+
+
+def _not_finite(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Samples with a value that is not finite, [k]; looked for a block at a time."""
+    size = max(1, BLOCK_BYTES * len(inputs) // inputs.nbytes)
+    blocks = (inputs[start : start + size] for start in range(0, len(inputs), size))
+    finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks]
+    return np.flatnonzero(~np.concatenate(finite))
 
 
 def _pixels(request: DataRequest, x: npt.NDArray[Any], how: Preprocessing) -> npt.NDArray[np.uint8]:

@@ -127,8 +127,7 @@ def validate_hops(
     """
     sums = {hop: HopAccumulator(f"{width.label} {hop}") for hop in HOPS if hop in runners}
     for x, y in dataset.batches(dataset.fixed_batch or batch_size):
-        fed = _filled(x, dataset.fixed_batch or len(x))
-        outputs = {hop: _outputs(runners[hop], fed, f"{width.label} {hop}")[: len(x)] for hop in sums}
+        outputs = {hop: run_batch(runners[hop], x, dataset.fixed_batch, f"{width.label} {hop}") for hop in sums}
         for hop, total in sums.items():
             reference = None if hop == "canonical" else outputs.get("canonical")
             total.update(outputs[hop], reference=reference, labels=y)
@@ -170,6 +169,17 @@ def judge(result: ValidationResult, recorded: Sequence[MeasuredAccuracy], *, max
         baseline = _baseline(result, width, recorded)
         verdicts += [_verdict(hop, baseline, max_drop) for hop in width.hops if hop.hop != "trained"]
     return tuple(verdicts)
+
+
+def run_batch(
+    runner: Runner, x: npt.NDArray[np.float32], fixed_batch: int | None, where: str
+) -> npt.NDArray[np.floating[Any]]:
+    """Outputs [b, ...] of `x` [b, ...], whatever batch size the network has.
+
+    Raises:
+        CheckFailedError: not one row of outputs for each sample; `where` names whose they are.
+    """
+    return _outputs(runner, _filled(x, fixed_batch or len(x)), where)[: len(x)]
 
 
 def _filled(x: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

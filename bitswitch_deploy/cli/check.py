@@ -1,0 +1,99 @@
+"""`bitswitch-deploy check`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.cli.options import PATH, json_option, progress_bar
+from bitswitch_deploy.errors import OutputError
+from bitswitch_deploy.gate.config import DEFAULT_NAME, CheckConfig, read_config
+from bitswitch_deploy.gate.executors import local_executor, ray_executor
+from bitswitch_deploy.gate.result import CheckResult
+from bitswitch_deploy.pipeline.check import CheckRequest, check
+from bitswitch_deploy.report.check_page import print_check
+from bitswitch_deploy.report.github import annotation_lines, step_summary
+from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.junit import check_to_junit
+
+_CACHE = ".bitswitch-cache"
+
+
+@click.command("check")
+@click.argument("config", type=PATH, default=Path(DEFAULT_NAME))
+@click.option("--update-baseline", is_flag=True, help="Record what comes out as the baseline, and judge nothing.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="What a case may lose.  [default: the configuration's]")
+@click.option(
+    "--effect", type=float, metavar="POINTS", help="What must not be missed beyond that.  [default: likewise]"
+)
+@click.option("--require-proof", is_flag=True, help="Exit with 1 as well where there are too few samples to tell.")
+@click.option("--junit", type=PATH, metavar="FILE", help="Write the cases as JUnit XML as well.")
+@click.option("--cache", type=PATH, metavar="DIR", help=f"Outcomes by content.  [default: {_CACHE} beside CONFIG]")
+@click.option("--ray-address", metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, HOST:PORT, or local.")
+@json_option
+def command(
+    config: Path,
+    update_baseline: bool,
+    max_drop: float | None,
+    effect: float | None,
+    require_proof: bool,
+    junit: Path | None,
+    cache: Path | None,
+    ray_address: str | None,
+    as_json: bool,
+) -> int:
+    """Say whether accuracy has regressed since the baseline, with statistics instead of thresholds.
+
+    CONFIG names masters, targets, widths, data, metric, limits and the baseline file. Exits with 1 when a case
+    regressed; with 0 when none is shown to, and when there are too few samples to tell, unless --require-proof.
+    """
+    request = CheckRequest(
+        config=_with_limits(read_config(config), max_drop, effect),
+        folder=config.parent,
+        cache=cache if cache is not None else config.parent / _CACHE,
+        update_baseline=update_baseline,
+        require_proof=require_proof,
+    )
+    workers = local_executor() if ray_address is None else ray_executor(ray_address)
+    with progress_bar() as progress, workers as executor:
+        result = check(request, executor, progress)
+    if as_json:
+        print(to_json("bitswitch-check/1", result))
+    else:
+        print_check(result, sys.stdout)
+    if junit is not None:
+        replace_file(junit, check_to_junit(result))
+    _tell_github(result, sys.stderr if as_json else sys.stdout)
+    return int(bool(result.failed))
+
+
+def _tell_github(result: CheckResult, stream: TextIO) -> None:
+    """Summary and annotations, where GitHub Actions runs this."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(step_summary(result))
+        except OSError as exc:
+            allowed = "a file that can be appended to"
+            got = f"{summary}: {exc.strerror}"
+            raise OutputError(
+                where="GITHUB_STEP_SUMMARY", got=got, allowed=allowed, do="unset it, or correct it"
+            ) from exc
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in annotation_lines(result):
+            print(line, file=stream)
+
+
+def _with_limits(config: CheckConfig, max_drop: float | None, effect: float | None) -> CheckConfig:
+    changes = {name: value for name, value in (("max_drop", max_drop), ("effect", effect)) if value is not None}
+    try:
+        return replace(config, limits=replace(config.limits, **changes))
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc

@@ -1,0 +1,123 @@
+"""`bitswitch.yaml`: what a repository wants to be checked. Paths are relative to the file.
+
+masters: [net.safetensors]        # the bundled digits network where it is left out
+targets: [x86-cpu, jetson]
+widths: [8, 6, 4, 2, mixed.json]  # a name is a JSON file of layer -> width
+data: photos/                     # the bundled set of the master where it is left out
+calibration: train.npz            # samples for approximations; as for export
+metric: top-1
+baseline: bitswitch-baseline.json
+limits: {max_drop: 0.0, effect: 1.0, alpha: 0.05, power: 0.8}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitswitch_deploy.errors import InputFileError
+from bitswitch_deploy.records import Reader
+from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
+
+DEFAULT_NAME = "bitswitch.yaml"
+_MAX_BYTES = 1 << 20
+_READER = Reader(error=InputFileError, do="correct the configuration: bitswitch_deploy/gate/README.md has every key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What counts as a regression.
+
+    max_drop: what a case may lose, in the unit of the metric; 0 or more.
+    effect: what it may not lose unnoticed beyond `max_drop`; above 0. Decides whether there are enough samples.
+    alpha: probability that a run in which nothing fell by more than `max_drop` is called a regression.
+    power: probability that a case that fell by max_drop + effect is, where there are enough samples.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    max_drop: float = 0.0
+    effect: float = 1.0
+    alpha: float = 0.05
+    power: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.max_drop < 0 or self.effect <= 0:
+            raise ValueError("max_drop must be 0 or more and effect above 0")
+        if not (0 < self.alpha <= 0.5 <= self.power < 1):
+            raise ValueError("alpha must be above 0 and at most 0.5, power at least 0.5 and below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckConfig:
+    """What the file says.
+
+    Raises:
+        ValueError: no target or width, one of them twice, or a width that is none.
+    """
+
+    targets: tuple[str, ...]
+    widths: tuple[int | str, ...]
+    masters: tuple[str, ...] = ()
+    data: str | None = None
+    calibration: str | None = None
+    metric: str = "top-1"
+    baseline: str = "bitswitch-baseline.json"
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        for name in ("targets", "widths", "masters"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} holds something twice")
+        if not self.targets or not self.widths:
+            raise ValueError("at least one target and one width are needed")
+        wrong = [bits for bits in self.widths if isinstance(bits, int) and not MIN_BITS <= bits <= MAX_BITS]
+        if wrong:
+            raise ValueError(f"the width {wrong[0]} is not in {MIN_BITS}..{MAX_BITS}")
+        names = [Path(name).name for name in self.masters]
+        if len(set(names)) != len(names):
+            raise ValueError("two masters have the same file name, which is what the baseline knows them by")
+
+
+def read_config(path: Path) -> CheckConfig:
+    """The configuration in a YAML file.
+
+    Raises:
+        InputFileError: it cannot be read, is not YAML, has a key that is unknown or given twice, or a wrong value.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"larger than {_MAX_BYTES >> 10} kB")
+        document = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except FileNotFoundError as exc:
+        do = "write one: bitswitch_deploy/gate/README.md shows how; or name it: bitswitch-deploy check FILE"
+        raise InputFileError(where=str(path), got="does not exist", allowed="a YAML file", do=do) from exc
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        reason = " ".join(str(exc).split())
+        raise _READER.refusal(str(path), f"cannot be read: {reason}", "a YAML file", is_text=True) from exc
+    return _READER.decode(CheckConfig, document, where=str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without anchors, which can blow a file up, and with each key once."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not understood here")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice")
+        mapping: Mapping[Hashable, Any] = super().construct_mapping(node, deep)
+        return dict(mapping)

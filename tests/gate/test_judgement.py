@@ -1,0 +1,120 @@
+"""The three verdicts, on hand-made outcomes and on 1,000 simulated histories of four widths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.gate.bootstrap import bootstrap_drop, mean_value
+from bitswitch_deploy.gate.config import Limits
+from bitswitch_deploy.gate.judgement import Evidence, judge, samples_needed, verdicts, weigh
+from bitswitch_deploy.gate.metrics.classification import TopK
+from bitswitch_deploy.gate.metrics.similarity import Cosine
+from tests.gate.simulated import HISTORIES, least_finds, most_alarms, paired_bits
+
+LIMITS = Limits(max_drop=0.0, effect=1.0)
+CASES = 4
+
+
+def _bits(lost: int, gained: int, n: int, limits: Limits = LIMITS) -> Evidence:
+    before, now = np.ones((n, 1), bool), np.ones((n, 1), bool)
+    now[:lost], before[lost : lost + gained] = False, False
+    return weigh(TopK(1), before, now, None, limits, cases=1)
+
+
+def test_evidence_in_points() -> None:
+    evidence = _bits(12, 4, 400)
+    assert (evidence.before, evidence.now, evidence.drop) == pytest.approx((99.0, 97.0, 2.0))
+    assert (evidence.lost, evidence.gained, evidence.n, evidence.method) == (12, 4, 400, "McNemar")
+    assert evidence.lower < 2.0 < evidence.upper
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "verdict"),
+    [
+        (20, 2, 1000, "regressed"),
+        (2, 2, 2000, "not shown to regress"),
+        (2, 2, 200, "too few samples to tell"),
+        (0, 0, 10, "too few samples to tell"),
+        (2, 20, 1000, "not shown to regress"),
+    ],
+)
+def test_verdicts(lost: int, gained: int, n: int, verdict: str) -> None:
+    (judgement,) = judge([_bits(lost, gained, n)], LIMITS)
+    assert judgement.verdict == verdict
+    assert (judgement.needed is not None) == (verdict == "too few samples to tell")
+    assert judgement.needed is None or judgement.needed > n
+
+
+def test_a_margin_forgives_a_drop_that_is_shown() -> None:
+    limits = replace(LIMITS, max_drop=2.0)
+    evidence = _bits(60, 20, 5000, limits)
+    assert evidence.method == "score test"
+    assert judge([evidence], limits)[0].verdict == "not shown to regress"
+    assert judge([_bits(60, 20, 5000)], LIMITS)[0].verdict == "regressed"
+    assert judge([_bits(300, 20, 5000, limits)], limits)[0].verdict == "regressed"
+
+
+def test_one_drop_among_many_cases_needs_more_evidence() -> None:
+    weak, calm = _bits(10, 2, 2000), _bits(2, 2, 2000)
+    assert judge([weak], LIMITS)[0].verdict == "regressed"
+    assert judge([weak, *[calm] * 19], LIMITS)[0].verdict != "regressed"
+
+
+def test_a_drop_in_between_is_told_what_half_the_effect_needs() -> None:
+    evidence = _bits(120, 90, 6000)  # 0.5 points, neither shown nor excluded
+    full = samples_needed(replace(evidence, lost=12, gained=9, n=600), LIMITS, cases=4)
+    assert full < 6000
+    assert samples_needed(evidence, LIMITS, cases=4) == pytest.approx(4 * full, rel=0.1)
+
+
+@pytest.mark.parametrize(("max_drop", "changed"), [(0.0, 0.05), (1.0, 0.03)])
+def test_a_thousand_histories_without_a_regression_alarm_seldom(max_drop: float, changed: float) -> None:
+    limits, rng, n, alarms = replace(LIMITS, max_drop=max_drop), np.random.default_rng(5), 800, 0
+    shares = {"loss": (changed + max_drop / 100) / 2, "gain": (changed - max_drop / 100) / 2}
+    for _ in range(HISTORIES):
+        pairs = [paired_bits(rng, n, right=0.9, **shares) for _ in range(CASES)]
+        evidence = [weigh(TopK(1), *pair, None, limits, cases=CASES) for pair in pairs]
+        alarms += any(each.verdict == "regressed" for each in verdicts(evidence, limits))
+    assert alarms <= most_alarms(0.05)
+
+
+def test_with_the_samples_that_it_asks_for_it_finds_and_it_clears() -> None:
+    pilot = _bits(3, 3, 300)
+    n = samples_needed(pilot, LIMITS, cases=4)
+    changed, rng, found, cleared = 7 / 301, np.random.default_rng(6), 0, 0
+    for _ in range(HISTORIES):
+        calm = [paired_bits(rng, n, loss=changed / 2, gain=changed / 2, right=0.9) for _ in range(3)]
+        fallen = paired_bits(rng, n, loss=changed / 2 + 0.005, gain=changed / 2 - 0.005, right=0.9)
+        evidence = [weigh(TopK(1), *pair, None, LIMITS, cases=4) for pair in (fallen, *calm)]
+        first, *others = verdicts(evidence, LIMITS)
+        found += first.verdict == "regressed"
+        cleared += others[0].verdict == "not shown to regress"
+    assert found >= least_finds(LIMITS.power)
+    assert cleared >= least_finds(LIMITS.power)
+
+
+def test_real_valued_outcomes_are_bootstrapped() -> None:
+    rng = np.random.default_rng(7)
+    before = rng.uniform(0.9, 1.0, (500, 1)).astype(np.float32)
+    fallen = before - rng.uniform(0.0, 0.02, (500, 1)).astype(np.float32)
+    evidence = weigh(Cosine(), before, fallen, None, LIMITS, cases=1)
+    assert (evidence.method, evidence.lost, evidence.gained) == ("bootstrap", 500, 0)
+    assert evidence.drop == pytest.approx(1.0, abs=0.1)
+    assert judge([evidence], LIMITS)[0].verdict == "regressed"
+    (few,) = judge([weigh(Cosine(), before[:9], fallen[:9], None, LIMITS, cases=1)], LIMITS)
+    assert (few.verdict, few.needed) == ("too few samples to tell", 30)
+
+
+def test_needed_samples_of_a_bootstrap_give_the_power() -> None:
+    rng, limits = np.random.default_rng(8), replace(LIMITS, effect=0.5)
+    drops = rng.normal(0.0, 4.0, 200) / 100
+    evidence = weigh(Cosine(), drops[:, None], np.zeros((200, 1)), None, limits, cases=1)
+    n, found, histories = samples_needed(evidence, limits, cases=1), 0, 300
+    for seed in range(histories):
+        sample = rng.normal(0.5, evidence.spread, (n, 1))
+        result = bootstrap_drop(sample, np.zeros((n, 1)), mean_value, draws=199, seed=seed)
+        found += result.p_value_of_drop(0.0) <= limits.alpha
+    assert least_finds(0.8, histories) <= found <= most_alarms(0.8, histories)
