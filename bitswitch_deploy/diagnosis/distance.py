@@ -1,0 +1,126 @@
+"""How far two tensors are from each other, over batches: sums only, so memory does not grow with the samples.
+
+With r the reference and o the other, d = o - r:
+
+    SQNR     10 * log10(sum r^2 / sum d^2) dB; infinite when o = r
+    cosine   sum r * o / sqrt(sum r^2 * sum o^2); 1 when both are zero
+
+and for each channel, whose values vary by var(r) around their mean:
+
+    gain     cov(o, r) / var(r)            2 when a scale was doubled, -1 when a sign was lost
+    offset   mean(d) / std(r)              what a rounded bias does
+    noise    var(d) / var(r)               all but the offset
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+# A channel that hardly varies is held against a hundredth of the usual amplitude: float rounding is not a fault.
+_LEAST_VARIANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorError:
+    """Distance of a tensor from its reference."""
+
+    sqnr_db: float
+    cosine: float
+
+
+class Distance:
+    """Collects the distance of one tensor."""
+
+    def __init__(self) -> None:
+        self._rr = self._oo = self._ro = self._dd = 0.0
+
+    def add(self, reference: Array, other: Array) -> None:
+        """Add one batch, two arrays of one shape."""
+        # float32 products: their rounding is a millionth of a sum, and tensors are large
+        r, o = np.ravel(reference), np.ravel(other)
+        d = o - r
+        self._rr += float(r @ r)
+        self._oo += float(o @ o)
+        self._ro += float(r @ o)
+        self._dd += float(d @ d)
+
+    def result(self) -> TensorError:
+        """The distance so far."""
+        return TensorError(sqnr_db=decibel(self._rr, self._dd), cosine=self._cosine())
+
+    def _cosine(self) -> float:
+        if self._rr == 0.0 or self._oo == 0.0:
+            return 1.0 if self._rr == self._oo else 0.0
+        return min(self._ro / math.sqrt(self._rr * self._oo), 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelError:
+    """The worst channel of a tensor: its index, and its gain, offset and noise; see the module."""
+
+    channel: int
+    gain: float
+    offset: float
+    noise_db: float
+
+
+class ChannelDistance:
+    """Collects the distance of one tensor for each of its channels.
+
+    Args:
+        axis: of the channels.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._n = 0
+        self._sums: Floats | None = None
+
+    def add(self, reference: Array, other: Array) -> None:
+        """Add one batch, two arrays [n, ...] of one shape."""
+        r, d = self._by_channel(reference), self._by_channel(other - reference)
+        sums = np.zeros((5, len(r)))
+        sums[:2] = r.sum(1, dtype=np.float64), np.einsum("ij,ij->i", r, r)
+        if d.any():
+            sums[2:] = d.sum(1, dtype=np.float64), np.einsum("ij,ij->i", d, d), np.einsum("ij,ij->i", r, d)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._n += r.shape[1]
+
+    def worst(self) -> ChannelError:
+        """The channel with the largest noise, of equals the first.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self._sums is None:
+            raise ValueError("no batch was added")
+        r, rr, d, dd, rd = self._sums / self._n
+        variance, noise, covariance = rr - r * r, np.maximum(dd - d * d, 0.0), rd - r * d
+        held = np.maximum(variance, max(_LEAST_VARIANCE * float(variance.mean()), np.finfo(np.float32).tiny))
+        offset = d / np.sqrt(held)
+        worst = int(np.argmax(noise / held + offset * offset))
+        return ChannelError(
+            channel=worst,
+            gain=float(1.0 + covariance[worst] / held[worst]),
+            offset=float(offset[worst]),
+            noise_db=decibel(float(held[worst]), float(noise[worst])),
+        )
+
+    def _by_channel(self, values: Array) -> Array:
+        moved = np.moveaxis(values, self._axis, 0)
+        return moved.reshape(moved.shape[0], -1)
+
+
+def decibel(signal: float, noise: float) -> float:
+    """Ratio of two energies in dB; infinite without noise."""
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
