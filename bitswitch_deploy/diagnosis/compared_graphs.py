@@ -35,7 +35,7 @@ class TappedReference:
 
     def __init__(self, canonical: onnx.ModelProto, names: tuple[str, ...]) -> None:
         model = copy_of(canonical)
-        add_outputs(model, {name: _FLOAT for name in names})
+        add_outputs(model, dict.fromkeys(names, _FLOAT))
         self._session = ReferenceSession(model.SerializeToString(), threads=usable_cores())
 
     def run(self, x: Array) -> Tensors:

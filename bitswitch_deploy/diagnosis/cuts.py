@@ -158,4 +158,3 @@ class _Finder:
 
 
 _CHANNELS_FIRST = ("Conv", "ConvTranspose", "BatchNormalization")
-

@@ -132,7 +132,10 @@ def judge_levels(reference: Levels, own: Levels, error: TensorError, *, highest:
     if abs(step - 1) > _SAME:
         return "fault", f"its step is {step:.2f} x the trained one: the scale of its codes is wrong"
     if top < 1 - _SAME:
-        return "fault", f"its codes end at {top:.2f} x the trained range: half of it is lost where uint8 is read as int8"
+        return (
+            "fault",
+            f"its codes end at {top:.2f} x the trained range: half of it is lost where uint8 is read as int8",
+        )
     if top > 1 + _SAME:
         return "fault", f"its codes go up to {top:.2f} x the trained range: they are not clipped"
     if error.sqnr_db >= _FAULT_DB:

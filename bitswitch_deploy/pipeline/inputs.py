@@ -43,12 +43,6 @@ def load_export_data(master: Master, *, data: Path | None, calibration: Path | N
     return ExportData(test=test, calibration=samples, note=note)
 
 
-def load_samples(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:
-    """The samples at `path` as the master's network takes them, `limit` of them; None where there is no path.
-
-    Raises:
-        DataError: the data set is damaged or does not fit the master.
-    """
 def bundled_samples(master: Master) -> tuple[str, SampleSet | None]:
     """The bundled sample set that the master's accuracies name, with its name; None where they name none."""
     names = sorted({accuracy.dataset for accuracy in master.spec.accuracy})
@@ -61,7 +55,12 @@ def number_of_classes(master: Master) -> int | None:
     return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
 
 
-def _load(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:
+def load_samples(master: Master, path: Path | None, *, limit: int | None) -> Dataset | None:
+    """The samples at `path` as the master's network takes them, `limit` of them; None where there is no path.
+
+    Raises:
+        DataError: the data set is damaged or does not fit the master.
+    """
     if path is None:
         return None
     spec = master.spec
