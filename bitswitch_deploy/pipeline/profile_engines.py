@@ -199,7 +199,7 @@ class TensorRtBench:
                 do=f"copy the package to the board, and there: bitswitch-deploy profile {package.name}"
                 " (or time the graphs on this processor: --engine onnxruntime)",
             ) from exc
-        opened = tensorrt_sessions(package, manifest, memory_budget_mb=None, trust=False)
+        opened = tensorrt_sessions(package, manifest, memory_budget_mb=None, trust=False, trust_engines=False)
         self.sessions: Mapping[str, TimedSession] = {
             width.label: TimedCalls(opened.get(width.label)) for width in widths
         }
