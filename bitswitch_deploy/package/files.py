@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 _CHUNK_BYTES = 1 << 20
 
@@ -15,11 +16,16 @@ def hash_file(path: Path) -> tuple[str, int]:
     Raises:
         OSError: the file cannot be read.
     """
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
+        return hash_stream(file)
+
+
+def hash_stream(file: IO[bytes]) -> tuple[str, int]:
+    """(sha256, size in bytes) of the rest of an open file, read in pieces."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
     return digest.hexdigest(), size
 
 

@@ -1,0 +1,182 @@
+"""A folder on a device that holds a package while something is done with it there.
+
+Its name comes from the package's content, so a run that was cut off finds what it has copied. It needs on the device a
+POSIX shell and `sha256sum` (or `shasum`), which every system with TensorRT has.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+from bitswitch_deploy.atomic_file import atomic_writer
+from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError
+from bitswitch_deploy.package.files import hash_file, hash_stream
+from bitswitch_deploy.package.manifest import is_inside
+from bitswitch_deploy.remote.ssh import ConnectionLostError, Finished, Say, Ssh
+
+_PLACE = ".cache/bitswitch-deploy/over-ssh"
+_PROCESS = ".process"
+_HASHES = (
+    "if command -v sha256sum >/dev/null 2>&1; then sha256sum -- {0}; else shasum -a 256 -- {0}; fi 2>/dev/null || :"
+)
+_FULL = "No space left on device"
+
+Copied = Callable[[int], None]
+
+
+class DeviceFolder:
+    """A folder below the user's home on the device, removed at the end unless the connection is lost.
+
+    Args:
+        ssh: an open connection. name: plain, the same for the same package.
+
+    Raises:
+        UnavailableError: (on entry) the device has no POSIX shell with what is needed, or somebody else works in the
+            folder. OutputError: the folder cannot be made.
+    """
+
+    def __init__(self, ssh: Ssh, name: str) -> None:
+        self._ssh = ssh
+        self.path = f"{_PLACE}/{name}"
+
+    def __enter__(self) -> DeviceFolder:
+        made = self._ssh.run(f"umask 077 && mkdir -p {self._quoted('.')}")
+        if made.code:
+            raise self._unwritable(made)
+        self.end_command()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, ConnectionLostError):
+            return  # the next run goes on with it, and removes it
+        self.end_command()
+        self._ssh.run(f"rm -rf -- {self._quoted('.')}")
+
+    def upload(self, files: Sequence[tuple[Path, str, str]], copied: Copied) -> int:
+        """Copy what is missing or different there.
+
+        Args:
+            files: (file here, path in the folder, sha256) of each. copied: is told the bytes of each as it is done.
+
+        Returns:
+            How many files were copied.
+
+        Raises:
+            OutputError: the device's disk is full or cannot be written.
+            PackageError: a file here is not what its hash says.
+        """
+        known = self._hashes([path for _, path, _ in files])
+        missing = [each for each in files if known.get(each[1]) != each[2]]
+        for source, path, sha256 in missing:
+            if hash_file(source)[0] != sha256:
+                raise PackageError(
+                    where=str(source),
+                    got="its hash is not the manifest's",
+                    allowed="the exported file",
+                    do="export again",
+                )
+            self._upload(source, path)
+            copied(source.stat().st_size)
+        wrong = [path for _, path, sha256 in missing if self._hashes([path]).get(path) != sha256]
+        if wrong:
+            raise OutputError(
+                where=f"{self._ssh.address}: {', '.join(wrong)}",
+                got="not there as they were sent",
+                allowed="a disk that keeps what is written",
+                do="check the disk of the device (df -h, dmesg), then run the command again",
+            )
+        return len(missing)
+
+    def _upload(self, source: Path, path: str) -> None:
+        place, partial = self._quoted(path), self._quoted(f"{path}.partial")
+        folder = self._quoted(str(PurePosixPath(path).parent))
+        with source.open("rb") as file:
+            done = self._ssh.run(f"mkdir -p {folder} && cat >{partial} && mv -f {partial} {place}", stdin=file)
+        if done.code:
+            raise self._unwritable(done)
+
+    def run(self, command: str, say: Say) -> Finished:
+        """Run a command in the folder; it and what it started are ended by `end_command`."""
+        # a session of its own where that can be had, so that all of it can be ended
+        start = f'echo "$$" >{_PROCESS} && exec sh -c {shlex.quote(command)}'
+        own = f"if command -v setsid >/dev/null 2>&1; then setsid -w sh -c {shlex.quote(start)}; else {start}; fi"
+        try:
+            return self._ssh.run(f"cd {self._quoted('.')} && {own}", say=say)
+        except KeyboardInterrupt:
+            self.end_command()
+            raise
+
+    def end_command(self) -> None:
+        """End what an earlier run may have left running here."""
+        process = self._quoted(_PROCESS)
+        ended = 'kill -s TERM -- "-$p" 2>/dev/null || kill -s TERM "$p" 2>/dev/null || :'
+        self._ssh.run(f"if p=$(cat {process} 2>/dev/null); then {ended}; rm -f {process}; fi")
+
+    def names(self, folder: str) -> list[str]:
+        """Paths of the files in a folder of the folder, hidden ones left out; none where it is not there."""
+        listed = self._ssh.run(f"cd {self._quoted(folder)} 2>/dev/null && ls -1 || :")
+        found = [f"{folder}/{name}" for name in listed.stdout.decode("utf-8", "replace").splitlines()]
+        for path in found:
+            if not is_inside(path):
+                raise PackageError(
+                    where=f"{self._ssh.address}: {folder}",
+                    got=repr(path),
+                    allowed="plain file names",
+                    do="look at it there",
+                )
+        return found
+
+    def download(self, paths: Sequence[str], folder: Path) -> list[Path]:
+        """Bring files back, each in one step and checked by its hash, to the same paths below `folder`.
+
+        Raises:
+            UnavailableError: a file is not there, or does not arrive whole. OutputError: it cannot be written here.
+        """
+        known, brought = self._hashes(paths), []
+        for path in paths:
+            with tempfile.TemporaryFile() as received:
+                done = self._ssh.run(f"cat -- {self._quoted(path)}", stdout=received)
+                received.seek(0)
+                if done.code or hash_stream(received)[0] != known.get(path):
+                    raise UnavailableError(
+                        where=f"{self._ssh.address}: {path}",
+                        got=done.stderr or "it did not arrive whole",
+                        allowed="a file that can be read",
+                        do="run the command again",
+                    )
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                received.seek(0)
+                with atomic_writer(target) as file:
+                    shutil.copyfileobj(received, file)
+            brought.append(target)
+        return brought
+
+    def _hashes(self, paths: Sequence[str]) -> dict[str, str]:
+        """sha256 of each of these files that is there."""
+        if not paths:
+            return {}
+        words = " ".join(shlex.quote(path) for path in paths)
+        done = self._ssh.run(f"cd {self._quoted('.')} && {{ {_HASHES.format(words)}; }}")
+        lines = done.stdout.decode("utf-8", "replace").splitlines()
+        return {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+
+    def _quoted(self, path: str) -> str:
+        """The path as a word of the shell; the shell starts in the user's home."""
+        return shlex.quote(str(PurePosixPath(self.path) / path))
+
+    def _unwritable(self, done: Finished) -> OutputError:
+        full = _FULL in done.stderr
+        return OutputError(
+            where=f"{self._ssh.address}: ~/{self.path}",
+            got=done.stderr or f"exit code {done.code}",
+            allowed="a disk with room for the package and its engines" if full else "a home folder that can be written",
+            do="free some space there, then run the command again: it goes on where it was"
+            if full
+            else "check the owner of the folder there",
+        )

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.remote.address import Address, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("local", None),
+        ("ssh://nano", Address(host="nano")),
+        ("ssh://me@nano.lan:2222", Address(host="nano.lan", user="me", port=2222)),
+        ("ssh://[fe80::1%25eth0]:22", Address(host="fe80::1%25eth0", port=22)),
+        ("ssh://10.0.0.7/", Address(host="10.0.0.7")),
+    ],
+)
+def test_addresses(text: str, address: Address | None) -> None:
+    assert parse_address(text) == address
+    if address is not None:
+        assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nano",
+        "me@nano",
+        "",
+        "ssh://",
+        "http://nano",
+        "ssh://nano/folder",
+        "ssh://nano:port",
+        "ssh://nano:99999",
+        "ssh://-oProxyCommand=reboot",
+        "ssh://-l@nano",
+        "ssh://me;reboot@nano",
+        "ssh://nano?x=1",
+    ],
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError, match="allowed: local, or ssh://user@host:port"):
+        parse_address(text)
+
+
+def test_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError, match="a password") as refused:
+        parse_address("ssh://me:secret@nano")
+    assert "secret" not in str(refused.value)

@@ -1,0 +1,144 @@
+"""A folder on a device, against a real ssh server."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError
+from bitswitch_deploy.remote.device_folder import DeviceFolder
+from bitswitch_deploy.remote.ssh import ConnectionLostError, Ssh
+from tests.remote.server import Server, needs_sshd
+from tests.remote.test_ssh import lose_connections
+
+pytestmark = needs_sshd
+
+Listed = list[tuple[Path, str, str]]
+
+
+@pytest.fixture
+def ssh(server: Server) -> Iterator[Ssh]:
+    with Ssh(server.address, options=server.options) as opened:
+        yield opened
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Listed:
+    """Files with awkward names, one of them in a folder."""
+    listed = []
+    for index, path in enumerate(("a.onnx", 'on device/it\'s "b" $HOME.onnx', "-c")):
+        source = tmp_path / "package" / path
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_bytes(bytes(range(256)) * (100 + index))
+        listed.append((source, path, hashlib.sha256(source.read_bytes()).hexdigest()))
+    return listed
+
+
+def place(server: Server) -> Path:
+    return server.home / ".cache/bitswitch-deploy/over-ssh/name"
+
+
+def test_files_go_there_once_and_nothing_is_left(server: Server, ssh: Ssh, files: Listed) -> None:
+    copied: list[int] = []
+    with DeviceFolder(ssh, "name") as folder:
+        assert folder.upload(files, copied.append) == 3
+        assert copied == [source.stat().st_size for source, _, _ in files]
+        for source, path, _ in files:
+            assert (place(server) / path).read_bytes() == source.read_bytes()
+        (place(server) / "a.onnx").write_bytes(b"changed")
+        assert folder.upload(files, copied.append) == 1
+        assert folder.upload(files, copied.append) == 0
+    assert server.left() == []
+
+
+def test_files_come_back(server: Server, ssh: Ssh, files: Listed, tmp_path: Path) -> None:
+    with DeviceFolder(ssh, "name") as folder:
+        folder.upload(files, lambda _: None)
+        assert folder.names("nothing") == []
+        paths = [files[0][1], *folder.names("on device")]
+        assert paths == [files[0][1], files[1][1]]
+        assert folder.download(paths, tmp_path / "back") == [tmp_path / "back" / path for path in paths]
+        for source, path, _ in files[:2]:
+            assert (tmp_path / "back" / path).read_bytes() == source.read_bytes()
+        with pytest.raises(UnavailableError, match=r"missing.engine"):
+            folder.download(["missing.engine"], tmp_path / "back")
+    assert not (tmp_path / "back" / "missing.engine").exists()
+
+
+def test_a_command_runs_in_the_folder(server: Server, ssh: Ssh) -> None:
+    lines: list[str] = []
+    with DeviceFolder(ssh, "name") as folder:
+        done = folder.run("""pwd; echo "it's running" >&2; exit 3""", lines.append)
+        assert (done.code, done.stdout.decode().strip(), lines) == (3, str(place(server)), ["it's running"])
+
+
+def test_what_was_started_is_ended(server: Server, ssh: Ssh) -> None:
+    """Also what it started itself."""
+    sleep = f"sleep {4000 + server.port}"
+    server.put("hang", f"#!/bin/sh\n{sleep} & echo started >&2; wait\n")
+    threading.Timer(3.0, lose_connections, [server]).start()
+    with pytest.raises(ConnectionLostError), DeviceFolder(ssh, "name") as folder:
+        folder.run("hang", lambda _: None)
+    assert place(server).is_dir()
+    assert running(sleep)
+    with Ssh(server.address, options=server.options) as again, DeviceFolder(again, "name"):
+        wait_for_end(sleep)
+    assert server.left() == []
+
+
+def test_after_a_lost_connection_the_next_command_opens_another(server: Server, ssh: Ssh, files: Listed) -> None:
+    with DeviceFolder(ssh, "name") as folder:
+        folder.upload(files[:2], lambda _: None)
+        lose_connections(server)
+        assert folder.upload(files, lambda _: None) == 1
+
+
+def test_an_error_leaves_the_device_clean(server: Server, ssh: Ssh, files: Listed) -> None:
+    files[0][0].unlink()
+    with pytest.raises(FileNotFoundError), DeviceFolder(ssh, "name") as folder:
+        folder.upload([files[1], files[0]], lambda _: None)
+    assert server.left() == []
+
+
+def test_a_file_that_is_not_the_exported_one(ssh: Ssh, files: Listed) -> None:
+    files[0][0].write_bytes(b"changed")
+    with DeviceFolder(ssh, "name") as folder, pytest.raises(PackageError, match="its hash is not the manifest's"):
+        folder.upload(files, lambda _: None)
+
+
+def test_a_full_disk(server: Server, ssh: Ssh, files: Listed) -> None:
+    server.put("cat", "#!/bin/sh\necho 'cat: write error: No space left on device' >&2; exit 1\n")
+    with DeviceFolder(ssh, "name") as folder, pytest.raises(OutputError, match=r"(?s)No space left.*free some space"):
+        folder.upload(files, lambda _: None)
+    assert server.left() == []
+
+
+def test_a_disk_that_loses_what_is_written(server: Server, ssh: Ssh, files: Listed) -> None:
+    cat = shutil.which("cat")
+    server.put("cat", f"#!/bin/sh\n{cat} >/dev/null; echo lost\n")
+    with DeviceFolder(ssh, "name") as folder, pytest.raises(OutputError, match="not there as they were sent"):
+        folder.upload(files, lambda _: None)
+
+
+def test_a_home_that_cannot_be_written(server: Server, ssh: Ssh) -> None:
+    (server.home / ".cache").write_text("a file")
+    with pytest.raises(OutputError, match="a home folder that can be written"):
+        DeviceFolder(ssh, "name").__enter__()
+
+
+def running(command: str) -> bool:
+    return subprocess.run(["pgrep", "-f", command], capture_output=True, check=False).returncode == 0
+
+
+def wait_for_end(command: str) -> None:
+    deadline = time.monotonic() + 10
+    while running(command):
+        assert time.monotonic() < deadline, f"{command} still runs"
+        time.sleep(0.1)

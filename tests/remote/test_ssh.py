@@ -1,0 +1,116 @@
+"""Against a real ssh server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.remote.address import Address
+from bitswitch_deploy.remote.ssh import ConnectionLostError, Ssh
+from tests.remote.server import Server, needs_sshd
+
+pytestmark = needs_sshd
+
+
+def test_a_command_its_input_output_and_code(server: Server, tmp_path: Path) -> None:
+    lines: list[str] = []
+    (tmp_path / "in").write_bytes(b"\x00\xff" * 100_000)
+    with Ssh(server.address, options=server.options) as ssh:
+        done = ssh.run("""printf '%s\\n' "it's here" >&2; exit 7""", say=lines.append)
+        assert (done.code, done.stdout, done.stderr, lines) == (7, b"", "it's here", ["it's here"])
+        with (tmp_path / "in").open("rb") as source:
+            assert ssh.run("cat", stdin=source).stdout == b"\x00\xff" * 100_000
+        with (tmp_path / "out").open("wb") as target:
+            assert ssh.run("echo $HOME", stdout=target).stdout == b""
+    assert (tmp_path / "out").read_text().strip() == str(server.home)
+
+
+def test_lines_come_while_the_command_runs(server: Server) -> None:
+    """The command waits for a file that appears when its first line was seen."""
+
+    def seen(line: str) -> None:
+        (server.home / line).touch()
+
+    with Ssh(server.address, options=server.options) as ssh:
+        waiting = "echo go >&2; for i in 1 2 3 4 5 6 7 8 9; do [ -f go ] && exit 0; sleep 1; done; exit 1"
+        assert ssh.run(waiting, say=seen).code == 0
+
+
+def test_one_connection_for_all_commands(server: Server) -> None:
+    with Ssh(server.address, options=server.options) as ssh:
+        for _ in range(5):
+            ssh.run("true")
+    assert (server.folder / "log").read_text().count("Accepted publickey") == 1
+
+
+def test_a_key_that_is_not_accepted(server: Server) -> None:
+    server.configure(key="other_key")
+    with pytest.raises(UnavailableError, match=r"(?s)Permission denied.*do: ssh-copy-id"):
+        Ssh(server.address, options=server.options).__enter__()
+
+
+@pytest.mark.parametrize(("hosts", "do"), [("no_hosts", "compare the fingerprint"), ("wrong_hosts", "ssh-keygen -R")])
+def test_host_keys_are_never_accepted(server: Server, hosts: str, do: str) -> None:
+    server.configure(known_hosts=hosts)
+    before = (server.folder / hosts).read_bytes()
+    with pytest.raises(UnavailableError, match=do):
+        Ssh(server.address, options=server.options).__enter__()
+    assert (server.folder / hosts).read_bytes() == before
+
+
+def test_nobody_listens(server: Server) -> None:
+    server.process.terminate()
+    server.process.wait(10)
+    with pytest.raises(UnavailableError, match=r"(?s)refused.*systemctl enable --now ssh"):
+        Ssh(server.address, options=server.options).__enter__()
+
+
+def test_no_such_name(server: Server) -> None:
+    with pytest.raises(UnavailableError, match="a name that can be resolved"):
+        Ssh(Address(host="no-such-host.invalid"), options=server.options).__enter__()
+
+
+def test_no_ssh_here(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="install it: sudo apt install openssh-client"):
+        Ssh(server.address, options=server.options).__enter__()
+
+
+def test_a_lost_connection(server: Server) -> None:
+    with Ssh(server.address, options=server.options) as ssh:
+        threading.Timer(1.0, lose_connections, [server]).start()
+        with pytest.raises(ConnectionLostError, match="it goes on where it was"):
+            ssh.run("sleep 30")
+
+
+def lose_connections(server: Server) -> None:
+    """What a pulled cable does, at once: the server's processes for this connection die."""
+    subprocess.run(["pkill", "-KILL", "-P", str(server.process.pid)], check=False)
+
+
+def test_it_ends_with_its_connection(server: Server) -> None:
+    with Ssh(server.address, options=server.options) as ssh:
+        ssh.run("true")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _masters(server):
+        time.sleep(0.1)
+    assert not _masters(server)
+
+
+def _masters(server: Server) -> bool:
+    found = subprocess.run(["pgrep", "-f", f"ssh.*{server.folder}/client.conf"], capture_output=True, check=False)
+    return bool(found.stdout.strip())
+
+
+def test_the_signal_of_the_user_is_not_swallowed(server: Server) -> None:
+    with Ssh(server.address, options=server.options) as ssh:
+        threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            ssh.run("sleep 20")
