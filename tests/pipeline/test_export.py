@@ -125,6 +125,8 @@ def test_what_could_not_be_done_is_said_with_the_command_that_does_it(exported: 
         records = [entry.path for entry in manifest.files if entry.role == "record"]
         assert records == [f"{entry.path}.json" for entry in engines]
         assert all(entry.size_bytes > 1000 for entry in engines)
+        # read back without a GPU: first and last layer were left in float by training
+        assert all("; 7 of 9 layers in int8" in row.engine for row in exported.report.widths)
 
 
 def test_exporting_twice_gives_the_same_graphs_byte_for_byte(exported: Exported, tmp_path: Path) -> None:
