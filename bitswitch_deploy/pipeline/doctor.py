@@ -39,7 +39,7 @@ _OPTIONAL = (
     ("PIL", "folders of images as data", "pip install 'bitswitch-deploy[images]'"),
     ("torch", "training and capture", "pip install 'bitswitch-deploy[train]'"),
 )
-_IMPORT_SECONDS, _TRIAL_SECONDS, _BUILD_SECONDS = 120, 600, 3600
+_IMPORT_SECONDS, _TRIAL_SECONDS, _BUILD_SECONDS = 300, 600, 3600
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 _BANNER = re.compile(r"\[TensorRT v([\d.]+)\]")
 _RUN = """
