@@ -29,6 +29,7 @@ COMMANDS = {
     "lint": ("lint", "Say what an engine refuses, misreads or leaves in float in any Q/DQ graph."),
     "build": ("build", "Build the engines of a package on this machine."),
     "profile": ("profile", "Time every width of a package on this machine."),
+    "doctor": ("doctor", "Say what works on this machine, and how to get what is missing."),
 }
 
 

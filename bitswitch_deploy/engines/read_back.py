@@ -15,7 +15,6 @@ import onnx
 
 from bitswitch_deploy.engines.engine_layers import EngineLayer, Precision
 from bitswitch_deploy.errors import PackageError
-from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.records import Reader
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -77,20 +76,25 @@ class ReadBack:
 def read_back(model: onnx.ModelProto, layers: Iterable[EngineLayer]) -> ReadBack:
     """Compare a graph with the layers of the engine that was built from it."""
     engine = tuple(layers)
-    names = node_names(model)
+    # how TensorRT's parser calls a node that has no name
+    names = [node.name or f"node_of_{node.output[0]}" for node in model.graph.node]
     operators = {name: node.op_type for name, node in zip(names, model.graph.node, strict=True)}
     holders: dict[str, list[EngineLayer]] = {}
     for layer in engine:
         for name in layer.nodes:
             holders.setdefault(name, []).append(layer)
     quantized, floating, quantizers = _nodes_by_kind(model, names)
-    found = {name: _weighted(name, operators, holders) for name in (*quantized, *floating) if name in holders}
+    main = {name: _main_layer(holders[name]) for name in (*quantized, *floating) if name in holders}
+    found = {
+        name: NodePrecision(node=name, operator=operators[name], precision=_precision(layer))
+        for name, layer in main.items()
+    }
     return ReadBack(
         engine_layers=len(engine),
         int8=tuple(found[name] for name in quantized if name in found and found[name].precision == "int8"),
         fell_back=tuple(found[name] for name in quantized if name in found and found[name].precision != "int8"),
         in_float=tuple(found[name] for name in floating if name in found),
-        unfused=tuple(_unfused(quantizers, operators, holders)),
+        unfused=tuple(_unfused(quantizers, operators, holders, list(main.values()))),
         unseen=tuple(name for name in (*quantized, *floating, *quantizers) if name not in holders),
     )
 
@@ -120,21 +124,24 @@ def _nodes_by_kind(model: onnx.ModelProto, names: list[str]) -> tuple[list[str],
     return quantized, floating, quantizers
 
 
-def _weighted(name: str, operators: dict[str, str], holders: dict[str, list[EngineLayer]]) -> NodePrecision:
-    """The precision of one layer: of the engine layer that holds weights, where several share the node."""
-    layer = next((each for each in holders[name] if each.weights), holders[name][0])
-    types = (*layer.inputs, *layer.weights)
-    precision: Precision = "int8" if "int8" in layer.inputs else next(iter(types), "other")
-    return NodePrecision(node=name, operator=operators[name], precision=precision)
+def _main_layer(layers: list[EngineLayer]) -> EngineLayer:
+    """The layer that computes a convolution or product, where kernels that prepare its input name it as well: one that
+    holds weights and reads integers, else one that holds weights.
+    """
+    holding = [layer for layer in layers if layer.weights] or layers
+    return next((layer for layer in holding if "int8" in layer.inputs), holding[0])
+
+
+def _precision(layer: EngineLayer) -> Precision:
+    return "int8" if "int8" in layer.inputs else next(iter((*layer.inputs, *layer.weights)), "other")
 
 
 def _unfused(
-    quantizers: list[str], operators: dict[str, str], holders: dict[str, list[EngineLayer]]
+    quantizers: list[str], operators: dict[str, str], holders: dict[str, list[EngineLayer]], main: list[EngineLayer]
 ) -> Iterable[UnfusedQuantizer]:
     for name in quantizers:
         layers = holders.get(name, [])
-        kinds = [{operators.get(node) for node in layer.nodes} for layer in layers]
-        if not layers or any(kind & set(_WEIGHTED) for kind in kinds):
+        if not layers or any(layer in main for layer in layers):
             continue
-        alone = all(kind <= set(_QUANTIZERS) for kind in kinds)
+        alone = all(operators.get(node) in _QUANTIZERS for layer in layers for node in layer.nodes)
         yield UnfusedQuantizer(node=name, operator=operators[name], layer=layers[0].name, alone=alone)

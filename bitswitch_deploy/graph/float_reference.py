@@ -10,7 +10,7 @@ width and is not what this graph is for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,9 @@ from bitswitch_deploy.graph.qdq import redirect_readers
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.quantization import dequantize
 from bitswitch_deploy.tensors import Granularity, WidthAssignment
+
+# Elements made at a time.
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,3 +87,16 @@ class _Dequantized(LargeTensor):
 
     def load(self) -> npt.NDArray[np.float32]:
         return dequantize(self._codes, self._scale, granularity=self._granularity)
+
+    def chunks(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Rows at a time: floats take four times the bytes of the codes. Blocks along the rows are not cut."""
+        axis, codes = self._granularity.axis, self._codes
+        if axis == 0 and self._granularity.kind == "per_block":
+            yield self.load()
+            return
+        rows = max(1, _CHUNK * len(codes) // max(1, codes.size))
+        for start in range(0, len(codes), rows):
+            # blocks along another axis have a scale for each row
+            by_row = axis == 0 or self._granularity.kind == "per_block"
+            scale = self._scale[start : start + rows] if by_row else self._scale
+            yield dequantize(codes[start : start + rows], scale, granularity=self._granularity)

@@ -10,7 +10,7 @@ zero. Nothing else about a graph changes; names of nodes and of network inputs a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +92,8 @@ def _half_of(tensor: gs.Tensor, halves: dict[str, gs.Tensor], casts: list[gs.Nod
 
 def rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     """`values` in float16 [same shape], rounded to nearest even, magnitudes above 65504 limited to it."""
-    return np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+    # an array in any case: NumPy makes a scalar of what has no axes
+    return np.asarray(np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX), np.float16)
 
 
 class _Half(LargeTensor):
@@ -104,6 +105,10 @@ class _Half(LargeTensor):
 
     def load(self) -> npt.NDArray[np.float16]:
         return rounded(self._source.load())
+
+    def chunks(self) -> Iterator[npt.NDArray[np.float16]]:
+        """As the source's."""
+        return map(rounded, self._source.chunks())
 
 
 class _Ports:

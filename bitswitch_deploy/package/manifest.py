@@ -19,7 +19,7 @@ SCHEMA: Literal["bitswitch-package/1"] = "bitswitch-package/1"
 MANIFEST = "manifest.json"
 
 # `reference`: the float network, and its data file; `record`: what an engine was built from
-Role = Literal["graph", "reference", "canonical", "weights", "index", "engine", "record", "bundle", "results", "report"]
+Role = Literal["graph", "canonical", "reference", "weights", "index", "engine", "record", "bundle", "results", "report"]
 _READER = Reader(error=PackageError, do="export the package again with this release", plain_text=False)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -159,11 +159,12 @@ def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     role: GraphRole = "reference" if entry.role == "reference" else "graph"
     label, graph = entry.label or entry.path, job.request.package / entry.path
     progress.start(f"{label}: building the engine", _STEPS)
+    hashes = _graph_hashes(job, entry)
     options, model = job.request.options, onnx.load(str(graph), load_external_data=False)
     if options.fp32 and role == "graph":
         check_fp32(model, job.module, where=entry.path)
     settings = build_settings(label, role, job.target, engine_profile(graph_inputs(graph), options), options)
-    recipe = recipe_of(_graph_hashes(job, entry), job.module, settings, job.device)
+    recipe = recipe_of(hashes, job.module, settings, job.device)
     path = job.folder / f"{Path(entry.path).stem}.engine"
     if not job.request.force and _is_current(path, recipe):
         return _row(label, role, path, state="up to date", layers=_kept_layers(path, model))

@@ -46,7 +46,7 @@ def test_the_manifest_has_the_command_that_makes_it_again(run: Run, tmp_path: Pa
     command = json.loads((tmp_path / "p" / "manifest.json").read_text())["command"]
     assert command[:2] == ["bitswitch-deploy", "export"]
     assert run(*command[1:], "--output", tmp_path / "q").code == 0
-    (graph,) = (tmp_path / "p").glob("*.onnx")
+    (graph,) = (tmp_path / "p").glob("*-mixed.onnx")
     assert graph.read_bytes() == (tmp_path / "q" / graph.name).read_bytes()
 
 

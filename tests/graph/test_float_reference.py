@@ -15,7 +15,7 @@ from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.tensors import PER_TENSOR, WidthAssignment
+from bitswitch_deploy.tensors import PER_TENSOR, Granularity, WidthAssignment
 from tests.graph.masters import build, layer, per_block, per_channel
 from tests.graph.running import initializer, operators, run
 
@@ -93,6 +93,18 @@ def test_a_large_network_is_the_same_and_not_held(master: Master, monkeypatch: p
     x = np.random.default_rng(5).normal(0, 1, (2, 4, 5, 5)).astype(np.float32)
     with runnable(large.model, large.large) as source:
         np.testing.assert_array_equal(ReferenceSession(source).run(x), run(small.model, x))
+
+
+@pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(0), per_channel(1), per_block(0, 8), per_block(1, 8)])
+def test_weights_that_come_in_pieces_are_the_same(granularity: Granularity, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'net (float[n, 48] x, float[48, 40] "a.weight") => (float[n, 40] y) { y = MatMul (x, "a.weight") }'
+    master = build(text, (layer("a", "MatMul", granularity),))
+    monkeypatch.setattr(large_tensors, "EMBEDDED_LIMIT_BYTES", 0)
+    monkeypatch.setattr("bitswitch_deploy.graph.float_reference._CHUNK", 100)
+    (tensor,) = float_graph(master).large.values()
+    pieces = list(tensor.chunks())
+    assert (len(pieces) == 1) == (granularity == per_block(0, 8))
+    np.testing.assert_array_equal(np.concatenate(pieces), tensor.load())
 
 
 def test_the_same_master_gives_the_same_bytes(master: Master) -> None:

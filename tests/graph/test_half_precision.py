@@ -102,6 +102,9 @@ def test_numbers_are_rounded_and_stay_finite() -> None:
     values = np.array([1 / 3, 65519.9, 65520, -1e38, 1e-8, np.nan], np.float32)
     expected = np.array([np.float16(1 / 3), 65504, 65504, -65504, 0, np.nan], np.float16)
     np.testing.assert_array_equal(rounded(values), expected)
+    scalar = rounded(np.asarray(0.7, np.float32))
+    assert isinstance(scalar, np.ndarray)
+    assert (scalar.shape, scalar.dtype) == ((), np.float16)
 
 
 def test_the_reference_of_a_master(monkeypatch: pytest.MonkeyPatch) -> None:

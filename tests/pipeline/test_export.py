@@ -121,8 +121,12 @@ def test_what_could_not_be_done_is_said_with_the_command_that_does_it(exported: 
     elif exported.report.target == "rtx":
         assert exported.report.not_done == ()
         engines = [entry for entry in manifest.files if entry.role == "engine"]
-        assert [entry.label for entry in engines] == ["w2", "w4", "w6", "w8"]
+        assert [entry.label for entry in engines] == ["fp16", "w2", "w4", "w6", "w8"]
+        records = [entry.path for entry in manifest.files if entry.role == "record"]
+        assert records == [f"{entry.path}.json" for entry in engines]
         assert all(entry.size_bytes > 1000 for entry in engines)
+        # read back without a GPU: first and last layer were left in float by training
+        assert all("; 7 of 9 layers in int8" in row.engine for row in exported.report.widths)
 
 
 def test_exporting_twice_gives_the_same_graphs_byte_for_byte(exported: Exported, tmp_path: Path) -> None:

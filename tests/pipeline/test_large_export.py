@@ -153,7 +153,7 @@ def test_a_file_that_the_checker_refuses_is_not_delivered(
     def misplace(model: onnx.ModelProto, large: Mapping[str, LargeTensor], *, location: str) -> None:
         refer_to_data(model, large, location="elsewhere.data")
 
-    monkeypatch.setattr("bitswitch_deploy.pipeline.export.refer_to_data", misplace)
+    monkeypatch.setattr("bitswitch_deploy.pipeline.graph_files.refer_to_data", misplace)
     with pytest.raises(GraphError, match=r"synthetic-w4.onnx: not valid ONNX: (.|\n)*elsewhere.data"):
         export_large(tmp_path / "package", "x86-cpu", master=synthetic, widths=(WidthAssignment(default=4),))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,254 @@
+"""`doctor`: what of the tool works on this machine, what is missing and how to get it, and a self-test to send in.
+
+The self-test runs the commands that a user runs, each in a process of its own: a package that crashes when it is
+imported, which happens on boards, is then a line of the report and not the end of it. The report holds versions,
+verdicts and times. It holds no names of this machine or its user and no path.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bitswitch_deploy import __version__
+from bitswitch_deploy.catalogue import load_target
+from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
+from bitswitch_deploy.errors import BitswitchError
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.report.doctor_report import DoctorReport, Finding, Trial
+
+_REQUIRED = ("numpy", "onnx", "onnx_graphsurgeon", "onnxruntime", "click", "rich", "safetensors", "yaml")
+_DISTRIBUTION = {"yaml": "PyYAML", "onnx_graphsurgeon": "onnx-graphsurgeon", "PIL": "pillow"}
+# what is optional: module, what it is for, how to get it
+_OPTIONAL = (
+    ("tensorrt_rtx", "engines for RTX GPUs, built without one", "pip install 'bitswitch-deploy[rtx]' (x86-64 Linux)"),
+    ("PIL", "folders of images as data", "pip install 'bitswitch-deploy[images]'"),
+    ("torch", "training and capture", "pip install 'bitswitch-deploy[train]'"),
+)
+_IMPORT_SECONDS, _TRIAL_SECONDS, _BUILD_SECONDS = 300, 600, 3600
+_TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+_BANNER = re.compile(r"\[TensorRT v([\d.]+)\]")
+_RUN = """
+import json, sys, time
+import numpy as np
+from bitswitch_deploy.runtime import load
+with load(sys.argv[1], provider="tensorrt", width=8) as switcher:
+    x = np.zeros((1, 1, 8, 8), np.float32)
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        switcher.run(x)
+        times.append(1000 * (time.perf_counter() - start))
+    print(json.dumps({"median_ms": round(sorted(times)[25], 3)}))
+"""
+
+
+def doctor(*, self_test: bool, progress: Progress) -> DoctorReport:
+    """Look at this machine; with `self_test`, also run what can be run here."""
+    device = device_facts()
+    findings = (*_packages(), *_tensorrt(device), *_board(device))
+    trials: tuple[Trial, ...] = ()
+    if self_test:
+        with tempfile.TemporaryDirectory(prefix="bitswitch-doctor-") as folder:
+            trials = tuple(_trials(Path(folder), device, progress))
+    return DoctorReport(
+        version=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        device=device,
+        findings=findings,
+        trials=trials,
+    )
+
+
+def _packages() -> list[Finding]:
+    findings = [
+        _package(name, "required", f"pip install --force-reinstall {_distribution(name)}") for name in _REQUIRED
+    ]
+    return findings + [_package(name, what, do) for name, what, do in _OPTIONAL]
+
+
+def _package(name: str, what: str, do: str) -> Finding:
+    if importlib.util.find_spec(name) is None:
+        return Finding(name=name, what=what, state="missing", detail="not installed", do=do)
+    failure = _import_failure(name)
+    if failure is not None:
+        return Finding(name=name, what=what, state="broken", detail=failure, do=do)
+    return Finding(name=name, what=what, state="here", detail=_version(name))
+
+
+def _import_failure(name: str) -> str | None:
+    """Why a package cannot be imported: tried in another process, because some kill theirs."""
+    result = _run((sys.executable, "-c", f"import {name}"), _IMPORT_SECONDS)
+    if result.code == 0:
+        return None
+    return result.error.strip().splitlines()[-1] if result.error.strip() else f"import ends with code {result.code}"
+
+
+def _tensorrt(device: DeviceFacts) -> list[Finding]:
+    """TensorRT in Python, and trtexec, one of which builds engines on a Jetson."""
+    on_jetson = device.l4t is not None
+    do = (
+        "sudo apt install tensorrt python3-libnvinfer; a virtual environment needs --system-site-packages"
+        if on_jetson
+        else "pip install tensorrt, for an NVIDIA GPU in this machine"
+    )
+    python = _package("tensorrt", "engines, built and run from Python", do)
+    program = shutil.which("trtexec") or (_TRTEXEC if os.access(_TRTEXEC, os.X_OK) else None)
+    what = "engines, built without Python: build_on_device.sh"
+    if program is None:
+        do = "sudo apt install tensorrt" if on_jetson else "nothing: it is for the board"
+        return [python, Finding(name="trtexec", what=what, state="missing", detail="not found", do=do)]
+    banner = _BANNER.search(_run((program, "--help"), _IMPORT_SECONDS).output)
+    return [python, Finding(name="trtexec", what=what, state="here", detail=banner[1] if banner else "version unknown")]
+
+
+def _board(device: DeviceFacts) -> list[Finding]:
+    if device.l4t is None:
+        state, detail = ("here", device.module) if device.module else ("missing", "none found")
+        do = "" if device.module else "nothing, unless one is built in: then install its driver"
+        return [Finding(name="NVIDIA GPU", what="running engines here", state=state, detail=detail or "", do=do)]
+    try:
+        target = load_target("jetson")
+        found = Finding(name="board", what="target `jetson`", state="here", detail=target.note or target.target.name)
+    except BitswitchError as exc:
+        found = Finding(name="board", what="target `jetson`", state="broken", detail=exc.got, do=exc.do)
+    tools = [
+        Finding(name=name, what=what, state="here", detail="found")
+        if shutil.which(name)
+        else Finding(name=name, what=what, state="missing", detail="not found", do="sudo apt install nvidia-l4t-tools")
+        for name, what in (("nvpmodel", "name of the power mode"), ("tegrastats", "temperature, clocks and power"))
+    ]
+    return [found, *tools]
+
+
+# --- self-test -----------------------------------------------------------------------------------------------------
+
+
+def _trials(folder: Path, device: DeviceFacts, progress: Progress) -> list[Trial]:
+    steps = _steps(folder, device)
+    progress.start("self-test", len(steps))
+    trials = []
+    for name, command, seconds in steps:
+        trials.append(_trial(name, command, seconds))
+        progress.advance()
+    return trials
+
+
+def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...], int]]:
+    """(name, command, seconds that it may take) of everything that can work on this machine."""
+    tool = (sys.executable, "-m", "bitswitch_deploy")
+    cpu, engines = str(folder / "cpu"), str(folder / "engines")
+    steps = [
+        ("export for this CPU", (*tool, "export", "--target", "cpu", "--output", cpu, "--json"), _TRIAL_SECONDS),
+        ("verify the package", (*tool, "verify", cpu, "--json"), _TRIAL_SECONDS),
+        ("measure it again", (*tool, "validate", cpu, "--json"), _TRIAL_SECONDS),
+    ]
+    if device.l4t is not None:
+        export = (*tool, "export", "--target", "jetson", "--output", engines, "--json")
+        build = (*tool, "build", engines, "--force", "--json")
+        script = ("sh", f"{engines}/build_on_device.sh", "--force")
+        run = (sys.executable, "-c", _RUN, engines)
+        steps += [
+            ("export for this board", export, _TRIAL_SECONDS),
+            ("build engines from Python", build, _BUILD_SECONDS),
+            ("run an engine", run, _TRIAL_SECONDS),
+            ("build engines with trtexec", script, _BUILD_SECONDS),
+        ]
+    elif importlib.util.find_spec("tensorrt_rtx") is not None:
+        export = (*tool, "export", "--target", "rtx", "--bits", "8", "--output", engines, "--json")
+        steps.append(("export for RTX, engines built", export, _TRIAL_SECONDS))
+        if device.sm is not None:
+            steps.append(("run an engine", (sys.executable, "-c", _RUN, engines), _TRIAL_SECONDS))
+    return steps
+
+
+def _trial(name: str, command: Sequence[str], seconds: int) -> Trial:
+    started = time.monotonic()
+    result = _run(command, seconds)
+    taken = round(time.monotonic() - started, 2)
+    if result.code != 0:
+        lines = [line for line in result.error.splitlines() if line.strip()]
+        detail = " | ".join(lines[-3:]) or f"ends with code {result.code}"
+        return Trial(name=name, works=False, seconds=taken, detail=detail)
+    return Trial(name=name, works=True, seconds=taken, detail=_measured(result.output))
+
+
+def _measured(output: str) -> str:
+    """What a command measured, out of its JSON."""
+    try:
+        document = json.loads(output)
+    except ValueError:
+        return ""
+    rows: list[Any] = document.get("widths") or document.get("engines") or []
+    if "median_ms" in document:
+        return f"median {document['median_ms']} ms"
+    return ", ".join(f"{row['label']}: {_summary(row)}" for row in rows)
+
+
+def _summary(row: dict[str, Any]) -> str:
+    layers = row.get("layers")
+    if layers:
+        return f"{len(layers['int8'])} int8, {len(layers['fell_back'])} fell back, {len(layers['in_float'])} in float"
+    shares = [hop["top1_percent"] for hop in row.get("hops", ()) if hop["n"] and hop["top1_percent"] is not None]
+    return f"{shares[-1]:.2f} %" if shares else str(row.get("state", "no data"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """How a process ended, and what it wrote; nothing of it names this machine or its user."""
+
+    code: int
+    output: str
+    error: str
+
+
+def _run(command: Sequence[str], seconds: int) -> _Result:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return _Result(code=-1, output="", error=f"not done after {seconds} s")
+    except OSError as exc:
+        return _Result(code=-1, output="", error=f"cannot be started: {exc.strerror}")
+    return _Result(code=done.returncode, output=done.stdout, error=anonymous(done.stderr))
+
+
+def anonymous(text: str) -> str:
+    """`text` without the names of this machine and its user, and without paths."""
+    text = re.sub(r"(?<![\w.])/(?:[^\s'\":,;]*/)?([^\s'\":,;/]+)", r".../\1", text)
+    for name in (platform.node(), _user(), Path.home().name):
+        if len(name) > 1:
+            text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
+    return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def _distribution(name: str) -> str:
+    return _DISTRIBUTION.get(name, name)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(_distribution(name))
+    except metadata.PackageNotFoundError:
+        return "version unknown"

@@ -1,0 +1,89 @@
+"""Boards as folders: /proc/device-tree and /etc of real ones, and programs that answer, fail or hang."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from bitswitch_deploy.engines import device_facts as module
+from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
+from bitswitch_deploy.engines.timing_cache import cache_hash, read_timing_cache, timing_cache_path
+from bitswitch_deploy.errors import OutputError
+
+ARCH = platform.machine()
+ORIN = b"nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234\0"
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.defpath}")
+    return folder
+
+
+def program(folder: Path, name: str, body: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def board(root: Path, compatible: bytes, release: str | None = "# R36 (release), REVISION: 4.3, GCID: 1") -> Path:
+    (root / "proc" / "device-tree").mkdir(parents=True)
+    (root / "proc" / "device-tree" / "compatible").write_bytes(compatible)
+    if release is not None:
+        (root / "etc").mkdir()
+        (root / "etc" / "nv_tegra_release").write_text(release)
+    return root
+
+
+def test_an_orin_nano(programs: Path, tmp_path: Path) -> None:
+    program(programs, "nvpmodel", 'echo "NV Power Mode: MAXN_SUPER"; echo 2')
+    assert device_facts(board(tmp_path / "root", ORIN)) == DeviceFacts(
+        arch=ARCH, module="p3767-0005", sm="8.7", l4t="36.4.3", power_mode="MAXN_SUPER"
+    )
+
+
+@pytest.mark.parametrize(("chip", "sm"), [("tegra194", "7.2"), ("tegra234", "8.7"), ("tegra264", "11.0")])
+def test_a_board_that_tells_its_chip_only(programs: Path, tmp_path: Path, chip: str, sm: str) -> None:
+    root = board(tmp_path / "root", f"nvidia,{chip}\0".encode(), release=None)
+    assert device_facts(root) == DeviceFacts(arch=ARCH, module=chip, sm=sm)
+
+
+def test_a_desktop_gpu(programs: Path, tmp_path: Path) -> None:
+    program(programs, "nvidia-smi", 'echo "NVIDIA GeForce RTX 4090, 8.9"')
+    assert device_facts(tmp_path) == DeviceFacts(arch=ARCH, module="NVIDIA GeForce RTX 4090", sm="8.9")
+
+
+@pytest.mark.parametrize("body", ["exit 9", "echo no devices were found", "exec sleep 30", "printf '\\377, x'"])
+def test_a_query_that_answers_nothing_useful(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.setattr(module, "_QUERY_SECONDS", 0.3)
+    program(programs, "nvidia-smi", body)
+    assert device_facts(tmp_path) == DeviceFacts(arch=ARCH)
+
+
+def test_the_timing_cache_has_device_release_and_mode_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    device = DeviceFacts(arch="aarch64", module="p3767-0005", sm="8.7", power_mode="15W")
+    folder = Path("/caches/bitswitch-deploy")
+    assert timing_cache_path(device, version="10.3.0") == folder / "tensorrt-10.3.0-p3767_0005-15W.timing"
+    gpu = DeviceFacts(arch="x86_64", module="NVIDIA RTX 6000/2")
+    assert timing_cache_path(gpu, version="11.4.0") == folder / "tensorrt-11.4.0-NVIDIA_RTX_6000_2.timing"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not absolute")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    found = timing_cache_path(DeviceFacts(arch="aarch64"), version="10.3.0")
+    assert found == Path("/home/somebody/.cache/bitswitch-deploy/tensorrt-10.3.0-aarch64.timing")
+
+
+def test_a_cache_is_read_and_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    assert (read_timing_cache(path), cache_hash(path), cache_hash(None)) == (b"", None, None)
+    path.write_bytes(b"abc")
+    assert read_timing_cache(path) == b"abc"
+    assert cache_hash(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(OutputError, match="not readable: Is a directory"):
+        read_timing_cache(tmp_path)

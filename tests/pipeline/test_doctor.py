@@ -1,0 +1,145 @@
+"""`doctor` on this machine and on others: packages and programs are put there or taken away."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.pipeline import doctor as module
+from bitswitch_deploy.pipeline.doctor import anonymous, doctor
+from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.report.doctor_report import DoctorReport, Finding, Trial
+from tests.conftest import Run
+
+ORIN = DeviceFacts(arch="aarch64", module="p3767-0005", sm="8.7", l4t="36.4.3")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports are not tried: each would cost a process."""
+    monkeypatch.setattr(module, "_import_failure", lambda name: None)
+
+
+def finding(report: DoctorReport, name: str) -> Finding:
+    return next(each for each in report.findings if each.name == name)
+
+
+def examined(monkeypatch: pytest.MonkeyPatch, device: DeviceFacts) -> DoctorReport:
+    monkeypatch.setattr(module, "device_facts", lambda: device)
+    return doctor(self_test=False, progress=Silent())
+
+
+def test_what_is_here_has_its_version(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = examined(monkeypatch, DeviceFacts(arch="x86_64"))
+    found = finding(report, "onnx")
+    assert (found.state, found.what, found.do) == ("here", "required", "")
+    assert found.detail.startswith("1.")
+    assert finding(report, "NVIDIA GPU").state == "missing"
+    assert report.is_ok
+    assert report.trials == ()
+
+
+def test_what_is_missing_says_how_to_get_it(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("PIL", "onnx") else name)
+    monkeypatch.setenv("PATH", os.devnull)
+    report = examined(monkeypatch, ORIN)
+    assert finding(report, "PIL").do == "pip install 'bitswitch-deploy[images]'"
+    assert finding(report, "onnx").do == "pip install --force-reinstall onnx"
+    assert finding(report, "trtexec").do == "sudo apt install tensorrt"
+    assert finding(report, "tegrastats").state == "missing"
+    assert not report.is_ok
+
+
+def test_a_package_that_cannot_be_imported_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    failure = module._import_failure("tensorrt")
+    assert failure == "ImportError: libnvinfer.so.10: cannot open shared object file"
+    (tmp_path / "tensorrt.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert module._import_failure("tensorrt") == "import ends with code -4"
+    assert module._import_failure("json") is None
+
+
+def test_trtexec_tells_its_version(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trtexec").write_text('#!/bin/sh\necho "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b9]"\n')
+    (tmp_path / "trtexec").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}")
+    assert finding(examined(monkeypatch, ORIN), "trtexec").detail == "100300"
+
+
+def test_names_and_paths_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "workstation7")
+    monkeypatch.setattr(getpass, "getuser", lambda: "alice")
+    text = "error: /home/alice/secret project/net.onnx: on workstation7 by alice: 3/4 done, w4: ok"
+    cleaned = anonymous(text)
+    assert "alice" not in cleaned
+    assert "workstation7" not in cleaned
+    assert "/home" not in cleaned
+    assert "3/4 done, w4: ok" in cleaned
+
+
+def test_steps_of_a_board_build_with_both_builders(tmp_path: Path) -> None:
+    names = [name for name, _, _ in module._steps(tmp_path, ORIN)]
+    assert names[3:] == [
+        "export for this board",
+        "build engines from Python",
+        "run an engine",
+        "build engines with trtexec",
+    ]
+
+
+def test_a_trial_that_fails_or_hangs_is_a_line_of_the_report() -> None:
+    failed = module._trial("it", ("sh", "-c", "echo error: no disk >&2; exit 3"), 60)
+    assert (failed.works, failed.detail) == (False, "error: no disk")
+    assert module._trial("it", ("sleep", "60"), 0).detail == "not done after 0 s"
+    assert module._trial("it", ("/nowhere/program",), 60).detail.startswith("cannot be started: No such file")
+    measured = module._trial("it", ("echo", json.dumps({"median_ms": 1.5})), 60)
+    assert (measured.works, measured.detail) == (True, "median 1.5 ms")
+    report = DoctorReport(version="", python="", system="", device=ORIN, findings=(), trials=(failed,))
+    assert not report.is_ok
+
+
+def test_what_commands_measured() -> None:
+    hops = [{"n": 600, "top1_percent": 98.5}, {"n": 600, "top1_percent": 97.0}, {"n": 0, "top1_percent": None}]
+    layers = {"int8": [1, 2], "fell_back": [], "in_float": [1]}
+    document = {"widths": [{"label": "w8", "hops": hops}, {"label": "w4", "hops": []}]}
+    assert module._measured(json.dumps(document)) == "w8: 97.00 %, w4: no data"
+    document = {"engines": [{"label": "w8", "layers": layers, "state": "built"}, {"label": "w4", "state": "built"}]}
+    assert module._measured(json.dumps(document)) == "w8: 2 int8, 0 fell back, 1 in float, w4: built"
+    assert module._measured("done") == ""
+
+
+def test_the_report_of_this_machine(run: Run, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Really run, with the shortest of the steps."""
+    steps = module._steps
+
+    def first(folder: Path, device: DeviceFacts) -> object:
+        (name, command, seconds), *_ = steps(folder, device)
+        return [(name, (*command[:-1], "--bits", "4", "--json"), seconds)]
+
+    monkeypatch.setattr(module, "_steps", first)
+    outcome = run("doctor", "--report", "--json")
+    assert outcome.code == 0
+    document = json.loads(outcome.out)
+    assert document["schema"] == "bitswitch-doctor/1"
+    (trial,) = document["trials"]
+    assert trial["works"]
+    assert trial["detail"].startswith("w4: 9")
+    for name in (platform.node(), str(Path.home()), os.getcwd()):
+        assert name not in outcome.out
+
+
+def test_the_page(run: Run, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [Trial(name="export", works=True, seconds=1.25, detail="w4: 98.00 %")]
+    monkeypatch.setattr(module, "_trials", lambda *_: trials)
+    outcome = run("doctor", "--report")
+    assert "works, 1.2 s. w4: 98.00 %" in outcome.out
+    assert "onnxruntime" in outcome.out
+    assert "no paths: please read it" in outcome.out
