@@ -19,7 +19,7 @@ from bitswitch_deploy.profiling.board.state import BoardWatch
 from bitswitch_deploy.profiling.feeds import make_feeds
 from bitswitch_deploy.profiling.interleave import Schedule, interleave, turn_medians
 from bitswitch_deploy.profiling.layers import LayerName, ProfiledRuns, operator_times, owners
-from bitswitch_deploy.profiling.result import REFERENCE, CandidateResult, Energy, OperatorTime
+from bitswitch_deploy.profiling.result import CandidateResult, Energy, OperatorTime
 from bitswitch_deploy.profiling.statistics import Milliseconds, describe, ratio
 from bitswitch_deploy.profiling.verdict import cause_in_graph, speed_verdict
 
@@ -115,15 +115,23 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
 
 
 def batch_results(
-    timed: TimedBatch, bits: Mapping[str, int | None], layers: LayerProfiles, energies: Mapping[str, Energy]
+    timed: TimedBatch,
+    bits: Mapping[str, int | None],
+    layers: LayerProfiles,
+    energies: Mapping[str, Energy],
+    *,
+    reference: str | None,
 ) -> tuple[CandidateResult, ...]:
-    """What was found out about each candidate. bits: by label, of the uniform widths."""
+    """What was found out about each candidate.
+
+    bits: by label, of the uniform widths. reference: label, None where there is none.
+    """
     medians = {label: turn_medians(turns) for label, turns in timed.turns.items()}
     results = []
     for label, turns in timed.turns.items():
         against = None
-        if REFERENCE in medians and label != REFERENCE:
-            against = ratio(medians[label], medians[REFERENCE], reference=REFERENCE)
+        if reference is not None and label != reference:
+            against = ratio(medians[label], medians[reference], reference=reference)
         times = layers.times.get(label, ())
         results.append(
             CandidateResult(

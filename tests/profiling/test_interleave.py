@@ -39,7 +39,7 @@ def test_candidates_take_turns_in_a_rotating_order() -> None:
 def test_a_turn_has_as_many_runs_as_fit_and_one_before() -> None:
     fakes = Candidates(a=1.0, b=2.0, slow=500.0)
     measured = interleave(fakes.runners(), Schedule(turns=2, warmup_turns=1, turn_ms=8), after_turn=lambda _: None)  # type: ignore[arg-type]
-    assert {label: runs for label, runs in fakes.calls[6:]} == {"a": 9, "b": 5, "slow": 2}
+    assert dict(fakes.calls[6:]) == {"a": 9, "b": 5, "slow": 2}
     assert {label: [len(turn) for turn in turns] for label, turns in measured.items()} == {
         "a": [8, 8],
         "b": [4, 4],
