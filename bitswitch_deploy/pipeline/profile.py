@@ -103,7 +103,7 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
         # trtexec loads the engine anew each time, which would be counted as well
         rails = target.measure.total_rails
         meter = find_meter(host, total_rails=rails, of_gpu=on_gpu) if engine != "trtexec" else None
-        energies = [measure_energy(bench, each, meter, progress) for each in timed]
+        energies = [measure_energy(bench, each, meter, schedule, progress) for each in timed]
         profiles = [profile_layers(bench, each, layer_names(master), progress) for each in timed]
     bits = {width.label: width.bits for width in widths}
     candidates = tuple(

@@ -23,7 +23,8 @@ from bitswitch_deploy.profiling.result import CandidateResult, Energy, OperatorT
 from bitswitch_deploy.profiling.statistics import Milliseconds, describe, ratio
 from bitswitch_deploy.profiling.verdict import cause_in_graph, speed_verdict
 
-_ENERGY_MS = 2000.0
+# Long enough for rails that are read fifty times in a second; no longer than the timing itself.
+_MAX_ENERGY_MS = 2000.0
 # Of one turn of the profiler, which writes about a kilobyte for each node and run.
 _PROFILE_MS = 100.0
 _MAX_PROFILED_RUNS = 20
@@ -80,7 +81,8 @@ def measure_energy(bench: Bench, timed: TimedBatch, meter: EnergyMeter | None, p
     progress.start(f"energy, batch {timed.batch_size}", len(bench.sessions))
     energies = {}
     for label in bench.sessions:
-        runs = max(1, round(_ENERGY_MS / _median(timed.turns[label])))
+        wanted_ms = min(_MAX_ENERGY_MS, schedule.turns * schedule.turn_ms)
+        runs = max(1, round(wanted_ms / _median(timed.turns[label])))
         meter.start()
         begin = perf_counter()
         bench.sessions[label].time_runs(timed.feeds, runs)

@@ -17,7 +17,6 @@ from bitswitch_deploy.errors import DataError, InputFileError
 CHAIN = """
 <ir_version: 10, opset_import: ["" : 21]>
 g (float[N,64] x) => (float[N,64] y)
-<float[64,64] w>
 {
     [first] a = MatMul(x, w)
     [second] b = Softmax(a)
@@ -38,9 +37,8 @@ g (bool c, float[N] x) => (float[N] y)
 
 def model(text: str) -> bytes:
     parsed = onnx.parser.parse_model(text)
-    for initializer in parsed.graph.initializer:
-        values = np.random.default_rng(0).normal(size=tuple(initializer.dims)).astype(np.float32)
-        initializer.CopyFrom(onnx.numpy_helper.from_array(values, initializer.name))
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    parsed.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     return parsed.SerializeToString()
 
 

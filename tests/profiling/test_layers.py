@@ -87,7 +87,8 @@ def test_no_node_takes_less_than_nothing() -> None:
 
 def test_times_are_scaled_to_the_p50() -> None:
     times = operator_times(profiled(run(a=60, b=20), plain_ms=0.1), {}, p50_ms=0.2)
-    assert [(each.ms, each.share) for each in times] == [(pytest.approx(0.12), 0.6), (pytest.approx(0.04), 0.2)]
+    assert [each.ms for each in times] == pytest.approx([0.12, 0.04])
+    assert [each.share for each in times] == pytest.approx([0.6, 0.2])
 
 
 def test_a_node_that_runs_several_times_in_a_run_counts_whole() -> None:
