@@ -24,7 +24,7 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
 @click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator.  [default: every core]")
-@click.option("--turns", type=click.IntRange(min=1), help="Turns of 50 ms for each candidate.")
+@click.option("--turns", type=click.IntRange(min=1), help="Turns for each candidate, 50 ms each.")
 @click.option(
     "--duration",
     "duration_s",
@@ -50,8 +50,6 @@ def command(
 
     Exits with 1 when a width misses --budget. On a board: in the power mode and with the clocks that you will use.
     """
-    if options["turns"] is not None and options["duration_s"] is not None:
-        raise UsageError(where="--duration", got="--turns as well", allowed="one of the two", do="leave one out")
     request = ProfileRequest(
         package=package,
         widths=_widths(widths),

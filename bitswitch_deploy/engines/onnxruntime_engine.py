@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
+from bitswitch_deploy.engines.timed_calls import time_calls
 from bitswitch_deploy.errors import GraphError, UsageError
 
 Optimisation = Literal["all", "off"]
@@ -140,15 +141,10 @@ class OnnxRuntimeSession:
             DataError, UsageError, GraphError: as `run_all`.
         """
         check_feeds(self.inputs, feeds, where=self._where)
-        run, values, marks = self._session.run, dict(feeds), np.empty(runs + 1, np.int64)
         try:
-            marks[0] = perf_counter_ns()
-            for index in range(1, runs + 1):
-                run(None, values)
-                marks[index] = perf_counter_ns()
+            return time_calls(partial(self._session.run, None), dict(feeds), runs)
         except _ORT_ERRORS as exc:
             raise self._failure(exc) from exc
-        return np.diff(marks) / 1e6
 
     def end_profile(self) -> Path:
         """The file that `profile_to` began, complete: a JSON list of Chrome trace events, times in microseconds."""

@@ -33,7 +33,12 @@ def optimized_nodes(model: bytes | Path, *, session_options: Mapping[str, str]) 
         dump = Path(folder) / "optimized.onnx"
         save_optimized(model, dump, session_options=session_options)
         optimized = onnx.load(str(dump), load_external_data=False)
-    return tuple(_nodes(optimized.graph))
+    return graph_nodes(optimized.graph)
+
+
+def graph_nodes(graph: onnx.GraphProto) -> tuple[OptimizedNode, ...]:
+    """The nodes of any graph in this form."""
+    return tuple(_nodes(graph))
 
 
 def optimized_operators(model: bytes | Path, *, session_options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:

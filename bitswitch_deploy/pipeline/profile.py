@@ -31,20 +31,21 @@ from bitswitch_deploy.pipeline.profile_steps import (
     time_batch,
 )
 from bitswitch_deploy.pipeline.profile_table import check_table_request, latency_table, table_residuals
+from bitswitch_deploy.pipeline.profile_trtexec import TrtexecBench
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import find_meter
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.board.state import BoardWatch
 from bitswitch_deploy.profiling.budget import judge_budget
 from bitswitch_deploy.profiling.drift import disturbance, drift
-from bitswitch_deploy.profiling.interleave import TURN_MS, Schedule
-from bitswitch_deploy.profiling.result import REFERENCE, CandidateResult, ProfileResult
+from bitswitch_deploy.profiling.interleave import Schedule
+from bitswitch_deploy.profiling.result import CandidateResult, ProfileResult
 from bitswitch_deploy.profiling.statistics import MIN_TURNS
 from bitswitch_deploy.profiling.trace import chrome_trace
 from bitswitch_deploy.target import Measure, Target
 from bitswitch_deploy.tensors import MAX_BITS
 
-EngineName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+EngineName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx", "trtexec"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
@@ -85,27 +86,30 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
     """
     host = host or Host()
     manifest = checked_manifest(request.package)
-    target = load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    target = _target(request, manifest)
     engine = _engine(request, target)
     widths = package_widths(request.package, manifest, request.widths)
     master = _master(request, manifest)
     if request.latency_table is not None:
         check_table_request(widths, request.batches, engine=engine, master=master)
-    schedule = schedule_for(target.measure, turns=request.turns, duration_s=request.duration_s)
+    check_turns(request.turns, request.duration_s)
     with ExitStack() as stack:
         bench = _open(request, manifest, widths, engine=engine, master=master, stack=stack)
+        schedule = schedule_for(target.measure, bench.turn_ms, turns=request.turns, duration_s=request.duration_s)
         on_gpu = engine != "onnxruntime"
         watch = BoardWatch(host, on_gpu=on_gpu)
         timed = [time_batch(bench, batch, schedule, watch, progress) for batch in request.batches]
         board = watch.end()
-        meter = find_meter(host, total_rails=target.measure.total_rails, of_gpu=on_gpu)
-        energies = [measure_energy(bench, each, meter, progress) for each in timed]
+        # trtexec loads the engine anew each time, which would be counted as well
+        rails = target.measure.total_rails
+        meter = find_meter(host, total_rails=rails, of_gpu=on_gpu) if engine != "trtexec" else None
+        energies = [measure_energy(bench, each, meter, schedule, progress) for each in timed]
         profiles = [profile_layers(bench, each, layer_names(master), progress) for each in timed]
     bits = {width.label: width.bits for width in widths}
     candidates = tuple(
         candidate
         for each, energy, layers in zip(timed, energies, profiles)
-        for candidate in batch_results(each, bits, layers, energy)
+        for candidate in batch_results(each, bits, layers, energy, reference=bench.reference)
     )
     result = ProfileResult(
         package=str(request.package),
@@ -118,12 +122,13 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
         turns=schedule.turns,
         warmup_turns=schedule.warmup_turns,
         turn_ms=schedule.turn_ms,
-        reference=_about_reference(engine, master),
+        reference_label=bench.reference,
+        reference=_about_reference(engine, bench.reference),
         candidates=candidates,
-        budget=judge_budget([each for each in candidates if each.label != REFERENCE], request.budget_ms),
+        budget=judge_budget([each for each in candidates if each.label != bench.reference], request.budget_ms),
         board=board,
         unstable=(*board.unstable, *_disturbances(candidates)),
-        notes=_notes(widths, schedule, target, engine),
+        notes=(*_notes(widths, schedule, target, engine), *bench.notes),
     )
     if request.trace is not None:
         replace_file(request.trace, chrome_trace(profiles[0].runs, profiles[0].owners).encode())
@@ -140,11 +145,11 @@ def _disturbances(candidates: Sequence[CandidateResult]) -> tuple[str, ...]:
     return tuple(sentence for sentence in found if sentence is not None)
 
 
-def _about_reference(engine: str, master: Master | None) -> str:
-    if engine != "onnxruntime":
-        return "none: build an FP16 engine of the float network beside the quantized ones"
-    if master is None:
+def _about_reference(engine: EngineName, label: str | None) -> str:
+    if label is None and engine == "onnxruntime":
         return "none: the master is not at hand, name it with --master FILE"
+    if label is None:
+        return "none: there is no FP16 engine of the float network in this package"
     return "the float network of the master: same topology, weights = codes x scale, no quantizer, in the same engine"
 
 
@@ -153,11 +158,15 @@ def _notes(widths: Sequence[Width], schedule: Schedule, target: Target, engine: 
     wanted_s, got_s = target.measure.min_seconds, schedule.turns * schedule.turn_ms / 1e3
     if got_s < wanted_s:
         notes.append(f"{got_s:.1f} s for each candidate; the profile of {target.name} asks for {wanted_s:g} s")
-    if engine != target.engine.name:
+    if engine not in (target.engine.name, "trtexec"):
         notes.append(f"the package is for {target.engine.name}: in {engine} its graphs are not what they were made for")
     if any(width.bits is None or width.bits < MAX_BITS for width in widths):
         notes.append("codes below 8 bits are computed by the same 8-bit kernels: no width is faster for its bits")
     return tuple(notes)
+
+
+def _target(request: ProfileRequest, manifest: Manifest) -> Target:
+    return load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
 
 
 def _engine(request: ProfileRequest, target: Target) -> EngineName:
@@ -191,27 +200,37 @@ def _open(
     master: Master | None,
     stack: ExitStack,
 ) -> Bench:
+    if engine == "trtexec":
+        return TrtexecBench(request.package, manifest, widths, _target(request, manifest))
     if engine != "onnxruntime":
-        return TensorRtBench(request.package, manifest, widths, engine)
+        return TensorRtBench(request.package, widths, engine, stack=stack)
     threads = request.threads if request.threads is not None else usable_cores()
     return OnnxRuntimeBench(request.package, manifest, widths, master=master, threads=threads, stack=stack)
 
 
-def schedule_for(measure: Measure, *, turns: int | None, duration_s: float | None) -> Schedule:
-    """The turns of one measurement: as many as asked for, else as long as the target's profile wants.
+def schedule_for(measure: Measure, turn_ms: float, *, turns: int | None, duration_s: float | None) -> Schedule:
+    """The turns of one measurement: as many as asked for, else as long as the target's profile wants, 6 or more.
 
     The warm-up keeps the proportion of the profile.
+    """
+    wanted = turns if turns is not None else math.ceil(1e3 * (duration_s or measure.min_seconds) / turn_ms)
+    wanted = max(wanted, MIN_TURNS)
+    warmup = math.ceil(wanted * measure.min_warmup_s / measure.min_seconds) if measure.min_seconds else 0
+    return Schedule(turns=wanted, warmup_turns=max(1, min(warmup, wanted)), turn_ms=turn_ms)
+
+
+def check_turns(turns: int | None, duration_s: float | None) -> None:
+    """Refuse what no ratio can be computed from.
 
     Raises:
-        UsageError: turns or duration that no ratio can be computed from.
+        UsageError: too few turns, or a number of turns and a duration.
     """
-    wanted = turns if turns is not None else math.ceil(1e3 * (duration_s or measure.min_seconds) / TURN_MS)
-    if wanted < MIN_TURNS:
+    if turns is not None and duration_s is not None:
+        raise UsageError(where="--duration", got="--turns as well", allowed="one of the two", do="leave one out")
+    if turns is not None and turns < MIN_TURNS:
         raise UsageError(
-            where="--turns" if turns is not None else "--duration",
-            got=f"{wanted} turns of {TURN_MS:g} ms",
+            where="--turns",
+            got=str(turns),
             allowed=f"{MIN_TURNS} or more: fewer hold no confidence interval",
             do=f"use --turns {MIN_TURNS} or more",
         )
-    warmup = max(1, math.ceil(wanted * measure.min_warmup_s / max(measure.min_seconds, 1e-9)))
-    return Schedule(turns=wanted, warmup_turns=min(warmup, wanted))

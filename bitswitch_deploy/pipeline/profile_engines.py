@@ -18,18 +18,20 @@ from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, optimized_nodes
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module
-from bitswitch_deploy.engines.timed_calls import TimedCalls
+from bitswitch_deploy.engines.timed_calls import time_calls
 from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
+from bitswitch_deploy.profiling.interleave import TURN_MS
 from bitswitch_deploy.profiling.layers import ProfiledRuns
-from bitswitch_deploy.profiling.result import REFERENCE
-from bitswitch_deploy.runtime.tensorrt_sessions import tensorrt_sessions
+from bitswitch_deploy.runtime.load import RuntimeOptions, load
+from bitswitch_deploy.runtime.switcher import Switcher
 from bitswitch_deploy.tensors import WidthAssignment
 
+REFERENCE = "float32"
 _PROFILE_TURNS = 10
 
 Feeds = Mapping[str, NDArray[np.generic]]
@@ -50,14 +52,20 @@ class Bench(Protocol):
     """Candidates that are open in one engine.
 
     name, version: of the engine. timed: what a latency covers. threads: inside one operator, None where that says
-    nothing. sessions: by label.
+    nothing. turn_ms: of one turn. reference: label of the float network, None where there is none. sessions: by label.
     """
 
     name: str
     version: str
     timed: str
     threads: int | None
+    turn_ms: float
+    reference: str | None
     sessions: Mapping[str, TimedSession]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the numbers need beside them, once everything is measured."""
 
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
         """What really runs; empty where the engine does not tell."""
@@ -118,6 +126,8 @@ class OnnxRuntimeBench:
 
     name: str = "onnxruntime"
     timed: str = "arrays in to arrays out, wall time of each call"
+    turn_ms: float = TURN_MS
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -132,9 +142,10 @@ class OnnxRuntimeBench:
         self.threads: int | None = threads
         self._options = {key: value for key, value in manifest.stack if key.startswith("session.")}
         self._graphs: dict[str, bytes | Path] = {width.label: package / width.entry.path for width in widths}
+        self.reference = REFERENCE if master is not None else None
         if master is not None:
-            reference = float_graph(master)
-            self._graphs[REFERENCE] = stack.enter_context(runnable(reference.model, reference.large))
+            floats = float_graph(master)
+            self._graphs[REFERENCE] = stack.enter_context(runnable(floats.model, floats.large))
         opened = {label: self._open(label) for label in self._graphs}
         self.sessions: Mapping[str, TimedSession] = opened
         self.version = next(iter(opened.values())).environment.onnxruntime
@@ -176,8 +187,21 @@ class OnnxRuntimeBench:
         )
 
 
+class _AtWidth:
+    """A switcher that goes to one width before it is timed."""
+
+    def __init__(self, switcher: Switcher, label: str) -> None:
+        self._switcher, self._label = switcher, label
+        self.inputs = switcher.inputs
+
+    def time_runs(self, feeds: Feeds, runs: int) -> NDArray[np.float64]:
+        """Wall time of each of `runs` calls in ms."""
+        self._switcher.switch(self._label)
+        return time_calls(self._switcher.run_all, feeds, runs)
+
+
 class TensorRtBench:
-    """The engines of a package. Unproven on hardware: see engines/tensorrt_session.py.
+    """The engines of a package, as an application runs them. Unproven on hardware: see engines/tensorrt_session.py.
 
     Raises:
         UnavailableError: TensorRT, a GPU or an engine is not here.
@@ -186,8 +210,11 @@ class TensorRtBench:
 
     timed: str = "arrays in to arrays out, copies to and from the device included"
     threads: int | None = None
+    turn_ms: float = TURN_MS
+    reference: str | None = None
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, package: Path, manifest: Manifest, widths: Sequence[Width], module: Module) -> None:
+    def __init__(self, package: Path, widths: Sequence[Width], module: Module, *, stack: ExitStack) -> None:
         self.name: str = module
         try:
             self.version = str(load_module(module).__version__)
@@ -199,10 +226,11 @@ class TensorRtBench:
                 do=f"copy the package to the board, and there: bitswitch-deploy profile {package.name}"
                 " (or time the graphs on this processor: --engine onnxruntime)",
             ) from exc
-        opened = tensorrt_sessions(package, manifest, memory_budget_mb=None, trust=False, trust_engines=False)
-        self.sessions: Mapping[str, TimedSession] = {
-            width.label: TimedCalls(opened.get(width.label)) for width in widths
-        }
+        labels = tuple(width.label for width in widths)
+        switcher = stack.enter_context(
+            load(package, provider="tensorrt", width=labels[0], options=RuntimeOptions(warm=labels))
+        )
+        self.sessions: Mapping[str, TimedSession] = {label: _AtWidth(switcher, label) for label in labels}
 
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
         """Nothing: the engine inspector of `build` tells."""

@@ -19,11 +19,12 @@ from bitswitch_deploy.profiling.board.state import BoardWatch
 from bitswitch_deploy.profiling.feeds import make_feeds
 from bitswitch_deploy.profiling.interleave import Schedule, interleave, turn_medians
 from bitswitch_deploy.profiling.layers import LayerName, ProfiledRuns, operator_times, owners
-from bitswitch_deploy.profiling.result import REFERENCE, CandidateResult, Energy, OperatorTime
+from bitswitch_deploy.profiling.result import CandidateResult, Energy, OperatorTime
 from bitswitch_deploy.profiling.statistics import Milliseconds, describe, ratio
 from bitswitch_deploy.profiling.verdict import cause_in_graph, speed_verdict
 
-_ENERGY_MS = 2000.0
+# Long enough for rails that are read fifty times in a second; no longer than the timing itself.
+_MAX_ENERGY_MS = 2000.0
 # Of one turn of the profiler, which writes about a kilobyte for each node and run.
 _PROFILE_MS = 100.0
 _MAX_PROFILED_RUNS = 20
@@ -80,7 +81,8 @@ def measure_energy(bench: Bench, timed: TimedBatch, meter: EnergyMeter | None, p
     progress.start(f"energy, batch {timed.batch_size}", len(bench.sessions))
     energies = {}
     for label in bench.sessions:
-        runs = max(1, round(_ENERGY_MS / _median(timed.turns[label])))
+        wanted_ms = min(_MAX_ENERGY_MS, schedule.turns * schedule.turn_ms)
+        runs = max(1, round(wanted_ms / _median(timed.turns[label])))
         meter.start()
         begin = perf_counter()
         bench.sessions[label].time_runs(timed.feeds, runs)
@@ -115,15 +117,23 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
 
 
 def batch_results(
-    timed: TimedBatch, bits: Mapping[str, int | None], layers: LayerProfiles, energies: Mapping[str, Energy]
+    timed: TimedBatch,
+    bits: Mapping[str, int | None],
+    layers: LayerProfiles,
+    energies: Mapping[str, Energy],
+    *,
+    reference: str | None,
 ) -> tuple[CandidateResult, ...]:
-    """What was found out about each candidate. bits: by label, of the uniform widths."""
+    """What was found out about each candidate.
+
+    bits: by label, of the uniform widths. reference: label, None where there is none.
+    """
     medians = {label: turn_medians(turns) for label, turns in timed.turns.items()}
     results = []
     for label, turns in timed.turns.items():
         against = None
-        if REFERENCE in medians and label != REFERENCE:
-            against = ratio(medians[label], medians[REFERENCE], reference=REFERENCE)
+        if reference is not None and label != reference:
+            against = ratio(medians[label], medians[reference], reference=reference)
         times = layers.times.get(label, ())
         results.append(
             CandidateResult(

@@ -10,9 +10,6 @@ from bitswitch_deploy.profiling.statistics import LatencyStatistics, Ratio
 
 Operators = tuple[tuple[str, int], ...]
 
-# Label of the float network that every width is compared with.
-REFERENCE = "float32"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTime:
@@ -85,6 +82,7 @@ class ProfileResult:
     """All candidates of a package at all batch sizes.
 
     timed: what a latency covers. reference: how the float reference was made, or why there is none.
+    reference_label: of the candidate that is the reference, None where there is none.
     board: state before, during and after. unstable: why this is not one measurement but several; empty when it is one.
     notes: sentences that the numbers need beside them. residuals: of the latency table, where one was written.
     """
@@ -99,6 +97,7 @@ class ProfileResult:
     turns: int
     warmup_turns: int
     turn_ms: float
+    reference_label: str | None
     reference: str
     candidates: tuple[CandidateResult, ...]
     budget: tuple[BudgetVerdict, ...]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from bitswitch_deploy.profiling.board.state import BoardRecord, Span
-from bitswitch_deploy.profiling.result import REFERENCE, CandidateResult, ProfileResult
+from bitswitch_deploy.profiling.result import CandidateResult, ProfileResult
 from bitswitch_deploy.report.page import Page
 
 _COLUMNS = ("p50", "p90", "p95", "p99", "mean")
@@ -29,7 +29,7 @@ def print_profile(result: ProfileResult, stream: TextIO, *, width: int | None = 
         ]
     )
     for batch in dict.fromkeys(each.batch_size for each in result.candidates):
-        _print_batch(page, [each for each in result.candidates if each.batch_size == batch], batch)
+        _print_batch(page, result, batch)
     _print_budget(page, result)
     if result.residuals:
         page.section("Latency table: predicted against measured, p50")
@@ -50,9 +50,10 @@ def _threads(result: ProfileResult) -> str:
     return f"{result.threads} thread{'s' if result.threads > 1 else ''}, "
 
 
-def _print_batch(page: Page, candidates: Sequence[CandidateResult], batch: int) -> None:
+def _print_batch(page: Page, result: ProfileResult, batch: int) -> None:
+    candidates = [each for each in result.candidates if each.batch_size == batch]
     page.section(f"Latency in ms, batch {batch}")
-    names = ("width", *_COLUMNS, "CV %", "per s", "of float32", "mJ")
+    names = ("width", *_COLUMNS, "CV %", "per s", f"of {result.reference_label or 'float'}", "mJ")
     shown = [name for name in names if name != "mJ" or any(each.energy for each in candidates)]
     page.table(
         [(name, name != "width") for name in shown],
@@ -62,7 +63,7 @@ def _print_batch(page: Page, candidates: Sequence[CandidateResult], batch: int) 
     if verdicts:
         page.gap()
         page.pairs(verdicts)
-    _print_layers(page, [each for each in candidates if each.layers and each.label != REFERENCE])
+    _print_layers(page, [each for each in candidates if each.layers and each.label != result.reference_label])
 
 
 def _cells(candidate: CandidateResult) -> list[str]:

@@ -62,11 +62,11 @@ def test_the_interval_has_the_ranks_of_the_sign_test(turns: int, rank: int) -> N
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     rng = np.random.default_rng(3)
     held = []
-    for _ in range(2000):
+    for _ in range(500):
         drift = rng.uniform(0.5, 2.0, 25)  # hits both alike, so it cancels
         result = ratio(drift * np.exp(rng.laplace(size=25) / 50) * 0.8, drift, reference="float32")
         held.append(result.low <= 0.8 <= result.high)
-    assert 0.94 < np.mean(held) < 0.98
+    assert 0.93 < np.mean(held) < 0.99
 
 
 def test_ratios_are_of_the_same_turn() -> None:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 _TIMEOUT_S = 10
 _MAX_CHARS = 1 << 16
+# A line of tegrastats has about 600 bytes: an hour at two in a second.
+_MAX_RECORDED_BYTES = 1 << 23
 
 RunCommand = Callable[[Sequence[str]], "str | None"]
+
+
+class Recording(Protocol):
+    """A command that goes on printing."""
+
+    def stop(self) -> str:
+        """End it; what it printed."""
+
+
+StartCommand = Callable[[Sequence[str]], "Recording | None"]
 
 
 def run_command(words: Sequence[str]) -> str | None:
@@ -22,12 +36,45 @@ def run_command(words: Sequence[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+class RunningCommand:
+    """A process of its own; its output goes to a file, so that nothing waits for a reader."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
+        try:
+            self._process = subprocess.Popen(words, stdout=self._file, stderr=subprocess.DEVNULL)
+        except OSError:
+            self._file.close()
+            raise
+
+    def stop(self) -> str:
+        """End the process, and if it does not listen kill it; what it printed, its beginning where that is long."""
+        self._process.terminate()
+        try:
+            self._process.wait(_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        with self._file as file:
+            file.seek(0)
+            return file.read(_MAX_RECORDED_BYTES).decode("utf-8", "replace")
+
+
+def start_command(words: Sequence[str]) -> Recording | None:
+    """Start a command that goes on printing; None where it is missing."""
+    try:
+        return RunningCommand(words)
+    except OSError:
+        return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine. root: where its /sys, /proc, /etc and /var begin. run: how a command is run there."""
+    """A machine. root: where its /sys, /proc, /etc and /var begin. run, start: how commands are run there."""
 
     root: Path = Path("/")
     run: RunCommand = run_command
+    start: StartCommand = start_command
 
     def text(self, path: Path | str) -> str | None:
         """A small file without the white space around it; None where it cannot be read, as many of sysfs."""

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from time import monotonic
 
 from bitswitch_deploy.profiling.board import sensors
-from bitswitch_deploy.profiling.board.host import Host
+from bitswitch_deploy.profiling.board.host import Host, Recording
 from bitswitch_deploy.profiling.board.nvidia_smi import GpuState, query_gpus
 from bitswitch_deploy.profiling.board.sensors import Clock
+from bitswitch_deploy.profiling.board.tegrastats import parse_tegrastats
 
 # A run whose readings move by more is not one measurement but several.
 MAX_TEMPERATURE_CHANGE_C = 5.0
 MAX_CLOCK_CHANGE = 0.05
 # Reading all sensors of a Jetson takes some milliseconds.
 _INTERVAL_S = 0.5
+_TEGRASTATS = ("tegrastats", "--interval", "500")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,8 @@ def read_state(host: Host, *, with_gpus: bool = True) -> BoardState:
 class BoardWatch:
     """Looks at a machine between turns, at most twice in a second: a thread would disturb what is measured.
 
+    Where there is a tegrastats it runs beside the measured turns: it sees the clock of the GPU while the GPU is busy.
+
     Args:
         host: the machine. on_gpu: whether the work runs on a discrete GPU, so that nvidia-smi is asked as well.
         clock: seconds, for tests.
@@ -96,11 +100,14 @@ class BoardWatch:
         self._clocks: dict[str, list[float]] = {}
         self._slowed: dict[str, None] = {}
         self._looks, self._next_s = 0, -1.0
+        self._tegrastats: Recording | None = None
 
     def look(self, *, warming_up: bool) -> None:
         """A turn has ended."""
         if warming_up or self._clock() < self._next_s:
             return
+        if self._looks == 0:
+            self._tegrastats = self._host.start(_TEGRASTATS)
         self._next_s = self._clock() + _INTERVAL_S
         self._looks += 1
         for name, celsius in sensors.temperatures_c(self._host):
@@ -122,8 +129,18 @@ class BoardWatch:
             self._clocks.setdefault(name, []).append(gpu.sm_mhz)
         self._slowed |= dict.fromkeys(f"{name}: {reason}" for reason in gpu.throttling)
 
+    def _take_tegrastats(self, text: str) -> None:
+        for sample in parse_tegrastats(text.splitlines())[0]:
+            # a GPU that idles between two turns clocks down, and that moves nothing that is measured
+            if sample.gpu_mhz and sample.gpu_load_percent != 0:
+                self._clocks.setdefault("tegrastats GR3D", []).append(max(sample.gpu_mhz))
+            for name, celsius in sample.temperatures_c:
+                self._temperatures.setdefault(f"tegrastats {name}", []).append(celsius)
+
     def end(self) -> BoardRecord:
         """The whole record; nothing is measured any more."""
+        if self._tegrastats is not None:
+            self._take_tegrastats(self._tegrastats.stop())
         after = read_state(self._host, with_gpus=self._on_gpu)
         temperatures, clocks = _spans(self._temperatures), _spans(self._clocks)
         moved = (*_moved(temperatures, clocks), *_changed(self._before, after), *self._slowed)

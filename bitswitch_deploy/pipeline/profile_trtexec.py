@@ -1,0 +1,137 @@
+"""The engines of a package, timed by trtexec: for a board that has TensorRT and no Python package of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import onnx
+
+from bitswitch_deploy.engines.input_signature import InputSignature
+from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
+from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
+from bitswitch_deploy.engines.trtexec import TrtexecSession, find_trtexec, parse_version, timing_flags
+from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.package.manifest import FileEntry, Manifest
+from bitswitch_deploy.pipeline.profile_engines import Feeds, TimedSession, Width
+from bitswitch_deploy.profiling.layers import ProfiledRuns
+from bitswitch_deploy.target import Target, version_matches
+
+# trtexec starts anew for each turn, which takes seconds.
+TURN_MS = 1000.0
+_OPERATOR = "TensorRT layer"
+# Of the float network that `build` makes an FP16 engine of.
+_REFERENCE_ROLE: str = "reference"
+
+
+class TrtexecBench:
+    """One trtexec for each turn of each width. Unproven on hardware: see engines/trtexec.py.
+
+    Raises:
+        UnavailableError: trtexec or an engine is not here.
+    """
+
+    name: str = "trtexec"
+    timed: str = "GPU time of an inference by trtexec, without copies, in a CUDA graph"
+    threads: int | None = None
+    turn_ms: float = TURN_MS
+    reference: str | None
+
+    def __init__(self, package: Path, manifest: Manifest, widths: Sequence[Width], target: Target) -> None:
+        program = find_trtexec()
+        banner = subprocess.run((program, "--help"), capture_output=True, text=True, errors="replace").stdout
+        self.version = parse_version(banner) or "of unknown version"
+        entries = {width.label: width.entry for width in widths}
+        self.reference = None
+        for entry in manifest.files:
+            if entry.role == _REFERENCE_ROLE and entry.path.endswith(".onnx"):
+                self.reference = entry.label or entry.path
+                entries[self.reference] = entry
+        self._models = {label: _graph(package / entry.path) for label, entry in entries.items()}
+        flags = _flags(target, self.version)
+        self._opened = {
+            label: TrtexecSession(
+                program, _engine_file(package, manifest, entry), _inputs(self._models[label]), flags=flags
+            )
+            for label, entry in entries.items()
+        }
+        self.sessions: Mapping[str, TimedSession] = dict(self._opened)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the log said that the numbers need beside them."""
+        lost = [label for label, session in self._opened.items() if session.is_graph_captured is False]
+        return (f"{', '.join(lost)}: no CUDA graph was captured, so launches count as well",) if lost else ()
+
+    def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
+        """The nodes of the ONNX graph, each under the name of the TensorRT layer that holds it."""
+        return graph_nodes(self._models[label].graph)
+
+    def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
+        """The median time of each TensorRT layer, as one run; it belongs to the first ONNX node in its name."""
+        profiles = {}
+        for label, session in self._opened.items():
+            names = {node.name for node in self._models[label].graph.node}
+            layers = session.layer_times(feeds, runs_of[label])
+            starts = np.concatenate([[0.0], np.cumsum([1e3 * layer.median_ms for layer in layers])])
+            run = tuple(
+                NodeTime(
+                    name=_first_node(layer.name, names),
+                    operator=_OPERATOR,
+                    start_us=float(start),
+                    duration_us=1e3 * layer.median_ms,
+                )
+                for start, layer in zip(starts, layers)
+            )
+            plain = session.time_runs(feeds, runs_of[label])
+            profiles[label] = ProfiledRuns(runs=(run,), plain_ms=plain)
+        return profiles
+
+
+def _first_node(layer: str, names: set[str]) -> str:
+    """`/conv1/Conv + /relu` and `Reformatting CopyNode for Input ... /conv1/Conv` hold names between blanks."""
+    return next((word for word in layer.replace(",", " ").split() if word in names), layer)
+
+
+def _flags(target: Target, version: str) -> tuple[str, ...]:
+    for rule, flags in target.measure.trtexec:
+        if version[0].isdigit() and version_matches(rule, version):
+            return timing_flags(flags)
+    raise UnavailableError(
+        where="--engine trtexec",
+        got=f"trtexec {version}",
+        allowed=", ".join(rule for rule, _ in target.measure.trtexec) or f"no trtexec: {target.name} does not use it",
+        do="use --engine tensorrt, or add its flags to measure.trtexec of the target's YAML",
+    )
+
+
+def _engine_file(package: Path, manifest: Manifest, graph: FileEntry) -> Path:
+    exported = [entry for entry in manifest.files if entry.role == "engine" and entry.label == graph.label]
+    stem = PurePosixPath(graph.path).stem
+    path = package / (exported[0].path if exported else f"{manifest.built_on_device}/{stem}.engine")
+    if not path.is_file():
+        raise UnavailableError(
+            where=str(path),
+            got=f"the engine of {graph.label} is not built",
+            allowed="an engine for each width",
+            do=f"run it on this machine: sh {package}/build_on_device.sh",
+        )
+    return path
+
+
+def _graph(path: Path) -> onnx.ModelProto:
+    return onnx.load(str(path), load_external_data=False)
+
+
+def _inputs(model: onnx.ModelProto) -> tuple[InputSignature, ...]:
+    types = {value.name: value.type.tensor_type for value in model.graph.input}
+    return tuple(
+        InputSignature(
+            name=name,
+            dtype=np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name,
+            shape=tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim),
+        )
+        for name, kind in types.items()
+    )

@@ -1,0 +1,56 @@
+"""A program that answers like trtexec: banner, log, and the JSON of --exportTimes and --exportProfile.
+
+An engine is a JSON text {"ms": latency, "layers": {name: ms}}. Forms: samples/common of TensorRT 10.3 (sampleReporting,
+sampleOptions); no board has confirmed them.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROGRAM = """#!{python}
+import json, sys, time
+options = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
+print("&&&& RUNNING TensorRT.trtexec [TensorRT v{number}] # trtexec")
+with open({log!r}, "a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+if "help" in options:
+    sys.exit(0)
+engine = json.load(open(options["loadEngine"]))
+if "hang" in engine:
+    time.sleep(60)
+if "fail" in engine:
+    print("[E] Error[1]: [stdArchiveReader.cpp] Serialization assertion failed: Version tag does not match")
+    print("&&&& FAILED TensorRT.trtexec [TensorRT v{number}]")
+    sys.exit(1)
+if "useCudaGraph" in options and "uncaptured" not in engine:
+    print("[I] Successfully captured CUDA graph for the current execution context")
+runs = max(10, int(options["iterations"]))
+if "exportTimes" in options:
+    keys = ("startEnqMs", "endEnqMs", "startComputeMs", "endComputeMs", "h2dMs", "d2hMs")
+    times = [dict.fromkeys(keys, 0.0) | {{"computeMs": engine["ms"], "latencyMs": engine["ms"]}} for _ in range(runs)]
+    open(options["exportTimes"], "w").write(engine.get("times") or json.dumps(times))
+if "exportProfile" in options:
+    total = sum(engine["layers"].values())
+    layers = [
+        {{"name": name, "timeMs": ms * runs, "averageMs": ms, "medianMs": ms, "percentage": 100 * ms / total}}
+        for name, ms in engine["layers"].items()
+    ]
+    open(options["exportProfile"], "w").write(json.dumps([{{"count": runs}}, *layers]))
+print("&&&& PASSED TensorRT.trtexec [TensorRT v{number}]")
+"""
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *, number: str = "100300") -> Path:
+    """Put the program first in PATH; return the file that it writes its arguments to."""
+    folder.mkdir(exist_ok=True)
+    log = folder / "calls.txt"
+    program = folder / "trtexec"
+    program.write_text(_PROGRAM.format(python=sys.executable, number=number, log=str(log)))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return log

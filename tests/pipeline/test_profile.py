@@ -1,0 +1,288 @@
+"""Profiles of real packages in onnxruntime, and of stand-ins of TensorRT. No assertion is about a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.catalogue import load_target
+from bitswitch_deploy.errors import CheckFailedError, InputFileError, UnavailableError, UsageError
+from bitswitch_deploy.latency_table import read_latency_table
+from bitswitch_deploy.master import assemble_master, read_master, write_master
+from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.pipeline.profile import ProfileRequest, profile, schedule_for
+from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.profiling.board.host import Host
+from bitswitch_deploy.profiling.result import ProfileResult
+from tests.engines import fake_trtexec
+from tests.engines.tensorrt_device import install, plan
+from tests.profiling.board.machines import JETSON_FILES, X86_FILES, machine
+from tests.runtime.conftest import MIXED, Packages, packages
+
+__all__ = ["packages"]  # a fixture
+
+MASTER = "digits.safetensors"
+
+
+def run(package: Path, host: Host | None = None, **changes: object) -> ProfileResult:
+    arguments = {"package": package, "master": package.parent / MASTER, "turns": 6, "threads": 1}
+    return profile(ProfileRequest(**{**arguments, **changes}), Silent(), host=host)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> tuple[ProfileResult, Path]:
+    """One profile of everything: four widths, a mixed one, the reference, trace and table, on a made-up laptop."""
+    folder = tmp_path_factory.mktemp("profile")
+    host = machine(folder / "machine", X86_FILES)
+    files = {"trace": folder / "trace.json", "latency_table": folder / "table.json"}
+    return run(packages.own, host, budget_ms=1e6, **files), folder
+
+
+def test_every_width_and_the_reference_are_timed(whole: tuple[ProfileResult, Path]) -> None:
+    result, _ = whole
+    assert [each.label for each in result.candidates] == ["w8", "w6", "w4", "w2", "mixed", "float32"]
+    assert [each.bits for each in result.candidates] == [8, 6, 4, 2, None, None]
+    assert (result.engine, result.reference_label, result.turns) == ("onnxruntime", "float32", 6)
+    for each in result.candidates:
+        statistics = each.statistics
+        assert 0 < statistics.min_ms <= statistics.p50_ms <= statistics.p90_ms <= statistics.p95_ms
+        assert statistics.p95_ms <= statistics.p99_ms <= statistics.max_ms
+        assert len(each.turn_medians_ms) == 6
+
+
+def test_every_width_has_a_ratio_and_a_sentence_and_the_reference_has_none(whole: tuple[ProfileResult, Path]) -> None:
+    *widths, reference = whole[0].candidates
+    for each in widths:
+        assert each.ratio is not None
+        assert each.ratio.low <= each.ratio.value <= each.ratio.high
+        claim = "faster than float32" if each.ratio.high < 1 else "no faster than float32"
+        assert each.verdict.startswith(claim)
+        assert ("because" in each.verdict) == (each.ratio.high >= 1)
+    assert (reference.ratio, reference.verdict) == (None, "")
+    assert not [name for name, _ in reference.operators if "QLinear" in name or "Quantize" in name]
+
+
+def test_layers_are_those_of_the_master_and_add_up(whole: tuple[ProfileResult, Path]) -> None:
+    names = {"blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2", "blocks.1.shortcut.conv"}
+    names |= {"blocks.2.conv1", "blocks.2.conv2"}
+    for each in whole[0].candidates[:5]:
+        assert names <= {node.layer for node in each.layers}
+        assert sum(node.share for node in each.layers) <= 1 + 1e-9
+        assert [node.ms for node in each.layers] == sorted((node.ms for node in each.layers), reverse=True)
+        assert sum(count for _, count in each.operators) == len({node.name for node in each.layers})
+
+
+def test_the_latency_table_holds_what_the_result_says(whole: tuple[ProfileResult, Path]) -> None:
+    result, folder = whole
+    table = read_latency_table(folder / "table.json")
+    p50 = {each.label: each.statistics.p50_ms for each in result.candidates}
+    assert table.widths == (8, 6, 4, 2)
+    assert table.end_to_end_ms == tuple((bits, p50[f"w{bits}"]) for bits in (8, 6, 4, 2))
+    assert [layer.name for layer in table.layers] == [
+        *("blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2", "blocks.1.shortcut.conv"),
+        *("blocks.2.conv1", "blocks.2.conv2"),
+    ]
+    assert all(ms > 0 for layer in table.layers for _, ms in layer.latency_ms)
+    facts = dict(table.device)
+    assert (facts["processor"], facts["clocks"], facts["governor"]) == ("Some Processor 7", "not locked", "powersave")
+    assert [each.label for each in result.residuals] == ["w8", "w6", "w4", "w2", "mixed"]
+    # at one width the overhead is its own, at the others it is too large: never too fast a prediction
+    assert min(abs(each.error) for each in result.residuals[:4]) == pytest.approx(0, abs=1e-9)
+    assert all(each.error > -1e-9 for each in result.residuals[:4])
+    mixed = result.residuals[4]
+    bits = {layer.name: MIXED.bits_of(layer.name) for layer in table.layers}
+    expected = table.overhead_ms + sum(dict(layer.latency_ms)[bits[layer.name]] for layer in table.layers)
+    assert mixed.predicted_ms == pytest.approx(expected)
+
+
+def test_the_trace_shows_every_candidate(whole: tuple[ProfileResult, Path]) -> None:
+    result, folder = whole
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert list(names.values()) == [each.label for each in result.candidates]
+    for process, label in names.items():
+        nodes = {event["args"]["node"] for event in events if event["ph"] == "X" and event["pid"] == process}
+        layers = next(each.layers for each in result.candidates if each.label == label)
+        assert nodes == {node.name for node in layers}
+
+
+def test_energy_is_per_inference_and_says_its_source(whole: tuple[ProfileResult, Path]) -> None:
+    """The counter of the made-up laptop stands still."""
+    for each in whole[0].candidates:
+        assert each.energy is not None
+        assert (each.energy.source, each.energy.millijoules_per_inference) == ("RAPL, processor packages", 0.0)
+        assert each.energy.seconds > 0
+
+
+def test_the_board_is_part_of_the_result(whole: tuple[ProfileResult, Path]) -> None:
+    board = whole[0].board
+    assert board.looks >= 1
+    assert (board.after.clocks_locked, board.after.governors) == (False, ("powersave",))
+    assert board.is_stable
+
+
+def test_a_board_that_moves_marks_the_result(packages: Packages, tmp_path: Path) -> None:
+    host = machine(tmp_path, JETSON_FILES)
+    modes = iter(["NV Power Mode: 15W", "NV Power Mode: 25W"])
+    moving = Host(root=tmp_path, run=lambda words: next(modes) if words[0] == "nvpmodel" else None, start=host.start)
+    result = run(packages.own, moving, widths=("w4",))
+    assert "the power mode went from 15W to 25W" in result.unstable
+
+
+def test_shared_weights_and_batches(packages: Packages, tmp_path: Path) -> None:
+    result = run(packages.shared, machine(tmp_path, {}), widths=("w4", "w8"), batches=(1, 3))
+    assert [(each.label, each.batch_size) for each in result.candidates] == [
+        *(("w8", 1), ("w4", 1), ("float32", 1)),
+        *(("w8", 3), ("w4", 3), ("float32", 3)),
+    ]
+    assert [(each.label, each.batch_size, each.verdict) for each in result.budget] == []
+
+
+def test_the_budget_is_for_the_widths_not_for_the_reference(whole: tuple[ProfileResult, Path]) -> None:
+    assert [each.label for each in whole[0].budget] == ["w8", "w6", "w4", "w2", "mixed"]
+    assert whole[0].is_within_budget
+
+
+def test_without_its_master_a_package_has_no_reference(packages: Packages, tmp_path: Path) -> None:
+    """The master of these packages is not the bundled one."""
+    result = run(packages.own, machine(tmp_path, {}), widths=("w8",), master=None)
+    assert [each.label for each in result.candidates] == ["w8"]
+    assert (result.candidates[0].ratio, result.candidates[0].verdict, result.reference_label) == (None, "", None)
+    assert "--master FILE" in result.reference
+
+
+def test_another_master_is_refused(packages: Packages, tmp_path: Path) -> None:
+    master = read_master(packages.own.parent / MASTER)
+    tensors = {**master.tensors, "linear.bias": np.asarray(master.tensors["linear.bias"]) + np.float32(1)}
+    path = tmp_path / "other.safetensors"
+    write_master(assemble_master(spec=master.spec, tensors=tensors, skeleton=master.skeleton), path)
+    with pytest.raises(UsageError, match=r"--master: a master with sha256(.|\n)*that the package was made from"):
+        run(packages.own, master=path)
+
+
+def test_a_package_that_was_changed_is_not_timed(packages: Packages, tmp_path: Path) -> None:
+    package = Path(copytree(packages.own, tmp_path / "p"))
+    graph = package / "digits-w4.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(CheckFailedError, match=r"digits-w4.onnx \(changed\)"):
+        run(package, master=packages.own.parent / MASTER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": ("w8", "w3")}, r"--widths: w3, which .* has not\n  allowed: mixed, w2, w4, w6, w8"),
+        ({"engine": "openvino"}, r"--engine: 'openvino'\n  allowed: onnxruntime, tensorrt, tensorrt_rtx, trtexec"),
+        ({"turns": 5}, r"--turns: 5\n  allowed: 6 or more"),
+        ({"duration_s": 1.0}, r"--duration: --turns as well"),
+        ({"latency_table": Path("t"), "batches": (1, 2)}, r"--latency-table: 2 batch sizes"),
+        ({"latency_table": Path("t"), "widths": ("mixed",)}, r"--latency-table: no uniform width"),
+        ({"latency_table": Path("t"), "master": None}, r"--latency-table: no master at hand"),
+        ({"engine": "tensorrt"}, r"no tensorrt on this machine(.|\n)*bitswitch-deploy profile own"),
+    ],
+)
+def test_what_cannot_be_is_refused(packages: Packages, changes: dict[str, object], message: str) -> None:
+    with pytest.raises((UsageError, UnavailableError), match=message):
+        run(packages.own, **changes)
+
+
+def test_the_target_says_how_long() -> None:
+    measure = load_target("x86-cpu").target.measure
+    whole = schedule_for(measure, 50.0, turns=None, duration_s=None)
+    assert (whole.turns, whole.warmup_turns) == (400, 60)  # 20 s, and 3 s of warm-up
+    short = schedule_for(measure, 50.0, turns=None, duration_s=1.0)
+    assert (short.turns, short.warmup_turns) == (20, 3)
+    assert schedule_for(measure, 50.0, turns=7, duration_s=None).warmup_turns == 2
+    assert schedule_for(measure, 1000.0, turns=None, duration_s=0.1).turns == 6
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jetson_package(packages: Packages, tmp_path: Path) -> Callable[[Callable[[int], bytes]], Path]:
+    """Turn the graphs into a package for a board, with engines that were built there."""
+
+    def write(engine: Callable[[int], bytes]) -> Path:
+        package = Path(copytree(packages.own, tmp_path / "package"))
+        document = json.loads((package / "manifest.json").read_text())
+        document["files"] = [each for each in document["files"] if each["label"] in ("w8", "w4")]
+        names = {each["path"] for each in document["files"]}
+        for path in package.iterdir():
+            if path.name not in (*names, "manifest.json"):
+                path.unlink()
+        document |= {"target": "jetson-orin-nano", "built_on_device": "on_device", "results": None}
+        document["stack"] = {"name": "6.2", "engine": "tensorrt"}
+        (package / "manifest.json").write_text(Manifest.from_json(json.dumps(document)).to_json())
+        (package / "on_device").mkdir()
+        for bits in (8, 4):
+            (package / "on_device" / f"digits-w{bits}.engine").write_bytes(engine(bits))
+        return package
+
+    return write
+
+
+def test_engines_are_timed_as_an_application_runs_them(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = install(monkeypatch, "10.3.0")
+    package = jetson_package(lambda bits: plan(float(bits), scratch=64))
+    result = run(package, machine(tmp_path / "board", JETSON_FILES), master=None)
+    assert (result.engine, result.engine_version) == ("tensorrt", "10.3.0")
+    assert [each.label for each in result.candidates] == ["w8", "w4"]
+    assert {call[1] for call in device.calls if call[0] == "execute"} == {8.0, 4.0}
+    assert "no FP16 engine" in result.reference
+    assert result.board.after.power_mode == "25W"
+    energy = result.candidates[0].energy
+    assert energy is not None
+    assert (energy.source, energy.mean_watts) == ("INA rails VDD_IN", pytest.approx(6.0, rel=0.05))
+
+
+def test_trtexec_times_engines_where_there_is_no_python_package(
+    packages: Packages,
+    jetson_package: Callable[[Callable[[int], bytes]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    log = fake_trtexec.install(tmp_path / "bin", monkeypatch)
+    names = ("node_Conv_118 + node_relu", "blocks.0.conv1.weight/Q + node_Conv_119 + node_relu_1", "[x]")
+    layers = dict(zip(names, (0.5, 1.0, 0.25)))
+    package = jetson_package(lambda bits: json.dumps({"ms": bits / 4, "layers": layers}).encode())
+    result = run(
+        package, machine(tmp_path / "board", JETSON_FILES), engine="trtexec", master=packages.own.parent / MASTER
+    )
+    assert (result.engine, result.engine_version, result.turn_ms) == ("trtexec", "10.3.0", 1000.0)
+    assert [(each.label, each.statistics.p95_ms) for each in result.candidates] == [("w8", 2.0), ("w4", 1.0)]
+    nodes = {node.name: (node.layer, node.ms) for node in result.candidates[0].layers}
+    assert nodes == {
+        "node_Conv_118": ("conv1", 0.5),
+        "node_Conv_119": ("blocks.0.conv1", 1.0),
+        "[x]": (None, 0.25),
+    }
+    timed = [line for line in log.read_text().splitlines() if "--exportTimes" in line]
+    assert all(" --useSpinWait --noDataTransfers --useCudaGraph --infStreams=1 " in line for line in timed)
+    assert result.candidates[0].energy is None
+
+
+def test_an_unreadable_answer_of_trtexec(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_trtexec.install(tmp_path / "bin", monkeypatch)
+    package = jetson_package(lambda bits: json.dumps({"ms": 1, "layers": {}, "times": "[]"}).encode())
+    with pytest.raises(InputFileError, match="trtexec --exportTimes"):
+        run(package, engine="trtexec", master=None)
+
+
+def test_an_engine_that_is_not_built(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_trtexec.install(tmp_path / "bin", monkeypatch)
+    package = jetson_package(lambda bits: b"{}")
+    (package / "on_device" / "digits-w4.engine").unlink()
+    with pytest.raises(UnavailableError, match=r"the engine of w4 is not built(.|\n)*build_on_device.sh"):
+        run(package, engine="trtexec", master=None)

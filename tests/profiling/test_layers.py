@@ -1,0 +1,102 @@
+"""Whose time it is: on the graphs that onnxruntime really makes, and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
+from bitswitch_deploy.engines.optimized_operators import OptimizedNode
+from bitswitch_deploy.profiling.layers import LayerName, ProfiledRuns, operator_times, owners, typical
+
+
+def node(name: str, inputs: str, outputs: str, operator: str = "Any") -> OptimizedNode:
+    return OptimizedNode(name=name, operator=operator, inputs=tuple(inputs.split()), outputs=tuple(outputs.split()))
+
+
+def layer(name: str) -> LayerName:
+    return LayerName(name=name, weight=f"{name}.weight", is_quantized=True)
+
+
+def test_a_layer_owns_what_reads_its_weight_in_any_form() -> None:
+    nodes = [
+        node("a", "x conv1.weight.multiplied", "a"),
+        node("b", "y conv1.weight_transposed", "b"),
+        node("c", "z conv1.weight", "c"),
+        node("d", "z conv1.weights", "d"),
+    ]
+    assert owners(nodes, [layer("conv1")]) == {"a": "conv1", "b": "conv1", "c": "conv1"}
+
+
+def test_of_two_names_the_longer_one_is_meant() -> None:
+    layers = [layer("block"), LayerName(name="other", weight="block.weight.next", is_quantized=True)]
+    assert owners([node("a", "block.weight.next.codes", "a")], layers) == {"a": "other"}
+
+
+def test_a_layer_owns_the_quantization_of_its_input() -> None:
+    nodes = [node("q", "relu s z", "block.1.input.codes"), node("block.10.input/Clip", "relu", "y")]
+    assert owners(nodes, [layer("block.1"), layer("block.10")]) == {"q": "block.1", "block.10.input/Clip": "block.10"}
+
+
+def test_what_follows_a_layer_belongs_to_the_last_one_before_it() -> None:
+    """An Add of two branches is the later layer's, in whichever order it reads them; what comes first is nobody's."""
+    nodes = [
+        node("reorder", "x", "r"),
+        node("c1", "r conv1.weight", "c1"),
+        node("shortcut", "c1 short.weight", "s"),
+        node("c2", "c1 conv2.weight", "c2"),
+        node("add", "c2 s", "sum"),
+        node("add2", "s c2", "sum2"),
+        node("relu", "sum", "y"),
+        node("again", "c1", "z"),
+    ]
+    found = owners(nodes, [layer("conv1"), layer("conv2"), layer("short")])
+    assert "reorder" not in found
+    assert [found[name] for name in ("shortcut", "add", "add2", "relu", "again")] == [
+        "short",
+        "conv2",
+        "conv2",
+        "conv2",
+        "conv1",
+    ]
+
+
+def run(**durations_us: float) -> tuple[NodeTime, ...]:
+    return tuple(
+        NodeTime(name=name, operator="Op", start_us=0.0, duration_us=duration)
+        for name, duration in durations_us.items()
+    )
+
+
+def profiled(*runs: tuple[NodeTime, ...], plain_ms: float) -> ProfiledRuns:
+    return ProfiledRuns(runs=runs, plain_ms=np.full(8, plain_ms))
+
+
+def test_the_cost_of_the_profiler_is_taken_off_every_node_alike() -> None:
+    """104 and 24 us in the profile, 112 us without: 8 us each."""
+    times = operator_times(profiled(run(a=104, b=24), plain_ms=0.112), {"a": "conv"}, p50_ms=0.112)
+    assert [(each.name, each.layer) for each in times] == [("a", "conv"), ("b", None)]
+    assert [each.ms for each in times] == pytest.approx([0.096, 0.016])
+
+
+def test_no_node_takes_less_than_nothing() -> None:
+    """c is 22 us for the two long nodes; the short one, 10 us, has none left."""
+    times = operator_times(profiled(run(a=100, b=24, c=10), plain_ms=0.080), {}, p50_ms=0.080)
+    assert [each.ms for each in times] == pytest.approx([0.078, 0.002, 0.0])
+
+
+def test_times_are_scaled_to_the_p50() -> None:
+    times = operator_times(profiled(run(a=60, b=20), plain_ms=0.1), {}, p50_ms=0.2)
+    assert [each.ms for each in times] == pytest.approx([0.12, 0.04])
+    assert [each.share for each in times] == pytest.approx([0.6, 0.2])
+
+
+def test_a_node_that_runs_several_times_in_a_run_counts_whole() -> None:
+    loop = (*run(body=10), *run(body=14))
+    (time,) = operator_times(profiled(loop, loop, plain_ms=1.0), {}, p50_ms=1.0)
+    assert time.ms == pytest.approx(0.024)
+
+
+def test_typical_is_deaf_to_interruptions() -> None:
+    assert typical([5.0, 1.0, 3.0, 3.0, 90.0, 80.0, 3.0, 99.0]) == pytest.approx((3 + 3 + 5) / 3)
+    assert typical([7.0]) == 7.0
