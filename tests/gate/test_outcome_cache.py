@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,7 +119,8 @@ from bitswitch_deploy.gate.executors import ray_executor
 from bitswitch_deploy.gate.outcome_cache import evaluate_all
 from tests.gate.networks import evaluation
 folder, n = Path(sys.argv[1]), int(sys.argv[2])
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+options = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
+ray.init(address="local", num_cpus=2, **options)
 with ray_executor("auto") as executor:
     assert executor.slots == 2, executor.slots
     task = evaluation(folder, n)
@@ -136,8 +138,8 @@ def test_two_workers_of_ray_give_the_same_rows_and_errors(tmp_path: Path) -> Non
     pytest.importorskip("ray", reason="extra `ray` is not installed")
     # in a process of its own: Ray leaves threads and sockets behind that warn, and warnings are errors here
     command = [sys.executable, "-c", _ON_RAY, str(tmp_path), str(N)]
-    root = Path(__file__).parents[2]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, timeout=120)
+    root, patient = Path(__file__).parents[2], {**os.environ, "RAY_raylet_start_wait_time_s": "120"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=patient)
     assert run.returncode == 0, run.stderr
     assert "ours: metric top-5" in run.stdout
 
