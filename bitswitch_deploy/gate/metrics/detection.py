@@ -141,7 +141,7 @@ def _matched(found: Outputs, truth: Labels) -> npt.NDArray[np.float32]:
             powers = 2 ** np.arange(_OVERLAPS)
             bits = ((np.asarray(each["dtMatches"]) > 0) * powers[:, None]).sum(axis=0)
             # what it ignores are boxes without an area: neither found nor false
-            counted = (~np.asarray(each["dtIgnore"], bool)).any(axis=0).tolist()
+            counted = list(np.logical_not(each["dtIgnore"]).any(axis=0))
             label = each["category_id"] - 1
             rows += [(label, score, bit) for score, bit, is_in in zip(each["dtScores"], bits, counted) if is_in]
     rows.sort(key=lambda row: -row[1])
