@@ -90,7 +90,7 @@ def bootstrap_drop(
         return BootstrapDrop(drop=drop, standard_error=0.0, ratios=np.zeros((2, 0)))
     columns = np.column_stack((s, t, influence, influence**2))
     k, ratios = s.shape[1], []
-    for weights in _draws(n, draws, seed):
+    for weights in draw_weights(n, draws, seed):
         means = weights @ columns / n
         drawn = value(means[:, :k]) - value(means[:, k : 2 * k])
         own_error = _standard_error(means[:, -2], means[:, -1], n)
@@ -108,7 +108,7 @@ def _standard_error(mean: Any, mean_square: Any, n: int) -> Any:
     return np.sqrt(np.maximum(mean_square - mean**2, 0) / (n - 1))
 
 
-def _draws(n: int, draws: int, seed: int) -> Iterator[Floats]:
+def draw_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
     """How often each sample is drawn, [b, n], a block of draws at a time."""
     rng = np.random.default_rng(seed)
     size = max(1, _BLOCK_CELLS // n)

@@ -78,8 +78,10 @@ def ray_executor(address: str) -> Iterator[Executor]:
             allowed="Ray, or a run on this machine alone",
             do="pip install 'bitswitch-deploy[ray]', or leave out --ray-address",
         ) from exc
+    started_here = not ray.is_initialized()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        if started_here:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as exc:
         do = "start it with `ray start --head`, or correct the address"
         got = f"no cluster there: {exc}"
@@ -87,7 +89,8 @@ def ray_executor(address: str) -> Iterator[Executor]:
     try:
         yield _Ray(ray)
     finally:
-        ray.shutdown()
+        if started_here:
+            ray.shutdown()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 from scipy.stats import norm
 
-from bitswitch_deploy.gate.bootstrap import MIN_SAMPLES, bootstrap_drop
+from bitswitch_deploy.gate.bootstrap import MIN_SAMPLES
 from bitswitch_deploy.gate.config import Limits
+from bitswitch_deploy.gate.metrics.classification import TopK
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Rows
 from bitswitch_deploy.gate.multiple_tests import holm
 from bitswitch_deploy.gate.paired_counts import (
@@ -76,7 +76,7 @@ class Judgement:
 
 def weigh(metric: Metric, before: Rows, now: Rows, labels: Labels | None, limits: Limits, *, cases: int) -> Evidence:
     """Compare rows [n, k] of one case; `cases` are judged in this run."""
-    if metric.dtype is np.bool_:
+    if isinstance(metric, TopK):
         return _weigh_bits(before[:, 0], now[:, 0], limits)
     return _weigh_rows(metric, before, now, labels, limits, cases)
 
@@ -160,12 +160,12 @@ def _weigh_bits(before: Rows, now: Rows, limits: Limits) -> Evidence:
 
 
 def _weigh_rows(metric: Metric, before: Rows, now: Rows, labels: Labels | None, limits: Limits, cases: int) -> Evidence:
-    s, t, n = metric.rows_for(before, labels), metric.rows_for(now, labels), len(before)
+    n = len(before)
     draws = max(_MIN_DRAWS, math.ceil(_DRAWS_AT_LEVEL * cases / limits.alpha))
-    result = bootstrap_drop(s, t, metric.value, draws=draws, seed=_SEED) if n >= MIN_SAMPLES else None
-    values = [float(metric.value(rows.mean(axis=0))) for rows in (s, t)]
+    result = metric.bootstrap(before, now, labels, draws=draws, seed=_SEED) if n >= MIN_SAMPLES else None
+    values = [metric.score(rows, labels) for rows in (before, now)]
     lower, upper = result.interval(limits.alpha) if result else (-math.inf, math.inf)
-    single = [np.asarray(metric.value(rows)) for rows in (s, t)]
+    single = [metric.sample_scores(rows, labels) for rows in (before, now)]
     return Evidence(
         before=values[0],
         now=values[1],

@@ -277,7 +277,7 @@ def _graph(
 
 
 def _value(metric: Metric, rows: Rows, job: _Job) -> float:
-    return float(metric.value(metric.rows_for(rows, job.network.test.y).mean(axis=0)))
+    return metric.score(rows, job.network.test.y)
 
 
 def _degenerate(metric: Metric, outcome: _Outcome) -> str:

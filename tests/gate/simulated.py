@@ -33,4 +33,4 @@ def paired_bits(rng: np.random.Generator, n: int, *, loss: float, gain: float, r
 
 def skewed_drops(rng: np.random.Generator, n: int, *, mean: float) -> npt.NDArray[Any]:
     """What each sample loses, [n]: skewed as log-likelihoods are, with this mean."""
-    return rng.lognormal(0.0, 1.0, n) - np.exp(0.5) + mean
+    return np.asarray(rng.lognormal(0.0, 1.0, n) - np.exp(0.5) + mean)

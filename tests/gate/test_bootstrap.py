@@ -70,7 +70,7 @@ def test_the_error_of_a_ratio_is_that_of_repeated_data_sets() -> None:
         rng = np.random.default_rng(seed)
         union = rng.integers(20, 60, (200, 3))
         rows = [np.hstack((rng.binomial(union, share), union)) for share in (0.8, 0.7)]
-        result = bootstrap_drop(*rows, metric.value, draws=19, seed=0)
+        result = bootstrap_drop(rows[0], rows[1], metric.value, draws=19, seed=0)
         drops.append(result.drop)
         errors.append(result.standard_error)
     assert np.mean(drops) == pytest.approx(10.0, abs=0.2)

@@ -33,7 +33,7 @@ def test_the_score_is_that_of_the_restricted_maximum_likelihood(lost: int, gaine
     # An independent way: maximize the likelihood numerically where P(lost) - P(gained) = margin.
     def unlikely(gain: float) -> float:
         loss = gain + margin
-        return -(lost * np.log(loss) + gained * np.log(gain) + (n - lost - gained) * np.log(1 - loss - gain))
+        return -float(lost * np.log(loss) + gained * np.log(gain) + (n - lost - gained) * np.log(1 - loss - gain))
 
     best = minimize_scalar(unlikely, bounds=(1e-9, (1 - margin) / 2 - 1e-9), method="bounded", options={"xatol": 1e-12})
     variance = n * (2 * best.x + margin - margin**2)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
 from bitswitch_deploy.validation import arrays
-from bitswitch_deploy.validation.arrays import content_sha256, read_npz
+from bitswitch_deploy.validation.arrays import ArraySource, content_sha256, read_npz
 from bitswitch_deploy.validation.samples import DataRequest
 
 Make = Callable[..., DataRequest]
@@ -243,3 +243,56 @@ def test_a_damaged_file_is_a_data_error_or_still_readable(data: st.DataObject) -
         # Any other exception is a bug.
         with contextlib.suppress(DataError):
             assert np.isfinite(read_npz(request).source.read(0, 2)).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8"])
+def test_large_arrays_stay_in_the_file(
+    request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, dtype: str
+) -> None:
+    x = np.asarray(np.random.default_rng(0).normal(size=(7, 1, 1, 2)), dtype=dtype, order=order)  # type: ignore[call-overload]
+    path = tmp_path / "data.npz"
+    np.savez(path, y=np.arange(7) % 3, x=x)
+    read = read_npz(request_for(path, preprocessing=None))
+    monkeypatch.setattr(arrays, "MAPPED_BYTES", 0)
+    mapped = read_npz(request_for(path, preprocessing=None))
+    assert np.array_equal(mapped.source.read(2, 6), x[2:6].astype(np.float32))
+    assert (mapped.sha256, mapped.file_sha256) == (read.sha256, read.file_sha256)
+    if dtype == "<f4":
+        assert isinstance(mapped.source, ArraySource)
+        assert isinstance(mapped.source.x, np.memmap)
+        assert not mapped.source.x.flags.writeable
+
+
+def test_a_flipped_bit_of_a_mapped_array_is_seen(
+    request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.zeros((7, 1, 1, 2), np.float32))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\n", data.index(b"}")) + 5] ^= 1  # behind the header
+    path.write_bytes(data)
+    monkeypatch.setattr(arrays, "MAPPED_BYTES", 0)
+    with pytest.raises(DataError, match="Bad CRC-32"):
+        read_npz(request_for(path, preprocessing=None))
+
+
+def test_a_compressed_array_is_read_whatever_its_size(
+    request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, x=np.ones((7, 1, 1, 2), np.float32))
+    monkeypatch.setattr(arrays, "MAPPED_BYTES", 0)
+    assert read_npz(request_for(path, preprocessing=None)).source.read(0, 7).sum() == 14
+
+
+def test_a_value_that_is_not_finite_is_found_in_any_block(
+    request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 16)
+    x = np.zeros((7, 1, 1, 2), np.float32)
+    x[[3, 6], 0, 0, 1] = np.nan
+    path = tmp_path / "data.npz"
+    np.savez(path, x=x)
+    with pytest.raises(DataError, match="not finite in 2 of 7 samples, first in sample 3"):
+        read_npz(request_for(path, preprocessing=None))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.gate.metrics.classification import Recall, TopK
+from bitswitch_deploy.gate.metrics.detection import MeanAveragePrecision
 from bitswitch_deploy.gate.metrics.likelihood import Perplexity
 from bitswitch_deploy.gate.metrics.metric import Metric
 from bitswitch_deploy.gate.metrics.segmentation import MeanIou
@@ -19,6 +20,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "top-5": lambda: TopK(5),
     "recall": Recall,
     "miou": MeanIou,
+    "map": MeanAveragePrecision,
     "perplexity": Perplexity,
     "cosine": Cosine,
 }

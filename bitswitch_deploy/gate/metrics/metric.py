@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import DataError
-from bitswitch_deploy.gate.bootstrap import Floats
+from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, bootstrap_drop
 
 Outputs = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
@@ -69,6 +69,19 @@ class Metric(ABC):
     def value(self, means: Floats) -> Floats:
         """The metric of mean rows, [..., j] -> [...]: the mean of the only column, unless it is overridden."""
         return np.asarray(means[..., 0])
+
+    def score(self, rows: Rows, labels: Labels | None) -> float:
+        """The metric over all samples."""
+        return float(self.value(self.rows_for(rows, labels).mean(axis=0)))
+
+    def sample_scores(self, rows: Rows, labels: Labels | None) -> Floats:
+        """What each sample is worth by itself, [n]; only to count those that became better or worse."""
+        return self.value(self.rows_for(rows, labels))
+
+    def bootstrap(self, before: Rows, now: Rows, labels: Labels | None, *, draws: int, seed: int) -> BootstrapDrop:
+        """The drop from `before` to `now` with its distribution."""
+        s, t = self.rows_for(before, labels), self.rows_for(now, labels)
+        return bootstrap_drop(s, t, self.value, draws=draws, seed=seed)
 
     def check_labels(self, labels: Labels | None, context: MetricContext) -> None:  # noqa: B027 most need no check
         """See that the labels of the whole data set let the metric be computed.

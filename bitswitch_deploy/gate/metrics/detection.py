@@ -1,0 +1,193 @@
+"""Mean average precision by the rules of COCO (extra `coco`), of decoded detections.
+
+Outputs [n, d, 6]: x1, y1, x2, y2 in pixels, score, class; detections of score 0 are none. Labels [n, m, 5], integers:
+x1, y1, x2, y2, class; rows of zeros are none. That is what detectors with their suppression in the graph put out.
+
+pycocotools matches detections and objects, image by image: that is where the rules are. What it decided is kept of
+the 100
+best detections of each image: class, score, and at which of the ten overlaps (0.50, 0.55 ... 0.95) it found an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from threading import Lock
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, draw_weights
+from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows, shape_text
+
+KEPT = 100
+_OVERLAPS = 10
+_RECALLS = np.linspace(0.0, 1.0, 101)
+_FIELDS = 3  # class, score, overlaps as bits
+_PRINTING = Lock()
+
+
+class MeanAveragePrecision(Metric):
+    """AP@[.50:.95] over all areas, at most 100 detections an image, in percent.
+
+    Raises:
+        UnavailableError: pycocotools is not installed.
+    """
+
+    name = "map"
+    dtype: ClassVar[type[np.generic]] = np.float32
+
+    def __init__(self) -> None:
+        _coco_tools()
+
+    def measure(self, outputs: Outputs, labels: Labels | None, reference: Outputs | None) -> Rows:
+        assert labels is not None
+        rows = np.zeros((len(outputs), KEPT, _FIELDS), np.float32)
+        for row, found, truth in zip(rows, outputs, labels):
+            matched = _matched(found[found[:, 4] > 0], truth[truth.any(axis=1)])
+            row[: len(matched)] = matched
+        return rows.reshape(len(outputs), KEPT * _FIELDS)
+
+    def score(self, rows: Rows, labels: Labels | None) -> float:
+        return float(_Precision(rows, _required(labels)).of(np.ones(len(rows))))
+
+    def sample_scores(self, rows: Rows, labels: Labels | None) -> Floats:
+        """Objects found, counted over the ten overlaps, [n]."""
+        hits = _bits(rows.reshape(len(rows), KEPT, _FIELDS)[..., 2])
+        return np.asarray(hits.sum(axis=(1, 2)), np.float64)
+
+    def bootstrap(self, before: Rows, now: Rows, labels: Labels | None, *, draws: int, seed: int) -> BootstrapDrop:
+        """The drop in drawn data sets; not studentized, since precision is no smooth function of sums."""
+        first, second = _Precision(before, _required(labels)), _Precision(now, _required(labels))
+        drop = first.of(np.ones(len(before))) - second.of(np.ones(len(now)))
+        if np.array_equal(before, now):
+            return BootstrapDrop(drop=0.0, standard_error=0.0, ratios=np.zeros((1, 0)))
+        blocks: Iterator[Floats] = draw_weights(len(before), draws, seed)
+        drawn = np.array([first.of(weights) - second.of(weights) for block in blocks for weights in block])
+        error = float(drawn.std(ddof=1))
+        ratios = (drawn - drop) / error if error > 0 else np.zeros(0)
+        return BootstrapDrop(drop=float(drop), standard_error=error, ratios=ratios[None])
+
+    def _misfit(self, outputs: Outputs, labels: Labels | None) -> tuple[str, str]:
+        if outputs.ndim != 3 or outputs.shape[2] != 6 or labels is None or labels.ndim != 3 or labels.shape[2] != 5:
+            return shape_text(outputs, labels), "detections [n, d, 6] and labels [n, m, 5]"
+        return "", ""
+
+
+class _Precision:
+    """Average precision of kept detections for any weights of the samples, sorted once."""
+
+    def __init__(self, rows: Rows, labels: Labels) -> None:
+        kept = rows.reshape(len(rows), KEPT, _FIELDS)
+        sample, place = np.nonzero(kept[..., 1] > 0)
+        found = kept[sample, place]
+        objects = labels.any(axis=2)
+        image, index = np.nonzero(objects)
+        truth = labels[image, index, 4]
+        self._classes = []
+        for label in np.unique(truth):
+            mine = np.flatnonzero(found[:, 0] == label)
+            order = mine[np.argsort(-found[mine, 1], kind="mergesort")]
+            counts = np.bincount(image[truth == label], minlength=len(rows)).astype(np.float64)
+            self._classes.append((sample[order], _bits(found[order, 2]), counts))
+
+    def of(self, weights: Floats) -> float:
+        """In percent, where sample i counts weights[i] times, [n]."""
+        values = [_average_precision(weights[of], hits, float(weights @ counts)) for of, hits, counts in self._classes]
+        present = [value for value in values if value is not None]
+        return 100.0 * float(np.mean(present)) if present else 0.0
+
+
+def _average_precision(weights: Floats, hits: npt.NDArray[np.bool_], objects: float) -> float | None:
+    """Mean over overlaps of the precision at 101 recalls; None where the class has no object."""
+    if objects == 0:
+        return None
+    if not len(weights):
+        return 0.0
+    true = np.cumsum(weights[:, None] * hits, axis=0)
+    false = np.cumsum(weights[:, None] * ~hits, axis=0)
+    precision = true / (true + false + np.spacing(1))
+    # the best precision at this recall or a higher one
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    total = 0.0
+    for column in range(hits.shape[1]):
+        at = np.searchsorted(true[:, column] / objects, _RECALLS, side="left")
+        total += float(envelope[at[at < len(weights)], column].sum())
+    return float(total / (hits.shape[1] * len(_RECALLS)))
+
+
+def _matched(found: Outputs, truth: Labels) -> npt.NDArray[np.float32]:
+    """Class, score, and overlaps as bits of the best detections of one image, [k, 3], by pycocotools."""
+    coco, coco_eval = _coco_tools()
+    classes = np.unique(np.concatenate((found[:, 5].astype(np.int64), truth[:, 4])))
+    best = found[np.argsort(-found[:, 4], kind="mergesort")]
+    if not len(best):
+        return np.zeros((0, _FIELDS), np.float32)
+    # it prints how long it took; the lock because threads that redirect in turn would leave stdout with one of them
+    with _PRINTING, redirect_stdout(StringIO()):
+        objects, detections = coco(), coco()
+        boxes = [(box[:4].astype(np.float64), int(box[4]), 1.0) for box in truth]
+        _fill(objects, boxes, classes)
+        _fill(detections, [(box[:4].astype(np.float64), int(box[5]), float(box[4])) for box in best], classes)
+        judged = coco_eval(objects, detections, "bbox")
+        judged.params.areaRng, judged.params.areaRngLbl = [[0, 1e10]], ["all"]
+        judged.evaluate()
+    rows = []
+    for each in judged.evalImgs:
+        if each is not None:
+            powers = 2 ** np.arange(_OVERLAPS)
+            bits = ((np.asarray(each["dtMatches"]) > 0) * powers[:, None]).sum(axis=0)
+            # what it ignores are boxes without an area: neither found nor false
+            counted = list(np.logical_not(each["dtIgnore"]).any(axis=0))
+            label = each["category_id"] - 1
+            rows += [(label, score, bit) for score, bit, is_in in zip(each["dtScores"], bits, counted) if is_in]
+    rows.sort(key=lambda row: -row[1])
+    return np.asarray(rows[:KEPT], np.float32).reshape(-1, _FIELDS)
+
+
+def _fill(coco: Any, boxes: list[tuple[Floats, int, float]], classes: Labels) -> None:
+    """Put the boxes of one image into an index of pycocotools; ids count from 1, 0 means no match there."""
+    annotations = []
+    for index, (corners, label, score) in enumerate(boxes, start=1):
+        width, height = corners[2] - corners[0], corners[3] - corners[1]
+        annotations.append(
+            {
+                "id": index,
+                "image_id": 1,
+                "category_id": label + 1,
+                "bbox": [corners[0], corners[1], width, height],
+                "area": width * height,
+                "iscrowd": 0,
+                "score": score,
+            }
+        )
+    categories = [{"id": int(label) + 1} for label in classes]
+    coco.dataset = {"images": [{"id": 1}], "categories": categories, "annotations": annotations}
+    coco.createIndex()
+
+
+def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """The ten overlaps of each detection, [..., 10]."""
+    return np.asarray((values.astype(np.int64)[..., None] >> np.arange(_OVERLAPS)) & 1 == 1)
+
+
+def _required(labels: Labels | None) -> Labels:
+    assert labels is not None
+    return labels
+
+
+def _coco_tools() -> tuple[Any, Any]:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as exc:
+        raise UnavailableError(
+            where="metric map",
+            got="pycocotools, which matches detections by the rules of COCO, is not installed",
+            allowed="pycocotools",
+            do="pip install 'bitswitch-deploy[coco]'",
+        ) from exc
+    return COCO, COCOeval

@@ -1,0 +1,180 @@
+"""`check` on the bundled digits, from the command line: verdicts, refusals, and what is left on the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.master import assemble_master, read_master, write_master
+from tests.conftest import Run
+
+CONFIG = "masters: [digits.safetensors]\ntargets: [x86-cpu]\nwidths: [8, 2]\ndata: data.npz\ncalibration: data.npz\n"
+BASELINE = "bitswitch-baseline.json"
+N = 400
+
+
+def _data(path: Path, **changes: Any) -> None:
+    samples = sample_set("digits")
+    assert samples is not None
+    stored = np.load(samples.test)
+    np.savez(path, **{"x": stored["x"][:N], "y": stored["y"][:N], **changes})
+
+
+def _with_tensors(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """The digits master with other tensors."""
+    master = read_master(bundled_master())
+    tensors = {name: np.array(tensor) for name, tensor in master.tensors.items()}
+    change(tensors)
+    write_master(assemble_master(spec=master.spec, tensors=tensors, skeleton=master.skeleton), path)
+
+
+def _forget_three(tensors: dict[str, Any]) -> None:
+    tensors["linear.bias"][3] -= 1000
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose baseline has been recorded."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "bitswitch.yaml").write_text(CONFIG)
+    shutil.copy(bundled_master(), folder / "digits.safetensors")
+    _data(folder / "data.npz")
+    return folder
+
+
+@pytest.fixture
+def repository(recorded: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it; the current folder."""
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    if not (recorded / BASELINE).exists():
+        outcome = run("check", recorded / "bitswitch.yaml", "--update-baseline")
+        assert outcome.code == 0, outcome.err
+        assert "Recorded a baseline of 2 cases" in outcome.out
+    folder = tmp_path / "repository"
+    shutil.copytree(recorded, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_an_unchanged_network_is_not_shown_to_regress_and_not_evaluated_again(run: Run, repository: Path) -> None:
+    outcome = run("check", "--json")
+    assert outcome.code == 0
+    document = json.loads(outcome.out)
+    assert document["schema"] == "bitswitch-check/1"
+    assert [each["case"]["width"] for each in document["cases"]] == ["w8", "w2"]
+    assert {each["judgement"]["verdict"] for each in document["cases"]} == {"not shown to regress"}
+    assert {each["computed"] for each in document["cases"]} == {0}
+    assert [each["evidence"]["drop"] for each in document["cases"]] == [0.0, 0.0]
+
+
+def test_a_network_that_lost_a_class_has_regressed(run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_tensors(repository / "digits.safetensors", _forget_three)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(repository / "summary.md"))
+    outcome = run("check", "--junit", "accuracy.xml")
+    assert outcome.code == 1
+    assert outcome.out.startswith("2 regressed\n")
+    assert "another master than in the baseline" in outcome.out
+    assert sum(line.startswith("::error title=digits x86-cpu w") for line in outcome.out.splitlines()) == 2
+    assert ":x: regressed" in (repository / "summary.md").read_text()
+    assert len(ET.parse(repository / "accuracy.xml").findall(".//failure")) == 2
+    assert run("check", "--max-drop", "50").code == 0
+
+
+def test_too_few_samples_pass_unless_proof_is_required(run: Run, repository: Path) -> None:
+    outcome = run("check", "--effect", "0.1")
+    assert outcome.code == 0
+    assert "too few samples to tell" in outcome.out
+    assert "samples would tell; there are 400" in outcome.out
+    assert run("check", "--effect", "0.1", "--require-proof").code == 1
+
+
+def test_a_mixed_width_and_a_target_that_is_not_here(run: Run, repository: Path) -> None:
+    layers = {"*": 8, "blocks.0.conv1": 4}
+    (repository / "first-low.json").write_text(json.dumps(layers))
+    text = CONFIG.replace("[8, 2]", "[first-low.json]").replace("[x86-cpu]", "[jetson]")
+    (repository / "bitswitch.yaml").write_text(text + "baseline: mixed.json\n")
+    assert run("check", "--update-baseline").code == 0
+    outcome = run("check", "--json")
+    assert outcome.code == 0
+    (case,) = json.loads(outcome.out)["cases"]
+    assert (case["case"]["width"], case["hop"]) == ("first-low", "lowered")
+
+
+def _replace(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "bitswitch.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    return change
+
+
+def _other_data(folder: Path) -> None:
+    samples = sample_set("digits")
+    assert samples is not None
+    stored = np.load(samples.test)
+    _data(folder / "data.npz", x=stored["x"][N : 2 * N], y=stored["y"][N : 2 * N])
+
+
+def _edited(folder: Path) -> None:
+    path = folder / BASELINE
+    path.write_text(path.read_text().replace('"value": 9', '"value": 8'))
+
+
+def _not_finite(folder: Path) -> None:
+    def huge(tensors: dict[str, Any]) -> None:
+        tensors["linear.weight"][:] = 3e38
+
+    _with_tensors(folder / "digits.safetensors", huge)
+
+
+def _recall_of_a_network_without_threes(folder: Path) -> None:
+    _with_tensors(folder / "digits.safetensors", _forget_three)
+    (folder / "bitswitch.yaml").write_text(CONFIG + "metric: recall\n")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str]] = {
+    "other data": (_other_data, (), 3, "another data set: data, 200 samples"),
+    "other metric": (_replace("data: data.npz", "data: data.npz\nmetric: recall"), (), 3, "another metric: recall"),
+    "edited baseline": (_edited, (), 3, "digest is not that of the content"),
+    "no baseline": (lambda folder: (folder / BASELINE).unlink(), (), 3, "record it: bitswitch-deploy check --update"),
+    "another width": (_replace("[8, 2]", "[8, 4]"), (), 2, "digits x86-cpu w4: not in the baseline"),
+    "unknown key": (_replace("calibration:", "calibraton:"), (), 3, "did you mean calibration?"),
+    "unknown target": (_replace("x86-cpu", "x86-cpi"), (), 2, "did you mean 'x86-cpu'?"),
+    "no samples": (
+        lambda folder: _data(folder / "data.npz", x=np.zeros((0, 8, 8), "u1"), y=[0]),
+        (),
+        3,
+        "at least one",
+    ),
+    "no labels": (lambda folder: np.savez(folder / "data.npz", x=np.zeros((9, 8, 8), "u1")), (), 3, "without labels"),
+    "duplicate ids": (lambda folder: _data(folder / "data.npz", id=[7] * N), (), 3, "first 7 in samples 0 and 1"),
+    "not finite": (_not_finite, ("--update-baseline",), 1, "values are not finite"),
+    "unfit metric": (_replace("data: data", "metric: miou\ndata: data"), ("--update-baseline",), 3, "metric miou"),
+    "class lost": (_recall_of_a_network_without_threes, ("--update-baseline",), 1, "class 3 is never predicted"),
+    "bad limit": (lambda _: None, ("--max-drop", "-1"), 2, "max_drop must be 0 or more"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_wrong_is_said_and_nothing_is_overwritten(run: Run, repository: Path, name: str) -> None:
+    change, words, code, message = CHANGES[name]
+    change(repository)
+    path = repository / BASELINE
+    before = path.read_bytes() if path.exists() else None
+    outcome = run("check", *words)
+    assert outcome.code == code, outcome.err
+    assert message in outcome.err
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert not [left for left in repository.iterdir() if "partial" in left.name]

@@ -1,0 +1,115 @@
+"""Mean average precision against pycocotools on whole data sets."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.errors import DataError, UnavailableError
+from bitswitch_deploy.gate.metrics.detection import MeanAveragePrecision
+
+pytest.importorskip("pycocotools", reason="extra `coco` is not installed")
+Array = np.ndarray[Any, Any]
+
+
+def _scene(seed: int, images: int, *, noise: float) -> tuple[Array, Array]:
+    """Detections [n, 40, 6] and objects [n, 8, 5]: boxes about where they are, and some that are not."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((images, 8, 5), np.int64)
+    found = np.zeros((images, 40, 6), np.float32)
+    for image in range(images):
+        count = rng.integers(0, 8)
+        corner, size = rng.integers(0, 200, (count, 2)), rng.integers(10, 90, (count, 2))
+        labels[image, :count] = np.column_stack((corner, corner + size, rng.integers(0, 3, count)))
+        boxes = np.repeat(labels[image, :count, :4], 3, axis=0) + rng.normal(0, noise, (3 * count, 4))
+        classes = np.where(rng.random(3 * count) < 0.9, np.repeat(labels[image, :count, 4], 3), 2)
+        scores = rng.uniform(0.01, 1.0, 3 * count).round(2)  # some are equal
+        found[image, : 3 * count] = np.column_stack((boxes, scores, classes))
+    return found, labels
+
+
+def _official(found: Array, labels: Array) -> float:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def index(rows: list[tuple[int, Array, int, float]]) -> Any:
+        coco = COCO()
+        annotations = [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": label + 1,
+                "bbox": [*box[:2], *(box[2:] - box[:2])],
+                "area": float(np.prod(box[2:] - box[:2])),
+                "iscrowd": 0,
+                "score": score,
+            }
+            for number, (image, box, label, score) in enumerate(rows, start=1)
+        ]
+        images, categories = [{"id": i} for i in range(len(found))], [{"id": c + 1} for c in range(3)]
+        coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+        coco.createIndex()
+        return coco
+
+    with redirect_stdout(StringIO()):
+        truth = [(i, b[:4].astype(float), int(b[4]), 1.0) for i, bs in enumerate(labels) for b in bs if b.any()]
+        mine = [(i, b[:4].astype(float), int(b[5]), float(b[4])) for i, bs in enumerate(found) for b in bs if b[4] > 0]
+        judged = COCOeval(index(truth), index(mine), "bbox")
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return 100.0 * float(judged.stats[0])
+
+
+@pytest.mark.parametrize(("seed", "noise"), [(0, 2.0), (1, 6.0), (2, 0.0)])
+def test_it_is_what_pycocotools_says_of_the_whole_set(seed: int, noise: float) -> None:
+    found, labels = _scene(seed, 40, noise=noise)
+    metric = MeanAveragePrecision()
+    metric.check_fit(found, labels)
+    rows = np.concatenate(
+        [metric.measure(found[:17], labels[:17], None), metric.measure(found[17:], labels[17:], None)]
+    )
+    assert rows.dtype == metric.dtype
+    assert metric.score(rows, labels) == pytest.approx(_official(found, labels), abs=1e-9)
+
+
+def test_a_drawn_data_set_is_the_data_set_with_copies() -> None:
+    found, labels = _scene(3, 40, noise=4.0)
+    metric = MeanAveragePrecision()
+    before = metric.measure(found, labels, None)
+    worse, _ = _scene(3, 40, noise=9.0)
+    now = metric.measure(worse, labels, None)
+    result = metric.bootstrap(before, now, labels, draws=60, seed=0)
+    assert result.drop == pytest.approx(_official(found, labels) - _official(worse, labels), abs=1e-9)
+    copies = np.random.default_rng(0).integers(40, size=(200, 40))
+    drops = [metric.score(before[i], labels[i]) - metric.score(now[i], labels[i]) for i in copies]
+    assert result.standard_error == pytest.approx(np.std(drops), rel=0.35)
+    assert metric.sample_scores(before, labels).sum() > metric.sample_scores(now, labels).sum()
+
+
+def test_nothing_found_and_nothing_there() -> None:
+    metric = MeanAveragePrecision()
+    found, labels = np.zeros((3, 4, 6), np.float32), np.zeros((3, 2, 5), np.int64)
+    assert metric.score(metric.measure(found, labels, None), labels) == 0.0
+    labels[0, 0] = (1, 1, 9, 9, 0)
+    rows = metric.measure(found, labels, None)
+    assert metric.score(rows, labels) == 0.0
+    same = metric.bootstrap(rows, rows, labels, draws=5, seed=0)
+    assert (same.drop, same.standard_error) == (0.0, 0.0)
+
+
+def test_other_outputs_do_not_fit() -> None:
+    with pytest.raises(DataError, match=r"detections \[n, d, 6\] and labels \[n, m, 5\]"):
+        MeanAveragePrecision().check_fit(np.zeros((2, 4, 5), np.float32), np.zeros((2, 2, 5), np.int64))
+
+
+def test_without_pycocotools_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(UnavailableError, match="pycocotools") as info:
+        MeanAveragePrecision()
+    assert "bitswitch-deploy[coco]" in info.value.do
