@@ -43,13 +43,17 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedCodes:
-    """A quantizer that the lowering added: from `source` to `result`, both float, in codes low..high of `scale`."""
+    """A quantizer that the lowering added: from `source` to `result`, both float, in codes low..high of `scale`.
+
+    stands_for: the tensor of the canonical graph that all its readers now see in these codes; None where only some do.
+    """
 
     source: str
     result: str
     scale: float
     low: int
     high: int
+    stands_for: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +100,15 @@ def _added_codes(
     ]
     return tuple(
         AddedCodes(
-            source=pattern.source.name,
+            source=source,
             result=pattern.result.name,
             scale=float(pattern.codes.scale),
             low=pattern.codes.low - pattern.codes.zero_point,
             high=pattern.codes.high - pattern.codes.zero_point,
+            stands_for=source if source in common and len(pattern.source.outputs) == 1 else None,
         )
         for pattern in patterns
+        for source in (pattern.source.name,)
     )
 
 

@@ -154,7 +154,7 @@ def judge_channels(worst: ChannelError, *, is_coded: bool) -> tuple[CutVerdict, 
         return "fault", f"the bias is off by {abs(worst.offset):.1f} standard deviations {where}"
     if is_coded:
         return "approximate", "float weights in 8-bit codes that were not trained"
-    return "approximate", "the bias is rounded, or float operators are in another order"
+    return "approximate", "bias and scales rounded to what integers hold"
 
 
 def _gain_text(worst: ChannelError) -> str:
