@@ -83,7 +83,7 @@ class LoweredWidth:
 
     def _start(self, canonical: onnx.ModelProto, lowered: onnx.ModelProto, runtime: Runtime) -> None:
         inputs = {value.name for value in canonical.graph.input}
-        seen = {*self._cut.common, *self._inputs, *self._sources.values(), self._output} - inputs
+        seen = {*self._cut.compared, *self._inputs, *self._sources.values(), self._output} - inputs
         self._reference = TappedReference(canonical, tuple(sorted(seen)))
         self._running = TappedCodes(
             lowered,
@@ -91,7 +91,7 @@ class LoweredWidth:
             optimisation=runtime.optimisation,
             session_options=runtime.session_options,
         )
-        self._overridden = OverriddenReference(canonical, tuple({*self._cut.common, *self._codes}))
+        self._overridden = OverriddenReference(canonical, self._cut.compared)
 
     def add(self, x: Array, y: Array | None) -> Array:
         """Add one batch of inputs [n, ...] and labels [n]; return the output of the canonical graph.
@@ -127,8 +127,7 @@ class LoweredWidth:
 
     def _stands_for(self, cut: str) -> str | None:
         """The tensor of the canonical graph in whose place a cut stands."""
-        added = {each.result: each.stands_for for each in self._cut.added}
-        return added.get(cut, cut)
+        return _stand_ins(self._cut).get(cut, cut)
 
     def result(self) -> LoweredErrors:
         """Everything about the batches so far."""
@@ -164,9 +163,15 @@ class LoweredWidth:
 
 def _code_places(cut: CutGraph, inputs: Mapping[str, str]) -> dict[str, str]:
     """Where the lowered graph has codes: tensor of the canonical graph -> dequantized tensor, in its order."""
-    added = {each.result: each.stands_for for each in cut.added}
+    added = _stand_ins(cut)
     places = {added.get(each.tensor, each.tensor): each.tensor for each in cut.cuts if each.part.endswith("codes")}
     return {tensor: name for tensor, name in places.items() if tensor is not None}
+
+
+def _stand_ins(cut: CutGraph) -> dict[str, str | None]:
+    """The tensor of the canonical graph that is in added codes for all its readers, by their name."""
+    places = {each.result: None if each.is_edge else each.residual_of for each in cut.added}
+    return {result: tensor if tensor in cut.compared else None for result, tensor in places.items()}
 
 
 def _is_same(reference: Array, own: Array) -> bool:
