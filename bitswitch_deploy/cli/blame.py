@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, progress_bar
 from bitswitch_deploy.diagnosis.blame_result import BlameResult
@@ -15,6 +16,7 @@ from bitswitch_deploy.pipeline.blame import blame_master, blame_package
 from bitswitch_deploy.pipeline.inputs import parse_bits
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.blame_page import SHOWN_LAYERS, print_blame
+from bitswitch_deploy.report.html.page import HtmlContent, render_html
 from bitswitch_deploy.report.json import to_json
 
 _SAMPLES = 256
@@ -35,6 +37,7 @@ _SAMPLES = 256
     help="Samples to run, evenly spaced over the data.",
 )
 @click.option("--all", "every", is_flag=True, help="Show every layer, not only those that lose most.")
+@click.option("--report", type=PATH, metavar="FILE", help="Write the result as one HTML page as well.")
 @json_option
 def command(
     package: Path | None,
@@ -44,6 +47,7 @@ def command(
     data: Path | None,
     samples: int,
     every: bool,
+    report: Path | None,
     as_json: bool,
 ) -> int:
     """Say which layer loses accuracy, and why: in quantization, and on the way to the target.
@@ -59,6 +63,8 @@ def command(
             result = blame_package(package, master=master, target=target, data=data, samples=samples, progress=progress)
         else:
             result = _blame_master(master, target, bits, data, samples, progress)
+    if report is not None:
+        replace_file(report, render_html(_content(result)).encode())
     if as_json:
         print(to_json("bitswitch-blame/1", result))
     else:
@@ -74,6 +80,14 @@ def _blame_master(
     path = master if master is not None else bundled_master()
     widths = parse_bits(bits or "8,6,4,2")
     return blame_master(path, load_target(target), widths, data=data, samples=samples, progress=progress)
+
+
+def _content(result: BlameResult) -> HtmlContent:
+    return HtmlContent(
+        title=f"Layers of {Path(result.subject).name} for {result.target}",
+        blame=result,
+        codes=tuple((width.label, width.statistics) for width in result.widths),
+    )
 
 
 def _refusal(got: str, do: str) -> UsageError:
