@@ -54,7 +54,7 @@ def _print_width(page: Page, width: WidthBlame, shown: int) -> None:
         style = "bold red" if suspect.kind == "fault" else "yellow"
         page.pairs([(suspect.kind, f"{suspect.where}: {suspect.what}"), ("try", suspect.do)], style=style)
     if not width.suspects:
-        page.paragraph("no layer stands out, and every part of the lowered graph does what the canonical one does")
+        page.paragraph("no layer stands out, and no part of the lowered graph is at fault")
     lowered = {each.layer: each for each in reversed(width.lowered_layers) if each.tensor.endswith(".dequantized")}
     worst = sorted(width.layers, key=lambda each: each.isolated.sqnr_db)[:shown]
     page.gap()
