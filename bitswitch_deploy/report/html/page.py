@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -21,7 +21,7 @@ from bitswitch_deploy.diagnosis.layer_statistics import InputStatistics, LayerSt
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.blame_page import decibels
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
-from bitswitch_deploy.report.html.wilson import wilson_percent
+from bitswitch_deploy.search.statistics import wilson
 from bitswitch_deploy.validation.dataset import DatasetSummary
 from bitswitch_deploy.validation.hops import HopResult
 
@@ -119,13 +119,13 @@ def _accuracies(row: WidthRow) -> list[_Accuracy]:
 
 
 def _accuracy(row: WidthRow, hop: HopResult, top1: float, verdict: str) -> _Accuracy:
-    low, high = wilson_percent(top1, hop.n)
+    interval = wilson(round(top1 * hop.n / 100), hop.n)
     return _Accuracy(
         label=row.label,
         hop=hop.hop,
         top1=top1,
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
         n=hop.n,
         agreement=hop.agreement_percent,
         verdict=verdict,
@@ -142,23 +142,7 @@ def _scaled(found: Sequence[_Accuracy]) -> tuple[list[_Accuracy], list[tuple[flo
     def place(value: float) -> float:
         return round(100.0 * (value - start) / max(end - start, 1), 2)
 
-    scaled = [
-        _Accuracy(
-            label=each.label,
-            hop=each.hop,
-            top1=each.top1,
-            low=each.low,
-            high=each.high,
-            n=each.n,
-            agreement=each.agreement,
-            verdict=each.verdict,
-            note=each.note,
-            x=place(each.top1),
-            x_low=place(each.low),
-            x_high=place(each.high),
-        )
-        for each in found
-    ]
+    scaled = [replace(each, x=place(each.top1), x_low=place(each.low), x_high=place(each.high)) for each in found]
     return scaled, [(place(value), f"{value:g}") for value in (start, (start + end) / 2, end)]
 
 
