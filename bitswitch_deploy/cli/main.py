@@ -25,6 +25,7 @@ COMMANDS = {
     "targets": ("targets", "List targets, or show one."),
     "validate": ("validate", "Measure the graphs of a package again, on this machine."),
     "check": ("check", "Say whether accuracy has regressed since the baseline."),
+    "blame": ("blame", "Say which layer loses accuracy, and why."),
     "verify": ("verify", "Check every file of a package against its manifest."),
     "lint": ("lint", "Say what an engine refuses, misreads or leaves in float in any Q/DQ graph."),
     "build": ("build", "Build the engines of a package on this machine."),

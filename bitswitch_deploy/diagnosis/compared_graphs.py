@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from bitswitch_deploy.diagnosis.cuts import CutGraph
-from bitswitch_deploy.diagnosis.edit_model import add_input, add_outputs, bypass, copy_of, give_from_outside
+from bitswitch_deploy.diagnosis.edit_model import add_input, add_outputs, copy_of, give_from_outside
 from bitswitch_deploy.diagnosis.model_view import ModelView
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
@@ -50,26 +50,30 @@ class ForcedGraph:
         model, view = copy_of(lowered), ModelView(lowered)
         self._input = model.graph.input[0].name
         read = {name for node in model.graph.node for name in node.input}
-        self._given = [name for name in cut.common if name in read]
-        for each in cut.added:
-            bypass(model, each.source, each.result, suffix=_OWN)
-        sources = {each.source: _FLOAT for each in cut.added if each.source not in self._given}
-        self._sources = {each.result: each.source for each in cut.added}
-        self._added = set(self._sources)
+        # what is given in the place of each tensor; codes on residual branches are left out
+        self._given = {name: name for name in cut.common if name in read}
+        self._given |= {each.result: each.residual_of for each in cut.added if each.residual_of is not None}
+        self._sources = {each.result: each.source for each in cut.added if each.residual_of is None}
         give_from_outside(model, {name: view.rank(name) for name in self._given}, suffix=_OWN)
-        own = {f"{name}{_OWN}": _FLOAT for name in (*self._given, *self._added)}
-        add_outputs(model, {**own, **{name: _FLOAT for name in cut.common if name not in self._given}, **sources})
+        self._names = (*cut.common, *(each.result for each in cut.added))
+        sources = [name for name in self._sources.values() if name not in self._given and name != self._input]
+        add_outputs(model, {self._own_name(name): _FLOAT for name in self._names})
+        add_outputs(model, dict.fromkeys(sources, _FLOAT))
         self._session = ReferenceSession(model.SerializeToString(), threads=usable_cores())
 
     def run(self, x: Array, reference: Mapping[str, Array]) -> tuple[Tensors, Tensors]:
-        """What each cut computes, and what it should: for added codes what goes into them, else the reference."""
-        feeds = {name: reference[name] for name in self._given}
+        """What each cut computes, and what it should: the reference, or for some added codes what goes into them."""
+        known = {**reference, self._input: x}
+        feeds = {name: known[tensor] for name, tensor in self._given.items()}
         results = self._session.run_all({self._input: x, **feeds})
-        own = {name.removesuffix(_OWN): values for name, values in results.items()}
-        wanted = {name: reference[name] for name in own if name in reference}
+        own = {name: results[self._own_name(name)] for name in self._names}
+        wanted = {name: known[self._given.get(name, name)] for name in self._names if name not in self._sources}
         for name, source in self._sources.items():
-            wanted[name] = feeds[source] if source in feeds else (x if source == self._input else results[source])
-        return {name: own[name] for name in wanted}, wanted
+            wanted[name] = feeds.get(source, x if source == self._input else results.get(source, x))
+        return own, wanted
+
+    def _own_name(self, name: str) -> str:
+        return f"{name}{_OWN}" if name in self._given else name
 
 
 class TappedCodes:

@@ -15,7 +15,7 @@ import onnx
 from bitswitch_deploy.diagnosis.model_view import ModelView
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.graph.model_io import import_model
-from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns
+from bitswitch_deploy.graph.qdq import ActivationPattern, match_activation
 from bitswitch_deploy.master.spec import LayerSpec
 
 Part = Literal["layer", "input codes", "added codes", "between"]
@@ -43,21 +43,32 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedCodes:
-    """A quantizer that the lowering added: from `source` to `result`, both float, in codes low..high of `scale`."""
+    """A quantizer that the lowering added: from `source` to `result`, both float, in codes low..high of `scale`.
+
+    residual_of: the tensor of the canonical graph that is in these codes; None for those in front of a float layer or a
+        MaxPool.
+    is_edge: only some of its readers see the codes.
+    """
 
     source: str
     result: str
     scale: float
     low: int
     high: int
+    residual_of: str | None
+    is_edge: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutGraph:
-    """All cuts of a lowered graph in its order, and its added quantizers."""
+    """All cuts of a lowered graph in its order, and its added quantizers.
+
+    compared: tensors that the canonical graph computes and that something here is compared with.
+    """
 
     cuts: tuple[Cut, ...]
     added: tuple[AddedCodes, ...]
+    compared: tuple[str, ...]
 
     @property
     def common(self) -> tuple[str, ...]:
@@ -80,30 +91,41 @@ def find_cuts(canonical: CanonicalGraph, lowered: onnx.ModelProto, layers: Itera
     reference, view = ModelView(canonical.model), ModelView(lowered)
     common = set(reference.live_floats) & set(view.live_floats)
     added = _added_codes(reference, view, lowered, common)
-    by_result = {each.result: each for each in added}
-    finder = _Finder(view, {*common, *by_result}, input_tensors(canonical), {each.weight: each for each in layers})
+    inputs = input_tensors(canonical)
+    common -= _behind_pooled_codes(view, added, common, inputs)
+    by_result = {each.result for each in added}
+    finder = _Finder(view, {*common, *by_result}, inputs, {each.weight: each for each in layers})
     cuts = [finder.cut(name, is_added=name in by_result) for name in view.live_floats if name in finder.known]
-    return CutGraph(cuts=tuple(cuts), added=added)
+    in_codes = {each.residual_of for each in added if each.residual_of is not None}
+    compared = (*common, *(in_codes & reference.producers.keys() - common))
+    return CutGraph(cuts=tuple(cuts), added=added, compared=tuple(sorted(compared)))
 
 
 def _added_codes(
     reference: ModelView, view: ModelView, lowered: onnx.ModelProto, common: set[str]
 ) -> tuple[AddedCodes, ...]:
-    patterns = [
-        pattern
-        for pattern in activation_patterns(import_model(lowered))
-        if pattern.result.name not in common and not _is_trained(reference, view, pattern, common)
-    ]
+    live = set(view.live_floats)
+    made_live = [node for node in import_model(lowered).nodes if node.op == "DequantizeLinear"]
+    found = [match_activation(node) for node in made_live if node.outputs[0].name in live - common]
+    patterns = [each for each in found if each is not None and not _is_trained(reference, view, each, common)]
     return tuple(
         AddedCodes(
-            source=pattern.source.name,
+            source=source,
             result=pattern.result.name,
             scale=float(pattern.codes.scale),
             low=pattern.codes.low - pattern.codes.zero_point,
             high=pattern.codes.high - pattern.codes.zero_point,
+            residual_of=_residual_of(pattern.result.name, reference),
+            is_edge=len(pattern.source.outputs) > 1,
         )
         for pattern in patterns
+        for source in (pattern.source.name,)
     )
+
+
+def _residual_of(result: str, reference: ModelView) -> str | None:
+    tensor, is_residual, _ = result.rpartition(".residual.")
+    return tensor if is_residual and (tensor in reference.producers or tensor in reference.inputs) else None
 
 
 def _is_trained(reference: ModelView, view: ModelView, pattern: ActivationPattern, common: set[str]) -> bool:
@@ -112,6 +134,19 @@ def _is_trained(reference: ModelView, view: ModelView, pattern: ActivationPatter
         node.op_type == "QuantizeLinear" and node.output[0] in reference.producers
         for node in view.segment(pattern.quantize.outputs[0].name, common)
     )
+
+
+def _behind_pooled_codes(
+    view: ModelView, added: tuple[AddedCodes, ...], common: set[str], inputs: Mapping[str, str]
+) -> set[str]:
+    """Tensors of both graphs that the lowered one has in codes already (PoolCodes), up to the trained quantizer."""
+    pooled = {each.result for each in added if each.residual_of is None}
+    behind = set()
+    for name in common - inputs.keys():
+        nodes = view.segment(name, common - {name})
+        if any(set(node.input) & pooled for node in nodes) and not any(view.weights_of(node) for node in nodes):
+            behind.add(name)
+    return behind
 
 
 class _Finder:
@@ -145,8 +180,10 @@ class _Finder:
         )
 
     def _owner(self, node: onnx.NodeProto) -> LayerSpec | None:
-        names = self._view.weights_of(node) & self._layers.keys()
-        return self._layers[min(names)] if names else None
+        made_from = self._view.weights_of(node)
+        # weights that a pass has made codes of are named after them
+        found = [name for name in self._layers if any(f"{each}.".startswith(f"{name}.") for each in made_from)]
+        return self._layers[max(found, key=len)] if found else None
 
     def _coded(self, node: onnx.NodeProto) -> bool:
         maker = self._view.producers.get(node.input[1])

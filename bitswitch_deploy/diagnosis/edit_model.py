@@ -70,13 +70,3 @@ def give_from_outside(model: onnx.ModelProto, ranks: Mapping[str, int], *, suffi
 def add_input(model: onnx.ModelProto, name: str, element_type: int, rank: int) -> None:
     """An input of any size along each of its axes."""
     model.graph.input.append(onnx.helper.make_tensor_value_info(name, element_type, [None] * rank))
-
-
-def bypass(model: onnx.ModelProto, source: str, result: str, *, suffix: str) -> None:
-    """Let every reader of `result` read `source`; what the graph computes is named `result` + `suffix`."""
-    nodes = list(model.graph.node)
-    (maker,) = [index for index, node in enumerate(nodes) if result in node.output]
-    nodes[maker].output[list(nodes[maker].output).index(result)] = f"{result}{suffix}"
-    through = onnx.helper.make_node("Identity", [source], [result], name=f"{result}/Bypass")
-    del model.graph.node[:]
-    model.graph.node.extend([*nodes[: maker + 1], through, *nodes[maker + 1 :]])

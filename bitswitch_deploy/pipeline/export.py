@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import ResolvedTarget
+from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics, weight_codes
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import CheckFailedError, UsageError
 from bitswitch_deploy.graph.model_io import check_file
@@ -27,6 +28,7 @@ from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.pipeline.shared_weights import SharedWeights, sharing_target
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
+from bitswitch_deploy.report.html.page import HtmlContent, render_html
 from bitswitch_deploy.report.json import report_to_json
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
@@ -34,6 +36,7 @@ from bitswitch_deploy.validation.dataset import Dataset
 from bitswitch_deploy.validation.hops import ValidationResult, Verdict, WidthResult, judge
 
 RESULTS = "results.json"
+REPORT = "report.html"
 _TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime")
 
 
@@ -110,6 +113,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
             host=host_text(),
         )
         writer.write(RESULTS, report_to_json(report).encode(), role="results")
+        tools = _tools(engines)
+        writer.write(REPORT, _html(request, writer, outcomes, tools, report).encode(), role="report")
         writer.commit(_manifest(request, master, writer, engines, report))
     return report
 
@@ -145,6 +150,7 @@ class _Outcome:
     exact: bool
     changes: tuple[str, ...]
     result: WidthResult | None
+    codes: tuple[LayerStatistics, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +183,8 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
         exact=width.exact,
         changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
         result=width.result,
+        # they are not counted where a layer is too large to be held twice
+        codes=() if width.lowered.large else weight_codes(master, width.canonical.plan),
     )
 
 
@@ -244,7 +252,6 @@ def _manifest(
     request: ExportRequest, master: Master, writer: PackageWriter, engines: EngineOutcome, report: ExportReport
 ) -> Manifest:
     target = request.target.target
-    tools = (("bitswitch-deploy", __version__), *((name, metadata.version(name)) for name in _TOOLS), *engines.tools)
     return Manifest(
         master_sha256=master.sha256,
         target=target.name,
@@ -257,9 +264,33 @@ def _manifest(
             *target.engine.session,
         ),
         command=request.command,
-        tools=tuple(sorted(tools)),
+        tools=_tools(engines),
         files=writer.files,
         results=RESULTS,
         built_on_device=engines.built_on_device,
         skipped=tuple(SkippedStep(step=item.what, reason=item.why) for item in report.not_done),
     )
+
+
+def _tools(engines: EngineOutcome) -> tuple[tuple[str, str], ...]:
+    tools = (("bitswitch-deploy", __version__), *((name, metadata.version(name)) for name in _TOOLS), *engines.tools)
+    return tuple(sorted(tools))
+
+
+def _html(
+    request: ExportRequest,
+    writer: PackageWriter,
+    outcomes: Sequence[_Outcome],
+    tools: tuple[tuple[str, str], ...],
+    report: ExportReport,
+) -> str:
+    """The page about the package; of its files all that are listed so far but the results, which hold a time."""
+    content = HtmlContent(
+        title=f"{master_name(request.master)} for {report.target}",
+        export=report,
+        codes=tuple((outcome.graph.label, outcome.codes) for outcome in outcomes if outcome.codes),
+        files=tuple(entry for entry in writer.files if entry.role != "results"),
+        tools=tools,
+        command=request.command,
+    )
+    return render_html(content)

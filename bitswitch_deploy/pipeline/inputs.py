@@ -25,8 +25,12 @@ class ExportData:
     note: str = ""
 
 
-def load_export_data(master: Master, *, data: Path | None, calibration: Path | None) -> ExportData:
+def load_export_data(
+    master: Master, *, data: Path | None, calibration: Path | None, samples: int | None = None
+) -> ExportData:
     """The data that was asked for, else the bundled sample set that the master's accuracies name.
+
+    samples: to validate on, evenly spaced over the data set; None takes all.
 
     Raises:
         DataError: a data set is damaged or does not fit the master.
@@ -36,11 +40,11 @@ def load_export_data(master: Master, *, data: Path | None, calibration: Path | N
     if calibration is None and bundled is None and data is not None:
         calibration = data
         note = "residual ranges were calibrated on the validation data: name other samples with --calibration"
-    test = load_samples(master, data or (bundled.test if bundled else None), limit=None)
-    samples = load_samples(master, calibration or (bundled.train if bundled else None), limit=CALIBRATION_SAMPLES)
+    test = load_samples(master, data or (bundled.test if bundled else None), limit=samples)
+    calibrating = load_samples(master, calibration or (bundled.train if bundled else None), limit=CALIBRATION_SAMPLES)
     if test is not None and data is None:
         test = replace(test, name=f"{name} test split")
-    return ExportData(test=test, calibration=samples, note=note)
+    return ExportData(test=test, calibration=calibrating, note=note)
 
 
 def bundled_samples(master: Master) -> tuple[str, SampleSet | None]:

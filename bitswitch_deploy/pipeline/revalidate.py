@@ -7,14 +7,15 @@ from pathlib import Path
 
 import onnx
 
-from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.errors import DataError, UsageError
+from bitswitch_deploy.catalogue import load_target
+from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.stamp import read_stamp
-from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.inputs import load_export_data
+from bitswitch_deploy.pipeline.package_master import package_master
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
 from bitswitch_deploy.target import Target
@@ -46,14 +47,7 @@ def revalidate(
         DataError: there is no data, or it does not fit.
     """
     manifest = checked_manifest(package)
-    loaded = read_master(master if master is not None else bundled_master())
-    if loaded.sha256 != manifest.master_sha256:
-        raise UsageError(
-            where="--master",
-            got=f"a master with sha256 {loaded.sha256[:12]}",
-            allowed=f"the one that the package was made from, sha256 {manifest.master_sha256[:12]}",
-            do="name that file with --master",
-        )
+    loaded = package_master(manifest, master)
     test = load_export_data(loaded, data=data, calibration=None).test
     if test is None:
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")

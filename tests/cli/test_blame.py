@@ -1,0 +1,99 @@
+"""`blame` on real packages, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.conftest import Run
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("blame") / "package"
+
+
+def _export(run: Run, path: Path, *words: str) -> Path:
+    if not path.exists():
+        assert run("export", "--target", "x86-cpu", "--bits", "4,2", "--output", path, *words).code == 0
+    return path
+
+
+def test_a_whole_package(run: Run, package: Path) -> None:
+    outcome = run("blame", _export(run, package), "--samples", 32)
+    assert outcome.code == 0
+    assert "blocks.0.conv1" in outcome.out
+    assert "no layer stands out" in outcome.out
+    assert outcome.out.index("w4:") < outcome.out.index("w2:")
+
+
+def test_json_holds_every_layer(run: Run, package: Path) -> None:
+    outcome = run("blame", _export(run, package), "--samples", 32, "--json")
+    document = json.loads(outcome.out)
+    assert document["schema"] == "bitswitch-blame/1"
+    assert document["changed"] == []
+    assert [width["label"] for width in document["widths"]] == ["w4", "w2"]
+    for width in document["widths"]:
+        assert len(width["layers"]) == len(width["statistics"]) == 7
+        # the last one is the whole network
+        last = width["layers"][-1]["cumulative"]
+        assert last == width["canonical"]
+        assert width["suspects"] == []
+
+
+def test_a_damaged_graph(run: Run, package: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in _export(run, package).iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    path = damaged / "digits-w4.onnx"
+    model = onnx.load(path)
+    (entry,) = [each for each in model.graph.initializer if each.name == "blocks.1.conv2.weight.scale"]
+    scale = numpy_helper.to_array(entry).copy()
+    scale[5] *= 2
+    entry.CopyFrom(numpy_helper.from_array(scale, entry.name))
+    onnx.save(model, path)
+    outcome = run("blame", damaged, "--samples", 32)
+    assert outcome.code == 1
+    text = " ".join(outcome.out.split())
+    assert "fault weights, scale or bias of blocks.1.conv2: 2.00 x what it should be" in text
+    assert "output channel 5" in text
+    assert "not as exported digits-w4.onnx (changed)" in text
+
+
+def test_a_master_with_shared_weights_and_without_a_package(run: Run, tmp_path: Path) -> None:
+    package = _export(run, tmp_path / "shared", "--shared-weights")
+    shared = json.loads(run("blame", package, "--samples", 32, "--json").out)
+    alone = json.loads(run("blame", "--target", "x86-cpu", "--bits", "4,2", "--samples", 32, "--json").out)
+    assert shared["widths"] == alone["widths"]
+
+
+def test_refusals(run: Run, package: Path, tmp_path: Path) -> None:
+    assert run("blame").code == 2
+    _export(run, package)
+    outcome = run("blame", package, "--bits", "4")
+    assert outcome.code == 2
+    assert "leave out --bits" in outcome.err
+    assert run("blame", tmp_path / "nothing").code == 3
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in package.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "digits-w4.onnx").write_bytes(b"no graph")
+    outcome = run("blame", broken)
+    assert outcome.code == 3
+    assert "cannot be read" in outcome.err
+
+
+def test_data_without_labels(run: Run, package: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((8, 1, 8, 8), np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    outcome = run("blame", _export(run, package), "--data", tmp_path / "x.npz")
+    assert outcome.code == 0
+    assert "top-1 in float" not in outcome.out
+    assert "output" in outcome.out

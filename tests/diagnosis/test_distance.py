@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.diagnosis.distance import ChannelDistance, Distance, decibel
+
+RNG = np.random.default_rng(3)
+
+
+def test_by_hand() -> None:
+    distance = Distance()
+    distance.add(np.array([3, 0], np.float32), np.array([3, 1], np.float32))
+    distance.add(np.array([[0, 1]], np.float32), np.array([[0, 1]], np.float32))
+    # sum r^2 = 10, sum o^2 = 11, sum r o = 10, sum d^2 = 1
+    assert distance.result().sqnr_db == pytest.approx(10.0)
+    assert distance.result().cosine == pytest.approx(10 / math.sqrt(110))
+
+
+def test_equal_and_empty() -> None:
+    distance = Distance()
+    distance.add(np.zeros(4, np.float32), np.zeros(4, np.float32))
+    assert (distance.result().sqnr_db, distance.result().cosine) == (math.inf, 1.0)
+    distance.add(np.zeros(4, np.float32), np.ones(4, np.float32))
+    assert (distance.result().sqnr_db, distance.result().cosine) == (-math.inf, 0.0)
+    assert decibel(1.0, 0.0) == math.inf
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize(("gain", "offset"), [(2.0, 0.0), (-1.0, 0.0), (1.0, 0.5), (0.5, -2.0)])
+def test_a_channel_is_named_with_its_gain(axis: int, gain: float, offset: float) -> None:
+    distance = ChannelDistance(axis)
+    for _ in range(3):
+        reference = RNG.normal(5.0, 2.0, (40, 6, 6)).astype(np.float32)
+        other = reference.copy()
+        place = (slice(None), 4) if axis == 1 else (..., 4)
+        other[place] = gain * (reference[place] - 5) + 5 + 2 * offset
+        distance.add(reference, other)
+    worst = distance.worst()
+    assert worst.channel == 4
+    assert worst.gain == pytest.approx(gain, rel=0.02)
+    assert worst.offset == pytest.approx(offset, abs=0.1)
+    expected = decibel(1.0, (gain - 1) ** 2)
+    assert worst.noise_db == pytest.approx(expected, abs=0.5) or (expected == math.inf and worst.noise_db > 80)
+
+
+def test_a_constant_shift_is_no_noise() -> None:
+    distance = ChannelDistance(1)
+    reference = RNG.normal(0.0, 1.0, (200, 3)).astype(np.float32)
+    distance.add(reference, reference + np.array([0, 0.25, 0], np.float32))
+    assert distance.worst().channel == 1
+    assert distance.worst().noise_db > 80
+    assert distance.worst().offset == pytest.approx(0.25, rel=0.15)
+
+
+def test_float_rounding_of_a_silent_channel_is_no_fault() -> None:
+    distance = ChannelDistance(1)
+    reference = RNG.normal(0.0, 1.0, (200, 3)).astype(np.float32)
+    reference[:, 2] = 1e-7 * RNG.normal(size=200)
+    other = reference.copy()
+    other[:, 2] = 0
+    distance.add(reference, other)
+    assert distance.worst().noise_db > 80
+
+
+def test_nothing_added() -> None:
+    with pytest.raises(ValueError, match="no batch"):
+        ChannelDistance(1).worst()

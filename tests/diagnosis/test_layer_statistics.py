@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master
+from bitswitch_deploy.diagnosis.layer_statistics import InputObserver, weight_statistics
+from bitswitch_deploy.graph.plan import ActivationPlan, plan_canonical
+from bitswitch_deploy.master import read_master
+from bitswitch_deploy.tensors import CodeRange, WidthAssignment
+
+
+def test_an_input_by_hand() -> None:
+    plan = ActivationPlan(bits=2, signed=False, codes=CodeRange(low=0, high=3), scale=0.5, why="")
+    observer = InputObserver(plan)
+    source = np.array([[0.0, 0.6, 9.0], [0.1, 1.0, 1.6]], np.float32)
+    observer.add(source, np.array([[0.0, 0.5, 1.5], [0.0, 1.0, 1.5]], np.float32))
+    result = observer.result()
+    assert result.counts == (2, 1, 1, 2)
+    assert result.saturated_percent == pytest.approx(100 / 6)  # 9.0; 1.6 still rounds to code 3
+    assert result.peak_ratio == pytest.approx(6.0)
+    assert (result.dead_channels, result.channels) == (1, 3)
+
+
+def test_nothing_seen() -> None:
+    plan = ActivationPlan(bits=2, signed=True, codes=CodeRange(low=-2, high=1), scale=0.5, why="")
+    with pytest.raises(ValueError, match="no batch"):
+        InputObserver(plan).result()
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_weights(bits: int) -> None:
+    master = read_master(bundled_master())
+    plan = plan_canonical(master, WidthAssignment(default=bits)).layers[0]
+    result = weight_statistics(master, plan)
+    stored = np.asarray(master.tensors[plan.layer.weight]).astype(np.float64)
+    unclipped = np.floor(stored / 2 ** (8 - bits) + 0.5)  # this master rounds half up
+    top = 2 ** (bits - 1) - 1
+    codes = np.minimum(unclipped, top)
+    assert result.low == -top - 1
+    assert result.counts == tuple(int((codes == code).sum()) for code in range(-top - 1, top + 1))
+    assert result.clipped_percent == pytest.approx(100 * (unclipped > top).mean())
+    assert result.zero_channels == int((codes.reshape(len(codes), -1) == 0).all(1).sum())

@@ -1,0 +1,78 @@
+"""Planted faults: each one is found, in its layer, and named first. Graphs without one raise no alarm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.diagnosis.suspects import faults
+from bitswitch_deploy.lowering.approximation import Approximation
+from tests.diagnosis.cases import Case, Network, digits, make_case, of_zoo
+from tests.diagnosis.plants import KINDS, plant
+from tests.networks.assignments import MIXED
+
+# a target of onnxruntime and one of TensorRT: other containers, folded BatchNormalization or not, other residual codes
+EVERY = [(target, bits) for target in ("x86-cpu", "rtx") for bits in (8, 6, 4, 2, MIXED)]
+CASES = {"digits": EVERY, "resnet20": [("x86-cpu", 8), ("x86-cpu", 2), ("rtx", 4), ("x86-cpu", MIXED)]}
+PLANTS = {"digits": 50, "resnet20": 12}
+
+
+@pytest.fixture(scope="module")
+def case() -> Callable[[str, str, int], Case]:
+    network: Callable[[str], Network] = cache(lambda name: digits() if name == "digits" else of_zoo(name))
+    return cache(lambda name, target, bits: make_case(network(name), target, bits))
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_every_plant_is_found(case: Callable[[str, str, int], Case], name: str) -> None:
+    rng = np.random.default_rng(20)
+    kinds, widths, harmless = Counter[str](), Counter[int](), 0
+    while kinds.total() < PLANTS[name]:
+        target, bits = CASES[name][int(rng.integers(len(CASES[name])))]
+        planted_in = case(name, target, bits)
+        # by turns, so that none of them is rare
+        planted = plant(KINDS[kinds.total() % 4], planted_in.lowered.model, planted_in.canonical.plan, rng)
+        if planted is None:
+            continue
+        parts = planted_in.parts(planted.model)
+        if parts == planted_in.parts(planted_in.lowered.model):
+            # codes that are never reached, a scale whose codes stay where they were: the same function, so no fault
+            harmless += 1
+            continue
+        kinds[planted.kind] += 1
+        widths[bits] += 1
+        found = faults(parts)
+        assert found, (target, bits, planted.layer, planted.what)
+        assert found[0].layer == planted.layer, (target, bits, planted.what, found)
+    assert harmless < PLANTS[name] / 2
+    assert widths.keys() == {bits for _, bits in CASES[name]}
+    assert min(kinds[kind] for kind in KINDS) >= PLANTS[name] // 4
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2, MIXED])
+@pytest.mark.parametrize("target", ["x86-cpu", "jetson-xavier-nx@4.6", "rtx"])
+def test_no_alarm_without_a_fault(case: Callable[[str, str, int], Case], target: str, bits: int) -> None:
+    healthy = case("digits", target, bits)
+    assert faults(healthy.parts(healthy.lowered.model)) == ()
+
+
+@pytest.mark.parametrize("bits", [8, 2])
+def test_no_alarm_over_what_the_user_asked_for(bits: int) -> None:
+    """Float layers in codes, activations in finer steps than trained: approximate, and said so."""
+    healthy = make_case(digits(), "x86-cpu", bits, approximations=frozenset(Approximation))
+    parts = healthy.parts(healthy.lowered.model)
+    assert faults(parts) == ()
+    texts = {part.what for part in parts if part.verdict == "approximate"}
+    assert "float weights in 8-bit codes that were not trained" in texts
+    assert any(text.startswith("finer steps than trained") for text in texts)
+
+
+def test_no_alarm_where_a_clip_goes_into_codes() -> None:
+    """A lowering may drop a Relu6 in front of residual codes: then its output is there in codes only."""
+    healthy = make_case(of_zoo("mobilenet-v2"), "x86-cpu", 4)
+    assert "FoldClips" in healthy.lowered.passes
+    assert faults(healthy.parts(healthy.lowered.model)) == ()

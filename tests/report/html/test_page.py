@@ -1,0 +1,73 @@
+"""The text of the page: complete, equal for equal content, and no way out of it for a name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics, WeightStatistics
+from bitswitch_deploy.package.manifest import FileEntry
+from bitswitch_deploy.report.export_report import ExportReport
+from bitswitch_deploy.report.html.page import HtmlContent, render_html
+
+WEIGHTS = WeightStatistics(low=-128, counts=(3, *[1] * 254, 5), clipped_percent=0.0, zero_channels=0, channels=8)
+LAYER = LayerStatistics(layer="layer1.conv", bits=8, weights=WEIGHTS, input=None)
+
+
+def test_everything_that_an_export_has_to_say(report: ExportReport) -> None:
+    entry = FileEntry(path="resnet20.w8.onnx", sha256="ab" * 32, size_bytes=312_400, role="graph")
+    page = render_html(
+        HtmlContent(
+            title="resnet20",
+            export=report,
+            codes=(("w8", (LAYER,)),),
+            files=(entry,),
+            tools=(("onnx", "1.23.2"),),
+            command=("bitswitch-deploy", "export", "--master", "my file"),
+        )
+    )
+    for text in (
+        "92.15",
+        "activations re-scaled from 0..255 to 0..127: 0.05 points of top-1",
+        "only the board can build them",
+        "build_engines.sh --widths 8,2",
+        "codes -128 to 127",
+        "bitswitch-deploy export --master &#39;my file&#39;",
+        "onnx 1.23.2",
+        "ab" * 6,
+    ):
+        assert text in page, text
+    assert 'class="bad">failed' in page
+    assert len(re.findall(r'class="whisker"', page)) == 6  # three hops with a top-1 at each of two widths
+    assert page.count("<rect") == 2 + 32
+
+
+def test_equal_content_gives_equal_text_without_time_and_place(report: ExportReport) -> None:
+    content = HtmlContent(title="a", export=report)
+    elsewhere = replace(report, seconds=99.0, package_path="/else/where", host="another", master_path="/other")
+    assert render_html(content) == render_html(HtmlContent(title="a", export=elsewhere))
+
+
+def test_a_name_is_text_only(report: ExportReport) -> None:
+    name = "<script>alert(1)</script>\"'&"
+    row = replace(report.widths[0], label=name, file_name=name, changes=(name,))
+    layer = replace(LAYER, layer=name)
+    hostile = replace(report, target=name, widths=(row,))
+    page = render_html(HtmlContent(title=name, export=hostile, codes=((name, (layer,)),), command=(name,)))
+    assert page.count("<script>") == 1
+    assert "alert(1)</" not in page
+    assert 'aria-label="Weights of &lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;' in page
+
+
+def test_a_page_without_data_and_without_anything_left_to_do(report: ExportReport) -> None:
+    rows = tuple(replace(row, hops=(), changes=(), verdicts=()) for row in report.widths)
+    page = render_html(HtmlContent(title="a", export=replace(report, dataset=None, widths=rows, not_done=())))
+    assert "accuracy was not measured" in page
+    assert "<p>Nothing.</p>" in page
+    assert 'id="accuracy"' not in page
+
+
+def test_no_address_in_the_page(report: ExportReport) -> None:
+    page = render_html(HtmlContent(title="a", export=report))
+    assert not re.search(r"https?://|src=|@import|url\(", page)
+    assert "default-src 'none'" in page
