@@ -200,7 +200,7 @@ def _costs(
 def _printed(
     path: Path, groups: Sequence[tuple[str, ...]], widths: Sequence[int], *, sign: int
 ) -> list[tuple[float, ...]]:
-    """Algorithm 2 of arXiv 2502.01199 minimises the sum of mean trace times bits; the code released with it maximises."""
+    """Algorithm 2 of arXiv 2502.01199 minimises the sum of mean trace times bits; the released code maximises."""
     traces = json.loads(path.with_suffix(".traces.json").read_text())
     return [tuple(sign * sum(traces[layer] for layer in group) * width for width in widths) for group in groups]
 
