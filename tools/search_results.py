@@ -1,6 +1,7 @@
 """Does the search hold what it promises? Two experiments and the page that tells about them.
 
-python tools/search_results.py exhaustive --groups "a;b,c;d" -o calibration/results/search-digits.json
+python tools/search_results.py exhaustive --tie "blocks.1.conv1,blocks.1.shortcut.conv" \
+    -o calibration/results/search-exhaustive-digits.json
 python tools/search_results.py against-uniform --master resnet20.safetensors --cifar10 DATA/cifar10 \
     -o calibration/results/search-resnet20.json
 python tools/search_results.py page        # calibration/results/search-*.json -> calibration/SEARCH.md
@@ -28,22 +29,22 @@ from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.pipeline.final_test import run_final_test
 from bitswitch_deploy.pipeline.search import SearchRequest, search
-from bitswitch_deploy.pipeline.search_data import Sampling, SearchData, load_search_data
+from bitswitch_deploy.pipeline.search_data import Sampling, load_search_data
 from bitswitch_deploy.pipeline.search_problem import layer_groups
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.candidates import near_optimal, usual_distance
 from bitswitch_deploy.search.costs import GroupCosts, assignment_of, measured_costs, read_costs
 from bitswitch_deploy.search.evaluate import Evaluator, Workers
 from bitswitch_deploy.search.problem import Group, Problem, Row, Selection
-from bitswitch_deploy.search.samples import store_samples
+from bitswitch_deploy.search.samples import SearchSamples, store_samples
 from bitswitch_deploy.search.score import Scores
-from bitswitch_deploy.search.solver import solve
 from bitswitch_deploy.search.statistics import compare, rank_correlation
 from bitswitch_deploy.search.store import ScoreStore
 from bitswitch_deploy.tensors import WidthAssignment
 
 RESULTS = Path(__file__).resolve().parent.parent / "calibration"
 PATH = click.Path(path_type=Path)
+LOSS, DIVERGENCE = "loss", "divergence"
 _VERSIONS = ("numpy", "scipy", "onnx", "onnxruntime")
 
 
@@ -74,21 +75,18 @@ def exhaustive(master: Path | None, bits: str, averages: str, hessian: Path | No
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Exhaustive:
-    """Every assignment of some groups, with its loss on samples that the costs have not seen.
+    """Every assignment of some groups, measured four ways.
 
-    losses: float64 [assignments], in the order of `selections`. tables: costs by the name of the method.
+    truths: by name, mean loss float64 [assignments] in the order of `selections`. tables: costs by method.
     """
 
     master: Master
     groups: tuple[tuple[str, ...], ...]
     widths: tuple[int, ...]
-    data: SearchData
     selections: list[Selection]
-    losses: npt.NDArray[np.float64]
-    right: npt.NDArray[np.float64]
+    truths: dict[str, npt.NDArray[np.float64]]
     tables: dict[str, list[tuple[float, ...]]]
-    evaluator: Evaluator
-    n_truth: int
+    n_samples: dict[str, int]
 
     @classmethod
     def prepare(
@@ -97,93 +95,73 @@ class Exhaustive:
         """Measure costs and all assignments; what the cache has is not measured again."""
         master = read_master(path)
         groups = layer_groups(master, options["ties"])
-        sampling = Sampling(count=options["samples"])
-        data = load_search_data(master, data=options["data"], test=options["test"], sampling=sampling, folder=cache)
-        blocks = list(data.test_blocks())
-        x = np.concatenate([block[0] for block in blocks])[:truth]
-        y = np.concatenate([block[1] for block in blocks if block[1] is not None])[:truth]
-        held_out = store_samples(cache, x, y)
-        workers = Workers(jobs=usable_cores())
+        sets = _sample_sets(master, cache, truth, options)
         selections = list(itertools.product(range(len(widths)), repeat=len(groups)))
+        every = [assignment_of(_layer_widths(groups, widths, each)) for each in selections]
+        truths, tables = {}, {}
         with progress_bar() as progress:
-            one = {"workers": workers, "computed": progress.advance}
-            evaluators = [Evaluator(path, each, ScoreStore(folder=cache), **one) for each in (data.search, held_out)]
-            unlabelled = store_samples(cache, np.load(data.search.folder / "x.npy"), None)
-            by_divergence = Evaluator(path, unlabelled, ScoreStore(folder=cache), **one)
-            every = [assignment_of(_layer_widths(groups, widths, each)) for each in selections]
-            progress.start("every assignment", evaluators[1].missing(every, len(x)))
-            scores = evaluators[1].measure(every)
-            tables = {
-                "loss increase": _costs(groups, widths, evaluators[0]),
-                "divergence": _costs(groups, widths, by_divergence),
-            }
+            for name, samples in sets.items():
+                evaluator = Evaluator(
+                    path,
+                    samples,
+                    ScoreStore(folder=cache),
+                    workers=Workers(jobs=usable_cores()),
+                    computed=progress.advance,
+                )
+                progress.start(name, evaluator.missing(every, samples.n))
+                truths[name] = np.array([each.mean_loss for each in evaluator.measure(every)])
+                if name in (LOSS, DIVERGENCE):
+                    tables[name] = _costs(groups, widths, evaluator)
         if hessian is not None:
             table = read_costs(hessian, master_sha256=master.sha256)
             tables["Hessian trace x squared error"] = [table.of(g, widths, where=str(hessian)) for g in groups]
-            tables["printed objective, sum of trace x bits"] = _printed(hessian, groups, widths)
+            tables["least sum of trace x bits, as printed"] = _printed(hessian, groups, widths, sign=1)
+            tables["most sum of trace x bits, as released"] = _printed(hessian, groups, widths, sign=-1)
         return cls(
             master=master,
             groups=groups,
             widths=widths,
-            data=data,
             selections=selections,
-            losses=np.array([each.mean_loss for each in scores]),
-            right=np.array([each.right_percent for each in scores]),
+            truths=truths,
             tables=tables,
-            evaluator=evaluators[0],
-            n_truth=len(x),
+            n_samples={name: samples.n for name, samples in sets.items()},
         )
 
     def result(self, averages: Sequence[float]) -> dict[str, Any]:
-        """Correlations, and the true rank of each method's optimum under each average width."""
-        reached = {name: self._method(costs, averages) for name, costs in self.tables.items()}
+        """Correlations, and where the optimum of each method stands under each average width."""
         return {
             "experiment": "exhaustive",
             "master_sha256": self.master.sha256,
             "groups": [list(group) for group in self.groups],
             "widths": list(self.widths),
             "n_assignments": len(self.selections),
-            "n_costs": self.evaluator.n,
-            "n_truth": self.n_truth,
-            "loss": {"least": float(self.losses.min()), "most": float(self.losses.max())},
-            "methods": reached,
-            "chosen": [self._chosen(average) for average in averages],
+            "n_samples": self.n_samples,
+            "range": {name: [float(each.min()), float(each.max())] for name, each in self.truths.items()},
+            "correlations": {name: self._correlations(costs) for name, costs in self.tables.items()},
+            "optima": {
+                name: [self._standing(costs, average, count=1) for average in averages]
+                for name, costs in self.tables.items()
+            },
+            "measured": [self._standing(self.tables[LOSS], average, count=8) for average in averages],
             **circumstances(),
         }
 
-    def _method(self, costs: list[tuple[float, ...]], averages: Sequence[float]) -> dict[str, Any]:
+    def _correlations(self, costs: list[tuple[float, ...]]) -> dict[str, float]:
         predicted = np.array([sum(cost[k] for cost, k in zip(costs, each)) for each in self.selections])
-        ranks = []
-        for average in averages:
-            problem = self._problem(costs, average)
-            found = solve(problem)
-            assert found is not None
-            ranks.append({"average": average, **self._standing(problem, found.selection)})
-        return {"rank_correlation": rank_correlation(predicted, self.losses), "optima": ranks}
+        return {name: rank_correlation(predicted, truth) for name, truth in self.truths.items()}
 
-    def _chosen(self, average: float) -> dict[str, Any]:
-        """What measuring eight candidates on the samples of the search makes of the predictions."""
-        problem = self._problem(self.tables["loss increase"], average)
-        found = near_optimal(problem, count=8, distance=usual_distance(problem))
-        selections = [each.selection for each in found]
-        selections += [each for _, each in problem.uniform() if problem.is_feasible(each)]
-        wanted = [assignment_of(problem.widths(each)) for each in selections]
-        scores = self.evaluator.measure(wanted)
-        best = min(zip(scores, selections), key=lambda each: each[0].mean_loss)[1]
-        return {"average": average, **self._standing(problem, best)}
-
-    def _standing(self, problem: Problem, selection: Selection) -> dict[str, Any]:
+    def _standing(self, costs: list[tuple[float, ...]], average: float, *, count: int) -> dict[str, Any]:
+        """Of the best of `count` candidates, by loss on the samples of the search: how many assignments are better."""
+        problem = self._problem(costs, average)
+        found = [each.selection for each in near_optimal(problem, count=count, distance=usual_distance(problem))]
+        if count > 1:
+            found += [each for _, each in problem.uniform() if problem.is_feasible(each)]
+        best = min(found, key=lambda each: float(self.truths[LOSS][self.selections.index(each)]))
+        place = self.selections.index(best)
         feasible = np.array([problem.is_feasible(each) for each in self.selections])
-        own = self.losses[self.selections.index(selection)]
-        better = int((self.losses[feasible] < own).sum())
-        return {
-            "bits": [group.widths[k] for group, k in zip(problem.groups, selection)],
-            "loss": float(own),
-            "best_loss": float(self.losses[feasible].min()),
-            "better": better,
-            "feasible": int(feasible.sum()),
-            "percentile": 100 * better / int(feasible.sum()),
-        }
+        better = {name: int((truth[feasible] < truth[place]).sum()) for name, truth in self.truths.items()}
+        bits = [group.widths[k] for group, k in zip(problem.groups, best)]
+        return {"average": average, "bits": bits, "better": better, "feasible": int(feasible.sum())}
 
     def _problem(self, costs: list[tuple[float, ...]], average: float) -> Problem:
         groups = tuple(Group(layers=g, widths=self.widths, costs=cost) for g, cost in zip(self.groups, costs))
@@ -191,6 +169,20 @@ class Exhaustive:
         use = tuple(tuple(width * len(group) for width in self.widths) for group in self.groups)
         row = Row(name=f"avg_bits<={average:g}", use=use, cap=math.floor(average * n_layers), per_unit=n_layers)
         return Problem(groups=groups, rows=(row,))
+
+
+def _sample_sets(master: Master, cache: Path, truth: int, options: dict[str, Any]) -> dict[str, SearchSamples]:
+    sampling = Sampling(count=options["samples"])
+    data = load_search_data(master, data=options["data"], test=options["test"], sampling=sampling, folder=cache)
+    blocks = list(data.test_blocks())
+    x = np.concatenate([block[0] for block in blocks])[:truth]
+    y = np.concatenate([block[1] for block in blocks if block[1] is not None])[:truth]
+    return {
+        LOSS: data.search,
+        DIVERGENCE: store_samples(cache, np.load(data.search.folder / "x.npy"), None),
+        f"{LOSS}, held out": store_samples(cache, x, y),
+        f"{DIVERGENCE}, held out": store_samples(cache, x, None),
+    }
 
 
 def _layer_widths(groups: Sequence[tuple[str, ...]], widths: Sequence[int], selection: Sequence[int]) -> dict[str, int]:
@@ -205,12 +197,12 @@ def _costs(
     return [tuple(cost.value for cost in group.costs) for group in table]
 
 
-def _printed(path: Path, groups: Sequence[tuple[str, ...]], widths: Sequence[int]) -> list[tuple[float, ...]]:
-    """What Algorithm 2 of arXiv 2502.01199 prints: minimise the sum of mean trace times bits."""
-    traces = {
-        name: max(float(value), 0.0) for name, value in json.loads(path.with_suffix(".traces.json").read_text()).items()
-    }
-    return [tuple(sum(traces[layer] for layer in group) * width for width in widths) for group in groups]
+def _printed(
+    path: Path, groups: Sequence[tuple[str, ...]], widths: Sequence[int], *, sign: int
+) -> list[tuple[float, ...]]:
+    """Algorithm 2 of arXiv 2502.01199 minimises the sum of mean trace times bits; the released code maximises."""
+    traces = json.loads(path.with_suffix(".traces.json").read_text())
+    return [tuple(sign * sum(traces[layer] for layer in group) * width for width in widths) for group in groups]
 
 
 @main.command("against-uniform")

@@ -1,0 +1,216 @@
+"""A whole search on the bundled digits, and on networks whose best assignment is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.errors import BitswitchError, CheckFailedError, DataError, UsageError
+from bitswitch_deploy.master import read_master
+from bitswitch_deploy.pipeline.inputs import load_samples, read_mixed
+from bitswitch_deploy.pipeline.search import SearchRequest, search
+from bitswitch_deploy.pipeline.search_problem import layer_groups
+from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.search.budget import parse_budget
+from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts
+from bitswitch_deploy.search.evaluate import open_session, run_batches
+from bitswitch_deploy.tensors import WidthAssignment
+from tests.search.masters import every_operator
+from tests.search.test_resources import table
+
+FEW = 200
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def request(folder: Path, cache: Path, *budgets: str, **changes: object) -> SearchRequest:
+    fields = {"master": bundled_master(), "output": folder / "widths.json", "cache": cache, "samples": FEW}
+    return SearchRequest(**{**fields, "budgets": tuple(map(parse_budget, budgets)), **changes})  # type: ignore[arg-type]
+
+
+def test_budgets_hold_and_the_file_is_what_export_reads(tmp_path: Path, cache: Path) -> None:
+    report = search(request(tmp_path, cache, "avg_bits<=4", "bytes<=20k", "bops<=40M"))
+    widths = dict(report.chosen.widths)
+    assert sum(widths.values()) <= 4 * len(widths) == 28
+    uses = dict(report.chosen.uses)
+    assert uses["avg_bits"] == sum(widths.values()) / 7
+    assert uses["bytes"] <= 20_000
+    assert uses["bops"] <= 40e6
+    assert [each.used <= each.limit for each in report.budgets] == [True] * 3
+    assignment = read_mixed(tmp_path / "widths.json", highest=8)
+    assert dict(assignment.overrides) == widths
+    assert report.samples.n_test == 600
+    assert report.samples.n_search == FEW
+    feasible = [each for each in report.uniform if each.label in ("w4", "w2") and dict(each.uses)["bytes"] <= 20_000]
+    assert report.chosen.search.loss <= min(each.search.loss for each in feasible)
+
+
+def test_the_same_search_gives_the_same_file_from_the_cache_or_without_it(tmp_path: Path, cache: Path) -> None:
+    texts = []
+    for folder in (cache, cache, tmp_path / "new"):
+        search(request(tmp_path, folder, "avg_bits<=3"))
+        texts.append((tmp_path / "widths.json").read_bytes())
+    assert len(set(texts)) == 1
+
+
+def test_a_front_is_monotone_and_its_choice_within_the_drop(tmp_path: Path, cache: Path) -> None:
+    report = search(request(tmp_path, cache, max_drop=0.5, pareto=True))
+    bits = [dict(each.uses)["avg_bits"] for each in report.front]
+    losses = [each.search.loss for each in report.front]
+    assert bits == sorted(bits, reverse=True)
+    assert losses == sorted(losses)
+    assert len(set(bits)) == len(bits) >= 3
+    assert -report.chosen.search.against_reference.points.value <= 0.5
+    cheaper = [each for each in report.front if dict(each.uses)["avg_bits"] < dict(report.chosen.uses)["avg_bits"]]
+    assert all(-each.search.against_reference.points.value > 0.5 for each in cheaper)
+
+
+def test_statistics_taken_anew_are_exported_with_a_master_of_their_own(tmp_path: Path, cache: Path) -> None:
+    report = search(request(tmp_path, cache, "avg_bits<=2.5", reestimate=True))
+    adapted = read_master(tmp_path / "widths.safetensors")
+    assert report.master_path == str(tmp_path / "widths.safetensors")
+    assert adapted.sha256 != report.master_sha256 == read_master(bundled_master()).sha256
+    assert adapted.spec.accuracy == ()
+    assert report.samples.n_search + report.samples.n_test <= 1797
+
+
+def test_ties_hold(tmp_path: Path, cache: Path) -> None:
+    report = search(request(tmp_path, cache, "avg_bits<=3", ties=("blocks.1.*",)))
+    widths = dict(report.chosen.widths)
+    assert len({width for name, width in widths.items() if name.startswith("blocks.1.")}) == 1
+    master = read_master(bundled_master())
+    assert len(layer_groups(master, ("blocks.1.*",))) == 5
+    for ties, message in ((("nothing*",), "0 quantized layers"), (("blocks.*", "blocks.1.*"), "is in another tie")):
+        with pytest.raises(UsageError, match=message):
+            layer_groups(master, ties)
+
+
+def test_formats_that_a_target_does_not_speed_up_collapse_and_are_named(tmp_path: Path, cache: Path) -> None:
+    """Costs by hand, since the digits lose nothing at 6 bits: each lower width costs more."""
+    master = read_master(bundled_master())
+    latency, costs = tmp_path / "table.json", tmp_path / "costs.json"
+    times = table(master, overhead_ms=0.1, end_to_end_ms=((8, 2.9), (6, 2.9), (4, 2.2), (2, 2.2)))
+    times.write(latency)
+    names = [layer.name for layer in times.layers]
+    values = tuple(Cost(width=w, value=v, standard_error=0) for w, v in ((8, 0.0), (6, 0.1), (4, 0.2), (2, 0.9)))
+    groups = tuple(GroupCosts(layers=(name,), costs=values) for name in names)
+    fields = {"master_sha256": master.sha256, "method": "hessian_trace", "samples_sha256": "", "n": 1, "groups": groups}
+    CostTable(**fields).write(costs)  # type: ignore[arg-type]
+    budget = "latency_p50_ms<=2.5@jetson-orin-nano"
+    report = search(request(tmp_path, cache, budget, tables=(latency,), costs=costs))
+    assert {(each.width, each.by) for each in report.dominated} == {(6, 8), (2, 4)}
+    assert len(report.dominated) == 14
+    assert report.budgets[0].used <= 2.5
+    assert report.method == "hessian_trace"
+
+
+def test_samples_that_the_search_has_seen_are_not_tested_on(tmp_path: Path, cache: Path) -> None:
+    found = sample_set("digits")
+    assert found is not None
+    with np.load(found.train) as stored:
+        x, y = stored["x"], stored["y"]
+    np.savez(tmp_path / "all.npz", x=x[:400], y=y[:400])
+    report = search(request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "all.npz", samples=150))
+    assert (report.samples.n_search, report.samples.n_test, report.samples.left_out) == (150, 250, 150)
+    with pytest.raises(DataError, match="has seen every sample"):
+        search(
+            request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "all.npz", test=tmp_path / "all.npz", samples=400)
+        )
+
+
+def test_without_labels(tmp_path: Path, cache: Path) -> None:
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=random.integers(0, 255, (200, 8, 8)))
+    report = search(request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "x.npz", samples=100))
+    assert report.method == "divergence"
+    assert not report.samples.labelled
+    assert report.uniform[0].search.loss == 0
+    assert report.uniform[0].test is not None
+    assert report.uniform[0].test.right_percent.value == 100
+
+
+def _unsorted(n: int, classes: int, *, is_sorted: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(2)
+    return random.integers(0, 255, (n, 8, 8)), (np.arange(n) * classes // n if is_sorted else np.arange(n) % classes)
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "message"),
+    [(60, 10, "30 samples to search on"), (400, 4, "4 of 10 classes among the samples")],
+)
+def test_data_that_cannot_be_searched_on(tmp_path: Path, cache: Path, n: int, classes: int, message: str) -> None:
+    x, y = _unsorted(n, classes, is_sorted=True)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    with pytest.raises(DataError, match=message):
+        search(request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "d.npz"))
+
+
+def test_data_without_a_class_is_searched_on_with_a_warning(tmp_path: Path, cache: Path) -> None:
+    x, y = _unsorted(270, 9, is_sorted=True)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    report = search(request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "d.npz"))
+    assert "no sample of 1 of 10 classes, such as class 9" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("budgets", "changes", "message"),
+    [
+        (("avg_bits<=1.5",), {}, r"avg_bits<=1.5.*\n.*2 or more"),
+        (("avg_bits<=4", "avg_bits<=3"), {}, "avg_bits twice"),
+        (("bytes<=10",), {}, r"bytes<=10: less than the network needs .*\n.*\d or more"),
+        (("bytes<=20k@nowhere",), {}, "nowhere"),
+        (("latency_p50_ms<=1@x86-cpu",), {}, "no latency table of target 'x86-cpu'"),
+        (("avg_bits<=4",), {"widths": (8, 3)}, None),
+        (("avg_bits<=4",), {"output": bundled_master()}, "the master would be overwritten"),
+        (("avg_bits<=4",), {"costs": Path("none.json")}, "cannot be read"),
+        (("avg_bits<=4",), {"tables": (Path("none.json"),)}, "cannot be read"),
+    ],
+)
+def test_bad_requests(
+    tmp_path: Path, cache: Path, budgets: tuple[str, ...], changes: dict[str, object], message: str | None
+) -> None:
+    before = bundled_master().read_bytes()
+    if message is None:
+        assert {bits for _, bits in search(request(tmp_path, cache, *budgets, **changes)).chosen.widths} <= {8, 3}
+        return
+    with pytest.raises(BitswitchError, match=message):
+        search(request(tmp_path, cache, *budgets, **changes))
+    assert not (tmp_path / "widths.json").exists()
+    assert bundled_master().read_bytes() == before
+
+
+def test_nothing_within_the_drop(tmp_path: Path, cache: Path) -> None:
+    """Labels are what the highest width says of noisy digits; at the only width that is affordable it says others."""
+    found, master = sample_set("digits"), read_master(bundled_master())
+    assert found is not None
+    with np.load(found.train) as stored:
+        x = np.clip(stored["x"][:300] + np.random.default_rng(3).integers(0, 9, (300, 8, 8)), 0, 16)
+    np.savez(tmp_path / "x.npz", x=x)
+    samples = load_samples(master, tmp_path / "x.npz", limit=None)
+    assert samples is not None
+    said = run_batches(open_session(master, WidthAssignment(default=8)), samples.source.read(0, 300)).argmax(axis=1)
+    np.savez(tmp_path / "d.npz", x=x, y=said)
+    with pytest.raises(CheckFailedError, match="nothing within 0 points"):
+        search(request(tmp_path, cache, "avg_bits<=2", data=tmp_path / "d.npz", max_drop=0.0))
+
+
+def test_a_layer_that_runs_twice_is_one_choice() -> None:
+    """Layers that share a weight are one layer of the master, so no assignment can tell them apart."""
+    master = every_operator()
+    assert layer_groups(master, ()) == (("conv",), ("up",), ("mat",), ("fc",))
+    assert replace(master.spec, accuracy=()).layers == master.spec.layers
+
+
+def test_the_report_is_plain_data(tmp_path: Path, cache: Path) -> None:
+    report = search(request(tmp_path, cache, "avg_bits<=4"))
+    assert json.loads(to_json("bitswitch-search/1", report))["chosen"]["widths"] == [
+        list(pair) for pair in report.chosen.widths
+    ]

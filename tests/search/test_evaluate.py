@@ -1,0 +1,164 @@
+"""Scores: the same in any order and with any number of workers, kept on disk, and never computed twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.errors import DataError, UnavailableError
+from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.master import write_master
+from bitswitch_deploy.search import evaluate
+from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.evaluate import Evaluator, Workers, open_session, run_batches
+from bitswitch_deploy.search.samples import SearchSamples, store_samples
+from bitswitch_deploy.search.score import score_against, score_labelled
+from bitswitch_deploy.search.store import ScoreStore
+from bitswitch_deploy.tensors import WidthAssignment
+from tests.graph.masters import build, layer
+from tests.search.masters import two_blocks
+
+N = 300  # two pieces, the second one short
+MIXED = WidthAssignment(default=8, overrides=(("a", 2), ("b", 4)))
+UNIFORM = [WidthAssignment(default=bits) for bits in (8, 6, 4, 2)]
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Path:
+    write_master(two_blocks(), tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def samples(folder: Path, *, labelled: bool = True, seed: int = 0) -> SearchSamples:
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(N, 2, 6, 6)).astype(np.float32)
+    return store_samples(folder, x, random.integers(0, 3, N) if labelled else None)
+
+
+def evaluator(master: Path, folder: Path, *, labelled: bool = True, **more: object) -> Evaluator:
+    arguments = {"workers": Workers(), **more}
+    return Evaluator(master, samples(folder, labelled=labelled), ScoreStore(folder=folder), **arguments)  # type: ignore[arg-type]
+
+
+def test_scores_are_those_of_the_canonical_graph(master: Path, tmp_path: Path) -> None:
+    (scores,) = evaluator(master, tmp_path).measure([MIXED])
+    x, y = samples(tmp_path).read(0, N)
+    assert y is not None
+    expected = score_labelled(run_batches(open_session(two_blocks(), MIXED), x), y, where="")
+    assert (scores.loss == expected.loss).all()
+    assert (scores.right == expected.right).all()
+
+
+def test_without_labels_it_is_the_divergence_from_the_highest_width(master: Path, tmp_path: Path) -> None:
+    by_width = evaluator(master, tmp_path, labelled=False).measure([UNIFORM[0], MIXED])
+    assert (by_width[0].loss == 0).all()
+    x, _ = samples(tmp_path).read(0, N)
+    outputs = [run_batches(open_session(two_blocks(), each), x) for each in (MIXED, UNIFORM[0])]
+    assert (by_width[1].loss == score_against(*outputs, where="").loss).all()
+    assert by_width[1].mean_loss > 0
+
+
+@pytest.mark.parametrize(("jobs", "backend"), [(2, "threading"), (4, "threading"), (2, "loky")])
+def test_workers_and_order_change_no_bit(master: Path, tmp_path: Path, jobs: int, backend: str) -> None:
+    alone = evaluator(master, tmp_path / "1").measure([MIXED, *UNIFORM])
+    together = evaluator(master, tmp_path / "2", workers=Workers(jobs=jobs, backend=backend))
+    for a, b in zip(alone, reversed(together.measure([*reversed(UNIFORM), MIXED]))):
+        assert (a.loss == b.loss).all()
+
+
+def test_an_interrupted_search_goes_on(master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    def interrupt(n: int) -> None:
+        done.append(n)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(master, tmp_path, computed=interrupt).measure(UNIFORM)
+    again = evaluator(master, tmp_path)
+    assert again.missing(UNIFORM, N) == 4 * N - sum(done)
+    scores = again.measure(UNIFORM)
+    monkeypatch.setattr(evaluate, "_compute", lambda task: pytest.fail("computed twice"))
+    cached = evaluator(master, tmp_path).measure(UNIFORM)
+    assert all((a.loss == b.loss).all() for a, b in zip(scores, cached))
+
+
+def test_a_damaged_file_is_computed_again(master: Path, tmp_path: Path) -> None:
+    (before,) = evaluator(master, tmp_path).measure([MIXED])
+    files = sorted(tmp_path.glob("??/*.npz"))
+    assert len(files) == 2
+    files[0].write_bytes(b"PK nothing")
+    np.savez(files[1], loss=np.zeros(3), right=np.array([None, 1, 2], object))
+    assert evaluator(master, tmp_path).missing([MIXED], N) == N
+    (after,) = evaluator(master, tmp_path).measure([MIXED])
+    assert (before.loss == after.loss).all()
+
+
+def test_another_master_other_samples_and_other_statistics_share_nothing(master: Path, tmp_path: Path) -> None:
+    evaluator(master, tmp_path).measure([MIXED])
+    store = ScoreStore(folder=tmp_path)
+    other = Evaluator(master, samples(tmp_path, seed=1), store, workers=Workers())
+    anew = evaluator(master, tmp_path, statistics=samples(tmp_path, labelled=False, seed=2))
+    unlabelled = evaluator(master, tmp_path, labelled=False)
+    assert [each.missing([MIXED], N) for each in (other, anew, unlabelled)] == [N, N, N]
+
+
+def test_statistics_taken_anew_leave_the_master_alone(master: Path, tmp_path: Path) -> None:
+    before = master.read_bytes()
+    statistics = samples(tmp_path, labelled=False, seed=2)
+    (scores,) = evaluator(master, tmp_path, statistics=statistics).measure([MIXED])
+    x, y = samples(tmp_path).read(0, N)
+    adapted = reestimated(two_blocks(), MIXED, statistics.read(0, N)[0])
+    assert y is not None
+    expected = score_labelled(run_batches(open_session(adapted, MIXED), x), y, where="")
+    assert (scores.loss == expected.loss).all()
+    assert master.read_bytes() == before
+
+
+def test_statistics_are_mean_and_unbiased_variance_of_what_the_layer_is_fed() -> None:
+    master = two_blocks()
+    x = np.random.default_rng(5).normal(size=(20, 2, 6, 6)).astype(np.float32)
+    assignment = WidthAssignment(default=8, overrides=(("a", 4), ("b", 2)))
+    adapted = reestimated(master, assignment, x)
+    model = canonical_graph(master, assignment).model
+    (norm,) = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    probe = type(model)()
+    probe.CopyFrom(model)
+    probe.graph.output.add().name = norm.input[0]
+    fed = evaluate.ReferenceSession(probe.SerializeToString()).run_all({"x": x})[norm.input[0]]
+    row = master.spec.widths.index(4)
+    assert adapted.tensors["bn.mean"][row] == pytest.approx(fed.mean((0, 2, 3)), rel=1e-4, abs=1e-5)
+    assert adapted.tensors["bn.var"][row] == pytest.approx(fed.var((0, 2, 3), ddof=1), rel=1e-4)
+    others = [index for index in range(4) if index != row]
+    for name in master.tensors:
+        same = adapted.tensors[name] == master.tensors[name]
+        assert same[others].all() if name in ("bn.mean", "bn.var") else same.all()
+
+
+def test_a_network_with_a_fixed_batch_size() -> None:
+    text = 'net (float[4, 2] x, float[2, 3] "fc.weight") => (float[4, 3] logits) { logits = MatMul (x, "fc.weight") }'
+    session = open_session(build(text, [layer("fc", "MatMul", activation="signed")]), WidthAssignment(default=8))
+    x = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+    assert run_batches(session, x).shape == (7, 3)
+    assert (run_batches(session, x)[4:] == run_batches(session, x[4:])).all()
+
+
+def test_outputs_that_are_no_class_scores() -> None:
+    text = 'net (float[n, 5, 2] x, float[2, 3] "fc.weight") => (float[n, 5, 3] y) { y = MatMul (x, "fc.weight") }'
+    session = open_session(build(text, [layer("fc", "MatMul", activation="signed")]), WidthAssignment(default=8))
+    with pytest.raises(DataError, match="one row of class scores"):
+        run_batches(session, np.zeros((3, 5, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("module", "workers"), [("joblib", Workers(jobs=2)), ("distributed", Workers(jobs=2, backend="dask"))]
+)
+def test_what_is_not_installed_is_named(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, workers: Workers
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(UnavailableError, match=f"needs {module}, which is not installed"):
+        evaluator(master, tmp_path, workers=workers).measure(UNIFORM)

@@ -1,0 +1,61 @@
+"""Moves in both directions: better ones are taken, budgets hold, nothing is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bitswitch_deploy.search.candidates import neighbours
+from bitswitch_deploy.search.problem import Problem, Selection
+from bitswitch_deploy.search.refine import refine
+from bitswitch_deploy.search.score import Scores
+from tests.search.problems import average_row, problem
+
+
+def _measure(given: Problem, true: dict[str, Sequence[float]], asked: list[Selection], noise: float = 0.0):  # type: ignore[no-untyped-def]
+    random = np.random.default_rng(0)
+    shared = random.normal(0, 1, 400)
+
+    def measure(selections: Sequence[Selection]) -> list[Scores]:
+        asked.extend(selections)
+        totals = [sum(costs[k] for costs, k in zip(true.values(), each)) for each in selections]
+        losses = [shared + total + noise * random.normal(0, 1, 400) for total in totals]
+        return [Scores(loss=loss, right=loss < 0) for loss in losses]
+
+    return measure
+
+
+def test_finds_what_the_prediction_got_wrong() -> None:
+    """Predicted: a is sensitive; true: c is. One goes down, the other one up, and the budget holds all the time."""
+    given = problem([(0, 1, 9), (0, 1, 5), (0, 1, 2)], average_row(3, 6, (8, 6, 4)), widths=(8, 6, 4))
+    asked: list[Selection] = []
+    true = {"a": (0, 0, 0.1), "b": (0, 1, 5), "c": (0, 3, 9)}
+    measure = _measure(given, true, asked)
+    (start,) = measure([(0, 1, 2)])
+    refined = refine(given, (0, 1, 2), start, measure, tries=20)
+    assert refined.selection in [(2, 1, 0), (1, 1, 1), (2, 0, 1)]
+    assert refined.selection == (2, 1, 0)
+    assert refined.moves >= 2
+    assert all(given.is_feasible(each) for each in asked)
+    assert len(set(asked)) == len(asked)
+
+
+def test_chance_is_no_reason_to_move() -> None:
+    given = problem([(0, 1, 9)] * 3, average_row(3, 6, (8, 6, 4)), widths=(8, 6, 4))
+    asked: list[Selection] = []
+    measure = _measure(given, dict.fromkeys("abc", (0, 0, 0)), asked, noise=0.02)
+    (start,) = measure([(1, 1, 1)])
+    refined = refine(given, (1, 1, 1), start, measure, tries=20)
+    assert refined.moves <= 1
+
+
+def test_neighbours_move_one_group_or_swap_two() -> None:
+    given = problem([(0, 1, 2)] * 3, average_row(3, 6, (8, 6, 4)), widths=(8, 6, 4))
+    assert set(neighbours(given, (1, 1, 1))) == {
+        *((2, 1, 1), (1, 2, 1), (1, 1, 2)),
+        *((0, 2, 1), (0, 1, 2), (2, 0, 1), (1, 0, 2), (2, 1, 0), (1, 2, 0)),
+    }
+    loose = replace(given, rows=())
+    assert {(0, 1, 1), (1, 0, 1), (1, 1, 0)} < set(neighbours(loose, (1, 1, 1)))

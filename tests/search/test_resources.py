@@ -1,0 +1,145 @@
+"""Resources against counts by hand, and bytes against the files that targets really get."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.errors import InputFileError, UsageError
+from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.latency_table import LatencyTable, LayerLatency
+from bitswitch_deploy.lowering.approximation import EXACT
+from bitswitch_deploy.lowering.lower import lower
+from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.search.budget import parse_budget
+from bitswitch_deploy.search.problem import Row
+from bitswitch_deploy.search.resources import Choices, Resources, count_macs, stored_bits
+from bitswitch_deploy.search.shapes import layer_shapes
+from bitswitch_deploy.target import Target
+from bitswitch_deploy.tensors import WidthAssignment
+from tests.search.masters import MACS, every_operator, two_blocks
+
+WIDTHS = (8, 6, 4, 2)
+
+
+def resources(master: Master, *, target: Target | None = None, tables: tuple[LatencyTable, ...] = ()) -> Resources:
+    names = [each.name for each in master.spec.layers if not each.pinned]
+    choices = Choices(groups=tuple((name,) for name in names), widths=(WIDTHS,) * len(names))
+    targets = {target.name: target} if target else {}
+    return Resources(master, choices, macs=dict.fromkeys(names, 1000), targets=targets, tables=tables)
+
+
+def row(master: Master, text: str, **more: object) -> Row:
+    return resources(master, **more).row(parse_budget(text))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_multiplications_of_every_operator(batch: int) -> None:
+    master = every_operator()
+    assert count_macs(master, layer_shapes(master, np.zeros((batch, 2, 8, 8), np.float32))) == MACS
+
+
+def test_rows_of_bits() -> None:
+    master = every_operator()
+    average = row(master, "avg_bits<=3.5")
+    assert (average.use, average.cap, average.minimum, average.per_unit) == ((WIDTHS,) * 4, 14, 8, 4)
+    weighted = row(master, "avg_weight_bits<=3.5")
+    sizes = (72, 32, 864, 36)
+    assert weighted.use == tuple(tuple(n * bits for bits in WIDTHS) for n in sizes)
+    assert weighted.cap == int(3.5 * sum(sizes))
+    assert row(master, "bops<=5k").use[0] == (64000, 36000, 16000, 4000)
+
+
+def test_bytes_without_a_target_are_packed_without_gaps() -> None:
+    """a: 144 codes and 4 scales; b: 144 and 1; pinned: 72 and 12 floats."""
+    packed = row(two_blocks(), "bytes<=1k")
+    assert packed.use == ((160, 124, 88, 52), (148, 112, 76, 40))
+    assert packed.base == 4 * (72 + 12)
+
+
+@pytest.mark.parametrize("name", ["rtx", "x86-cpu", "jetson-orin-nano"])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_bytes_of_a_target_are_those_of_its_graphs(name: str, bits: int) -> None:
+    master, target = every_operator(), load_target(name).target
+    lowered = lower(canonical_graph(master, WidthAssignment(default=bits)), target, ranges={}, approximations=EXACT)
+    stored = {each.name: each for each in lowered.model.graph.initializer}
+    for layer in master.spec.layers:
+        shape = master.tensors[layer.weight].shape
+        expected = -(-int(np.prod(shape)) * stored_bits(layer, bits, shape, target) // 8)
+        assert _size_bytes(stored[layer.weight]) == expected, layer.name
+    used = row(master, f"bytes<=1M@{name}", target=target)
+    assert used.use[2][WIDTHS.index(bits)] == _size_bytes(stored["mat.weight"]) + 4
+
+
+def _size_bytes(tensor: onnx.TensorProto) -> int:
+    per_byte = {onnx.TensorProto.INT4: 2}.get(tensor.data_type, 1)
+    return len(tensor.raw_data) or -(-int(np.prod(tensor.dims)) // per_byte)
+
+
+def table(master: Master, **changes: object) -> LatencyTable:
+    names = [each.name for each in master.spec.layers if not each.pinned]
+    times = ((8, 0.4), (6, 0.4), (4, 0.3), (2, 0.3))
+    fields: dict[str, object] = {
+        "master_sha256": master.sha256,
+        "target": "jetson-orin-nano",
+        "engine": "tensorrt",
+        "engine_version": "10.3",
+        "device": (),
+        "batch_size": 1,
+        "threads": None,
+        "overhead_ms": 0.1,
+        "end_to_end_ms": ((8, 0.9), (6, 0.88), (4, 0.71), (2, 0.7)),
+        "layers": tuple(LayerLatency(name=name, latency_ms=times) for name in names),
+    }
+    return LatencyTable(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+BUDGET = "latency_p50_ms<=0.9@jetson-orin-nano"
+
+
+def test_latency_adds_up_in_nanoseconds_with_the_margin_of_the_table() -> None:
+    master = two_blocks()
+    used = row(master, BUDGET, tables=(table(master),))
+    assert used.cap == 900_000
+    assert used.use == ((400_000, 400_000, 300_000, 300_000),) * 2
+    # w4 took 0.71 ms, its parts 0.7
+    assert used.base == pytest.approx(110_000, abs=1)
+    check = resources(master, tables=(table(master),)).checks[0]
+    assert dict(check.errors_percent)[4] == pytest.approx(100 * (0.7 / 0.71 - 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"master_sha256": "1" * 64}, UsageError, "measured on the master with sha256 111111111111"),
+        ({"target": "rtx"}, UsageError, "no latency table of target 'jetson-orin-nano'"),
+        ({"end_to_end_ms": ((8, 0.9), (6, 0.9), (4, 0.7), (2, 1.2))}, InputFileError, "-42 % of what w2 took"),
+    ],
+)
+def test_latency_tables_that_do_not_fit(changes: dict[str, object], error: type[Exception], message: str) -> None:
+    master = two_blocks()
+    with pytest.raises(error, match=message):
+        row(master, BUDGET, tables=(table(master, **changes),))
+
+
+def test_a_latency_table_without_a_layer_or_a_width() -> None:
+    master = two_blocks()
+    whole = table(master)
+    fewer = replace(whole, layers=whole.layers[:1])
+    with pytest.raises(UsageError, match="without b"):
+        row(master, BUDGET, tables=(fewer,))
+    narrow = tuple(replace(each, latency_ms=each.latency_ms[:2]) for each in whole.layers)
+    with pytest.raises(UsageError, match="without 4, 2"):
+        row(master, BUDGET, tables=(replace(whole, layers=narrow, end_to_end_ms=whole.end_to_end_ms[:2]),))
+
+
+def test_the_bundled_master_has_the_bytes_that_inspect_shows() -> None:
+    """Its codes, and scales on top: `inspect` counts codes and pinned weights."""
+    master = read_master(bundled_master())
+    scales = sum(4 * master.tensors[each.weight_scale].size for each in master.spec.layers if not each.pinned)
+    used = row(master, "bytes<=1M")
+    assert used.base + sum(use[2] for use in used.use) == 20_544 + scales
