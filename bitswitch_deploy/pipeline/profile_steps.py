@@ -74,7 +74,9 @@ def time_batch(bench: Bench, batch: int, schedule: Schedule, watch: BoardWatch, 
     return TimedBatch(batch_size=batch, feeds=feeds, turns=interleave(runners, schedule, after_turn=after_turn))
 
 
-def measure_energy(bench: Bench, timed: TimedBatch, meter: EnergyMeter | None, progress: Progress) -> dict[str, Energy]:
+def measure_energy(
+    bench: Bench, timed: TimedBatch, meter: EnergyMeter | None, schedule: Schedule, progress: Progress
+) -> dict[str, Energy]:
     """Energy of one inference of each candidate, in runs of their own; nothing where there is no meter."""
     if meter is None:
         return {}
