@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bitswitch_deploy.cli.options import PATH, json_option, progress_bar
+from bitswitch_deploy.cli.options import PATH, device_option, json_option, progress_bar, ssh_config_option
 from bitswitch_deploy.pipeline.build import BuildRequest, build
 from bitswitch_deploy.pipeline.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.remote_build import Device, build_there
+from bitswitch_deploy.remote.address import parse_address
 from bitswitch_deploy.report.build_page import print_build
 from bitswitch_deploy.report.json import to_json
 
@@ -24,6 +27,8 @@ from bitswitch_deploy.report.json import to_json
     "--workspace", "workspace_mb", type=click.IntRange(min=1), metavar="MB", help="Memory for trying tactics."
 )
 @click.option("--timing-cache", type=PATH, metavar="FILE", help="Another one than that of this device.")
+@device_option
+@ssh_config_option
 @json_option
 def command(
     package: Path,
@@ -31,17 +36,25 @@ def command(
     force: bool,
     as_json: bool,
     timing_cache: Path | None,
-    **options: bool | int | None,
+    **options: Any,
 ) -> None:
-    """Build the engines of a package on this machine: on the Jetson for a Jetson, anywhere for TensorRT for RTX.
+    """Build the engines of a package: on the Jetson for a Jetson, here or over ssh, anywhere for TensorRT for RTX.
 
     An FP16 engine of the float network is built beside them, to compare with. Engines that are up to date stay.
     """
-    wanted = EngineOptions(**options)  # type: ignore[arg-type]
+    device, ssh_config = parse_address(options.pop("device")), options.pop("ssh_config")
+    wanted = EngineOptions(**options)
     request = BuildRequest(package=package, target=target, force=force, options=wanted, timing_cache=timing_cache)
     with progress_bar() as progress:
-        report = build(request, progress)
+        if device is None:
+            report = build(request, progress)
+        else:
+            report = build_there(request, Device(address=device, ssh_config=ssh_config, say=_say), progress)
     if as_json:
         print(to_json("bitswitch-build/2", report))
     else:
         print_build(report, sys.stdout)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

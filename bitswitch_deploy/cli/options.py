@@ -37,6 +37,16 @@ max_drop_option = click.option(
     help="Points of top-1 that a width may lose against what the master recorded; more exits with 1.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+device_option = click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Do it on another machine: ssh://user@host:port, as your ssh configuration knows it.",
+)
+ssh_config_option = click.option(
+    "--ssh-config", type=PATH, metavar="FILE", help="Configuration for ssh, in place of ~/.ssh/config."
+)
 
 
 class _Bar:

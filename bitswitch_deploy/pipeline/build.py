@@ -74,7 +74,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
         OutputError: the folder or the timing cache cannot be written.
     """
     job = _job(request)
-    with _locked(job.folder):
+    with build_lock(job.folder):
         rows = tuple(_engine(job, entry, progress) for entry in job.entries)
     return BuildReport(
         package=str(request.package),
@@ -167,7 +167,7 @@ def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     recipe = recipe_of(hashes, job.module, settings, job.device)
     path = job.folder / f"{Path(entry.path).stem}.engine"
     if not job.request.force and _is_current(path, recipe):
-        return _row(label, role, path, state="up to date", layers=_kept_layers(path, model))
+        return engine_row(label, role, path, state="up to date", layers=kept_layers(path, model))
     build = _built(job, graph, settings, progress)
     record = record_of(label, build, recipe, cache_hash(job.timing_cache))
     # the record last: an engine without one is built again
@@ -178,7 +178,7 @@ def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     if layers is not None:
         replace_file(_layers_path(path), layers.to_json().encode())
     replace_file(record_path(path), record.to_json().encode())
-    return _row(label, role, path, state="built", build=build, layers=layers)
+    return engine_row(label, role, path, state="built", build=build, layers=layers)
 
 
 def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Progress) -> EngineBuild:
@@ -232,7 +232,7 @@ def _layers_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.layers.json")
 
 
-def _kept_layers(engine: Path, model: onnx.ModelProto) -> ReadBack | None:
+def kept_layers(engine: Path, model: onnx.ModelProto) -> ReadBack | None:
     """What is known about the layers of an engine from when it was built: by us, or by trtexec in the vendor's form."""
     ours, vendors = _layers_path(engine), engine.with_suffix(".layers.json")
     try:
@@ -245,7 +245,7 @@ def _kept_layers(engine: Path, model: onnx.ModelProto) -> ReadBack | None:
     return None
 
 
-def _row(
+def engine_row(
     label: str,
     role: GraphRole,
     path: Path,
@@ -254,6 +254,7 @@ def _row(
     build: EngineBuild | None = None,
     layers: ReadBack | None = None,
 ) -> EngineRow:
+    """What is reported of an engine file; build: None where this process did not build it."""
     return EngineRow(
         label=label,
         is_reference=role == "reference",
@@ -268,8 +269,13 @@ def _row(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One build at a time in a folder; build_on_device.sh takes the same lock. The system frees it with the process."""
+def build_lock(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder; build_on_device.sh takes the same lock. The system frees it with the process.
+
+    Raises:
+        UsageError: another build runs there.
+        OutputError: the folder cannot be written.
+    """
     _make_folder(folder)
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -72,7 +73,7 @@ class DeviceFolder:
         """
         known = self._hashes([path for _, path, _ in files])
         missing = [each for each in files if known.get(each[1]) != each[2]]
-        for source, path, sha256 in missing:
+        for source, _, sha256 in missing:
             if hash_file(source)[0] != sha256:
                 raise PackageError(
                     where=str(source),
@@ -80,9 +81,11 @@ class DeviceFolder:
                     allowed="the exported file",
                     do="export again",
                 )
-            self._upload(source, path)
-            copied(source.stat().st_size)
-        wrong = [path for _, path, sha256 in missing if self._hashes([path]).get(path) != sha256]
+        if missing:
+            self._send(missing)
+            copied(sum(source.stat().st_size for source, _, _ in missing))
+        known = self._hashes([path for _, path, _ in missing])
+        wrong = [path for _, path, sha256 in missing if known.get(path) != sha256]
         if wrong:
             raise OutputError(
                 where=f"{self._ssh.address}: {', '.join(wrong)}",
@@ -92,11 +95,14 @@ class DeviceFolder:
             )
         return len(missing)
 
-    def _upload(self, source: Path, path: str) -> None:
-        place, partial = self._quoted(path), self._quoted(f"{path}.partial")
-        folder = self._quoted(str(PurePosixPath(path).parent))
-        with source.open("rb") as file:
-            done = self._ssh.run(f"mkdir -p {folder} && cat >{partial} && mv -f {partial} {place}", stdin=file)
+    def _send(self, files: Sequence[tuple[Path, str, str]]) -> None:
+        """All in one archive: a file that it breaks off in has another hash and is sent again."""
+        with tempfile.TemporaryFile() as archive:
+            with tarfile.open(fileobj=archive, mode="w") as writer:
+                for source, path, _ in files:
+                    writer.add(source, arcname=f"./{path}", recursive=False)
+            archive.seek(0)
+            done = self._ssh.run(f"tar -xf - -C {self._quoted('.')}", stdin=archive)
         if done.code:
             raise self._unwritable(done)
 
@@ -134,28 +140,44 @@ class DeviceFolder:
     def download(self, paths: Sequence[str], folder: Path) -> list[Path]:
         """Bring files back, each in one step and checked by its hash, to the same paths below `folder`.
 
+        Files that are here as they are there stay as they are.
+
         Raises:
             UnavailableError: a file is not there, or does not arrive whole. OutputError: it cannot be written here.
         """
-        known, brought = self._hashes(paths), []
-        for path in paths:
-            with tempfile.TemporaryFile() as received:
-                done = self._ssh.run(f"cat -- {self._quoted(path)}", stdout=received)
-                received.seek(0)
-                if done.code or hash_stream(received)[0] != known.get(path):
-                    raise UnavailableError(
-                        where=f"{self._ssh.address}: {path}",
-                        got=done.stderr or "it did not arrive whole",
-                        allowed="a file that can be read",
-                        do="run the command again",
-                    )
-                target = folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                received.seek(0)
-                with atomic_writer(target) as file:
-                    shutil.copyfileobj(received, file)
-            brought.append(target)
-        return brought
+        known = self._hashes(paths)
+        wanted = [path for path in paths if not _is_here(folder / path, known.get(path))]
+        with tempfile.TemporaryFile() as archive:
+            words = " ".join(shlex.quote(f"./{path}") for path in wanted)
+            done = self._ssh.run(f"cd {self._quoted('.')} && tar -cf - {words}", stdout=archive) if wanted else None
+            archive.seek(0)
+            if done is None:
+                return []
+            try:
+                with tarfile.open(fileobj=archive) as reader:
+                    for path in wanted:
+                        self._place(reader, path, folder / path, known.get(path))
+            except tarfile.TarError as exc:
+                raise self._incomplete(", ".join(wanted), done.stderr or str(exc)) from exc
+        return [folder / path for path in wanted]
+
+    def _place(self, reader: tarfile.TarFile, path: str, target: Path, sha256: str | None) -> None:
+        """One file of an archive; of a name that is not a plain file nothing is read."""
+        try:
+            file = reader.extractfile(f"./{path}")
+        except KeyError:
+            file = None
+        if file is None or hash_stream(file)[0] != sha256:
+            raise self._incomplete(path, "it is not there, or did not arrive whole")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.seek(0)
+        with atomic_writer(target) as output:
+            shutil.copyfileobj(file, output)
+
+    def _incomplete(self, path: str, got: str) -> UnavailableError:
+        return UnavailableError(
+            where=f"{self._ssh.address}: {path}", got=got, allowed="a file that can be read", do="run the command again"
+        )
 
     def _hashes(self, paths: Sequence[str]) -> dict[str, str]:
         """sha256 of each of these files that is there."""
@@ -180,3 +202,7 @@ class DeviceFolder:
             if full
             else "check the owner of the folder there",
         )
+
+
+def _is_here(path: Path, sha256: str | None) -> bool:
+    return path.is_file() and hash_file(path)[0] == sha256

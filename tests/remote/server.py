@@ -73,7 +73,10 @@ def running_server(folder: Path) -> Iterator[Server]:
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
     (folder / "wrong_hosts").write_text(f"[127.0.0.1]:{port} {other_key}\n")
     (folder / "no_hosts").touch()
-    start = f'cd {home} && export HOME={home} PATH={home}/bin:$PATH && eval "$SSH_ORIGINAL_COMMAND"'
+    start = (
+        f"cd {home} && export HOME={home} PATH={home}/bin:$PATH && "
+        'if [ -f bin/settings ]; then . bin/settings; fi && eval "$SSH_ORIGINAL_COMMAND"'
+    )
     (folder / "sshd.conf").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host_key\nPidFile none\nStrictModes no\nUsePAM no\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"

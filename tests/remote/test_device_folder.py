@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import threading
 import time
@@ -49,7 +48,7 @@ def test_files_go_there_once_and_nothing_is_left(server: Server, ssh: Ssh, files
     copied: list[int] = []
     with DeviceFolder(ssh, "name") as folder:
         assert folder.upload(files, copied.append) == 3
-        assert copied == [source.stat().st_size for source, _, _ in files]
+        assert copied == [sum(source.stat().st_size for source, _, _ in files)]
         for source, path, _ in files:
             assert (place(server) / path).read_bytes() == source.read_bytes()
         (place(server) / "a.onnx").write_bytes(b"changed")
@@ -67,6 +66,7 @@ def test_files_come_back(server: Server, ssh: Ssh, files: Listed, tmp_path: Path
         assert folder.download(paths, tmp_path / "back") == [tmp_path / "back" / path for path in paths]
         for source, path, _ in files[:2]:
             assert (tmp_path / "back" / path).read_bytes() == source.read_bytes()
+        assert folder.download(paths, tmp_path / "back") == []
         with pytest.raises(UnavailableError, match=r"missing.engine"):
             folder.download(["missing.engine"], tmp_path / "back")
     assert not (tmp_path / "back" / "missing.engine").exists()
@@ -114,15 +114,14 @@ def test_a_file_that_is_not_the_exported_one(ssh: Ssh, files: Listed) -> None:
 
 
 def test_a_full_disk(server: Server, ssh: Ssh, files: Listed) -> None:
-    server.put("cat", "#!/bin/sh\necho 'cat: write error: No space left on device' >&2; exit 1\n")
+    server.put("tar", "#!/bin/sh\necho 'tar: ./a.onnx: Cannot write: No space left on device' >&2; exit 2\n")
     with DeviceFolder(ssh, "name") as folder, pytest.raises(OutputError, match=r"(?s)No space left.*free some space"):
         folder.upload(files, lambda _: None)
     assert server.left() == []
 
 
 def test_a_disk_that_loses_what_is_written(server: Server, ssh: Ssh, files: Listed) -> None:
-    cat = shutil.which("cat")
-    server.put("cat", f"#!/bin/sh\n{cat} >/dev/null; echo lost\n")
+    server.put("tar", "#!/bin/sh\ncat >/dev/null\n")
     with DeviceFolder(ssh, "name") as folder, pytest.raises(OutputError, match="not there as they were sent"):
         folder.upload(files, lambda _: None)
 

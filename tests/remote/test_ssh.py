@@ -90,9 +90,14 @@ def test_a_lost_connection(server: Server) -> None:
             ssh.run("sleep 30")
 
 
-def lose_connections(server: Server) -> None:
-    """What a pulled cable does, at once: the server's processes for this connection die."""
-    subprocess.run(["pkill", "-KILL", "-P", str(server.process.pid)], check=False)
+def lose_connections(server: Server, *, for_good: bool = False) -> None:
+    """What a pulled cable does, at once: the server's processes for this connection die; for good, the server too."""
+    found = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True, check=False)
+    if for_good:
+        server.process.terminate()
+        server.process.wait(10)
+    for pid in found.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
 
 
 def test_it_ends_with_its_connection(server: Server) -> None:

@@ -1,0 +1,163 @@
+"""`build --device ssh://...`: the package's own script on the device, and what it built brought back."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from bitswitch_deploy.catalogue import load_target
+from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT
+from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.engines.engine_record import EngineRecord, read_record, record_path
+from bitswitch_deploy.errors import CheckFailedError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.package.files import hash_file
+from bitswitch_deploy.package.manifest import MANIFEST, Manifest
+from bitswitch_deploy.pipeline.build import BuildRequest, build_lock, engine_row, kept_layers
+from bitswitch_deploy.pipeline.checked_package import checked_manifest
+from bitswitch_deploy.pipeline.graph_files import GraphRole
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.remote.address import Address
+from bitswitch_deploy.remote.device_folder import DeviceFolder
+from bitswitch_deploy.remote.ssh import ConnectionLostError, Finished, Say, Ssh
+from bitswitch_deploy.report.build_report import BuildReport, EngineRow
+
+# Seconds to wait before each new attempt after a connection was lost.
+RETRY_AFTER_S = (2.0, 5.0, 15.0, 30.0)
+_FAILED, _USAGE, _INPUT, _UNAVAILABLE = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The machine to build on. ssh_config: None takes the user's. say: gets what happens there, line by line."""
+
+    address: Address
+    ssh_config: Path | None
+    say: Say
+
+
+def build_there(request: BuildRequest, device: Device, progress: Progress) -> BuildReport:
+    """Copy what the device lacks, build there, bring engines, records and logs back, leave nothing behind.
+
+    A connection that is lost is taken up again, and goes on with what is there; so does the next call.
+
+    Raises:
+        UnavailableError: ssh does not get in, or the device cannot build; the message says what is missing.
+        UsageError: the package has no engines that a device builds, or an option does not fit.
+        CheckFailedError: the package is not as it was exported, or an engine could not be built; its log is here.
+        OutputError: a disk is full, there or here.
+    """
+    manifest = checked_manifest(request.package)
+    _check(request, manifest)
+    with build_lock(request.package / BUILD_FOLDER):
+        for wait_s in RETRY_AFTER_S:
+            try:
+                return _build(request, manifest, device, progress)
+            except ConnectionLostError as lost:
+                device.say(f"{lost.got}; again in {wait_s:g} s")
+                time.sleep(wait_s)
+        return _build(request, manifest, device, progress)
+
+
+def _check(request: BuildRequest, manifest: Manifest) -> None:
+    if SCRIPT not in [entry.path for entry in manifest.files]:
+        raise UsageError(
+            where=str(request.package),
+            got=f"a package for {manifest.target}, which has no {SCRIPT}",
+            allowed="a package whose engines are built on a device",
+            do="leave out --device",
+        )
+    if request.timing_cache is not None:
+        raise UsageError(
+            where="--timing-cache",
+            got="--device as well",
+            allowed="one of the two: the device keeps its own timing cache",
+            do="leave it out",
+        )
+
+
+def _build(request: BuildRequest, manifest: Manifest, device: Device, progress: Progress) -> BuildReport:
+    package = request.package
+    options = ("-F", str(device.ssh_config)) if device.ssh_config is not None else ()
+    name = hash_file(package / MANIFEST)[0][:16]
+    with Ssh(device.address, options=options) as ssh, DeviceFolder(ssh, name) as folder:
+        files = list(_files(package, manifest))
+        progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
+        folder.upload(files, progress.advance)
+        before = {path: digest for _, path, digest in files}
+        progress.start(f"building on {device.address.host}", 1)
+        done = folder.run(f"sh ./{SCRIPT}{_arguments(request)}", device.say)
+        progress.start(f"copying from {device.address.host}", 1)
+        folder.download(folder.names(BUILD_FOLDER), package)
+    if done.code:
+        raise _error(device.address, done, package)
+    return _report(request, manifest, device.address, before)
+
+
+def _files(package: Path, manifest: Manifest) -> Iterator[tuple[Path, str, str]]:
+    """What the script reads, and the engines that are here already, so that they are not built again."""
+    for entry in manifest.files:
+        if entry.role in ("graph", "reference", "weights", "bundle"):
+            yield package / entry.path, entry.path, entry.sha256
+    for record in sorted((package / BUILD_FOLDER).glob("*.engine.json")):
+        for path in (record, record.with_suffix("")):
+            if path.is_file():
+                yield path, f"{BUILD_FOLDER}/{path.name}", hash_file(path)[0]
+
+
+def _arguments(request: BuildRequest) -> str:
+    flags = [f"--{name}" for name in ("force",) if request.force]
+    flags += [f"--{name}" for name in ("fp32", "dla") if getattr(request.options, name)]
+    if request.options.workspace_mb is not None:
+        flags += ["--workspace", str(request.options.workspace_mb)]
+    return "".join(f" {shlex.quote(flag)}" for flag in flags)
+
+
+def _error(address: Address, done: Finished, package: Path) -> Exception:
+    """The script's own message, which says what to do, under the exit code that it has here as well."""
+    kinds = {_FAILED: CheckFailedError, _USAGE: UsageError, _INPUT: PackageError}
+    return kinds.get(done.code, UnavailableError)(
+        where=str(address),
+        got=done.stderr or f"exit code {done.code}",
+        allowed="engines for every width",
+        do=f"follow the message above; the logs are in {package / BUILD_FOLDER}",
+    )
+
+
+def _report(request: BuildRequest, manifest: Manifest, address: Address, before: dict[str, str]) -> BuildReport:
+    target = load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    found = list(_engines(request.package, manifest, before))
+    records = [record for _, record in found]
+    last = records[-1].recipe
+    return BuildReport(
+        package=str(request.package),
+        target=target.name,
+        builder=f"{records[-1].tool}, {last.module} {last.version}, at {address}",
+        device=last.device or DeviceFacts(arch="unknown"),
+        timing_cache=None,
+        notes=(),
+        engines=tuple(row for row, _ in found),
+    )
+
+
+def _engines(package: Path, manifest: Manifest, before: dict[str, str]) -> Iterator[tuple[EngineRow, EngineRecord]]:
+    for entry in manifest.files:
+        if entry.role not in ("graph", "reference") or not entry.path.endswith(".onnx"):
+            continue
+        path = package / BUILD_FOLDER / f"{Path(entry.path).stem}.engine"
+        record = read_record(path)
+        if record is None or hash_file(path)[0] != record.sha256:
+            raise PackageError(
+                where=str(path),
+                got="it is not what its record says",
+                allowed="what the device built",
+                do="build it again: --force",
+            )
+        known = before.get(f"{BUILD_FOLDER}/{record_path(path).name}") == hash_file(record_path(path))[0]
+        layers = kept_layers(path, onnx.load(str(package / entry.path), load_external_data=False))
+        role: GraphRole = "reference" if entry.role == "reference" else "graph"
+        yield engine_row(record.label, role, path, state="up to date" if known else "built", layers=layers), record
