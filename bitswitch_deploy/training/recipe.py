@@ -48,8 +48,6 @@ class JointSettings(StageSettings):
     their gradients, at the rates of the highest width. distillation, teacher_share: see `distillation`.
     average_decay: keep an exponential moving average of weights, scales and statistics, updated after each mini-batch,
         and measure and export that; None: no average.
-    batchnorm_batches: take the BatchNorm statistics of each width anew at the end, from so many mini-batches; 0: keep
-        the running averages.
     """
 
     alrs: Alrs = "eta"
@@ -57,7 +55,6 @@ class JointSettings(StageSettings):
     distillation: Distillation = "none"
     teacher_share: float = 0.7
     average_decay: float | None = None
-    batchnorm_batches: int = 0
 
     def __post_init__(self) -> None:
         StageSettings.__post_init__(self)  # super() without arguments does not know a class that slots rebuild
@@ -65,8 +62,6 @@ class JointSettings(StageSettings):
             raise ValueError(f"teacher_share {self.teacher_share} is not in 0..1")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay {self.average_decay} is not between 0 and 1")
-        if self.batchnorm_batches < 0:
-            raise ValueError(f"batchnorm_batches {self.batchnorm_batches} is below 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

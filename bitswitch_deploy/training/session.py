@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import MeasuredAccuracy
-from bitswitch_deploy.training.batches import BatchSource, make_batches
+from bitswitch_deploy.training.batches import make_batches
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_dataset
 from bitswitch_deploy.training.evaluation import measure_widths, top1
@@ -26,7 +26,6 @@ from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text
 from bitswitch_deploy.training.networks import build_network
-from bitswitch_deploy.training.precise_batchnorm import settle_batchnorm
 from bitswitch_deploy.training.prepare import PreparedNetwork, prepare
 from bitswitch_deploy.training.recipe import Recipe, StageSettings
 from bitswitch_deploy.training.replicas import from_first, joined_replicas, replica_count, replica_index
@@ -144,8 +143,7 @@ class _Run:
             if recipe.float_checkpoint is not None and replica_index() == 0:
                 missing = f"no {recipe.float_checkpoint} in {session.data}"
                 Console(stderr=True).print(f"{missing}: training the float network first", soft_wrap=True)
-            stage = FloatStage(model, recipe.pretrain, execution=session.execution)
-            self._drive(stage, self._batches(recipe.pretrain), {}, measure)
+            self._drive(FloatStage(model, recipe.pretrain, execution=session.execution), recipe.pretrain, {}, measure)
         float_top1 = measure()["float"]
         fresh = build_network(recipe.network)  # of several replicas `model` has other BatchNorm classes
         fresh.load_state_dict(model.state_dict())
@@ -162,17 +160,16 @@ class _Run:
         def measure() -> tuple[MeasuredAccuracy, ...]:
             return measure_widths(stage.result, network.options.widths, self.dataset.test, recipe.preprocessing)
 
-        batches = self._batches(recipe.joint)
-        total = self._drive(stage, batches, {"float_top1": float_top1}, lambda: _by_width(measure()))
-        if recipe.joint.batchnorm_batches:
-            inputs = (batch.inputs for batch in batches.stream(total, total + recipe.joint.batchnorm_batches))
-            settle_batchnorm(stage.result, network.options.widths, inputs)
+        self._drive(stage, recipe.joint, {"float_top1": float_top1}, lambda: _by_width(measure()))
         accuracy = measure()
         return replace(network, model=stage.result.cpu()), accuracy
 
-    def _batches(self, settings: StageSettings) -> BatchSource:
+    def _drive(
+        self, stage: Stage, settings: StageSettings, extra: dict[str, float], measure: Callable[[], dict[str, float]]
+    ) -> None:
+        """Run a stage to its end, from `saved` when that is a state of this stage; `extra` is saved with it."""
         session, recipe = self.session, self.session.recipe
-        return make_batches(
+        batches = make_batches(
             self.dataset.train,
             recipe.preprocessing,
             recipe.augmentation,
@@ -180,17 +177,6 @@ class _Run:
             seed=recipe.seed,
             device=session.execution.device,
         )
-
-    def _drive(
-        self, stage: Stage, batches: BatchSource, extra: dict[str, float], measure: Callable[[], dict[str, float]]
-    ) -> int:
-        """Run a stage to its end, from `saved` when that is a state of this stage; `extra` is saved with it.
-
-        Returns:
-            How many mini-batches the stage has.
-        """
-        session, recipe = self.session, self.session.recipe
-        settings = recipe.pretrain if stage.name == FloatStage.name else recipe.joint
         total = settings.epochs * batches.per_epoch
         if stage.name == JointStage.name and session.joint_steps is not None:
             total = session.joint_steps
@@ -214,7 +200,6 @@ class _Run:
 
         plan = RunPlan(start=start, stop=total, total=total, save_every=batches.per_epoch, seed=recipe.seed)
         run_stage(stage, batches, plan, reached)
-        return total
 
 
 def _saved_state(session: Session) -> dict[str, Any]:

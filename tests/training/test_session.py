@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_master(
 def test_with_everything_on_a_killed_run_goes_on_to_the_same_master(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    joint = replace(SHORT.joint, alrs="bracket", distillation="ps_kd", average_decay=0.9, batchnorm_batches=3)
+    joint = replace(SHORT.joint, alrs="bracket", distillation="ps_kd", average_decay=0.9)
     save_checkpoint(build_network("digits-resnet").state_dict(), tmp_path / "float.pt")
     recipe = replace(SHORT, joint=joint)
     session = Session(recipe=recipe, data=data, state=tmp_path / "state", checkpoint=tmp_path / "float.pt")
@@ -134,9 +134,6 @@ def test_with_everything_on_a_killed_run_goes_on_to_the_same_master(
     np.testing.assert_array_equal(resumed.master.tensors["conv1.weight"], average["conv1.weight"].numpy())
     live = load_checkpoint(tmp_path / "state")["model"]
     assert not torch.equal(live["conv1.weight"], average["conv1.weight"])
-    # at the end the statistics are taken anew
-    means = average["bn1.copies.0.running_mean"].numpy()
-    assert not np.allclose(resumed.master.tensors["bn1.running_mean"][0], means, rtol=1e-3)
 
 
 def test_a_given_checkpoint_replaces_the_float_stage(tmp_path: Path, data: Path) -> None:
