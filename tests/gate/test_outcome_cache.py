@@ -50,6 +50,7 @@ def test_threads_give_what_one_pass_gives(tmp_path: Path) -> None:
         result = evaluate_all(task, N, executor=executor, cache=tmp_path / "cache", advance=seen.append)
     assert np.array_equal(result.rows, evaluate(task, 0, N))
     assert (result.computed, sum(seen)) == (N, N)
+    assert (tmp_path / "cache" / ".gitignore").read_text() == "*\n"
 
 
 def test_what_is_known_is_not_computed_again(tmp_path: Path) -> None:
