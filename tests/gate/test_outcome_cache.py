@@ -145,6 +145,13 @@ def test_two_workers_of_ray_give_the_same_rows_and_errors(tmp_path: Path) -> Non
     assert "ours: metric top-5" in run.stdout
 
 
+def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
+    pytest.importorskip("ray", reason="extra `ray` is not installed")
+    with pytest.raises(UnavailableError, match=r"127.0.0.1:1: no cluster there") as info, ray_executor("127.0.0.1:1"):
+        pass
+    assert "ray start --head" in info.value.do
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UnavailableError, match="Ray is not installed") as info, ray_executor("auto"):
