@@ -7,6 +7,7 @@ and all threads share one session and one copy of the data.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.errors import BitswitchError, UnavailableError
 from bitswitch_deploy.gate.metrics.metric import Rows
 from bitswitch_deploy.gate.outcome_cache import Executor
+
+_KNOCK_S = 10
 
 
 class _Threads:
@@ -81,8 +84,9 @@ def ray_executor(address: str) -> Iterator[Executor]:
     started_here = not ray.is_initialized()
     try:
         if started_here:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as exc:
+    except (OSError, RuntimeError, ValueError) as exc:
         do = "start it with `ray start --head`, or correct the address"
         got = f"no cluster there: {exc}"
         raise UnavailableError(where=f"--ray-address {address}", got=got, allowed="auto, HOST:PORT", do=do) from exc
@@ -91,6 +95,17 @@ def ray_executor(address: str) -> Iterator[Executor]:
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See within seconds that somebody listens at HOST:PORT: Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

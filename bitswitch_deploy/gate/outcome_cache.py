@@ -1,6 +1,7 @@
 """Outcomes that were computed before, by content: what did not change is not evaluated twice, what was killed goes on.
 
     CACHE/<key of the evaluation>/<first>-<end>.npy      one finished range of samples, written in one step
+    CACHE/.gitignore                                     keeps the folder out of git
 
 A file that is damaged, or not of the wanted shape, is computed again. Deleting the folder costs time and nothing else.
 """
@@ -58,6 +59,7 @@ def evaluate_all(
     folder = cache / evaluation.key()[: 2 * _NAME_DIGITS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (cache / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as exc:
         do = "name another folder with --cache"
         got = f"cannot be made: {exc.strerror}"

@@ -184,7 +184,8 @@ def _jobs(request: CheckRequest, network: _Network, metric: Metric) -> Iterator[
     preprocessing = network.master.spec.preprocessing
     text = json.dumps(asdict(preprocessing) if preprocessing else None, sort_keys=True)
     for name in request.config.targets:
-        target = load_target(name if "/" not in name else str(request.folder / name)).target
+        is_path = "/" in name or name.partition("@")[0].endswith((".yaml", ".yml"))
+        target = load_target(str(request.folder / name) if is_path else name).target
         check_passes(target)
         conditions = Conditions(
             dataset=network.test.name,

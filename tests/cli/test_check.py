@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.catalogue import bundled_file, bundled_master, sample_set
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from tests.conftest import Run
 
@@ -108,6 +108,18 @@ def test_a_mixed_width_and_a_target_that_is_not_here(run: Run, repository: Path)
     assert outcome.code == 0
     (case,) = json.loads(outcome.out)["cases"]
     assert (case["case"]["width"], case["hop"]) == ("first-low", "lowered")
+
+
+def test_every_path_starts_from_the_folder_of_the_configuration(
+    run: Run, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(bundled_file("targets/x86-cpu.yaml"), repository / "own.yaml")
+    text = CONFIG.replace("x86-cpu", "own.yaml").replace("[8, 2]", "[2]") + "baseline: own.json\n"
+    (repository / "bitswitch.yaml").write_text(text)
+    assert run("check", repository / "bitswitch.yaml", "--update-baseline").code == 0
+    assert (repository / "own.json").exists()
+    assert not (tmp_path / ".bitswitch-cache").exists()
 
 
 def _replace(old: str, new: str) -> Callable[[Path], None]:

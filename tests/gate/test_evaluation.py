@@ -8,6 +8,7 @@ import pytest
 
 from bitswitch_deploy.errors import CheckFailedError, DataError
 from bitswitch_deploy.gate.evaluation import evaluate
+from bitswitch_deploy.master.spec import Preprocessing
 from tests.gate.networks import data_ref, evaluation, graph_ref
 
 
@@ -39,9 +40,12 @@ def test_data_that_changed_meanwhile_are_seen(tmp_path: Path) -> None:
         evaluate(replace(task, data=replace(task.data, sha256="0" * 64)), 0, 10)
 
 
-def test_the_key_names_everything_that_outcomes_depend_on(tmp_path: Path) -> None:
+def test_the_key_names_everything_that_outcomes_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = evaluation(tmp_path, 10)
+    grey = Preprocessing(colour="L", size=(1, 3), divide_by=255.0, mean=(0.0,), std=(1.0,))
     keys = {
+        replace(task, data=replace(task.data, preprocessing=grey)).key(),
+        replace(task, data=replace(task.data, preprocessing=replace(grey, mean=(0.5,)))).key(),
         task.key(),
         replace(task, graph=graph_ref(2.0)).key(),
         replace(task, graph=replace(task.graph, optimisation="all")).key(),
@@ -50,6 +54,8 @@ def test_the_key_names_everything_that_outcomes_depend_on(tmp_path: Path) -> Non
         replace(task, metric="recall").key(),
         replace(task, data=replace(task.data, sha256="1" * 64)).key(),
     }
-    assert len(keys) == 7
+    assert len(keys) == 9
     elsewhere = replace(task, label="other", data=replace(task.data, path=tmp_path / "moved.npz"))
     assert elsewhere.key() == task.key()
+    monkeypatch.setattr("bitswitch_deploy.gate.evaluation.host_text", lambda: "another processor")
+    assert task.key() not in keys

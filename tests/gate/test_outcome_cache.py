@@ -50,6 +50,7 @@ def test_threads_give_what_one_pass_gives(tmp_path: Path) -> None:
         result = evaluate_all(task, N, executor=executor, cache=tmp_path / "cache", advance=seen.append)
     assert np.array_equal(result.rows, evaluate(task, 0, N))
     assert (result.computed, sum(seen)) == (N, N)
+    assert (tmp_path / "cache" / ".gitignore").read_text() == "*\n"
 
 
 def test_what_is_known_is_not_computed_again(tmp_path: Path) -> None:
@@ -142,6 +143,13 @@ def test_two_workers_of_ray_give_the_same_rows_and_errors(tmp_path: Path) -> Non
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=patient)
     assert run.returncode == 0, run.stderr
     assert "ours: metric top-5" in run.stdout
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
+    pytest.importorskip("ray", reason="extra `ray` is not installed")
+    with pytest.raises(UnavailableError, match=r"127.0.0.1:1: no cluster there") as info, ray_executor("127.0.0.1:1"):
+        pass
+    assert "ray start --head" in info.value.do
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
