@@ -161,12 +161,12 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
         ("measure it again", (*tool, "validate", cpu, "--json"), _TRIAL_SECONDS),
     ]
     if device.l4t is not None:
-        export = (*tool, "export", "--target", "jetson", "--output", engines, "--json")
+        board = (*tool, "export", "--target", "jetson", "--output", engines, "--json")
         build = (*tool, "build", engines, "--force", "--json")
         script = ("sh", f"{engines}/build_on_device.sh", "--force")
         run = (sys.executable, "-c", _RUN, engines)
         steps += [
-            ("export for this board", export, _TRIAL_SECONDS),
+            ("export for this board", board, _TRIAL_SECONDS),
             ("build engines from Python", build, _BUILD_SECONDS),
             ("run an engine", run, _TRIAL_SECONDS),
             ("build engines with trtexec", script, _BUILD_SECONDS),
