@@ -123,7 +123,7 @@ class _Graph:
 def _hash_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(1 << 16):
             digest.update(chunk)
     return digest.hexdigest()
 

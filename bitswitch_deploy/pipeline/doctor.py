@@ -119,9 +119,11 @@ def _tensorrt(device: DeviceFacts) -> list[Finding]:
 
 def _board(device: DeviceFacts) -> list[Finding]:
     if device.l4t is None:
-        state, detail = ("here", device.module) if device.module else ("missing", "none found")
-        do = "" if device.module else "nothing, unless one is built in: then install its driver"
-        return [Finding(name="NVIDIA GPU", what="running engines here", state=state, detail=detail or "", do=do)]
+        what = "running engines here"
+        if device.module is not None:
+            return [Finding(name="NVIDIA GPU", what=what, state="here", detail=device.module)]
+        do = "nothing, unless one is built in: then install its driver"
+        return [Finding(name="NVIDIA GPU", what=what, state="missing", detail="none found", do=do)]
     try:
         target = load_target("jetson")
         found = Finding(name="board", what="target `jetson`", state="here", detail=target.note or target.target.name)
@@ -153,18 +155,18 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
     """(name, command, seconds that it may take) of everything that can work on this machine."""
     tool = (sys.executable, "-m", "bitswitch_deploy")
     cpu, engines = str(folder / "cpu"), str(folder / "engines")
-    steps = [
+    steps: list[tuple[str, tuple[str, ...], int]] = [
         ("export for this CPU", (*tool, "export", "--target", "cpu", "--output", cpu, "--json"), _TRIAL_SECONDS),
         ("verify the package", (*tool, "verify", cpu, "--json"), _TRIAL_SECONDS),
         ("measure it again", (*tool, "validate", cpu, "--json"), _TRIAL_SECONDS),
     ]
     if device.l4t is not None:
-        export = (*tool, "export", "--target", "jetson", "--output", engines, "--json")
+        board = (*tool, "export", "--target", "jetson", "--output", engines, "--json")
         build = (*tool, "build", engines, "--force", "--json")
         script = ("sh", f"{engines}/build_on_device.sh", "--force")
         run = (sys.executable, "-c", _RUN, engines)
         steps += [
-            ("export for this board", export, _TRIAL_SECONDS),
+            ("export for this board", board, _TRIAL_SECONDS),
             ("build engines from Python", build, _BUILD_SECONDS),
             ("run an engine", run, _TRIAL_SECONDS),
             ("build engines with trtexec", script, _BUILD_SECONDS),

@@ -89,12 +89,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     with PackageWriter(request.output, force=request.force) as writer:
         shared = SharedWeights(writer, master, master_name(request.master)) if request.shared_weights else None
         job = _Job(request=request, master=master, data=data, writer=writer, shared=shared, progress=progress)
+        references = _references(job)
         outcomes = [_export_width(job, each) for each in request.widths]
         weights = shared.finish() if shared else ""
-        graphs = [outcome.graph for outcome in outcomes]
-        if target.engine.name != "onnxruntime":
-            progress.start("deriving the FP16 reference", 1)
-            graphs.append(write_reference(writer, master, master_name(request.master), target))
+        graphs = [*(outcome.graph for outcome in outcomes), *references]
         engines = make_engines(writer, graphs, target, master.spec.inputs, progress)
         rows = _rows(request, master, outcomes, engines, data.test)
         report = ExportReport(
@@ -163,6 +161,15 @@ class _Job:
     writer: PackageWriter
     shared: SharedWeights | None
     progress: Progress
+
+
+def _references(job: _Job) -> tuple[GraphFile, ...]:
+    """What engines are compared with, where the target has engines; written first, while there is least in memory."""
+    target = job.request.target.target
+    if target.engine.name == "onnxruntime":
+        return ()
+    job.progress.start("deriving the FP16 reference", 1)
+    return (write_reference(job.writer, job.master, master_name(job.request.master), target),)
 
 
 def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:

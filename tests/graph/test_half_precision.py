@@ -104,7 +104,8 @@ def test_numbers_are_rounded_and_stay_finite() -> None:
     np.testing.assert_array_equal(rounded(values), expected)
     scalar = rounded(np.asarray(0.7, np.float32))
     assert isinstance(scalar, np.ndarray)
-    assert (scalar.shape, scalar.dtype) == ((), np.float16)
+    assert scalar.shape == ()
+    assert scalar.dtype == np.float16
 
 
 def test_the_reference_of_a_master(monkeypatch: pytest.MonkeyPatch) -> None:
