@@ -17,6 +17,8 @@ from bitswitch_deploy.master import Master
 from bitswitch_deploy.validation.dataset import Dataset
 
 _SAMPLES = 32
+# Every tensor of both graphs is kept for one batch, a few hundred times the input.
+_INPUT_ELEMENTS, _MAX_BATCH = 1 << 16, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +40,23 @@ def look_at_layers(master: Master, canonical: CanonicalGraph, lowered: onnx.Mode
     """
     canonical = replace(canonical, model=embedded(canonical.model, canonical.large))
     parts = LoweredParts(master, canonical, lowered)
+    reference = TappedReference(canonical.model, parts.reference_tensors)
     n = samples.fixed_batch or min(_SAMPLES, samples.n)
-    chosen = np.arange(n) * samples.n // n
-    x = np.concatenate([samples.source.read(index, index + 1) for index in chosen.tolist()])
-    parts.add(x, TappedReference(canonical.model, parts.reference_tensors).run(x))
+    chosen = (np.arange(n) * samples.n // n).tolist()
+    size = batch_size(samples)
+    for start in range(0, n, size):
+        x = np.concatenate([samples.source.read(index, index + 1) for index in chosen[start : start + size]])
+        parts.add(x, reference.run(x))
     label = canonical.plan.assignment.label
     return LayerLook(label=label, n=n, parts=parts.result(), statistics=parts.statistics())
+
+
+def batch_size(samples: Dataset) -> int:
+    """Samples in one run where every tensor is looked at: the network's own number, or as many as memory is kept for.
+
+    Raises:
+        DataError: the first sample cannot be decoded.
+    """
+    if samples.fixed_batch is not None:
+        return samples.fixed_batch
+    return min(max(_INPUT_ELEMENTS // samples.source.read(0, 1).size, 1), _MAX_BATCH)
