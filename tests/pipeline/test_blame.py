@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.diagnosis.switchable_graph import SwitchableGraph
 from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.pipeline.blame import blame_master
+from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.validation.metrics import sqnr_db
 
 
 @pytest.mark.parametrize(
@@ -44,4 +47,15 @@ def test_cumulative_ends_at_the_canonical_graph_and_starts_with_the_first_layer(
     assert [each.bits for each in width.layers][:2] == [2, 8]
     assert width.layers[0].isolated == width.layers[0].cumulative
     assert width.layers[-1].cumulative == width.canonical
+    # in between: against runs of its own
+    data = load_export_data(read_master(bundled_master()), data=None, calibration=None, samples=32).test
+    assert data is not None
+    x, _ = next(data.batches(32))
+    graph = SwitchableGraph(read_master(bundled_master()))
+    in_float = graph.run(x, mixed, ())
+    for index, each in enumerate(width.layers[:-1]):
+        assert each.layer == graph.layers[index]
+        for error, layers in ((each.isolated, (each.layer,)), (each.cumulative, graph.layers[: index + 1])):
+            expected = sqnr_db(in_float, graph.run(x, mixed, layers))
+            assert error.sqnr_db == pytest.approx(expected, abs=1e-3)
     assert width.lowered_layers[0].cumulative.sqnr_db >= width.lowered_layers[-1].cumulative.sqnr_db
