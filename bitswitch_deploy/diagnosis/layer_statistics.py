@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitswitch_deploy.graph.plan import ActivationPlan, LayerPlan, QuantizationPlan
+from bitswitch_deploy.graph.plan import ActivationPlan, LayerPlan
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.tensors import code_range
@@ -52,7 +52,7 @@ class InputStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatistics:
-    """One layer at one width; input is None where it stays in float, or was not looked at."""
+    """One layer at one width; input is None where it stays in float."""
 
     layer: str
     bits: int
@@ -77,14 +77,6 @@ def weight_statistics(master: Master, plan: LayerPlan) -> WeightStatistics:
         clipped_percent=100.0 * clipped / codes.size,
         zero_channels=int((by_channel == 0).all(1).sum()),
         channels=len(by_channel),
-    )
-
-
-def weight_codes(master: Master, plan: QuantizationPlan) -> tuple[LayerStatistics, ...]:
-    """Statistics of all weights at one assignment of widths, without inputs."""
-    return tuple(
-        LayerStatistics(layer=each.layer.name, bits=each.bits, weights=weight_statistics(master, each), input=None)
-        for each in plan.layers
     )
 
 

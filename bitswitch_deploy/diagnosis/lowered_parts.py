@@ -9,6 +9,7 @@ import onnx
 
 from bitswitch_deploy.diagnosis.compared_graphs import ForcedGraph, Tensors
 from bitswitch_deploy.diagnosis.cuts import find_cuts, input_tensors
+from bitswitch_deploy.diagnosis.layer_statistics import InputObserver, LayerStatistics, weight_statistics
 from bitswitch_deploy.diagnosis.lowering_errors import CutError, LoweringErrors
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.master import Master
@@ -17,25 +18,34 @@ Array = npt.NDArray[Any]
 
 
 class LoweredParts:
-    """Compares one lowered graph with its canonical graph part by part, batch by batch.
+    """Compares one lowered graph with its canonical graph part by part, and looks at the codes, batch by batch.
 
     Args:
-        master: its layers. canonical, lowered: the two graphs; both hold all their weights.
+        master: its layers and weights. canonical, lowered: the two graphs; both hold all their weights.
 
     Raises:
         GraphError: onnxruntime refuses the lowered graph.
     """
 
     def __init__(self, master: Master, canonical: CanonicalGraph, lowered: onnx.ModelProto) -> None:
+        self._master, self._plan = master, canonical.plan
         self.cut = find_cuts(canonical, lowered, master.spec.layers)
-        inputs = input_tensors(canonical)
+        self._inputs = input_tensors(canonical)
         activations = {each.layer.name: each.activation for each in canonical.plan.layers}
-        highest = {name: plan.codes.high for name, layer in inputs.items() if (plan := activations[layer]) is not None}
+        plans = {name: plan for name, layer in self._inputs.items() if (plan := activations[layer]) is not None}
+        self._observers = {name: InputObserver(plan) for name, plan in plans.items()}
+        sources = {node.output[0]: node.input[0] for node in canonical.model.graph.node}
+        self._sources = {name: sources[f"{name.removesuffix('dequantized')}codes"] for name in plans}
+        computed = {name for node in canonical.model.graph.node for name in node.output}
+        wanted = {*self.cut.compared, *plans, *self._sources.values(), canonical.model.graph.output[0].name}
+        self.reference_tensors = tuple(sorted(wanted & computed))
         self._graph = ForcedGraph(lowered, self.cut)
-        self._errors = LoweringErrors(self.cut, highest)
+        self._errors = LoweringErrors(self.cut, {name: plan.codes.high for name, plan in plans.items()})
 
     def add(self, x: Array, reference: Tensors) -> Tensors:
-        """Add one batch: inputs [n, ...], and what the canonical graph computes of them; return what the parts do."""
+        """Add one batch: inputs [n, ...], and `reference_tensors` of the canonical graph; return what the parts do."""
+        for name, observer in self._observers.items():
+            observer.add(reference.get(self._sources[name], x), reference[name])
         own, wanted = self._graph.run(x, reference)
         self._errors.add(own, wanted)
         return own
@@ -43,3 +53,16 @@ class LoweredParts:
     def result(self) -> tuple[CutError, ...]:
         """The error of every part, in the order of the graph."""
         return self._errors.result()
+
+    def statistics(self) -> tuple[LayerStatistics, ...]:
+        """The codes of every quantized layer; of an input that several nodes read, as the first one does."""
+        by_layer = {self._inputs[name]: observer.result() for name, observer in reversed(self._observers.items())}
+        return tuple(
+            LayerStatistics(
+                layer=plan.layer.name,
+                bits=plan.bits,
+                weights=weight_statistics(self._master, plan),
+                input=by_layer.get(plan.layer.name),
+            )
+            for plan in self._plan.layers
+        )

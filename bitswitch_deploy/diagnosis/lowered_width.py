@@ -17,9 +17,9 @@ from bitswitch_deploy.diagnosis.compared_graphs import (
     TappedReference,
     Tensors,
 )
-from bitswitch_deploy.diagnosis.cuts import CutGraph, input_tensors
+from bitswitch_deploy.diagnosis.cuts import CutGraph
 from bitswitch_deploy.diagnosis.distance import Distance
-from bitswitch_deploy.diagnosis.layer_statistics import InputObserver, LayerStatistics, weight_statistics
+from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics
 from bitswitch_deploy.diagnosis.lowered_parts import LoweredParts
 from bitswitch_deploy.diagnosis.output_error import OutputDistance, OutputError
 from bitswitch_deploy.engines.onnxruntime_engine import Optimisation
@@ -65,16 +65,9 @@ class LoweredWidth:
     def __init__(
         self, master: Master, canonical: CanonicalGraph, lowered: onnx.ModelProto, *, runtime: Runtime
     ) -> None:
-        self._master, self._plan = master, canonical.plan
         self._parts = LoweredParts(master, canonical, lowered)
         self._cut = self._parts.cut
-        self._inputs = input_tensors(canonical)
-        plans = {each.layer.name: each for each in canonical.plan.layers}
-        activations = {name: plans[layer].activation for name, layer in self._inputs.items()}
-        self._observers = {name: InputObserver(plan) for name, plan in activations.items() if plan is not None}
-        sources = {node.output[0]: node.input[0] for node in canonical.model.graph.node}
-        self._sources = {name: sources[f"{name.removesuffix('dequantized')}codes"] for name in self._inputs}
-        self._codes = _code_places(self._cut, self._inputs)
+        self._codes = _code_places(self._cut)
         self._output = canonical.model.graph.output[0].name
         self._start(canonical.model, lowered, runtime)
         self._whole = OutputDistance("lowered")
@@ -82,9 +75,7 @@ class LoweredWidth:
         self._effects = {cut.tensor: OutputDistance("part") for cut in self._cut.cuts if self._stands_for(cut.tensor)}
 
     def _start(self, canonical: onnx.ModelProto, lowered: onnx.ModelProto, runtime: Runtime) -> None:
-        inputs = {value.name for value in canonical.graph.input}
-        seen = {*self._cut.compared, *self._inputs, *self._sources.values(), self._output} - inputs
-        self._reference = TappedReference(canonical, tuple(sorted(seen)))
+        self._reference = TappedReference(canonical, self._parts.reference_tensors)
         self._running = TappedCodes(
             lowered,
             tuple(self._codes.values()),
@@ -101,8 +92,6 @@ class LoweredWidth:
             DataError: a label is no class.
         """
         reference = self._reference.run(x)
-        for name, observer in self._observers.items():
-            observer.add(reference.get(self._sources[name], x), reference[name])
         self._add_effects(x, y, reference, self._parts.add(x, reference))
         self._add_running(x, y, reference)
         return reference[self._output]
@@ -145,23 +134,11 @@ class LoweredWidth:
                 PartError(part=each, effect=effects.get(each.tensor)) for each in errors if each.verdict != "exact"
             ),
             n_parts=len(errors),
-            statistics=self._statistics(),
-        )
-
-    def _statistics(self) -> tuple[LayerStatistics, ...]:
-        by_layer = {self._inputs[name]: observer.result() for name, observer in reversed(self._observers.items())}
-        return tuple(
-            LayerStatistics(
-                layer=plan.layer.name,
-                bits=plan.bits,
-                weights=weight_statistics(self._master, plan),
-                input=by_layer.get(plan.layer.name),
-            )
-            for plan in self._plan.layers
+            statistics=self._parts.statistics(),
         )
 
 
-def _code_places(cut: CutGraph, inputs: Mapping[str, str]) -> dict[str, str]:
+def _code_places(cut: CutGraph) -> dict[str, str]:
     """Where the lowered graph has codes: tensor of the canonical graph -> dequantized tensor, in its order."""
     added = _stand_ins(cut)
     places = {added.get(each.tensor, each.tensor): each.tensor for each in cut.cuts if each.part.endswith("codes")}

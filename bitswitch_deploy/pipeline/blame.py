@@ -22,14 +22,13 @@ from bitswitch_deploy.lowering.approximation import USUAL
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.pipeline.inputs import load_export_data
+from bitswitch_deploy.pipeline.look_at_layers import batch_size
 from bitswitch_deploy.pipeline.lower_width import lower_width
 from bitswitch_deploy.pipeline.package_master import package_master
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
-
-_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +150,7 @@ def _width(
     lowered = LoweredWidth(master, canonical, graph.model, runtime=runtime)
     quantized = QuantizedWidth(switchable, graph.assignment)
     progress.start(f"{graph.assignment.label}: comparing layers", test.n)
-    for x, y in test.batches(test.fixed_batch or _BATCH):
+    for x, y in test.batches(batch_size(test)):
         quantized.add(x, y, lowered.add(x, y))
         progress.advance(len(x))
     found, layers = lowered.result(), quantized.layers()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import ResolvedTarget
-from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics, weight_codes
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import CheckFailedError, UsageError
 from bitswitch_deploy.graph.model_io import check_file
@@ -24,6 +23,7 @@ from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.engine_step import EngineOutcome, make_engines
 from bitswitch_deploy.pipeline.graph_files import GraphFile, write_graph, write_reference
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
+from bitswitch_deploy.pipeline.look_at_layers import LayerLook, look_at_layers
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.pipeline.shared_weights import SharedWeights, sharing_target
@@ -148,7 +148,7 @@ class _Outcome:
     exact: bool
     changes: tuple[str, ...]
     result: WidthResult | None
-    codes: tuple[LayerStatistics, ...]
+    look: LayerLook | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,14 +184,16 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
         raise _not_exact(width, target)
     made_from = MadeFrom(master_sha256=master.sha256, target=target.name, assignment=assignment)
     stamp(width.lowered.model, made_from)
+    samples = None if width.lowered.large else job.data.test or job.data.calibration
+    # before the graph is written: sharing weights uses it up
+    look = look_at_layers(master, width.canonical, width.lowered.model, samples) if samples is not None else None
     return _Outcome(
         graph=_write_graph(job, f"{master_name(request.master)}-{assignment.label}.onnx", width),
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
         changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
         result=width.result,
-        # they are not counted where a layer is too large to be held twice
-        codes=() if width.lowered.large else weight_codes(master, width.canonical.plan),
+        look=look,
     )
 
 
@@ -292,10 +294,12 @@ def _html(
     report: ExportReport,
 ) -> str:
     """The page about the package; of its files all that are listed so far but the results, which hold a time."""
+    looks = [outcome.look for outcome in outcomes if outcome.look is not None]
     content = HtmlContent(
         title=f"{master_name(request.master)} for {report.target}",
         export=report,
-        codes=tuple((outcome.graph.label, outcome.codes) for outcome in outcomes if outcome.codes),
+        parts=tuple((each.label, each.n, each.parts) for each in looks),
+        codes=tuple((each.label, each.statistics) for each in looks),
         files=tuple(entry for entry in writer.files if entry.role != "results"),
         tools=tools,
         command=request.command,

@@ -64,7 +64,7 @@ class Case:
         """Every part of `model`, the lowered graph or one like it."""
         parts = LoweredParts(self.network.master, self.canonical, model)
         if not self._reference:
-            self._reference = TappedReference(self.canonical.model, parts.cut.compared).run(self.network.x)
+            self._reference = TappedReference(self.canonical.model, parts.reference_tensors).run(self.network.x)
         parts.add(self.network.x, self._reference)
         return parts.result()
 

@@ -18,7 +18,7 @@ from tests.networks.assignments import MIXED
 # a target of onnxruntime and one of TensorRT: other containers, folded BatchNormalization or not, other residual codes
 EVERY = [(target, bits) for target in ("x86-cpu", "rtx") for bits in (8, 6, 4, 2, MIXED)]
 CASES = {"digits": EVERY, "resnet20": [("x86-cpu", 8), ("x86-cpu", 2), ("rtx", 4), ("x86-cpu", MIXED)]}
-PLANTS = {"digits": 50, "resnet20": 12}
+PLANTS = {"digits": 50, "resnet20": 8}
 
 
 @pytest.fixture(scope="module")

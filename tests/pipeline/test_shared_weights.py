@@ -98,7 +98,8 @@ def test_weights_that_are_too_large_for_a_graph_give_the_same_files(
     assert verify_package(large.package).is_ok
     written = {path.name for path in large.package.iterdir()}
     assert written == {path.name for path in shared.package.iterdir()}
-    for name in written - {"results.json", "manifest.json"}:
+    # the layers of networks of that size are not looked at
+    for name in written - {"results.json", "manifest.json", "report.html"}:
         assert (large.package / name).read_bytes() == (shared.package / name).read_bytes()
 
 

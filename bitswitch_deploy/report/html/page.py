@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from bitswitch_deploy.diagnosis.blame_result import BlameResult
 from bitswitch_deploy.diagnosis.layer_statistics import InputStatistics, LayerStatistics, WeightStatistics
+from bitswitch_deploy.diagnosis.lowering_errors import CutError
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.blame_page import decibels
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
@@ -32,12 +33,14 @@ _BARS = 32
 class HtmlContent:
     """What the page is made of; what is None or empty has no section.
 
+    parts: (label of the width, number of samples, parts of its lowered graph).
     codes: (label of the width, statistics of its layers).
     """
 
     title: str
     export: ExportReport | None = None
     blame: BlameResult | None = None
+    parts: tuple[tuple[str, int, tuple[CutError, ...]], ...] = ()
     codes: tuple[tuple[str, tuple[LayerStatistics, ...]], ...] = ()
     files: tuple[FileEntry, ...] = ()
     tools: tuple[tuple[str, str], ...] = ()
@@ -81,6 +84,7 @@ def render_html(content: HtmlContent) -> str:
         blame=content.blame,
         dataset=_dataset(content),
         lowered=_lowered(content.blame),
+        parts=[(label, n, _by_layer(parts)) for label, n, parts in content.parts],
         accuracies=accuracies,
         ticks=ticks,
         sizes=_sizes(rows),
@@ -160,6 +164,18 @@ def _lowered(blame: BlameResult | None) -> dict[tuple[str, str], float]:
         for each in reversed(width.lowered_layers)
         if each.tensor.endswith(".dequantized")
     }
+
+
+def _by_layer(parts: Sequence[CutError]) -> list[tuple[str, CutError]]:
+    """For each layer its worst part."""
+    groups: dict[str, list[CutError]] = {}
+    for each in parts:
+        groups.setdefault(each.layer, []).append(each)
+    order = ("exact", "approximate", "fault")
+    return [
+        (layer, max(own, key=lambda each: (order.index(each.verdict), -each.error.sqnr_db)))
+        for layer, own in groups.items()
+    ]
 
 
 def _not_done(export: ExportReport | None) -> tuple[NotDone, ...]:

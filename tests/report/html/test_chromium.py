@@ -71,24 +71,30 @@ def test_clean_readable_and_silent(
 
 def test_tables_sort_by_number_and_by_name(browser: object, pages: dict[str, Path]) -> None:
     page = browser.new_page()  # type: ignore[attr-defined]
-    page.goto(pages["export"].as_uri())
-    table = page.locator("table").filter(has_text="Top-1 in %")
-    head = table.get_by_role("columnheader").filter(has_text="samples")
+    page.goto(pages["blame"].as_uri())
+    table = page.locator("table").first
+    head = table.get_by_role("columnheader").filter(has_text="layer")
 
     def column(index: int) -> list[str]:
         return [str(text) for text in table.locator(f"tbody tr > *:nth-child({index})").all_inner_texts()]
 
-    before = column(2)
-    table.get_by_role("button", name="hop").click()
-    assert column(2) == sorted(before)
-    assert head.get_attribute("aria-sort") == "none"
-    button = table.get_by_role("button", name="from")
+    running_order = column(1)
+    table.get_by_role("button", name="layer").click()
+    assert column(1) == sorted(running_order)
+    assert head.get_attribute("aria-sort") == "ascending"
+    button = table.get_by_role("button", name="alone")
     button.click()
-    numbers = [float(text) for text in column(4)]
+    assert head.get_attribute("aria-sort") == "none"
+    numbers = [float(text) for text in column(3)]
     assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 5
     button.focus()
     page.keyboard.press("Enter")
-    assert [float(text) for text in column(4)] == sorted(numbers, reverse=True)
+    assert [float(text) for text in column(3)] == sorted(numbers, reverse=True)
+    # "same" in the place of a number is the largest one
+    table.get_by_role("button", name="lowered").click()
+    assert column(7)[-1] == "same"
+    assert column(7)[0] != "same"
     page.close()
 
 

@@ -61,10 +61,14 @@ def test_a_name_is_text_only(report: ExportReport) -> None:
 
 def test_a_page_without_data_and_without_anything_left_to_do(report: ExportReport) -> None:
     rows = tuple(replace(row, hops=(), changes=(), verdicts=()) for row in report.widths)
-    page = render_html(HtmlContent(title="a", export=replace(report, dataset=None, widths=rows, not_done=())))
+    bare = replace(report, dataset=None, widths=rows, not_done=())
+    page = render_html(HtmlContent(title="a", export=bare))
     assert "accuracy was not measured" in page
-    assert "<p>Nothing.</p>" in page
+    assert "Layers were not looked at" in page
     assert 'id="accuracy"' not in page
+    looked_at = render_html(HtmlContent(title="a", export=bare, parts=(("w8", 32, ()),)))
+    assert "<p>Nothing.</p>" in looked_at
+    assert "Layers were not looked at" not in looked_at
 
 
 def test_no_address_in_the_page(report: ExportReport) -> None:
