@@ -188,7 +188,7 @@ def test_a_package_that_was_changed_is_not_timed(packages: Packages, tmp_path: P
 )
 def test_what_cannot_be_is_refused(packages: Packages, changes: dict[str, object], message: str) -> None:
     with pytest.raises((UsageError, UnavailableError), match=message):
-        run(packages.own, **changes)
+        run(packages.own, None, **changes)
 
 
 def test_the_target_says_how_long() -> None:
@@ -240,7 +240,8 @@ def test_engines_are_timed_as_an_application_runs_them(
     assert result.board.after.power_mode == "25W"
     energy = result.candidates[0].energy
     assert energy is not None
-    assert (energy.source, energy.mean_watts) == ("INA rails VDD_IN", pytest.approx(6.0, rel=0.05))
+    assert energy.source == "INA rails VDD_IN"
+    assert energy.mean_watts == pytest.approx(6.0, rel=0.05)
 
 
 def test_trtexec_times_engines_where_there_is_no_python_package(
