@@ -57,7 +57,7 @@ class ProfileRequest:
     engine: None takes the one of the target. threads: None takes every core that may be used.
     turns, duration_s: of each candidate, at most one of them; None takes the time that the target's profile asks for.
     widths: labels; None takes all. budget_ms: for the p95 of every width.
-    trace, latency_table: files to write.
+    trace, latency_table: files to write. trust: time engines that bitswitch-deploy has no record of.
     """
 
     package: Path
@@ -72,6 +72,7 @@ class ProfileRequest:
     budget_ms: float | None = None
     trace: Path | None = None
     latency_table: Path | None = None
+    trust: bool = False
 
 
 def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = None) -> ProfileResult:
@@ -201,9 +202,9 @@ def _open(
     stack: ExitStack,
 ) -> Bench:
     if engine == "trtexec":
-        return TrtexecBench(request.package, manifest, widths, _target(request, manifest))
+        return TrtexecBench(request.package, manifest, widths, _target(request, manifest), trust=request.trust)
     if engine != "onnxruntime":
-        return TensorRtBench(request.package, widths, engine, stack=stack)
+        return TensorRtBench(request.package, widths, engine, stack=stack, trust=request.trust)
     threads = request.threads if request.threads is not None else usable_cores()
     return OnnxRuntimeBench(request.package, manifest, widths, master=master, threads=threads, stack=stack)
 

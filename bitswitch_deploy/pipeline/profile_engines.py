@@ -214,7 +214,9 @@ class TensorRtBench:
     reference: str | None = None
     notes: tuple[str, ...] = ()
 
-    def __init__(self, package: Path, widths: Sequence[Width], module: Module, *, stack: ExitStack) -> None:
+    def __init__(
+        self, package: Path, widths: Sequence[Width], module: Module, *, stack: ExitStack, trust: bool
+    ) -> None:
         self.name: str = module
         try:
             self.version = str(load_module(module).__version__)
@@ -227,9 +229,8 @@ class TensorRtBench:
                 " (or time the graphs on this processor: --engine onnxruntime)",
             ) from exc
         labels = tuple(width.label for width in widths)
-        switcher = stack.enter_context(
-            load(package, provider="tensorrt", width=labels[0], options=RuntimeOptions(warm=labels))
-        )
+        options = RuntimeOptions(warm=labels, trust_engines=trust)
+        switcher = stack.enter_context(load(package, provider="tensorrt", width=labels[0], options=options))
         self.sessions: Mapping[str, TimedSession] = {label: _AtWidth(switcher, label) for label in labels}
 
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:

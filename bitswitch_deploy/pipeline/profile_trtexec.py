@@ -9,11 +9,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import onnx
 
+from bitswitch_deploy.engines.engine_record import read_record
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
 from bitswitch_deploy.engines.trtexec import TrtexecSession, find_trtexec, parse_version, timing_flags
-from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.errors import CheckFailedError, UnavailableError
+from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.pipeline.profile_engines import Feeds, TimedSession, Width
 from bitswitch_deploy.profiling.layers import ProfiledRuns
@@ -31,6 +33,7 @@ class TrtexecBench:
 
     Raises:
         UnavailableError: trtexec or an engine is not here.
+        CheckFailedError: an engine was not built here, without `trust`.
     """
 
     name: str = "trtexec"
@@ -39,7 +42,9 @@ class TrtexecBench:
     turn_ms: float = TURN_MS
     reference: str | None
 
-    def __init__(self, package: Path, manifest: Manifest, widths: Sequence[Width], target: Target) -> None:
+    def __init__(
+        self, package: Path, manifest: Manifest, widths: Sequence[Width], target: Target, *, trust: bool
+    ) -> None:
         program = find_trtexec()
         banner = subprocess.run((program, "--help"), capture_output=True, text=True, errors="replace").stdout
         self.version = parse_version(banner) or "of unknown version"
@@ -53,7 +58,7 @@ class TrtexecBench:
         flags = _flags(target, self.version)
         self._opened = {
             label: TrtexecSession(
-                program, _engine_file(package, manifest, entry), _inputs(self._models[label]), flags=flags
+                program, _engine_file(package, manifest, entry, trust=trust), _inputs(self._models[label]), flags=flags
             )
             for label, entry in entries.items()
         }
@@ -107,7 +112,7 @@ def _flags(target: Target, version: str) -> tuple[str, ...]:
     )
 
 
-def _engine_file(package: Path, manifest: Manifest, graph: FileEntry) -> Path:
+def _engine_file(package: Path, manifest: Manifest, graph: FileEntry, *, trust: bool) -> Path:
     exported = [entry for entry in manifest.files if entry.role == "engine" and entry.label == graph.label]
     stem = PurePosixPath(graph.path).stem
     path = package / (exported[0].path if exported else f"{manifest.built_on_device}/{stem}.engine")
@@ -118,7 +123,23 @@ def _engine_file(package: Path, manifest: Manifest, graph: FileEntry) -> Path:
             allowed="an engine for each width",
             do=f"run it on this machine: sh {package}/build_on_device.sh",
         )
+    if not exported:
+        _check_record(path, trust=trust)
     return path
+
+
+def _check_record(engine: Path, *, trust: bool) -> None:
+    """Refuse an engine that was not built here; whether it is for this device trtexec says itself."""
+    record = read_record(engine)
+    if record is None and trust:
+        return
+    if record is None or hash_file(engine) != (record.sha256, record.size_bytes):
+        raise CheckFailedError(
+            where=str(engine),
+            got="no record of it" if record is None else "it is not the engine that its record describes",
+            allowed="engines that `bitswitch-deploy build` or build_on_device.sh built on this machine",
+            do="build it here, or add --trust: an engine is code that runs on the GPU",
+        )
 
 
 def _graph(path: Path) -> onnx.ModelProto:

@@ -232,7 +232,7 @@ def test_engines_are_timed_as_an_application_runs_them(
 ) -> None:
     device = install(monkeypatch, "10.3.0")
     package = jetson_package(lambda bits: plan(float(bits), scratch=64))
-    result = run(package, machine(tmp_path / "board", JETSON_FILES), master=None)
+    result = run(package, machine(tmp_path / "board", JETSON_FILES), master=None, trust=True)
     assert (result.engine, result.engine_version) == ("tensorrt", "10.3.0")
     assert [each.label for each in result.candidates] == ["w8", "w4"]
     assert {call[1] for call in device.calls if call[0] == "execute"} == {8.0, 4.0}
@@ -254,9 +254,10 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     names = ("node_Conv_118 + node_relu", "blocks.0.conv1.weight/Q + node_Conv_119 + node_relu_1", "[x]")
     layers = dict(zip(names, (0.5, 1.0, 0.25)))
     package = jetson_package(lambda bits: json.dumps({"ms": bits / 4, "layers": layers}).encode())
-    result = run(
-        package, machine(tmp_path / "board", JETSON_FILES), engine="trtexec", master=packages.own.parent / MASTER
-    )
+    with pytest.raises(CheckFailedError, match=r"digits-w8.engine: no record of it(.|\n)*--trust"):
+        run(package, engine="trtexec", master=None)
+    master, host = packages.own.parent / MASTER, machine(tmp_path / "board", JETSON_FILES)
+    result = run(package, host, engine="trtexec", master=master, trust=True)
     assert (result.engine, result.engine_version, result.turn_ms) == ("trtexec", "10.3.0", 1000.0)
     assert [(each.label, each.statistics.p95_ms) for each in result.candidates] == [("w8", 2.0), ("w4", 1.0)]
     nodes = {node.name: (node.layer, node.ms) for node in result.candidates[0].layers}
@@ -276,7 +277,7 @@ def test_an_unreadable_answer_of_trtexec(
     fake_trtexec.install(tmp_path / "bin", monkeypatch)
     package = jetson_package(lambda bits: json.dumps({"ms": 1, "layers": {}, "times": "[]"}).encode())
     with pytest.raises(InputFileError, match="trtexec --exportTimes"):
-        run(package, engine="trtexec", master=None)
+        run(package, engine="trtexec", master=None, trust=True)
 
 
 def test_an_engine_that_is_not_built(
@@ -286,4 +287,4 @@ def test_an_engine_that_is_not_built(
     package = jetson_package(lambda bits: b"{}")
     (package / "on_device" / "digits-w4.engine").unlink()
     with pytest.raises(UnavailableError, match=r"the engine of w4 is not built(.|\n)*build_on_device.sh"):
-        run(package, engine="trtexec", master=None)
+        run(package, engine="trtexec", master=None, trust=True)
