@@ -151,6 +151,8 @@ def _about_reference(engine: EngineName, label: str | None) -> str:
         return "none: the master is not at hand, name it with --master FILE"
     if label is None:
         return "none: there is no FP16 engine of the float network in this package"
+    if engine != "onnxruntime":
+        return "the float network of the master, built in FP16"
     return "the float network of the master: same topology, weights = codes x scale, no quantizer, in the same engine"
 
 
@@ -204,7 +206,7 @@ def _open(
     if engine == "trtexec":
         return TrtexecBench(request.package, manifest, widths, _target(request, manifest), trust=request.trust)
     if engine != "onnxruntime":
-        return TensorRtBench(request.package, widths, engine, stack=stack, trust=request.trust)
+        return TensorRtBench(request.package, manifest, widths, engine, stack=stack, trust=request.trust)
     threads = request.threads if request.threads is not None else usable_cores()
     return OnnxRuntimeBench(request.package, manifest, widths, master=master, threads=threads, stack=stack)
 

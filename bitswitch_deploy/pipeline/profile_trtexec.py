@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import onnx
 
-from bitswitch_deploy.engines.engine_record import read_record
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
 from bitswitch_deploy.engines.trtexec import TrtexecSession, find_trtexec, parse_version, timing_flags
-from bitswitch_deploy.errors import CheckFailedError, UnavailableError
-from bitswitch_deploy.package.files import hash_file
-from bitswitch_deploy.package.manifest import FileEntry, Manifest
+from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.pipeline.profile_engine_files import engine_file, reference_graphs
 from bitswitch_deploy.pipeline.profile_engines import Feeds, TimedSession, Width
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
@@ -24,8 +23,6 @@ from bitswitch_deploy.target import Target, version_matches
 # trtexec starts anew for each turn, which takes seconds.
 TURN_MS = 1000.0
 _OPERATOR = "TensorRT layer"
-# Of the float network that `build` makes an FP16 engine of.
-_REFERENCE_ROLE: str = "reference"
 
 
 class TrtexecBench:
@@ -50,15 +47,14 @@ class TrtexecBench:
         self.version = parse_version(banner) or "of unknown version"
         entries = {width.label: width.entry for width in widths}
         self.reference = None
-        for entry in manifest.files:
-            if entry.role == _REFERENCE_ROLE and entry.path.endswith(".onnx"):
-                self.reference = entry.label or entry.path
-                entries[self.reference] = entry
+        for entry in reference_graphs(manifest):
+            self.reference = entry.label or entry.path
+            entries[self.reference] = entry
         self._models = {label: _graph(package / entry.path) for label, entry in entries.items()}
         flags = _flags(target, self.version)
         self._opened = {
             label: TrtexecSession(
-                program, _engine_file(package, manifest, entry, trust=trust), _inputs(self._models[label]), flags=flags
+                program, engine_file(package, manifest, entry, trust=trust), _inputs(self._models[label]), flags=flags
             )
             for label, entry in entries.items()
         }
@@ -110,36 +106,6 @@ def _flags(target: Target, version: str) -> tuple[str, ...]:
         allowed=", ".join(rule for rule, _ in target.measure.trtexec) or f"no trtexec: {target.name} does not use it",
         do="use --engine tensorrt, or add its flags to measure.trtexec of the target's YAML",
     )
-
-
-def _engine_file(package: Path, manifest: Manifest, graph: FileEntry, *, trust: bool) -> Path:
-    exported = [entry for entry in manifest.files if entry.role == "engine" and entry.label == graph.label]
-    stem = PurePosixPath(graph.path).stem
-    path = package / (exported[0].path if exported else f"{manifest.built_on_device}/{stem}.engine")
-    if not path.is_file():
-        raise UnavailableError(
-            where=str(path),
-            got=f"the engine of {graph.label} is not built",
-            allowed="an engine for each width",
-            do=f"run it on this machine: sh {package}/build_on_device.sh",
-        )
-    if not exported:
-        _check_record(path, trust=trust)
-    return path
-
-
-def _check_record(engine: Path, *, trust: bool) -> None:
-    """Refuse an engine that was not built here; whether it is for this device trtexec says itself."""
-    record = read_record(engine)
-    if record is None and trust:
-        return
-    if record is None or hash_file(engine) != (record.sha256, record.size_bytes):
-        raise CheckFailedError(
-            where=str(engine),
-            got="no record of it" if record is None else "it is not the engine that its record describes",
-            allowed="engines that `bitswitch-deploy build` or build_on_device.sh built on this machine",
-            do="build it here, or add --trust: an engine is code that runs on the GPU",
-        )
 
 
 def _graph(path: Path) -> onnx.ModelProto:
