@@ -24,6 +24,7 @@ from bitswitch_deploy.pipeline.profile_engines import (
     package_widths,
 )
 from bitswitch_deploy.pipeline.profile_steps import (
+    LayerProfiles,
     batch_results,
     layer_names,
     measure_energy,
@@ -131,11 +132,23 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
         unstable=(*board.unstable, *_disturbances(candidates)),
         notes=(*_notes(widths, schedule, target, engine), *bench.notes),
     )
+    return _with_files(request, result, widths, profiles[0], master, host)
+
+
+def _with_files(
+    request: ProfileRequest,
+    result: ProfileResult,
+    widths: Sequence[Width],
+    layers: LayerProfiles,
+    master: Master | None,
+    host: Host,
+) -> ProfileResult:
+    """Write the files that were asked for, of the first batch size; the result says how well the table predicts."""
     if request.trace is not None:
-        replace_file(request.trace, chrome_trace(profiles[0].runs, profiles[0].owners).encode())
+        replace_file(request.trace, chrome_trace(layers.runs, layers.owners).encode())
     if request.latency_table is None:
         return result
-    table = latency_table(result, profiles[0], widths, master, host)
+    table = latency_table(result, layers, widths, master, host)
     table.write(request.latency_table)
     return replace(result, residuals=table_residuals(table, result, widths))
 
