@@ -35,6 +35,7 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option("--budget", metavar="TIME", help="Exit with 1 when the p95 of a width is above it, such as 5ms.")
 @click.option("--trace", type=PATH, metavar="FILE", help="Write a timeline for chrome://tracing or ui.perfetto.dev.")
 @click.option("--latency-table", type=PATH, metavar="FILE", help="Write the time of each layer at each width.")
+@click.option("--trust", is_flag=True, help="Time engines that bitswitch-deploy has no record of: they are code.")
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the result as JSON here as well.")
 @json_option
 def command(

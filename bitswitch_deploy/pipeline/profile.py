@@ -24,6 +24,7 @@ from bitswitch_deploy.pipeline.profile_engines import (
     package_widths,
 )
 from bitswitch_deploy.pipeline.profile_steps import (
+    LayerProfiles,
     batch_results,
     layer_names,
     measure_energy,
@@ -57,7 +58,7 @@ class ProfileRequest:
     engine: None takes the one of the target. threads: None takes every core that may be used.
     turns, duration_s: of each candidate, at most one of them; None takes the time that the target's profile asks for.
     widths: labels; None takes all. budget_ms: for the p95 of every width.
-    trace, latency_table: files to write.
+    trace, latency_table: files to write. trust: time engines that bitswitch-deploy has no record of.
     """
 
     package: Path
@@ -72,6 +73,7 @@ class ProfileRequest:
     budget_ms: float | None = None
     trace: Path | None = None
     latency_table: Path | None = None
+    trust: bool = False
 
 
 def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = None) -> ProfileResult:
@@ -130,11 +132,23 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
         unstable=(*board.unstable, *_disturbances(candidates)),
         notes=(*_notes(widths, schedule, target, engine), *bench.notes),
     )
+    return _with_files(request, result, widths, profiles[0], master, host)
+
+
+def _with_files(
+    request: ProfileRequest,
+    result: ProfileResult,
+    widths: Sequence[Width],
+    layers: LayerProfiles,
+    master: Master | None,
+    host: Host,
+) -> ProfileResult:
+    """Write the files that were asked for, of the first batch size; the result says how well the table predicts."""
     if request.trace is not None:
-        replace_file(request.trace, chrome_trace(profiles[0].runs, profiles[0].owners).encode())
+        replace_file(request.trace, chrome_trace(layers.runs, layers.owners).encode())
     if request.latency_table is None:
         return result
-    table = latency_table(result, profiles[0], widths, master, host)
+    table = latency_table(result, layers, widths, master, host)
     table.write(request.latency_table)
     return replace(result, residuals=table_residuals(table, result, widths))
 
@@ -150,6 +164,8 @@ def _about_reference(engine: EngineName, label: str | None) -> str:
         return "none: the master is not at hand, name it with --master FILE"
     if label is None:
         return "none: there is no FP16 engine of the float network in this package"
+    if engine != "onnxruntime":
+        return "the float network of the master, built in FP16"
     return "the float network of the master: same topology, weights = codes x scale, no quantizer, in the same engine"
 
 
@@ -201,9 +217,9 @@ def _open(
     stack: ExitStack,
 ) -> Bench:
     if engine == "trtexec":
-        return TrtexecBench(request.package, manifest, widths, _target(request, manifest))
+        return TrtexecBench(request.package, manifest, widths, _target(request, manifest), trust=request.trust)
     if engine != "onnxruntime":
-        return TensorRtBench(request.package, widths, engine, stack=stack)
+        return TensorRtBench(request.package, manifest, widths, engine, stack=stack, trust=request.trust)
     threads = request.threads if request.threads is not None else usable_cores()
     return OnnxRuntimeBench(request.package, manifest, widths, master=master, threads=threads, stack=stack)
 

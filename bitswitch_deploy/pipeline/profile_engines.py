@@ -18,6 +18,7 @@ from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, optimized_nodes
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module
+from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
 from bitswitch_deploy.engines.timed_calls import time_calls
 from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.graph.external_data import runnable
@@ -25,6 +26,7 @@ from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
+from bitswitch_deploy.pipeline.profile_engine_files import engine_file, reference_graphs
 from bitswitch_deploy.profiling.interleave import TURN_MS
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.runtime.load import RuntimeOptions, load
@@ -200,6 +202,18 @@ class _AtWidth:
         return time_calls(self._switcher.run_all, feeds, runs)
 
 
+class _Timed:
+    """A session of an engine that no switcher holds."""
+
+    def __init__(self, session: TensorRtSession) -> None:
+        self._session = session
+        self.inputs = session.inputs
+
+    def time_runs(self, feeds: Feeds, runs: int) -> NDArray[np.float64]:
+        """Wall time of each of `runs` calls in ms."""
+        return time_calls(self._session.run_all, feeds, runs)
+
+
 class TensorRtBench:
     """The engines of a package, as an application runs them. Unproven on hardware: see engines/tensorrt_session.py.
 
@@ -211,10 +225,20 @@ class TensorRtBench:
     timed: str = "arrays in to arrays out, copies to and from the device included"
     threads: int | None = None
     turn_ms: float = TURN_MS
-    reference: str | None = None
+    reference: str | None
     notes: tuple[str, ...] = ()
 
-    def __init__(self, package: Path, widths: Sequence[Width], module: Module, *, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        package: Path,
+        manifest: Manifest,
+        widths: Sequence[Width],
+        module: Module,
+        *,
+        stack: ExitStack,
+        trust: bool,
+    ) -> None:
+        self.reference = None
         self.name: str = module
         try:
             self.version = str(load_module(module).__version__)
@@ -227,10 +251,14 @@ class TensorRtBench:
                 " (or time the graphs on this processor: --engine onnxruntime)",
             ) from exc
         labels = tuple(width.label for width in widths)
-        switcher = stack.enter_context(
-            load(package, provider="tensorrt", width=labels[0], options=RuntimeOptions(warm=labels))
-        )
-        self.sessions: Mapping[str, TimedSession] = {label: _AtWidth(switcher, label) for label in labels}
+        options = RuntimeOptions(warm=labels, trust_engines=trust)
+        switcher = stack.enter_context(load(package, provider="tensorrt", width=labels[0], options=options))
+        sessions: dict[str, TimedSession] = {label: _AtWidth(switcher, label) for label in labels}
+        for entry in reference_graphs(manifest):
+            plan = engine_file(package, manifest, entry, trust=trust).read_bytes()
+            self.reference = entry.label or entry.path
+            sessions[self.reference] = _Timed(TensorRtSession(plan, TensorRtDevice(module)))
+        self.sessions: Mapping[str, TimedSession] = sessions
 
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
         """Nothing: the engine inspector of `build` tells."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +14,8 @@ from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
 from bitswitch_deploy.engines.trtexec import TrtexecSession, find_trtexec, parse_version, timing_flags
 from bitswitch_deploy.errors import UnavailableError
-from bitswitch_deploy.package.manifest import FileEntry, Manifest
+from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.pipeline.profile_engine_files import engine_file, reference_graphs
 from bitswitch_deploy.pipeline.profile_engines import Feeds, TimedSession, Width
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
@@ -22,8 +23,6 @@ from bitswitch_deploy.target import Target, version_matches
 # trtexec starts anew for each turn, which takes seconds.
 TURN_MS = 1000.0
 _OPERATOR = "TensorRT layer"
-# Of the float network that `build` makes an FP16 engine of.
-_REFERENCE_ROLE: str = "reference"
 
 
 class TrtexecBench:
@@ -31,6 +30,7 @@ class TrtexecBench:
 
     Raises:
         UnavailableError: trtexec or an engine is not here.
+        CheckFailedError: an engine was not built here, without `trust`.
     """
 
     name: str = "trtexec"
@@ -39,21 +39,22 @@ class TrtexecBench:
     turn_ms: float = TURN_MS
     reference: str | None
 
-    def __init__(self, package: Path, manifest: Manifest, widths: Sequence[Width], target: Target) -> None:
+    def __init__(
+        self, package: Path, manifest: Manifest, widths: Sequence[Width], target: Target, *, trust: bool
+    ) -> None:
         program = find_trtexec()
         banner = subprocess.run((program, "--help"), capture_output=True, text=True, errors="replace").stdout
         self.version = parse_version(banner) or "of unknown version"
         entries = {width.label: width.entry for width in widths}
         self.reference = None
-        for entry in manifest.files:
-            if entry.role == _REFERENCE_ROLE and entry.path.endswith(".onnx"):
-                self.reference = entry.label or entry.path
-                entries[self.reference] = entry
+        for entry in reference_graphs(manifest):
+            self.reference = entry.label or entry.path
+            entries[self.reference] = entry
         self._models = {label: _graph(package / entry.path) for label, entry in entries.items()}
         flags = _flags(target, self.version)
         self._opened = {
             label: TrtexecSession(
-                program, _engine_file(package, manifest, entry), _inputs(self._models[label]), flags=flags
+                program, engine_file(package, manifest, entry, trust=trust), _inputs(self._models[label]), flags=flags
             )
             for label, entry in entries.items()
         }
@@ -105,20 +106,6 @@ def _flags(target: Target, version: str) -> tuple[str, ...]:
         allowed=", ".join(rule for rule, _ in target.measure.trtexec) or f"no trtexec: {target.name} does not use it",
         do="use --engine tensorrt, or add its flags to measure.trtexec of the target's YAML",
     )
-
-
-def _engine_file(package: Path, manifest: Manifest, graph: FileEntry) -> Path:
-    exported = [entry for entry in manifest.files if entry.role == "engine" and entry.label == graph.label]
-    stem = PurePosixPath(graph.path).stem
-    path = package / (exported[0].path if exported else f"{manifest.built_on_device}/{stem}.engine")
-    if not path.is_file():
-        raise UnavailableError(
-            where=str(path),
-            got=f"the engine of {graph.label} is not built",
-            allowed="an engine for each width",
-            do=f"run it on this machine: sh {package}/build_on_device.sh",
-        )
-    return path
 
 
 def _graph(path: Path) -> onnx.ModelProto:

@@ -12,11 +12,10 @@ median between them with the probability 1 - 2 * P(B < k), B binomial(n, 1/2), w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
 # Fewer turns hold no interval of 95 %: 1 - 2 * 2^-5 is 94 %.
@@ -84,17 +83,17 @@ def describe(values: Milliseconds, *, batch: int) -> LatencyStatistics:
     )
 
 
-def ratio(times: Sequence[float], reference_times: Sequence[float], *, reference: str) -> Ratio:
+def ratio(times: ArrayLike, reference_times: ArrayLike, *, reference: str) -> Ratio:
     """Compare two candidates by what each took in the same turns.
 
     Args:
-        times, reference_times: a time for each turn, in ms, in the order of the turns.
+        times, reference_times: a time for each turn in ms, in the order of the turns [turns].
         reference: label of what `reference_times` belong to.
 
     Raises:
         ValueError: fewer than `MIN_TURNS` turns.
     """
-    quotients = np.sort(np.asarray(times) / np.asarray(reference_times))
+    quotients = np.sort(np.asarray(times, np.float64) / np.asarray(reference_times, np.float64))
     rank, confidence = _rank(len(quotients))
     return Ratio(
         reference=reference,

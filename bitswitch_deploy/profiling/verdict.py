@@ -50,6 +50,8 @@ def cause_in_graph(nodes: Sequence[OperatorTime], cpu_features: Sequence[str]) -
     floats = [node for node in nodes if node.operator in FLOAT_LAYERS]
     integers = [node for node in nodes if node.operator in INTEGER_LAYERS]
     converting = [node for node in nodes if node.operator in CONVERSIONS]
+    if not floats and not integers:
+        return "of a reason that this engine does not tell: `build` lists the layers that fell back to float"
     clauses = []
     if floats:
         names = ", ".join(node.layer or node.name for node in floats[:_SHOWN_NAMES])

@@ -28,7 +28,7 @@ def test_it_prints_a_page(run: Run, package: Path) -> None:
 
 
 def test_json_a_file_and_a_budget_that_is_missed(run: Run, package: Path, tmp_path: Path) -> None:
-    words = ("profile", package, "--turns", "6", "--widths", "8", "--budget", "0.1us", "--json")
+    words = ("profile", package, "--turns", "6", "--widths", "8", "--threads", "1", "--budget", "0.1us", "--json")
     outcome = run(*words, "-o", tmp_path / "p.json")
     assert outcome.code == 1
     document = json.loads(outcome.out)
@@ -38,7 +38,7 @@ def test_json_a_file_and_a_budget_that_is_missed(run: Run, package: Path, tmp_pa
 
 
 def test_a_budget_that_is_kept(run: Run, package: Path) -> None:
-    outcome = run("profile", package, "--turns", "6", "--widths", "w8", "--budget", "1000s")
+    outcome = run("profile", package, "--turns", "6", "--widths", "w8", "--threads", "1", "--budget", "1000s")
     assert outcome.code == 0
     assert "ok  w8, batch 1: p95" in outcome.out
 
@@ -68,5 +68,7 @@ def test_a_folder_that_is_no_package(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written(run: Run, package: Path, tmp_path: Path) -> None:
-    outcome = run("profile", package, "--turns", "6", "--widths", "8", "-o", tmp_path / "missing" / "p.json")
+    outcome = run(
+        "profile", package, "--turns", "6", "--widths", "8", "--threads", "1", "-o", tmp_path / "missing" / "p.json"
+    )
     assert outcome.code == 3

@@ -188,7 +188,7 @@ def test_a_package_that_was_changed_is_not_timed(packages: Packages, tmp_path: P
 )
 def test_what_cannot_be_is_refused(packages: Packages, changes: dict[str, object], message: str) -> None:
     with pytest.raises((UsageError, UnavailableError), match=message):
-        run(packages.own, **changes)
+        run(packages.own, None, **changes)
 
 
 def test_the_target_says_how_long() -> None:
@@ -232,7 +232,7 @@ def test_engines_are_timed_as_an_application_runs_them(
 ) -> None:
     device = install(monkeypatch, "10.3.0")
     package = jetson_package(lambda bits: plan(float(bits), scratch=64))
-    result = run(package, machine(tmp_path / "board", JETSON_FILES), master=None)
+    result = run(package, machine(tmp_path / "board", JETSON_FILES), master=None, trust=True)
     assert (result.engine, result.engine_version) == ("tensorrt", "10.3.0")
     assert [each.label for each in result.candidates] == ["w8", "w4"]
     assert {call[1] for call in device.calls if call[0] == "execute"} == {8.0, 4.0}
@@ -240,7 +240,26 @@ def test_engines_are_timed_as_an_application_runs_them(
     assert result.board.after.power_mode == "25W"
     energy = result.candidates[0].energy
     assert energy is not None
-    assert (energy.source, energy.mean_watts) == ("INA rails VDD_IN", pytest.approx(6.0, rel=0.05))
+    assert energy.source == "INA rails VDD_IN"
+    assert energy.mean_watts == pytest.approx(6.0, rel=0.05)
+
+
+def test_the_fp16_engine_is_the_reference_where_the_package_has_one(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = install(monkeypatch, "10.3.0")
+    package = jetson_package(lambda bits: plan(float(bits), scratch=64))
+    document = json.loads((package / "manifest.json").read_text())
+    entry = next(each for each in document["files"] if each["label"] == "w8")
+    document["files"].append(entry | {"path": "digits-fp16.onnx", "role": "reference", "label": "fp16"})
+    (package / "digits-fp16.onnx").write_bytes((package / entry["path"]).read_bytes())
+    (package / "manifest.json").write_text(json.dumps(document))
+    (package / "on_device" / "digits-fp16.engine").write_bytes(plan(16.0, scratch=64))
+    result = run(package, machine(tmp_path / "board", {}), master=None, trust=True)
+    assert [each.label for each in result.candidates] == ["w8", "w4", "fp16"]
+    assert result.reference_label == "fp16"
+    assert 16.0 in {call[1] for call in device.calls if call[0] == "execute"}
+    assert [each.ratio is not None for each in result.candidates] == [True, True, False]
 
 
 def test_trtexec_times_engines_where_there_is_no_python_package(
@@ -253,9 +272,10 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     names = ("node_Conv_118 + node_relu", "blocks.0.conv1.weight/Q + node_Conv_119 + node_relu_1", "[x]")
     layers = dict(zip(names, (0.5, 1.0, 0.25)))
     package = jetson_package(lambda bits: json.dumps({"ms": bits / 4, "layers": layers}).encode())
-    result = run(
-        package, machine(tmp_path / "board", JETSON_FILES), engine="trtexec", master=packages.own.parent / MASTER
-    )
+    with pytest.raises(CheckFailedError, match=r"digits-w8.engine: no record of it(.|\n)*--trust"):
+        run(package, engine="trtexec", master=None)
+    master, host = packages.own.parent / MASTER, machine(tmp_path / "board", JETSON_FILES)
+    result = run(package, host, engine="trtexec", master=master, trust=True)
     assert (result.engine, result.engine_version, result.turn_ms) == ("trtexec", "10.3.0", 1000.0)
     assert [(each.label, each.statistics.p95_ms) for each in result.candidates] == [("w8", 2.0), ("w4", 1.0)]
     nodes = {node.name: (node.layer, node.ms) for node in result.candidates[0].layers}
@@ -275,7 +295,7 @@ def test_an_unreadable_answer_of_trtexec(
     fake_trtexec.install(tmp_path / "bin", monkeypatch)
     package = jetson_package(lambda bits: json.dumps({"ms": 1, "layers": {}, "times": "[]"}).encode())
     with pytest.raises(InputFileError, match="trtexec --exportTimes"):
-        run(package, engine="trtexec", master=None)
+        run(package, engine="trtexec", master=None, trust=True)
 
 
 def test_an_engine_that_is_not_built(
@@ -285,4 +305,4 @@ def test_an_engine_that_is_not_built(
     package = jetson_package(lambda bits: b"{}")
     (package / "on_device" / "digits-w4.engine").unlink()
     with pytest.raises(UnavailableError, match=r"the engine of w4 is not built(.|\n)*build_on_device.sh"):
-        run(package, engine="trtexec", master=None)
+        run(package, engine="trtexec", master=None, trust=True)

@@ -14,12 +14,8 @@ def signature(*shape: int | str | None, dtype: str = "float32") -> InputSignatur
 
 def test_the_first_open_dimension_is_the_batch() -> None:
     feeds = make_feeds([signature("n", 3, 8, 8), InputSignature(name="i", dtype="int64", shape=(None, 4))], 5)
-    assert (feeds["x"].shape, feeds["x"].dtype, feeds["i"].shape, feeds["i"].dtype) == (
-        (5, 3, 8, 8),
-        np.float32,
-        (5, 4),
-        np.int64,
-    )
+    assert (feeds["x"].shape, feeds["i"].shape) == ((5, 3, 8, 8), (5, 4))
+    assert (feeds["x"].dtype.name, feeds["i"].dtype.name) == ("float32", "int64")
     np.testing.assert_array_equal(feeds["x"], make_feeds([signature("n", 3, 8, 8)], 5)["x"])
 
 

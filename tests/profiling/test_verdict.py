@@ -52,6 +52,11 @@ def test_conversions_and_other_operators_are_named_where_they_take_a_tenth() -> 
     assert "conversions" not in cause_in_graph(nodes, ("avx_vnni",))
 
 
+def test_an_engine_that_tells_no_types_is_given_no_reason() -> None:
+    for nodes in ([], [node("conv1 + relu", "TensorRT layer", 1.0)]):
+        assert cause_in_graph(nodes, ("avx2",)).startswith("of a reason that this engine does not tell")
+
+
 def test_a_processor_without_dot_products_is_a_reason_where_it_is_known() -> None:
     nodes = [node("a", "QLinearConv", 1.0)]
     assert cause_in_graph(nodes, ("avx2",)) == "this processor has no dot product of bytes"

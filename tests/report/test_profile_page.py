@@ -1,0 +1,109 @@
+"""The page of a profile, from results made up."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from bitswitch_deploy.profiling.board.state import BoardRecord, BoardState, Span
+from bitswitch_deploy.profiling.result import BudgetVerdict, Energy, ProfileResult, Residual
+from bitswitch_deploy.profiling.statistics import Ratio
+from bitswitch_deploy.report.profile_page import print_profile
+from tests.profiling.results import candidate, node
+
+STATE = BoardState(
+    power_mode="15W",
+    governors=("schedutil",),
+    clocks=(),
+    clocks_locked=True,
+    temperatures_c=(),
+    throttle_events=(),
+    rails_w=(("VDD_IN", 6.0),),
+    gpus=(),
+)
+RESULT = ProfileResult(
+    package="deploy",
+    master_sha256="0" * 64,
+    target="jetson-orin-nano",
+    engine="onnxruntime",
+    engine_version="1.32.0",
+    timed="arrays in to arrays out",
+    threads=2,
+    turns=40,
+    warmup_turns=6,
+    turn_ms=50.0,
+    reference_label="float32",
+    reference="the float network",
+    candidates=(
+        candidate(
+            "w8",
+            p50_ms=1.5,
+            ratio=Ratio(reference="float32", value=0.75, low=0.7, high=0.8, confidence=0.96, turns=40),
+            verdict="faster than float32: 0.750 x its time",
+            layers=(node("q", "QLinearConv", 1.0, "body.1"), node("a", "QLinearAdd", 0.25, "body.1")),
+            energy=Energy(source="INA", millijoules_per_inference=2.5, mean_watts=6.0, seconds=2.0),
+        ),
+        candidate("float32", p50_ms=2.0, layers=(node("only_here", "Conv", 2.0),)),
+    ),
+    budget=(BudgetVerdict(label="w8", batch_size=1, p95_ms=1.5, budget_ms=1.0, verdict="failed"),),
+    board=BoardRecord(
+        before=STATE,
+        after=STATE,
+        looks=4,
+        temperatures_c=(Span(name="tj", lowest=48.0, highest=55.0),),
+        clocks_mhz=(),
+        unstable=(),
+        unknown=("throttling",),
+    ),
+    unstable=(),
+    notes=("a note",),
+    residuals=(Residual(label="mixed", predicted_ms=1.1, measured_ms=1.0, error=0.1),),
+)
+
+
+def page(result: ProfileResult) -> str:
+    stream = io.StringIO()
+    print_profile(result, stream, width=100)
+    return stream.getvalue()
+
+
+def test_every_number_stands_in_its_row() -> None:
+    lines = [line.split() for line in page(RESULT).splitlines()]
+    assert ["width", "p50", "p90", "p95", "p99", "mean", "CV", "%", "per", "s", "of", "float32", "mJ"] in lines
+    assert ["w8", *["1.500"] * 5, "0", "667", "0.75", "2.50"] in lines
+    assert ["float32", *["2.000"] * 5, "0", "500", "-", "-"] in lines
+    # nodes of a layer are added up, and the reference has no column there
+    assert ["body.1", "1.250"] in lines
+    assert not any("only_here" in line for line in lines)
+
+
+def test_what_was_decided_and_seen_is_said() -> None:
+    text = page(RESULT)
+    for words in (
+        "2 threads, arrays in to arrays out",
+        "40 of 50 ms for each, 6 before as warm-up",
+        "faster than float32: 0.750 x its time",
+        "failed  w8, batch 1: p95 1.500 ms of 1 ms",
+        "1.100 of 1.000 ms, +10.0 %",
+        "tj 48 to 55",
+        "15W",
+        "locked",
+        "VDD_IN 6.00 W",
+        "nothing moved that could be seen",
+        "not told      throttling",
+        "- a note",
+    ):
+        assert words in text, words
+
+
+def test_an_unstable_result_says_why_and_not_that_it_is_stable() -> None:
+    text = page(replace(RESULT, unstable=("temperature tj moved",)))
+    assert "UNSTABLE      temperature tj moved" in text
+    assert "nothing moved" not in text
+
+
+def test_without_energy_reference_and_layers_nothing_is_made_up() -> None:
+    bare = replace(candidate("w4", p50_ms=1.0), layers=())
+    text = page(replace(RESULT, candidates=(bare,), reference_label=None, budget=(), residuals=(), notes=()))
+    for words in ("mJ", "Layers", "Budget", "Latency table", "Notes", "faster"):
+        assert words not in text
