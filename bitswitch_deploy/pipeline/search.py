@@ -286,6 +286,11 @@ class _Reporting:
         notes = [
             f"{n:,} samples tell differences of {resolution_points(n):.1f} points from none; use more for finer ones"
         ]
+        if self._data.search.labelled and self._uniform[0].scores.right.all():
+            notes.append(
+                "the highest width is right on every sample of the search, as on samples that it was trained on: "
+                "their loss says little about others. Name samples with --data that training has not seen"
+            )
         if choice.correlation is not None and choice.correlation < _POOR_CORRELATION:
             notes.append(
                 f"predicted costs rank the candidates poorly (correlation {choice.correlation:.2f}): "

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.errors import DataError, UnavailableError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import write_master
@@ -128,7 +129,7 @@ def test_statistics_are_mean_and_unbiased_variance_of_what_the_layer_is_fed() ->
     probe = type(model)()
     probe.CopyFrom(model)
     probe.graph.output.add().name = norm.input[0]
-    fed = evaluate.ReferenceSession(probe.SerializeToString()).run_all({"x": x})[norm.input[0]]
+    fed = ReferenceSession(probe.SerializeToString()).run_all({"x": x})[norm.input[0]]
     row = master.spec.widths.index(4)
     assert adapted.tensors["bn.mean"][row] == pytest.approx(fed.mean((0, 2, 3)), rel=1e-4, abs=1e-5)
     assert adapted.tensors["bn.var"][row] == pytest.approx(fed.var((0, 2, 3), ddof=1), rel=1e-4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +13,12 @@ from bitswitch_deploy.search.refine import refine
 from bitswitch_deploy.search.score import Scores
 from tests.search.problems import average_row, problem
 
+Measure = Callable[[Sequence[Selection]], list[Scores]]
 
-def _measure(given: Problem, true: dict[str, Sequence[float]], asked: list[Selection], noise: float = 0.0):  # type: ignore[no-untyped-def]
+
+def _measure(
+    given: Problem, true: Mapping[str, Sequence[float]], asked: list[Selection], noise: float = 0.0
+) -> Measure:
     random = np.random.default_rng(0)
     shared = random.normal(0, 1, 400)
 

@@ -76,7 +76,7 @@ def test_bytes_of_a_target_are_those_of_its_graphs(name: str, bits: int) -> None
 
 
 def _size_bytes(tensor: onnx.TensorProto) -> int:
-    per_byte = {onnx.TensorProto.INT4: 2}.get(tensor.data_type, 1)
+    per_byte = 2 if tensor.data_type == onnx.TensorProto.INT4 else 1
     return len(tensor.raw_data) or -(-int(np.prod(tensor.dims)) // per_byte)
 
 
