@@ -82,7 +82,7 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
         UsageError: budgets that cannot be kept or contradict each other, unknown layers, widths or targets.
         InputFileError: the master, data, costs or a latency table is bad.
         CheckFailedError: nothing loses as little as `max_drop`, or an output is not finite.
-        UnavailableError: scipy or joblib is not installed.
+        UnavailableError: the backend is not installed, or the solver found nothing in time.
         OutputError: the cache or the output cannot be written.
     """
     return _Search(request, progress or Silent()).run()

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize
 
 from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.search.problem import Problem, Row, Selection
@@ -64,7 +64,7 @@ def solve(problem: Problem, *, cuts: Sequence[Cut] = (), time_limit_s: float = T
 
     Raises:
         UsageError: the budgets alone leave no selection; the message names the one that is in the way.
-        UnavailableError: scipy is not installed, or time was up before any selection was found.
+        UnavailableError: time was up before any selection was found.
     """
     _check_minima(problem)
     tightened = 0.0
@@ -123,7 +123,6 @@ class _Programme:
         return min(_LP_OPTIMUM / max(optimum, 1e-9), _LARGEST_COST) / largest
 
     def _run(self, costs: Matrix, *, integral: bool, time_limit_s: float) -> Any:
-        optimize = _optimize()
         groups = len(self._problem.groups)
         one = np.zeros((groups, len(costs)))
         for index, (a, b) in enumerate(itertools.pairwise(self._starts)):
@@ -211,16 +210,3 @@ def _quiet_stdout() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
-
-
-def _optimize() -> ModuleType:
-    try:
-        import scipy.optimize
-    except ImportError as exc:
-        raise UnavailableError(
-            where="search",
-            got="the solver needs scipy, which is not installed",
-            allowed="scipy 1.11 or newer",
-            do="pip install 'bitswitch-deploy[search]'",
-        ) from exc
-    return scipy.optimize  # type: ignore[no-any-return]

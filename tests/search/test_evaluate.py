@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,12 +155,10 @@ def test_outputs_that_are_no_class_scores() -> None:
         run_batches(session, np.zeros((3, 5, 2), np.float32))
 
 
-@pytest.mark.parametrize(
-    ("module", "workers"), [("joblib", Workers(jobs=2)), ("distributed", Workers(jobs=2, backend="dask"))]
-)
-def test_what_is_not_installed_is_named(
-    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, workers: Workers
+@pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray.util.joblib")])
+def test_a_backend_that_is_not_installed_is_named(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, module: str
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(UnavailableError, match=f"needs {module}, which is not installed"):
-        evaluator(master, tmp_path, workers=workers).measure(UNIFORM)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UnavailableError, match=f"the backend {backend} needs .*, which is not installed"):
+        evaluator(master, tmp_path, workers=Workers(jobs=2, backend=backend)).measure(UNIFORM)

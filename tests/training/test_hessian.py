@@ -57,7 +57,7 @@ def test_softmax_regression() -> None:
 def _network() -> tuple[nn.Sequential, dict[str, Tensor], Tensor, Tensor]:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
-    weights = {name: model.get_parameter(f"{name}.weight") for name in ("0", "2")}
+    weights: dict[str, Tensor] = {name: model.get_parameter(f"{name}.weight") for name in ("0", "2")}
     return model, weights, torch.randn(10, 5, dtype=torch.float64), torch.arange(10) % 3
 
 

@@ -29,8 +29,8 @@ def main(turns: int, seed: int) -> None:
     click.echo("layers  choices  budgets   optimum s: median  worst   8 candidates s: median  worst")
     for n_layers, n_choices, n_rows in SIZES:
         problems = [_problem(seed + turn, n_layers, n_choices, n_rows) for turn in range(turns)]
-        one = [_seconds(lambda given=each: solve(given)) for each in problems]  # type: ignore[misc]
-        eight = [_seconds(lambda given=each: _eight(given)) for each in problems]  # type: ignore[misc]
+        one = [_seconds(lambda given=each: solve(given)) for each in problems]
+        eight = [_seconds(lambda given=each: _eight(given)) for each in problems]
         times = f"{median(one):18.2f} {max(one):6.2f} {median(eight):24.2f} {max(eight):6.2f}"
         click.echo(f"{n_layers:6} {n_choices:8} {n_rows:8}  {times}")
     click.echo(
