@@ -44,6 +44,10 @@ from bitswitch_deploy.tensors import WidthAssignment
 
 RESULTS = Path(__file__).resolve().parent.parent / "calibration"
 PATH = click.Path(path_type=Path)
+_HEAD = """# Results of the search
+
+Written by `tools/search_results.py page` from the files in `results/`; what they show is discussed in
+[the search's own page](../bitswitch_deploy/search/README.md#what-was-measured)."""
 LOSS, DIVERGENCE = "loss", "divergence"
 _VERSIONS = ("numpy", "scipy", "onnx", "onnxruntime")
 
@@ -307,6 +311,62 @@ def _cifar10_files(folder: Path, cache: Path, test_samples: int | None) -> tuple
         if not path.is_file():
             np.savez(path, x=np.asarray(split.images)[:count], y=np.asarray(split.labels)[:count])
     return paths
+
+
+@main.command()
+def page() -> None:
+    """Write calibration/SEARCH.md from the results."""
+    parts = [_HEAD]
+    for path in sorted((RESULTS / "results").glob("search-*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        render = _exhaustive_page if result["experiment"] == "exhaustive" else _uniform_page
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        made = f"`{result['command']}` ({versions}; master sha256 {result['master_sha256'][:12]})"
+        parts.append("\n".join([f"## {path.stem.removeprefix('search-')}", "", made, "", *render(result)]))
+    (RESULTS / "SEARCH.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _exhaustive_page(result: dict[str, Any]) -> list[str]:
+    truths, sizes = list(result["range"]), result["n_samples"]
+    lines = [
+        f"All {result['n_assignments']:,} assignments measured. Rank correlation of what each method predicts from"
+    ]
+    lines += ["single layers, on the samples of the search, with:", ""]
+    lines += _table(
+        ["method", *(f"{name} ({sizes[name]:,} samples)" for name in truths)],
+        [[name, *(f"{row[truth]:+.3f}" for truth in truths)] for name, row in result["correlations"].items()],
+    )
+    lines += ["", "Assignments with the same or a lower average width that are better than the optimum of a method, by"]
+    lines += ["loss on the samples of the search (in brackets: by divergence there):", ""]
+    rows = {**result["optima"], "loss, best of 8 candidates measured": result["measured"]}
+    averages = [f"avg <= {each['average']:g} (of {each['feasible']:,})" for each in result["measured"]]
+    cells = [[name, *(f"{e['better'][LOSS]} ({e['better'][DIVERGENCE]})" for e in row)] for name, row in rows.items()]
+    return lines + _table(["method", *averages], cells)
+
+
+def _uniform_page(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for run in result["runs"]:
+        top1 = [each["top1"] for each in run["random"]]
+        below = sum(each["top1"] < run["searched"]["top1"] for each in run["random"])
+        rows.append([f"{run['average']:g}", "searched", f"{run['searched']['top1']:.2f}", "", ""])
+        for name, each in run["uniform"].items():
+            value, low, high = each["searched_more"]
+            rows.append(
+                ["", name, f"{each['top1']:.2f}", f"{value:+.2f} ({low:+.2f} .. {high:+.2f})", f"{each['p']:.2g}"]
+            )
+        rows.append(["", f"{len(top1)} random, {below} of them lower", f"{min(top1):.2f} .. {max(top1):.2f}", "", ""])
+    n = result["runs"][0]["n_test"]
+    statistics = "taken anew for each assignment" if result["reestimate"] else "those of the master"
+    lines = [
+        f"Top-1 in % on {n:,} test samples, BatchNorm statistics {statistics}; the search saw {result['samples']:,}"
+    ]
+    lines += ["other samples. Differences are paired, in points, with 95 % intervals and exact McNemar p.", ""]
+    return lines + _table(["average", "assignment", "top-1", "searched has more", "p"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def circumstances() -> dict[str, Any]:

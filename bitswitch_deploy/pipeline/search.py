@@ -82,7 +82,7 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
         UsageError: budgets that cannot be kept or contradict each other, unknown layers, widths or targets.
         InputFileError: the master, data, costs or a latency table is bad.
         CheckFailedError: nothing loses as little as `max_drop`, or an output is not finite.
-        UnavailableError: scipy or joblib is not installed.
+        UnavailableError: the backend is not installed, or the solver found nothing in time.
         OutputError: the cache or the output cannot be written.
     """
     return _Search(request, progress or Silent()).run()
@@ -286,6 +286,11 @@ class _Reporting:
         notes = [
             f"{n:,} samples tell differences of {resolution_points(n):.1f} points from none; use more for finer ones"
         ]
+        if self._data.search.labelled and self._uniform[0].scores.right.all():
+            notes.append(
+                "the highest width is right on every sample of the search, as on samples that it was trained on: "
+                "their loss says little about others. Name samples with --data that training has not seen"
+            )
         if choice.correlation is not None and choice.correlation < _POOR_CORRELATION:
             notes.append(
                 f"predicted costs rank the candidates poorly (correlation {choice.correlation:.2f}): "

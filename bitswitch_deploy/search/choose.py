@@ -76,7 +76,7 @@ class Chooser:
         fewer, dominated = remove_dominated(self._problem)
         solutions = near_optimal(fewer, count=CANDIDATES, distance=usual_distance(fewer))
         best = self._best([self._selection(fewer, each.selection) for each in solutions] + self.feasible_uniform())
-        refined = refine(self._problem, best.selection, best.scores, self._scores, tries=2 * len(self._problem.groups))
+        refined = refine(self._problem, best.selection, best.scores, self._scores, tries=len(self._problem.groups))
         self._remember(refined.selection, refined.scores)
         chosen = self._known[refined.selection]
         return self._choice(chosen, (), refined.moves, dominated)

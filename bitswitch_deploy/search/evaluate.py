@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+import joblib
 import numpy as np
 
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
@@ -106,7 +106,7 @@ class Evaluator:
             DataError: the output is no row of class scores.
             GraphError: the network cannot be run.
             OutputError: the scores cannot be kept.
-            UnavailableError: joblib or the backend is not installed.
+            UnavailableError: the backend is not installed.
         """
         n = self.n if n is None else min(n, self.n)
         tasks = list(self._tasks(assignments, n))
@@ -159,8 +159,7 @@ class Evaluator:
     def _run(self, tasks: Sequence[_Task]) -> Iterator[list[Scores]]:
         if self._workers.jobs == 1 or len(tasks) < 2:
             return map(_compute, tasks)
-        joblib = _joblib()
-        with _configured(joblib, self._workers):
+        with _configured(self._workers):
             parallel = joblib.Parallel(return_as="generator")
             return iter(parallel(joblib.delayed(_compute)(task) for task in tasks))
 
@@ -235,11 +234,7 @@ def run_batches(session: ReferenceSession, x: Inputs) -> Outputs:
     return np.concatenate(parts)
 
 
-def _joblib() -> ModuleType:
-    return _wanted("joblib", "working in parallel needs joblib")
-
-
-def _configured(joblib: Any, workers: Workers) -> AbstractContextManager[object]:
+def _configured(workers: Workers) -> AbstractContextManager[object]:
     if workers.backend == "ray":
         _wanted("ray.util.joblib", "the backend ray needs ray").register_ray()
     if workers.backend == "dask":
@@ -256,6 +251,6 @@ def _wanted(module: str, reason: str) -> ModuleType:
         raise UnavailableError(
             where="search",
             got=f"{reason}, which is not installed",
-            allowed=f"{module.partition('.')[0]}, or --jobs 1",
+            allowed=f"{module.partition('.')[0]}, or another --backend",
             do=f"pip install {module.partition('.')[0]}",
         ) from exc

@@ -15,7 +15,7 @@ from bitswitch_deploy.search.problem import Problem, Selection
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.search.statistics import compare
 
-MAX_ROUNDS = 4
+MAX_ROUNDS = 3
 
 MeasureSelections = Callable[[Sequence[Selection]], Sequence[Scores]]
 

@@ -2,22 +2,26 @@
 
 With one binary x[g,k] for each choice: sum over k of x[g,k] = 1, and each row with a cap is one inequality. Two traps
 of the solver are met here. It stops at an absolute gap of 1e-6 and accepts rows that are off by 1e-6: so costs are
-scaled until the relaxed optimum is 1000, rows are written in whole units (up to 10^4 of them) with half a unit of
+scaled until the relaxed optimum is 1000, rows are written in whole units (up to 1,000 of them) with half a unit of
 room, and whatever comes back is added up again in integers. A point that exceeds a budget is cut off, and the problem
 solved again. Rows scaled to a limit of 1 made HiGHS 1.12 (scipy 1.17.1) return a point that is not the best one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize
 
 from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.search.problem import Problem, Row, Selection
@@ -25,7 +29,7 @@ from bitswitch_deploy.search.problem import Problem, Row, Selection
 TIME_LIMIT_S = 60.0
 _LP_OPTIMUM = 1e3
 _LARGEST_COST = 1e5
-_LARGEST_USE = 1e4
+_LARGEST_USE = 1e3
 _MIP_GAP = 1e-9
 # after so many points that keep the rows in floating point only, the rows are tightened instead
 _MAX_VIOLATIONS = 20
@@ -60,7 +64,7 @@ def solve(problem: Problem, *, cuts: Sequence[Cut] = (), time_limit_s: float = T
 
     Raises:
         UsageError: the budgets alone leave no selection; the message names the one that is in the way.
-        UnavailableError: scipy is not installed, or time was up before any selection was found.
+        UnavailableError: time was up before any selection was found.
     """
     _check_minima(problem)
     tightened = 0.0
@@ -119,7 +123,6 @@ class _Programme:
         return min(_LP_OPTIMUM / max(optimum, 1e-9), _LARGEST_COST) / largest
 
     def _run(self, costs: Matrix, *, integral: bool, time_limit_s: float) -> Any:
-        optimize = _optimize()
         groups = len(self._problem.groups)
         one = np.zeros((groups, len(costs)))
         for index, (a, b) in enumerate(itertools.pairwise(self._starts)):
@@ -127,13 +130,14 @@ class _Programme:
         constraints = [optimize.LinearConstraint(one, 1, 1)]
         if len(self._rows):
             constraints.append(optimize.LinearConstraint(self._rows, -np.inf, self._limits))
-        return optimize.milp(
-            costs,
-            integrality=np.full(len(costs), int(integral)),
-            bounds=optimize.Bounds(0, 1),
-            constraints=constraints,
-            options={"time_limit": time_limit_s, "mip_rel_gap": _MIP_GAP},
-        )
+        with _quiet_stdout():
+            return optimize.milp(
+                costs,
+                integrality=np.full(len(costs), int(integral)),
+                bounds=optimize.Bounds(0, 1),
+                constraints=constraints,
+                options={"time_limit": time_limit_s, "mip_rel_gap": _MIP_GAP},
+            )
 
     def _budget(self, row: Row, tightened: float) -> tuple[Matrix, float]:
         """In units of the common divisor with half a unit of room: there the solver's tolerance decides nothing."""
@@ -192,14 +196,17 @@ def _out_of_time(time_limit_s: float, message: str) -> UnavailableError:
     )
 
 
-def _optimize() -> ModuleType:
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """HiGHS 1.12 prints a line of its own now and then, with all output off; stdout is for results."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        import scipy.optimize
-    except ImportError as exc:
-        raise UnavailableError(
-            where="search",
-            got="the solver needs scipy, which is not installed",
-            allowed="scipy 1.11 or newer",
-            do="pip install 'bitswitch-deploy[search]'",
-        ) from exc
-    return scipy.optimize  # type: ignore[no-any-return]
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C has buffered would come out later
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -17,8 +17,9 @@ from bitswitch_deploy.pipeline.search import SearchRequest, search
 from bitswitch_deploy.pipeline.search_problem import layer_groups
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.search.budget import parse_budget
-from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts
+from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts, assignment_of
 from bitswitch_deploy.search.evaluate import open_session, run_batches
+from bitswitch_deploy.search.score import score_labelled
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.search.masters import every_operator
 from tests.search.test_resources import table
@@ -79,6 +80,15 @@ def test_statistics_taken_anew_are_exported_with_a_master_of_their_own(tmp_path:
     assert report.master_path == str(tmp_path / "widths.safetensors")
     assert adapted.sha256 != report.master_sha256 == read_master(bundled_master()).sha256
     assert adapted.spec.accuracy == ()
+    found = sample_set("digits")
+    assert found is not None
+    test = load_samples(adapted, found.test, limit=None)
+    assert test is not None
+    assert test.y is not None
+    session = open_session(adapted, assignment_of(dict(report.chosen.widths)))
+    scores = score_labelled(run_batches(session, test.source.read(0, 600)), test.y, where="")
+    assert report.chosen.test is not None
+    assert report.chosen.test.loss == pytest.approx(scores.mean_loss, rel=1e-6)
     assert report.samples.n_search + report.samples.n_test <= 1797
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.errors import DataError, UnavailableError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import write_master
@@ -128,7 +130,7 @@ def test_statistics_are_mean_and_unbiased_variance_of_what_the_layer_is_fed() ->
     probe = type(model)()
     probe.CopyFrom(model)
     probe.graph.output.add().name = norm.input[0]
-    fed = evaluate.ReferenceSession(probe.SerializeToString()).run_all({"x": x})[norm.input[0]]
+    fed = ReferenceSession(probe.SerializeToString()).run_all({"x": x})[norm.input[0]]
     row = master.spec.widths.index(4)
     assert adapted.tensors["bn.mean"][row] == pytest.approx(fed.mean((0, 2, 3)), rel=1e-4, abs=1e-5)
     assert adapted.tensors["bn.var"][row] == pytest.approx(fed.var((0, 2, 3), ddof=1), rel=1e-4)
@@ -153,12 +155,10 @@ def test_outputs_that_are_no_class_scores() -> None:
         run_batches(session, np.zeros((3, 5, 2), np.float32))
 
 
-@pytest.mark.parametrize(
-    ("module", "workers"), [("joblib", Workers(jobs=2)), ("distributed", Workers(jobs=2, backend="dask"))]
-)
-def test_what_is_not_installed_is_named(
-    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, workers: Workers
+@pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray.util.joblib")])
+def test_a_backend_that_is_not_installed_is_named(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, module: str
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(UnavailableError, match=f"needs {module}, which is not installed"):
-        evaluator(master, tmp_path, workers=workers).measure(UNIFORM)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UnavailableError, match=f"the backend {backend} needs .*, which is not installed"):
+        evaluator(master, tmp_path, workers=Workers(jobs=2, backend=backend)).measure(UNIFORM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +13,13 @@ from bitswitch_deploy.search.refine import refine
 from bitswitch_deploy.search.score import Scores
 from tests.search.problems import average_row, problem
 
+Measure = Callable[[Sequence[Selection]], list[Scores]]
 
-def _measure(given: Problem, true: dict[str, Sequence[float]], asked: list[Selection], noise: float = 0.0):  # type: ignore[no-untyped-def]
-    random = np.random.default_rng(0)
+
+def _measure(
+    given: Problem, true: Mapping[str, Sequence[float]], asked: list[Selection], noise: float = 0.0, seed: int = 0
+) -> Measure:
+    random = np.random.default_rng(seed)
     shared = random.normal(0, 1, 400)
 
     def measure(selections: Sequence[Selection]) -> list[Scores]:
@@ -43,12 +47,14 @@ def test_finds_what_the_prediction_got_wrong() -> None:
 
 
 def test_chance_is_no_reason_to_move() -> None:
+    """Nothing is better; the lowest mean of six is lower nearly always, and significantly so one time in seven."""
     given = problem([(0, 1, 9)] * 3, average_row(3, 6, (8, 6, 4)), widths=(8, 6, 4))
-    asked: list[Selection] = []
-    measure = _measure(given, dict.fromkeys("abc", (0, 0, 0)), asked, noise=0.02)
-    (start,) = measure([(1, 1, 1)])
-    refined = refine(given, (1, 1, 1), start, measure, tries=20)
-    assert refined.moves <= 1
+    moves = 0
+    for seed in range(12):
+        measure = _measure(given, dict.fromkeys("abc", (0, 0, 0)), [], noise=0.02, seed=seed)
+        (start,) = measure([(1, 1, 1)])
+        moves += refine(given, (1, 1, 1), start, measure, tries=20).moves
+    assert moves <= 5
 
 
 def test_neighbours_move_one_group_or_swap_two() -> None:

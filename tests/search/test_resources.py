@@ -21,6 +21,7 @@ from bitswitch_deploy.search.resources import Choices, Resources, count_macs, st
 from bitswitch_deploy.search.shapes import layer_shapes
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
+from tests.graph.masters import build, layer
 from tests.search.masters import MACS, every_operator, two_blocks
 
 WIDTHS = (8, 6, 4, 2)
@@ -67,16 +68,26 @@ def test_bytes_of_a_target_are_those_of_its_graphs(name: str, bits: int) -> None
     master, target = every_operator(), load_target(name).target
     lowered = lower(canonical_graph(master, WidthAssignment(default=bits)), target, ranges={}, approximations=EXACT)
     stored = {each.name: each for each in lowered.model.graph.initializer}
-    for layer in master.spec.layers:
-        shape = master.tensors[layer.weight].shape
-        expected = -(-int(np.prod(shape)) * stored_bits(layer, bits, shape, target) // 8)
-        assert _size_bytes(stored[layer.weight]) == expected, layer.name
+    for each in master.spec.layers:
+        shape = master.tensors[each.weight].shape
+        expected = -(-int(np.prod(shape)) * stored_bits(each, bits, shape, target) // 8)
+        assert _size_bytes(stored[each.weight]) == expected, each.name
     used = row(master, f"bytes<=1M@{name}", target=target)
     assert used.use[2][WIDTHS.index(bits)] == _size_bytes(stored["mat.weight"]) + 4
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_an_odd_last_dimension_is_not_packed(bits: int) -> None:
+    text = 'net (float[n, 6] x, float[6, 5] "odd.weight") => (float[n, 5] y) { y = MatMul (x, "odd.weight") }'
+    master, target = build(text, [layer("odd", "MatMul")]), load_target("rtx").target
+    lowered = lower(canonical_graph(master, WidthAssignment(default=bits)), target, ranges={}, approximations=EXACT)
+    (stored,) = [each for each in lowered.model.graph.initializer if each.name == "odd.weight"]
+    assert _size_bytes(stored) == 30
+    assert row(master, "bytes<=1M@rtx", target=target).use[0][WIDTHS.index(bits)] == 30 + 4
+
+
 def _size_bytes(tensor: onnx.TensorProto) -> int:
-    per_byte = {onnx.TensorProto.INT4: 2}.get(tensor.data_type, 1)
+    per_byte = 2 if tensor.data_type == onnx.TensorProto.INT4 else 1
     return len(tensor.raw_data) or -(-int(np.prod(tensor.dims)) // per_byte)
 
 

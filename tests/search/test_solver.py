@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import UnavailableError, UsageError
+from bitswitch_deploy.search import solver
 from bitswitch_deploy.search.candidates import near_optimal
 from bitswitch_deploy.search.dominance import remove_dominated
 from bitswitch_deploy.search.dynamic_programme import frontier
@@ -230,3 +233,32 @@ def test_the_solver_imports_no_other_solver_and_no_torch() -> None:
         "solve(three_layers(220)); print(sorted({'highspy', 'ortools', 'torch', 'pulp'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_nothing_of_the_solver_reaches_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    """HiGHS 1.12 prints a line now and then, through C's buffer; a JSON result on stdout must stay one."""
+    print("before")
+    with solver._quiet_stdout():
+        ctypes.CDLL(None).puts(b"a line")
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_when_time_is_up_the_best_so_far_comes_back_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = solver._Programme._run
+
+    def out_of_time(self: Any, costs: Any, *, integral: bool, time_limit_s: float) -> Any:
+        result = original(self, costs, integral=integral, time_limit_s=time_limit_s)
+        if integral:
+            result.status, result.mip_dual_bound = 1, 0.0
+            result.x = None if found is None else np.array(found)
+        return result
+
+    monkeypatch.setattr(solver._Programme, "_run", out_of_time)
+    found: list[int] | None = [0, 0, 0, 1] * 3
+    incumbent = solve(three_layers(220))
+    assert incumbent is not None
+    assert (incumbent.cost, incumbent.bound, incumbent.is_optimal) == (120, 0, False)
+    found = None
+    with pytest.raises(UnavailableError, match=r"no assignment after 0.5 s"):
+        solve(three_layers(220), time_limit_s=0.5)

@@ -1,0 +1,60 @@
+"""What is taken: measured losses decide, uniform widths take part, and fronts and drops are what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.search.choose import Chooser, Measure
+from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.tensors import WidthAssignment
+from tests.search.problems import average_row, problem
+
+WIDTHS = (8, 6, 4)
+NAMES = "abcdef"
+
+
+def measured_by(truth: Callable[[list[int]], float], asked: list[WidthAssignment]) -> Measure:
+    """Scores whose mean loss is the truth; a sample is right where its loss is below 1."""
+    spread = np.linspace(-0.5, 0.5, 201)
+
+    def measure(wanted: Sequence[WidthAssignment], n: int) -> list[Scores]:
+        asked.extend(wanted)
+        losses = [spread[:n] + truth([each.bits_of(name) for name in NAMES]) for each in wanted]
+        return [Scores(loss=loss, right=loss < 1) for loss in losses]
+
+    return measure
+
+
+def test_a_uniform_width_wins_where_predictions_are_wrong() -> None:
+    """Predicted: the first layers need bits. True: whatever is not uniform is bad."""
+    costs: list[tuple[float, ...]] = [(0.0, s, 4.0 * s) for s in (32, 16, 8, 4, 2, 1)]
+    given = problem(costs, average_row(6, 6, WIDTHS), widths=WIDTHS)
+    asked: list[WidthAssignment] = []
+    choice = Chooser(given, measured_by(lambda bits: float(np.std(bits)) + 1 / bits[0], asked), 201).under_budgets()
+    assert set(given.widths(choice.chosen.selection).values()) == {6}
+    assert all(sum(each.bits_of(name) for name in NAMES) <= 36 for each in asked)
+
+
+def test_fronts_and_drops() -> None:
+    costs: list[tuple[float, ...]] = [(0.0, s, 4.0 * s) for s in (6, 5, 4, 3, 2, 1)]
+    row = replace(average_row(6, 8, WIDTHS), cap=None, name="avg_bits")
+    given = problem(costs, row, widths=WIDTHS)
+    truth = lambda bits: sum(w * (8 - b) for w, b in zip((6, 5, 4, 3, 2, 1), bits)) / 100 + 0.5  # noqa: E731
+    chooser = Chooser(given, measured_by(truth, []), 201)
+    choice = chooser.on_front(row, max_drop=20.0)
+    totals = [row.total(each.selection) for each in choice.front]
+    losses = [each.scores.mean_loss for each in choice.front]
+    assert totals == sorted(set(totals), reverse=True)
+    assert losses == sorted(losses)
+    reference = choice.front[0].scores.right_percent
+    assert reference - choice.chosen.scores.right_percent <= 20
+    after = choice.front[[each.selection for each in choice.front].index(choice.chosen.selection) + 1]
+    assert reference - after.scores.right_percent > 20
+    assert chooser.on_front(row, max_drop=None).chosen.selection == choice.front[0].selection
+    tight = replace(row, cap=24)
+    with pytest.raises(LookupError, match="nothing within 1 points"):
+        Chooser(replace(given, rows=(tight,)), measured_by(truth, []), 201).on_front(tight, max_drop=1.0)
