@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from bitswitch_deploy.board import board_names, l4t_version
 from bitswitch_deploy.errors import TargetFileError, UnavailableError, UsageError
 from bitswitch_deploy.target import Target, version_matches
 
@@ -179,17 +180,6 @@ def _jetson(root: Path, stack: str | None) -> ResolvedTarget:
     return ResolvedTarget(target=target, note=f"jetson: {how}, {found}, using {target.name}@{target.stack.name}")
 
 
-def board_names(root: Path) -> list[str]:
-    """Numbers of carrier, module and chip: `nvidia,p3768-0000+p3767-0005`, `nvidia,tegra234` gives three names."""
-    try:
-        text = (root / "proc/device-tree/compatible").read_bytes().decode("ascii", errors="replace")
-    except OSError:
-        return []
-    entries = [entry.removeprefix("nvidia,") for entry in text.split("\0") if entry.startswith("nvidia,")]
-    # JetPack 6 adds `-super` to the module of boards flashed for the higher clocks.
-    return [part.removesuffix("-super") for entry in entries for part in entry.split("+")]
-
-
 def _match_board(names: list[str]) -> tuple[Target, str]:
     """The bundled target of a board, and how it was recognised."""
     board = ", ".join(dict.fromkeys(names))
@@ -207,16 +197,6 @@ def _match_board(names: list[str]) -> tuple[Target, str]:
         allowed=", ".join(target.name for target in of_chip or _bundled_family("jetson")),
         do="name the nearest of these, or describe the board in a YAML file: targets/README.md",
     )
-
-
-def l4t_version(root: Path) -> str | None:
-    """`# R36 (release), REVISION: 4.3, ...` is 36.4.3; None in a container that does not show the file."""
-    try:
-        text = (root / "etc/nv_tegra_release").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text)
-    return f"{match[1]}.{match[2]}" if match else None
 
 
 def _stack_for(target: Target, l4t: str) -> str:

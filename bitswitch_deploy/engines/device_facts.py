@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitswitch_deploy.catalogue import board_names, l4t_version
+from bitswitch_deploy.board import board_names, l4t_version
 
 # Compute capability of each Tegra chip that TensorRT 8.5 and newer runs on (platform notes 1.1).
 _SM_OF_CHIP = {"tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from bitswitch_deploy.catalogue import board_names
+from bitswitch_deploy.board import board_names
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT, write_bundle
 from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.engine_record import record_path
