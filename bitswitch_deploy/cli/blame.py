@@ -9,7 +9,15 @@ import click
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, progress_bar
+from bitswitch_deploy.cli.options import (
+    PATH,
+    command_line,
+    data_option,
+    json_option,
+    master_option,
+    progress_bar,
+    report_option,
+)
 from bitswitch_deploy.diagnosis.blame_result import BlameResult
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.pipeline.blame import blame_master, blame_package
@@ -37,7 +45,7 @@ _SAMPLES = 256
     help="Samples to run, evenly spaced over the data.",
 )
 @click.option("--all", "every", is_flag=True, help="Show every layer, not only those that lose most.")
-@click.option("--report", type=PATH, metavar="FILE", help="Write the result as one HTML page as well.")
+@report_option
 @json_option
 def command(
     package: Path | None,
@@ -87,6 +95,7 @@ def _content(result: BlameResult) -> HtmlContent:
         title=f"Layers of {Path(result.subject).name} for {result.target}",
         blame=result,
         codes=tuple((width.label, width.statistics) for width in result.widths),
+        command=command_line(),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.cli.options import PATH, json_option, progress_bar
+from bitswitch_deploy.cli.options import PATH, command_line, json_option, progress_bar, report_option
 from bitswitch_deploy.errors import OutputError
 from bitswitch_deploy.gate.config import DEFAULT_NAME, CheckConfig, read_config
 from bitswitch_deploy.gate.executors import local_executor, ray_executor
@@ -19,6 +19,7 @@ from bitswitch_deploy.gate.result import CheckResult
 from bitswitch_deploy.pipeline.check import CheckRequest, check
 from bitswitch_deploy.report.check_page import print_check
 from bitswitch_deploy.report.github import annotation_lines, step_summary
+from bitswitch_deploy.report.html.check import check_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.junit import check_to_junit
 
@@ -34,6 +35,7 @@ _CACHE = ".bitswitch-cache"
 )
 @click.option("--require-proof", is_flag=True, help="Exit with 1 as well where there are too few samples to tell.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Write the cases as JUnit XML as well.")
+@report_option
 @click.option("--cache", type=PATH, metavar="DIR", help=f"Outcomes by content.  [default: {_CACHE} beside CONFIG]")
 @click.option("--ray-address", metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, HOST:PORT, or local.")
 @json_option
@@ -44,6 +46,7 @@ def command(
     effect: float | None,
     require_proof: bool,
     junit: Path | None,
+    report: Path | None,
     cache: Path | None,
     ray_address: str | None,
     as_json: bool,
@@ -69,6 +72,8 @@ def command(
         print_check(result, sys.stdout)
     if junit is not None:
         replace_file(junit, check_to_junit(result))
+    if report is not None:
+        replace_file(report, check_html(result, command_line()).encode())
     _tell_github(result, sys.stderr if as_json else sys.stdout)
     return int(bool(result.failed))
 

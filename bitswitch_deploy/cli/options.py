@@ -37,6 +37,7 @@ max_drop_option = click.option(
     help="Points of top-1 that a width may lose against what the master recorded; more exits with 1.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+report_option = click.option("--report", type=PATH, metavar="FILE", help="Write the result as one HTML page as well.")
 device_option = click.option(
     "--device",
     default="local",
@@ -47,6 +48,11 @@ device_option = click.option(
 ssh_config_option = click.option(
     "--ssh-config", type=PATH, metavar="FILE", help="Configuration for ssh, in place of ~/.ssh/config."
 )
+
+
+def command_line() -> tuple[str, ...]:
+    """The words of this call, for the page that says how to make it again."""
+    return ("bitswitch-deploy", *sys.argv[1:])
 
 
 class _Bar:

@@ -8,10 +8,19 @@ from pathlib import Path
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.cli.options import PATH, json_option, master_option, progress_bar
+from bitswitch_deploy.cli.options import (
+    PATH,
+    command_line,
+    json_option,
+    master_option,
+    progress_bar,
+    report_option,
+)
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.pipeline.package_results import package_results
 from bitswitch_deploy.pipeline.profile import ENGINES, ProfileRequest, profile
 from bitswitch_deploy.profiling.budget import parse_budget
+from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.profile_page import print_profile
 
@@ -37,6 +46,7 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option("--latency-table", type=PATH, metavar="FILE", help="Write the time of each layer at each width.")
 @click.option("--trust", is_flag=True, help="Time engines that bitswitch-deploy has no record of: they are code.")
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the result as JSON here as well.")
+@report_option
 @json_option
 def command(
     package: Path,
@@ -44,6 +54,7 @@ def command(
     batch: str,
     budget: str | None,
     output: Path | None,
+    report: Path | None,
     as_json: bool,
     **options: object,
 ) -> int:
@@ -63,6 +74,8 @@ def command(
     document = to_json("bitswitch-profile/1", result)
     if output is not None:
         replace_file(output, document.encode())
+    if report is not None:
+        replace_file(report, profile_html(result, package_results(package), command_line()).encode())
     if as_json:
         print(document, end="")
     else:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import bundled_master
-from bitswitch_deploy.cli.options import PATH, data_option, json_option, progress_bar
+from bitswitch_deploy.cli.options import PATH, command_line, data_option, json_option, progress_bar, report_option
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.pipeline.inputs import parse_bits
 from bitswitch_deploy.pipeline.search import DEFAULT_SAMPLES, SearchRequest, search
+from bitswitch_deploy.report.html.search import search_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.search_page import print_search
 from bitswitch_deploy.search.budget import parse_budget
@@ -61,6 +63,7 @@ _CACHE = ".bitswitch-search"
 @click.option(
     "-o", "--output", type=PATH, default=Path("assignment.json"), show_default=True, help="The assignment to write."
 )
+@report_option
 @json_option
 def command(
     master: Path | None,
@@ -70,6 +73,7 @@ def command(
     backend: str,
     cache: Path | None,
     output: Path,
+    report: Path | None,
     as_json: bool,
     **options: object,
 ) -> int:
@@ -88,9 +92,11 @@ def command(
         **options,  # type: ignore[arg-type]
     )
     with progress_bar() as progress:
-        report = search(request, progress)
+        result = search(request, progress)
+    if report is not None:
+        replace_file(report, search_html(result, command_line()).encode())
     if as_json:
-        print(to_json("bitswitch-search/1", report), end="")
+        print(to_json("bitswitch-search/1", result), end="")
     else:
-        print_search(report, sys.stdout)
-    return int(report.drop_exceeded)
+        print_search(result, sys.stdout)
+    return int(result.drop_exceeded)

@@ -36,7 +36,7 @@ def print_check(result: CheckResult, stream: TextIO, *, width: int | None = None
     """
     page = Page(stream, width)
     page.title(headline(result))
-    page.pairs(_facts(result))
+    page.pairs(check_facts(result))
     page.section(f"Cases, {result.metric} in {result.unit}")
     if result.updated:
         columns = (*_COLUMNS[:3], (result.metric, True), ("samples", True))
@@ -46,14 +46,15 @@ def print_check(result: CheckResult, stream: TextIO, *, width: int | None = None
         hidden = int(len({each.case.master for each in result.cases}) == 1)
         page.table(_COLUMNS[hidden:], [_cells(each)[hidden:] for each in result.cases])
         page.gap()
-        page.pairs(_legend(result))
+        page.pairs(check_legend(result))
     notes = grouped_notes(result)
     if notes:
         page.section("Notes")
         page.pairs(notes)
 
 
-def _legend(result: CheckResult) -> Iterable[tuple[str, str]]:
+def check_legend(result: CheckResult) -> Iterable[tuple[str, str]]:
+    """What two columns of the table mean."""
     confidence = 100 * (1 - 2 * result.limits.alpha)
     yield "between", f"the drop is in there with {confidence:g} % confidence, each case for itself"
     yield "p", "of no drop beyond max_drop, by Holm's rule over all cases"
@@ -93,7 +94,8 @@ def grouped_notes(result: CheckResult) -> list[tuple[str, str]]:
     return [*notes, *(("all", note) for note in result.notes)]
 
 
-def _facts(result: CheckResult) -> Iterable[tuple[str, str]]:
+def check_facts(result: CheckResult) -> Iterable[tuple[str, str]]:
+    """What was compared, with what and under which limits."""
     limits = result.limits
     data = (f"{name} (sha256 {sha[:12]})" for name, sha in zip(result.dataset, result.dataset_sha256))
     yield "baseline", result.baseline
@@ -121,14 +123,15 @@ def _cells(each: CaseResult) -> list[tuple[str, str]]:
         f"{evidence.before:.2f}",
         f"{evidence.now:.2f}",
         f"{evidence.drop:+.2f}",
-        f"{_bound(evidence.lower)}..{_bound(evidence.upper)}",
+        f"{bound(evidence.lower)}..{bound(evidence.upper)}",
         f"{judgement.p_value:.2g}",
         judgement.verdict,
     )
     return [(text, _STYLES[judgement.verdict] if text is texts[-1] else "") for text in texts]
 
 
-def _bound(value: float) -> str:
+def bound(value: float) -> str:
+    """One end of an interval; `?` where too few samples say nothing."""
     return f"{value:+.2f}" if math.isfinite(value) else "?"
 
 

@@ -11,17 +11,33 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from bitswitch_deploy.errors import PackageError
+from bitswitch_deploy.records import Reader
 from bitswitch_deploy.report.export_report import ExportReport
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SCHEMA = "bitswitch-report/1"
+_READER = Reader(error=PackageError, do="export the package again with this release", plain_text=False)
 
 
 def report_to_json(report: ExportReport) -> str:
     """Render `report`; equal reports give equal texts, ASCII only, with a final newline."""
     return to_json(SCHEMA, report)
+
+
+def report_from_json(text: str, *, where: str) -> ExportReport:
+    """The report in `text`; what was not finite is None.
+
+    Raises:
+        PackageError: it is not JSON, or not what the schema says.
+    """
+    document = _READER.load_json(text, where=where)
+    schema = document.pop("schema", None)
+    if schema != SCHEMA:
+        raise _READER.refusal(f"{where}: schema", schema, SCHEMA)
+    return _READER.decode(ExportReport, document, where=where)
 
 
 def to_json(schema: str, result: DataclassInstance) -> str:

@@ -21,13 +21,7 @@ def print_profile(result: ProfileResult, stream: TextIO, *, width: int | None = 
     """
     page = Page(stream, width)
     page.title(f"{result.package} in {result.engine} {result.engine_version}")
-    page.pairs(
-        [
-            ("timed", _threads(result) + result.timed),
-            ("turns", f"{result.turns} of {result.turn_ms:g} ms for each, {result.warmup_turns} before as warm-up"),
-            ("reference", result.reference),
-        ]
-    )
+    page.pairs(profile_facts(result))
     for batch in dict.fromkeys(each.batch_size for each in result.candidates):
         _print_batch(page, result, batch)
     _print_budget(page, result)
@@ -42,6 +36,15 @@ def print_profile(result: ProfileResult, stream: TextIO, *, width: int | None = 
         page.section("Notes")
         for note in result.notes:
             page.paragraph(f"- {note}")
+
+
+def profile_facts(result: ProfileResult) -> list[tuple[str, str]]:
+    """How it was measured."""
+    return [
+        ("timed", _threads(result) + result.timed),
+        ("turns", f"{result.turns} of {result.turn_ms:g} ms for each, {result.warmup_turns} before as warm-up"),
+        ("reference", result.reference),
+    ]
 
 
 def _threads(result: ProfileResult) -> str:
@@ -79,14 +82,20 @@ def _cells(candidate: CandidateResult) -> list[str]:
     ]
 
 
-def _print_layers(page: Page, candidates: Sequence[CandidateResult]) -> None:
-    """The layers that take the most, side by side; a node that no layer owns stands under its own name."""
+def layer_times(candidates: Sequence[CandidateResult]) -> dict[str, dict[str, float]]:
+    """Times in ms by layer and label, the longest layer first; a node that no layer owns stands under its own name."""
     times: dict[str, dict[str, float]] = {}
     for each in candidates:
         for node in each.layers:
             row = times.setdefault(node.layer or node.name, {})
             row[each.label] = row.get(each.label, 0.0) + node.ms
-    longest = sorted(times, key=lambda name: (-max(times[name].values()), name))[:_SHOWN_LAYERS]
+    return {name: times[name] for name in sorted(times, key=lambda name: (-max(times[name].values()), name))}
+
+
+def _print_layers(page: Page, candidates: Sequence[CandidateResult]) -> None:
+    """The layers that take the most, side by side."""
+    times = layer_times(candidates)
+    longest = list(times)[:_SHOWN_LAYERS]
     if longest:
         page.gap()
         page.paragraph(f"Layers that take longest, ms, the first {len(longest)} of {len(times)}")
@@ -120,13 +129,14 @@ def _print_board(page: Page, result: ProfileResult) -> None:
     page.section("Board")
     rows = [("stable", "nothing moved that could be seen")] if not result.unstable else []
     rows += [("UNSTABLE", reason) for reason in result.unstable]
-    rows += [(name, text) for name, text in _board_rows(board) if text]
+    rows += board_facts(board)
     page.pairs(rows)
 
 
-def _board_rows(board: BoardRecord) -> list[tuple[str, str]]:
+def board_facts(board: BoardRecord) -> list[tuple[str, str]]:
+    """What the board told about itself, and what it did not."""
     locked = {True: "locked", False: "not locked", None: ""}[board.after.clocks_locked]
-    return [
+    rows = [
         ("power mode", board.after.power_mode or ""),
         ("clocks", ", ".join([locked, *map(_span, board.clocks_mhz)]) if board.clocks_mhz else locked),
         ("governor", ", ".join(board.after.governors)),
@@ -135,6 +145,7 @@ def _board_rows(board: BoardRecord) -> list[tuple[str, str]]:
         ("GPU", ", ".join(f"{gpu.name}, driver {gpu.driver}" for gpu in board.after.gpus)),
         ("not told", ", ".join(board.unknown)),
     ]
+    return [(name, text) for name, text in rows if text]
 
 
 def _span(span: Span) -> str:

@@ -28,13 +28,13 @@ def print_search(report: SearchReport, stream: TextIO, *, width: int | None = No
     page = Page(stream, width)
     metric = "top-1" if report.samples.labelled else "agreement"
     page.title(f"Searched {len(report.chosen.widths)} layers: {report.chosen.label} written to {report.output}")
-    page.pairs(_facts(report))
+    page.pairs(search_facts(report))
     if report.budgets:
         page.section("Budgets")
         page.table(
             (("budget", False), ("used", True), ("limit", True), ("minimum", True)),
             [
-                [(each.name, ""), *((_amount(value), "") for value in (each.used, each.limit, each.minimum))]
+                [(each.name, ""), *((amount(value), "") for value in (each.used, each.limit, each.minimum))]
                 for each in report.budgets
             ],
         )
@@ -47,20 +47,26 @@ def print_search(report: SearchReport, stream: TextIO, *, width: int | None = No
     page.pairs(_runs(report.chosen.widths))
     if report.dominated:
         page.section("Left out: another width costs no more and uses no more of what is budgeted")
-        page.pairs(_dominated(report))
-    notes = [*_checks(report), *report.notes]
+        page.pairs(dominated_texts(report))
+    notes = search_notes(report)
     if notes:
         page.section("Notes")
         for note in notes:
             page.paragraph(f"- {note}")
     page.section("Next")
-    page.command(
+    page.command(next_command(report))
+
+
+def next_command(report: SearchReport) -> str:
+    """What exports the chosen assignment."""
+    return (
         f"bitswitch-deploy export --master {shlex.quote(report.master_path)} --target NAME "
         f"--mixed {shlex.quote(report.output)}"
     )
 
 
-def _facts(report: SearchReport) -> list[tuple[str, str]]:
+def search_facts(report: SearchReport) -> list[tuple[str, str]]:
+    """What was searched, how, and for how long."""
     samples = report.samples
     correlation = report.rank_correlation
     statistics = "taken anew for each assignment" if report.reestimated else "the master's, as exported"
@@ -94,7 +100,7 @@ def _print_table(page: Page, report: SearchReport, rows: Sequence[Assigned], met
         if test is None:
             continue
         style = "bold" if index == 0 else ""
-        texts = [f"{each.label}{' *' if index == 0 else ''}", *(_amount(uses[name]) for name in dict.fromkeys(names))]
+        texts = [f"{each.label}{' *' if index == 0 else ''}", *(amount(uses[name]) for name in dict.fromkeys(names))]
         texts += [f"{test.right_percent.value:.2f}", f"{test.right_percent.low:.1f} .. {test.right_percent.high:.1f}"]
         texts += [_points(test.against_reference.points), *_against(test)]
         cells.append([(text, style) for text in texts])
@@ -121,7 +127,7 @@ def _print_front(page: Page, report: SearchReport) -> None:
         bar = "#" * max(0, round(_BAR * drop / most))
         chosen = each.widths == report.chosen.widths
         style = "bold" if chosen else ""
-        cells = (f"{each.label}{' *' if chosen else ''}", _amount(use), f"{each.search.loss:.4f}", f"{drop:.2f}", bar)
+        cells = (f"{each.label}{' *' if chosen else ''}", amount(use), f"{each.search.loss:.4f}", f"{drop:.2f}", bar)
         rows.append([(cell, style) for cell in cells])
     columns = (("", False), (name, True), ("search loss", True), ("points lost", True), ("", False))
     page.table(columns, rows)
@@ -136,7 +142,8 @@ def _runs(widths: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
     ]
 
 
-def _dominated(report: SearchReport) -> list[tuple[str, str]]:
+def dominated_texts(report: SearchReport) -> list[tuple[str, str]]:
+    """(width and what is better, layers) of the choices that were left out."""
     pairs: dict[tuple[int, int], list[str]] = {}
     for each in report.dominated:
         pairs.setdefault((each.width, each.by), []).append(each.group)
@@ -150,7 +157,8 @@ def _dominated(report: SearchReport) -> list[tuple[str, str]]:
     ]
 
 
-def _checks(report: SearchReport) -> list[str]:
+def search_notes(report: SearchReport) -> list[str]:
+    """What the numbers need beside them."""
     notes = []
     for check in report.table_checks:
         worst = max(check.errors_percent, key=lambda error: abs(error[1]))
@@ -159,8 +167,9 @@ def _checks(report: SearchReport) -> list[str]:
             f"worst uniform width; {check.margin_ns / 1e6:.3g} ms are added to every prediction. Measure the exported "
             "assignment with `profile` before relying on it"
         )
-    return notes
+    return [*notes, *report.notes]
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
+    """An amount of any resource."""
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

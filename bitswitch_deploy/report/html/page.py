@@ -1,32 +1,43 @@
 """`report.html`: everything that an export or `blame` has to say, on one page that needs nothing else.
 
-Charts are inline SVG from the template: dots with whiskers and bars need no layout, take their colours from the page
-(dark mode, print) and give the same bytes everywhere. A plotting library would weigh 60 MB on every device, and its SVG
-changes between releases. The page holds no time, host or path, so the same package has the same bytes.
+The page holds no time, host or path, so the same package has the same bytes.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from rich.filesize import decimal
-
-from bitswitch_deploy.diagnosis.blame_result import BlameResult
+from bitswitch_deploy.diagnosis.blame_result import BlameResult, WidthBlame
 from bitswitch_deploy.diagnosis.layer_statistics import InputStatistics, LayerStatistics, WeightStatistics
 from bitswitch_deploy.diagnosis.lowering_errors import CutError
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.blame_page import decibels
-from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
-from bitswitch_deploy.search.statistics import wilson
-from bitswitch_deploy.validation.dataset import DatasetSummary
-from bitswitch_deploy.validation.hops import HopResult
+from bitswitch_deploy.report.export_report import ExportReport
+from bitswitch_deploy.report.html.accuracy import accuracy_section, size_section
+from bitswitch_deploy.report.html.document import (
+    Bars,
+    Block,
+    Cell,
+    Column,
+    Document,
+    Heading,
+    Histograms,
+    Item,
+    Items,
+    Paragraph,
+    Section,
+    Table,
+    number,
+    numbers,
+    render_document,
+    row,
+    words,
+)
 
 _BARS = 32
+_SAME = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,123 +58,68 @@ class HtmlContent:
     command: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Accuracy:
-    """One dot with its whisker; x in percent of the chart's width."""
-
-    label: str
-    hop: str
-    top1: float
-    low: float
-    high: float
-    n: int
-    agreement: float | None
-    verdict: str
-    note: str
-    x: float = 0.0
-    x_low: float = 0.0
-    x_high: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Bars:
-    """A histogram: heights in percent of the highest bar, and the sentence that says what it shows."""
-
-    heights: tuple[float, ...]
-    text: str
-
-
 def render_html(content: HtmlContent) -> str:
     """The page; equal content gives equal text."""
     export = content.export
-    rows = export.widths if export is not None else ()
-    accuracies, ticks = _scaled([each for row in rows for each in _accuracies(row)])
-    return _template().render(
-        content=content,
-        export=export,
-        blame=content.blame,
-        dataset=_dataset(content),
-        lowered=_lowered(content.blame),
-        parts=[(label, n, _by_layer(parts)) for label, n, parts in content.parts],
-        accuracies=accuracies,
-        ticks=ticks,
-        sizes=_sizes(rows),
-        notes=[(row.label, change) for row in rows for change in row.changes],
-        not_done=_not_done(export),
-        codes=[(label, [_histograms(layer) for layer in layers]) for label, layers in content.codes],
-        command=shlex.join(content.command),
-        decibels=decibels,
-        decimal=decimal,
-        inf=math.inf,
+    sections = (
+        *((accuracy_section(export), size_section(export)) if export is not None else ()),
+        Section(name="parts", title="Layers of the lowered graphs", blocks=_parts(content)),
+        Section(name="layers", title="Layers", blocks=_layers(content.blame)),
+        Section(name="codes", title="Codes", blocks=_codes(content)),
+        *((_notes(export, looked=bool(content.parts)),) if export is not None else ()),
+        Section(name="files", title="Files", blocks=_files(content.files)),
+    )
+    return render_document(
+        Document(
+            title=content.title, facts=_facts(content), sections=sections, command=content.command, tools=content.tools
+        )
     )
 
 
-@cache
-def _template() -> Template:
-    loader = PackageLoader("bitswitch_deploy.report.html", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2")
+def _facts(content: HtmlContent) -> tuple[tuple[str, Cell], ...]:
+    export, blame = content.export, content.blame
+    about, rows = export or blame, []
+    if about is not None:
+        rows.append(("target", Cell(text=about.target)))
+        rows += [("stack", Cell(text=export.stack))] if export is not None else []
+        rows.append(("master", Cell(text="sha256", code=about.master_sha256)))
+    if blame is not None and blame.changed:
+        rows.append(("not as exported", Cell(text=", ".join(blame.changed), bad=True)))
+    data = about.dataset if about is not None else None
+    if data is None:
+        return (*rows, ("data", Cell(text="none: accuracy was not measured")))
+    return (*rows, ("data", Cell(text=f"{data.name}, {data.n:,} samples, sha256", code=data.sha256[:12])))
 
 
-def _dataset(content: HtmlContent) -> DatasetSummary | None:
-    if content.export is not None:
-        return content.export.dataset
-    return content.blame.dataset if content.blame is not None else None
-
-
-def _accuracies(row: WidthRow) -> list[_Accuracy]:
-    verdicts = {each.hop: each.verdict for each in row.verdicts}
-    return [
-        _accuracy(row, hop, hop.top1_percent, verdicts.get(hop.hop, ""))
-        for hop in row.hops
-        if hop.top1_percent is not None and hop.n
+def _parts(content: HtmlContent) -> tuple[Block, ...]:
+    if not content.parts:
+        return ()
+    blocks: list[Block] = [
+        Paragraph(
+            text="The worst part of each layer, given what the canonical graph computes before it: codes of its input, "
+            "weights and bias, codes added behind it. SQNR in dB.",
+            dim=True,
+        )
     ]
-
-
-def _accuracy(row: WidthRow, hop: HopResult, top1: float, verdict: str) -> _Accuracy:
-    interval = wilson(round(top1 * hop.n / 100), hop.n)
-    return _Accuracy(
-        label=row.label,
-        hop=hop.hop,
-        top1=top1,
-        low=interval.low,
-        high=interval.high,
-        n=hop.n,
-        agreement=hop.agreement_percent,
-        verdict=verdict,
-        note=hop.note,
-    )
-
-
-def _scaled(found: Sequence[_Accuracy]) -> tuple[list[_Accuracy], list[tuple[float, str]]]:
-    """Places on an axis that ends at whole percents, and its three ticks."""
-    if not found:
-        return [], []
-    start, end = math.floor(min(each.low for each in found)), math.ceil(max(each.high for each in found))
-
-    def place(value: float) -> float:
-        return round(100.0 * (value - start) / max(end - start, 1), 2)
-
-    scaled = [replace(each, x=place(each.top1), x_low=place(each.low), x_high=place(each.high)) for each in found]
-    return scaled, [(place(value), f"{value:g}") for value in (start, (start + end) / 2, end)]
-
-
-def _sizes(rows: Sequence[WidthRow]) -> list[tuple[str, str, int, float]]:
-    largest = max((row.size_bytes for row in rows), default=1)
-    return [(row.label, row.file_name, row.size_bytes, round(100.0 * row.size_bytes / largest, 2)) for row in rows]
-
-
-def _lowered(blame: BlameResult | None) -> dict[tuple[str, str], float]:
-    """SQNR of the input of each layer as the lowered graph runs, by label of the width and layer."""
-    widths = blame.widths if blame is not None else ()
-    return {
-        (width.label, each.layer): each.cumulative.sqnr_db
-        for width in widths
-        for each in reversed(width.lowered_layers)
-        if each.tensor.endswith(".dequantized")
-    }
+    for label, n, parts in content.parts:
+        blocks.append(Heading(text=label))
+        blocks.append(
+            Table(
+                label=f"Parts of the lowered graph at {label}",
+                caption=f"{n} samples, evenly spaced",
+                columns=(*words("layer, is"), *numbers("SQNR"), *words("what")),
+                rows=tuple(
+                    row(
+                        layer or "input",
+                        Cell(text=part.verdict, bad=part.verdict == "fault"),
+                        _sqnr(part.error.sqnr_db),
+                        part.what,
+                    )
+                    for layer, part in _by_layer(parts)
+                ),
+            )
+        )
+    return tuple(blocks)
 
 
 def _by_layer(parts: Sequence[CutError]) -> list[tuple[str, CutError]]:
@@ -178,16 +134,80 @@ def _by_layer(parts: Sequence[CutError]) -> list[tuple[str, CutError]]:
     ]
 
 
-def _not_done(export: ExportReport | None) -> tuple[NotDone, ...]:
-    return export.not_done if export is not None else ()
+def _layers(blame: BlameResult | None) -> tuple[Block, ...]:
+    if blame is None:
+        return ()
+    legend = (
+        "Alone: only this layer quantized. Up to here: this one and all before it. SQNR in dB and top-1 in % at the "
+        "output, against the network in float. Lowered: SQNR of the input of this layer as the lowered graph runs, "
+        "against the canonical graph."
+    )
+    return (Paragraph(text=legend, dim=True), *(block for width in blame.widths for block in _layers_of(width)))
 
 
-def _histograms(layer: LayerStatistics) -> tuple[LayerStatistics, _Bars, _Bars | None]:
-    seen = _bars(layer.input) if layer.input is not None else None
-    return layer, _bars(layer.weights), seen
+def _layers_of(width: WidthBlame) -> list[Block]:
+    suspects = [
+        Paragraph(strong=f"{each.kind}: {each.where}", text=f"{each.what}. Try: {each.do}.", bad=each.kind == "fault")
+        for each in width.suspects
+    ]
+    clean = "No layer stands out, and no part of the lowered graph is at fault."
+    blocks = [Heading(text=width.label), *(suspects or [Paragraph(text=clean)]), _layer_table(width)]
+    items = tuple(
+        Item(
+            strong=f"{part.verdict}: {part.tensor}",
+            text=f"{decibels(part.error.sqnr_db)} dB: {part.what}",
+            bad=part.verdict == "fault",
+        )
+        for part in (each.part for each in width.parts)
+    )
+    return [*blocks, Items(items=items)] if items else blocks
 
 
-def _bars(codes: WeightStatistics | InputStatistics) -> _Bars:
+def _layer_table(width: WidthBlame) -> Table:
+    # as the lowered graph runs: SQNR of the input of each layer
+    lowered = {
+        each.layer: each.cumulative.sqnr_db
+        for each in reversed(width.lowered_layers)
+        if each.tensor.endswith(".dequantized")
+    }
+    return Table(
+        label=f"Layers at {width.label}",
+        caption=f"{width.n_parts - len(width.parts)} of {width.n_parts} parts of the lowered graph are exact",
+        columns=(*words("layer"), *numbers("bits, alone, top-1, up to here, top-1, lowered")),
+        rows=tuple(
+            row(
+                each.layer,
+                str(each.bits),
+                _sqnr(each.isolated.sqnr_db),
+                number(each.isolated.top1_percent),
+                _sqnr(each.cumulative.sqnr_db),
+                number(each.cumulative.top1_percent),
+                _sqnr(lowered[each.layer]) if each.layer in lowered else "-",
+            )
+            for each in width.layers
+        ),
+    )
+
+
+def _sqnr(value: float) -> Cell:
+    return Cell(text=decibels(value), value=_SAME if value == math.inf else round(value, 4))
+
+
+def _codes(content: HtmlContent) -> tuple[Block, ...]:
+    return tuple(
+        block
+        for label, layers in content.codes
+        for block in (Heading(text=label), Histograms(figures=tuple(_figure(each) for each in layers)))
+    )
+
+
+def _figure(layer: LayerStatistics) -> tuple[str, tuple[Bars, ...]]:
+    seen = () if layer.input is None else (_bars(layer.input, f"Inputs of {layer.layer}"),)
+    caption = f"{layer.layer}, {layer.bits} bits: weights{', then inputs' if seen else ''}"
+    return caption, (_bars(layer.weights, f"Weights of {layer.layer}"), *seen)
+
+
+def _bars(codes: WeightStatistics | InputStatistics, what: str) -> Bars:
     """At most 32 bars: neighbouring codes share one where there are more."""
     counts = codes.counts
     together = -(-len(counts) // _BARS)
@@ -195,6 +215,32 @@ def _bars(codes: WeightStatistics | InputStatistics) -> _Bars:
     top, total = max(sums) or 1, max(sum(counts), 1)
     high = codes.low + len(counts) - 1
     ends = f"{100 * counts[0] / total:.1f} % at {codes.low}, {100 * counts[-1] / total:.1f} % at {high}"
-    return _Bars(
-        heights=tuple(round(100.0 * each / top, 1) for each in sums), text=f"codes {codes.low} to {high}: {ends}"
+    return Bars(
+        heights=tuple(round(100.0 * each / top, 1) for each in sums),
+        text=f"{what}, codes {codes.low} to {high}: {ends}",
     )
+
+
+def _notes(export: ExportReport, *, looked: bool) -> Section:
+    changes = [Item(strong=each.label, text=change) for each in export.widths for change in each.changes]
+    left = [Item(strong="not done", text=f"{step.what}: {step.why}", command=step.command) for step in export.not_done]
+    blocks: list[Block] = []
+    if not looked:
+        why = (
+            "Layers were not looked at: there were no data, or the network is too large to be held twice. "
+            "bitswitch-deploy blame PACKAGE --data PATH does it."
+        )
+        blocks.append(Paragraph(text=why))
+    if changes or left:
+        blocks.append(Items(items=(*changes, *left)))
+    return Section(name="notes", title="Not exact, or not done", blocks=tuple(blocks) or (Paragraph(text="Nothing."),))
+
+
+def _files(files: Sequence[FileEntry]) -> tuple[Block, ...]:
+    if not files:
+        return ()
+    columns = (*words("file, role"), *numbers("bytes"), Column(name="sha256"))
+    rows = tuple(
+        row(each.path, each.role, str(each.size_bytes), Cell(text="", code=each.sha256[:12])) for each in files
+    )
+    return (Table(label="File table", columns=columns, rows=rows),)

@@ -1,0 +1,140 @@
+"""`check --report`: the verdict on every case with its interval and p, what it rests on, and what was not compared."""
+
+from __future__ import annotations
+
+from bitswitch_deploy.gate.judgement import Evidence, Judgement
+from bitswitch_deploy.gate.result import CaseResult, CheckResult
+from bitswitch_deploy.report.check_page import bound, check_facts, check_legend, grouped_notes, headline
+from bitswitch_deploy.report.html.charts import Whisker, whiskers
+from bitswitch_deploy.report.html.document import (
+    Block,
+    Cell,
+    Document,
+    Item,
+    Items,
+    Paragraph,
+    Section,
+    Table,
+    facts,
+    number,
+    numbers,
+    render_document,
+    row,
+    words,
+)
+
+_CASE = "master, target, width"
+
+
+def check_html(result: CheckResult, command: tuple[str, ...] = ()) -> str:
+    """The page about a check; equal results give equal text, whatever time they took."""
+    judged = [
+        (each, each.evidence, each.judgement)
+        for each in result.cases
+        if each.evidence is not None and each.judgement is not None
+    ]
+    if judged:
+        sections = (
+            Section(name="verdicts", title="Verdicts", blocks=_verdicts(result, judged)),
+            Section(name="evidence", title=f"What {result.metric} says", blocks=_evidence(result, judged)),
+        )
+    else:
+        sections = (Section(name="recorded", title="Recorded", blocks=(_recorded(result),)),)
+    notes = tuple(Item(strong=cases, text=note) for cases, note in grouped_notes(result))
+    clean = (Paragraph(text="Nothing: every case of the baseline was compared."),) if judged else ()
+    left = (Items(items=notes),) if notes else clean
+    return render_document(
+        Document(
+            title=headline(result),
+            facts=facts(list(check_facts(result))),
+            sections=(*sections, Section(name="notes", title="Not compared, changed or too few", blocks=left)),
+            command=command,
+        )
+    )
+
+
+_Judged = tuple[CaseResult, Evidence, Judgement]
+
+
+def _verdicts(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
+    limits = result.limits
+    chart = whiskers(
+        f"Drop in {result.unit}. Dashed: more than {limits.max_drop:g} fails, {limits.max_drop + limits.effect:g} "
+        "is not missed",
+        [
+            Whisker(label=each.case.label, value=evidence.drop, low=evidence.lower, high=evidence.upper)
+            for each, evidence, _ in judged
+        ],
+        (limits.max_drop, limits.max_drop + limits.effect),
+    )
+    table = Table(
+        label="Verdicts",
+        caption=f"{result.metric}, drop in {result.unit}",
+        columns=(*words(_CASE), *numbers("drop, from, to, p"), *words("verdict"), *numbers("samples, would tell")),
+        rows=tuple(_verdict(*each) for each in judged),
+    )
+    legend = [f"{name}: {text}." for name, text in check_legend(result)]
+    told = "would tell: about so many samples; - where the verdict stands."
+    return (*chart, table, Paragraph(text=" ".join([*legend, told]), dim=True))
+
+
+def _verdict(each: CaseResult, evidence: Evidence, judgement: Judgement) -> tuple[Cell, ...]:
+    needed = judgement.needed
+    return row(
+        *_case(each),
+        number(evidence.drop, "+.2f"),
+        bound(evidence.lower),
+        bound(evidence.upper),
+        number(judgement.p_value, ".2g"),
+        Cell(text=judgement.verdict, bad=judgement.verdict == "regressed"),
+        str(evidence.n),
+        "-" if needed is None else str(needed),
+    )
+
+
+def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
+    table = Table(
+        label=f"What {result.metric} says",
+        caption=f"{result.metric} in {result.unit}; p-values of each case for itself",
+        columns=(
+            *words(f"{_CASE}, hop"),
+            *numbers("before, now, worse, better, p of no drop, p of a drop, spread"),
+            *words("method"),
+        ),
+        rows=tuple(_weighed(each, evidence) for each, evidence, _ in judged),
+    )
+    limits = result.limits
+    legend = (
+        f"p of no drop: of samples like these or worse, had it fallen by {limits.max_drop:g} at most. p of a drop: of "
+        f"samples like these or better, had it fallen by {limits.max_drop + limits.effect:g} or more. Spread: standard "
+        "deviation of what one sample adds to the drop."
+    )
+    return table, Paragraph(text=legend, dim=True)
+
+
+def _weighed(each: CaseResult, evidence: Evidence) -> tuple[Cell, ...]:
+    return row(
+        *_case(each),
+        each.hop,
+        number(evidence.before),
+        number(evidence.now),
+        str(evidence.lost),
+        str(evidence.gained),
+        number(evidence.p_drop, ".2g"),
+        number(evidence.p_excluded, ".2g"),
+        number(evidence.spread),
+        evidence.method,
+    )
+
+
+def _recorded(result: CheckResult) -> Table:
+    return Table(
+        label="Recorded",
+        caption=f"{result.metric} in {result.unit}",
+        columns=(*words(f"{_CASE}, hop"), *numbers(f"{result.metric}, samples")),
+        rows=tuple(row(*_case(each), each.hop, number(each.value), str(each.n)) for each in result.cases),
+    )
+
+
+def _case(each: CaseResult) -> tuple[str, str, str]:
+    return each.case.master, each.case.target, each.case.width
