@@ -66,14 +66,14 @@ def command(
     workers = local_executor() if ray_address is None else ray_executor(ray_address)
     with progress_bar() as progress, workers as executor:
         result = check(request, executor, progress)
+    if report is not None:
+        replace_file(report, check_html(result, command_line()).encode())
     if as_json:
         print(to_json("bitswitch-check/1", result))
     else:
         print_check(result, sys.stdout)
     if junit is not None:
         replace_file(junit, check_to_junit(result))
-    if report is not None:
-        replace_file(report, check_html(result, command_line()).encode())
     _tell_github(result, sys.stderr if as_json else sys.stdout)
     return int(bool(result.failed))
 

@@ -46,15 +46,14 @@ def print_check(result: CheckResult, stream: TextIO, *, width: int | None = None
         hidden = int(len({each.case.master for each in result.cases}) == 1)
         page.table(_COLUMNS[hidden:], [_cells(each)[hidden:] for each in result.cases])
         page.gap()
-        page.pairs(check_legend(result))
+        page.pairs(_legend(result))
     notes = grouped_notes(result)
     if notes:
         page.section("Notes")
         page.pairs(notes)
 
 
-def check_legend(result: CheckResult) -> Iterable[tuple[str, str]]:
-    """What two columns of the table mean."""
+def _legend(result: CheckResult) -> Iterable[tuple[str, str]]:
     confidence = 100 * (1 - 2 * result.limits.alpha)
     yield "between", f"the drop is in there with {confidence:g} % confidence, each case for itself"
     yield "p", "of no drop beyond max_drop, by Holm's rule over all cases"

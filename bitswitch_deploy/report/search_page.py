@@ -27,7 +27,7 @@ def print_search(report: SearchReport, stream: TextIO, *, width: int | None = No
     """
     page = Page(stream, width)
     metric = "top-1" if report.samples.labelled else "agreement"
-    page.title(f"Searched {len(report.chosen.widths)} layers: {report.chosen.label} written to {report.output}")
+    page.title(search_title(report))
     page.pairs(search_facts(report))
     if report.budgets:
         page.section("Budgets")
@@ -63,6 +63,11 @@ def next_command(report: SearchReport) -> str:
         f"bitswitch-deploy export --master {shlex.quote(report.master_path)} --target NAME "
         f"--mixed {shlex.quote(report.output)}"
     )
+
+
+def search_title(report: SearchReport) -> str:
+    """The outcome in one line."""
+    return f"Searched {len(report.chosen.widths)} layers: {report.chosen.label} written to {report.output}"
 
 
 def search_facts(report: SearchReport) -> list[tuple[str, str]]:

@@ -80,13 +80,17 @@ def test_a_network_that_lost_a_class_has_regressed(run: Run, repository: Path, m
     _with_tensors(repository / "digits.safetensors", _forget_three)
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(repository / "summary.md"))
-    outcome = run("check", "--junit", "accuracy.xml")
+    outcome = run("check", "--junit", "accuracy.xml", "--report", "accuracy.html")
     assert outcome.code == 1
     assert outcome.out.startswith("2 regressed\n")
     assert "another master than in the baseline" in outcome.out
     assert sum(line.startswith("::error title=digits x86-cpu w") for line in outcome.out.splitlines()) == 2
     assert ":x: regressed" in (repository / "summary.md").read_text()
     assert len(ET.parse(repository / "accuracy.xml").findall(".//failure")) == 2
+    page = (repository / "accuracy.html").read_text(encoding="utf-8")
+    assert "<h1>2 regressed</h1>" in page
+    assert "another master than in the baseline" in page
+    assert "check --junit accuracy.xml --report accuracy.html" in page
     assert run("check", "--max-drop", "50").code == 0
 
 

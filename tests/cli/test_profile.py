@@ -29,12 +29,15 @@ def test_it_prints_a_page(run: Run, package: Path) -> None:
 
 def test_json_a_file_and_a_budget_that_is_missed(run: Run, package: Path, tmp_path: Path) -> None:
     words = ("profile", package, "--turns", "6", "--widths", "8", "--threads", "1", "--budget", "0.1us", "--json")
-    outcome = run(*words, "-o", tmp_path / "p.json")
+    outcome = run(*words, "-o", tmp_path / "p.json", "--report", tmp_path / "p.html")
     assert outcome.code == 1
     document = json.loads(outcome.out)
     assert document["schema"] == "bitswitch-profile/1"
     assert [(each["label"], each["verdict"]) for each in document["budget"]] == [("w8", "failed")]
     assert (tmp_path / "p.json").read_text() == outcome.out
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    for text in ("Accuracy against latency", "blocks.0.conv1", "engine", "--widths 8 --threads 1 --budget 0.1us"):
+        assert text in page, text
 
 
 def test_a_budget_that_is_kept(run: Run, package: Path) -> None:

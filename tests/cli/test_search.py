@@ -30,9 +30,11 @@ def test_the_assignment_goes_straight_into_export(run: Run, tmp_path: Path, cach
 
 def test_json_and_the_front(run: Run, tmp_path: Path, cache: Path) -> None:
     words = ("--samples", 100, "--cache", cache, "--bits", "8,4,2", "--jobs", 1)
-    plain = run("search", "--pareto", *words, "-o", tmp_path / "a.json")
+    page = tmp_path / "front.html"
+    plain = run("search", "--pareto", *words, "-o", tmp_path / "a.json", "--report", page)
     assert plain.code == 0
     assert "Front over avg_bits, dear to cheap" in plain.out
+    assert "top-1 in %, final test against avg_bits" in page.read_text(encoding="utf-8")
     report = json.loads(run("search", "--pareto", *words, "-o", tmp_path / "a.json", "--json").out)
     assert report["schema"] == "bitswitch-search/1"
     assert {bits for each in report["front"] for _, bits in each["widths"]} <= {8, 4, 2}

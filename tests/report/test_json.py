@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bitswitch_deploy.errors import PackageError
 from bitswitch_deploy.report.export_report import ExportReport
-from bitswitch_deploy.report.json import SCHEMA, report_to_json
+from bitswitch_deploy.report.json import SCHEMA, report_from_json, report_to_json
 
 
 def _refuse(constant: str) -> Any:
@@ -81,3 +82,27 @@ def test_any_text_is_ascii(report: ExportReport) -> None:
     text = report_to_json(replace(report, package_path="/läufe/\udcff\x1b"))
     assert text.isascii()
     assert json.loads(text)["package_path"] == "/läufe/\udcff\x1b"
+
+
+def test_a_report_that_was_written_reads_back(report: ExportReport) -> None:
+    assert report_from_json(report_to_json(report), where="results.json") == report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "bitswitch-report/9"}, "results.json: schema"),
+        ({"widths": [{"label": "w8"}]}, "no key"),
+        ({"more": 1}, "unknown key"),
+        ({"seconds": "long"}, "seconds"),
+    ],
+)
+def test_results_of_another_kind_are_refused(report: ExportReport, change: dict[str, object], message: str) -> None:
+    text = json.dumps(_read(report) | change)
+    with pytest.raises(PackageError, match=message):
+        report_from_json(text, where="results.json")
+
+
+def test_results_that_are_no_json_are_refused() -> None:
+    with pytest.raises(PackageError, match="one JSON object"):
+        report_from_json("{", where="results.json")

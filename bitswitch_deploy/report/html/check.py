@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitswitch_deploy.gate.judgement import Evidence, Judgement
 from bitswitch_deploy.gate.result import CaseResult, CheckResult
-from bitswitch_deploy.report.check_page import bound, check_facts, check_legend, grouped_notes, headline
+from bitswitch_deploy.report.check_page import bound, check_facts, grouped_notes, headline
 from bitswitch_deploy.report.html.charts import Whisker, whiskers
 from bitswitch_deploy.report.html.document import (
     Block,
@@ -34,7 +34,7 @@ def check_html(result: CheckResult, command: tuple[str, ...] = ()) -> str:
         if each.evidence is not None and each.judgement is not None
     ]
     if judged:
-        sections = (
+        sections: tuple[Section, ...] = (
             Section(name="verdicts", title="Verdicts", blocks=_verdicts(result, judged)),
             Section(name="evidence", title=f"What {result.metric} says", blocks=_evidence(result, judged)),
         )
@@ -68,14 +68,17 @@ def _verdicts(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
         (limits.max_drop, limits.max_drop + limits.effect),
     )
     table = Table(
-        label="Verdicts",
+        label="Verdict table",
         caption=f"{result.metric}, drop in {result.unit}",
         columns=(*words(_CASE), *numbers("drop, from, to, p"), *words("verdict"), *numbers("samples, would tell")),
         rows=tuple(_verdict(*each) for each in judged),
     )
-    legend = [f"{name}: {text}." for name, text in check_legend(result)]
-    told = "would tell: about so many samples; - where the verdict stands."
-    return (*chart, table, Paragraph(text=" ".join([*legend, told]), dim=True))
+    legend = (
+        f"From, to: the drop is in there with {100 * (1 - 2 * limits.alpha):g} % confidence, each case for itself. "
+        "p: of no drop beyond what may be lost, by Holm's rule over all cases. Would tell: about so many samples, "
+        "- where the verdict stands."
+    )
+    return (*chart, table, Paragraph(text=legend, dim=True))
 
 
 def _verdict(each: CaseResult, evidence: Evidence, judgement: Judgement) -> tuple[Cell, ...]:
@@ -94,7 +97,7 @@ def _verdict(each: CaseResult, evidence: Evidence, judgement: Judgement) -> tupl
 
 def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
     table = Table(
-        label=f"What {result.metric} says",
+        label="Evidence table",
         caption=f"{result.metric} in {result.unit}; p-values of each case for itself",
         columns=(
             *words(f"{_CASE}, hop"),
@@ -129,7 +132,7 @@ def _weighed(each: CaseResult, evidence: Evidence) -> tuple[Cell, ...]:
 
 def _recorded(result: CheckResult) -> Table:
     return Table(
-        label="Recorded",
+        label="Table of what was recorded",
         caption=f"{result.metric} in {result.unit}",
         columns=(*words(f"{_CASE}, hop"), *numbers(f"{result.metric}, samples")),
         rows=tuple(row(*_case(each), each.hop, number(each.value), str(each.n)) for each in result.cases),

@@ -150,8 +150,8 @@ def _layers_of(width: WidthBlame) -> list[Block]:
         Paragraph(strong=f"{each.kind}: {each.where}", text=f"{each.what}. Try: {each.do}.", bad=each.kind == "fault")
         for each in width.suspects
     ]
-    clean = "No layer stands out, and no part of the lowered graph is at fault."
-    blocks = [Heading(text=width.label), *(suspects or [Paragraph(text=clean)]), _layer_table(width)]
+    clean = Paragraph(text="No layer stands out, and no part of the lowered graph is at fault.")
+    blocks: list[Block] = [Heading(text=width.label), *(suspects or [clean]), _layer_table(width)]
     items = tuple(
         Item(
             strong=f"{part.verdict}: {part.tensor}",

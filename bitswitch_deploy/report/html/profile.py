@@ -46,7 +46,7 @@ def profile_html(result: ProfileResult, validated: ExportReport | None, command:
         ),
         Section(name="front", title="Accuracy against latency", blocks=_front(by_batch, first, validated)),
         Section(name="budget", title="Budget", blocks=_budget(result)),
-        Section(name="layers", title="Layers", blocks=_layers(by_batch)),
+        Section(name="layers", title="Layers", blocks=_layers(result, by_batch)),
         Section(name="table", title="Latency table", blocks=_residuals(result)),
         Section(name="board", title="Board", blocks=_board(result)),
         Section(name="notes", title="Notes", blocks=_items(result.notes)),
@@ -90,7 +90,12 @@ def _times(candidates: Sequence[CandidateResult], reference: str) -> Table:
         *(numbers("mJ") if has_energy else ()),
     )
     rows = tuple(_time_cells(each)[: len(columns)] for each in candidates)
-    return Table(label="Latency table", caption="ms; from, to: interval of the ratio", columns=columns, rows=rows)
+    return Table(
+        label=f"Latencies, batch {candidates[0].batch_size}",
+        caption="ms; from, to: interval of the ratio",
+        columns=columns,
+        rows=rows,
+    )
 
 
 def _time_cells(each: CandidateResult) -> tuple[Cell, ...]:
@@ -152,14 +157,15 @@ def _budget(result: ProfileResult) -> tuple[Block, ...]:
         )
         for each in result.budget
     )
-    return (Table(label="Budget", columns=columns, rows=rows),)
+    return (Table(label="Budget table", columns=columns, rows=rows),)
 
 
-def _layers(by_batch: _ByBatch) -> tuple[Block, ...]:
+def _layers(result: ProfileResult, by_batch: _ByBatch) -> tuple[Block, ...]:
     blocks: list[Block] = []
     for batch, candidates in by_batch:
-        times = layer_times(candidates)
-        timed = [each.label for each in candidates if each.layers]
+        # nodes of the reference have other names
+        own_names = [each for each in candidates if each.layers and each.label != result.reference_label]
+        times, timed = layer_times(own_names), [each.label for each in own_names]
         columns = (*words("layer"), *numbers(", ".join(timed))) if timed else ()
         rows = tuple(row(name, *(number(own.get(label), ".4f") for label in timed)) for name, own in times.items())
         if rows:

@@ -23,7 +23,14 @@ from bitswitch_deploy.report.html.document import (
     row,
     words,
 )
-from bitswitch_deploy.report.search_page import amount, dominated_texts, next_command, search_facts, search_notes
+from bitswitch_deploy.report.search_page import (
+    amount,
+    dominated_texts,
+    next_command,
+    search_facts,
+    search_notes,
+    search_title,
+)
 from bitswitch_deploy.report.search_report import Assigned, Measured, SearchReport
 
 _Tested = tuple[str, Assigned, Measured]
@@ -53,7 +60,7 @@ def search_html(report: SearchReport, command: tuple[str, ...] = ()) -> str:
     about = [(name, text) for name, text in search_facts(report) if name != "time"]
     return render_document(
         Document(
-            title=f"{report.chosen.label} of {len(report.chosen.widths)} layers, written to {report.output}",
+            title=search_title(report),
             facts=facts(about),
             sections=sections,
             command=command,
@@ -63,7 +70,7 @@ def search_html(report: SearchReport, command: tuple[str, ...] = ()) -> str:
 
 def _tested(report: SearchReport) -> list[_Tested]:
     """Every assignment of the final test once, with the name that it has on the page: chosen, uniform, the front."""
-    named = [("chosen", report.chosen), *((each.label, each) for each in report.uniform)]
+    named = [(f"{report.chosen.label}, chosen", report.chosen), *((each.label, each) for each in report.uniform)]
     named += [(f"{each.label} {index}", each) for index, each in enumerate(report.front, 1)]
     first: dict[tuple[tuple[str, int], ...], _Tested] = {}
     for name, each in named:
@@ -108,7 +115,7 @@ def _test(report: SearchReport, tested: Sequence[_Tested], metric: str) -> tuple
         *words("front"),
     )
     table = Table(
-        label="Final test",
+        label="Table of the final test",
         caption=f"{metric} in % on {report.samples.n_test:,} samples that the search has not seen",
         columns=columns,
         rows=tuple(_test_row(report, each, resources) for each in tested),
@@ -144,7 +151,7 @@ def _budgets(report: SearchReport) -> tuple[Block, ...]:
         row(each.name, *(Cell(text=amount(value), value=value) for value in (each.used, each.limit, each.minimum)))
         for each in report.budgets
     )
-    return (Table(label="Budgets", columns=(*words("budget"), *numbers("used, limit, minimum")), rows=rows),)
+    return (Table(label="Budget table", columns=(*words("budget"), *numbers("used, limit, minimum")), rows=rows),)
 
 
 def _widths(report: SearchReport) -> Table:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bitswitch_deploy.report.export_report import ExportReport
+from bitswitch_deploy.report.html.check import check_html
+from bitswitch_deploy.report.html.profile import profile_html
+from bitswitch_deploy.report.html.search import search_html
 from tests.conftest import Run
+from tests.profiling.results import candidate
+from tests.report.check_results import check_result
+from tests.report.profile_results import RESULT
+from tests.report.search_results import report as search_report
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -16,9 +25,18 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 
 PHONE, DESK = (390, 844), (1280, 800)
+NAMES = ("export", "blame", "check", "profile", "search")
+SMALLEST_TEXT = (
+    "Math.min(...[...document.querySelectorAll('body *')].filter(e => e.innerText || e.tagName === 'text')"
+    ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
+)
+OUTSIDE = (
+    "width => [...document.querySelectorAll('svg text')].filter(e => {"
+    "const box = e.getBoundingClientRect(); return box.left < 0 || box.right > width; }).map(e => e.textContent)"
+)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
@@ -32,41 +50,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pages(run: Run, folder: Path) -> dict[str, Path]:
-    """report.html of an export with work left to do, and that of a damaged graph's blame."""
+def pages(run: Run, folder: Path, report: ExportReport) -> dict[str, Path]:
+    """report.html of an export with work left to do, that of a damaged graph's blame, and those of results made up."""
     package, blamed = folder / "package", folder / "blame.html"
     if not blamed.exists():
         assert run("export", "--target", "jetson", "--bits", "8,2", "--output", package).code == 0
         assert run("blame", package, "--samples", 16, "--report", blamed).code == 0
-    return {"export": package / "report.html", "blame": blamed}
+        for name, text in made_up(report).items():
+            (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return {"export": package / "report.html"} | {name: folder / f"{name}.html" for name in NAMES[1:]}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
-@pytest.mark.parametrize("name", ["export", "blame"])
-def test_clean_readable_and_silent(
-    browser: object, pages: dict[str, Path], name: str, size: tuple[int, int], scheme: str
-) -> None:
-    context = browser.new_context(  # type: ignore[attr-defined]
-        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme
-    )
-    page, said, asked = context.new_page(), [], []
+def made_up(report: ExportReport) -> dict[str, str]:
+    """Pages with long names, many columns and every section."""
+    slow = candidate("w2", p50_ms=3.0, verdict=f"no faster than float32, because {'of a reason ' * 20}")
+    profile = replace(RESULT, candidates=(*RESULT.candidates, slow), unstable=("temperature tj moved",))
+    command = ("bitswitch-deploy", "a" * 200)
+    return {
+        "check": check_html(check_result(), command),
+        "profile": profile_html(profile, report, command),
+        "search": search_html(search_report(), command),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clean_readable_and_silent(browser: object, pages: dict[str, Path], name: str) -> None:
+    page, said, asked = browser.new_page(), [], []  # type: ignore[attr-defined]
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(pages[name].as_uri())
+    for size, scheme in ((PHONE, "light"), (DESK, "dark")):
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.emulate_media(color_scheme=scheme)
+        # nothing is wider than the screen but tables, which scroll by themselves
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.evaluate(SMALLEST_TEXT) >= 11
+        # what is written in a chart is on the screen
+        assert page.evaluate(OUTSIDE, size[0]) == []
+        found = axe.Axe().run(page).response["violations"]
+        assert [each["id"] for each in found if each["impact"] in ("serious", "critical", "moderate")] == []
     assert said == []
     assert asked == [pages[name].as_uri()]
-    # nothing is wider than the screen but tables, which scroll by themselves
-    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-    smallest = page.evaluate(
-        "Math.min(...[...document.querySelectorAll('body *')].filter(e => e.innerText || e.tagName === 'text')"
-        ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
-    )
-    assert smallest >= 11
-    found = axe.Axe().run(page).response["violations"]
-    assert [each["id"] for each in found if each["impact"] in ("serious", "critical", "moderate")] == []
-    context.close()
+    page.close()
 
 
 def test_tables_sort_by_number_and_by_name(browser: object, pages: dict[str, Path]) -> None:
@@ -95,6 +121,25 @@ def test_tables_sort_by_number_and_by_name(browser: object, pages: dict[str, Pat
     table.get_by_role("button", name="lowered").click()
     assert column(7)[-1] == "same"
     assert column(7)[0] != "same"
+    page.close()
+
+
+def test_numbers_with_signs_sort_on_every_page(browser: object, pages: dict[str, Path]) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    for name, table, column, expected in (
+        ("check", "Verdict table", "drop", ["+0.10", "+0.30", "+2.50"]),
+        ("profile", "Latencies, batch 1", "p50", ["1.500", "2.000", "3.000"]),
+        ("search", "Table of the final test", "against highest", ["-3.75", "-1.25", "-0.00"]),
+    ):
+        page.goto(pages[name].as_uri())
+        region = page.get_by_role("region", name=table, exact=True)
+        index = region.locator("thead th").all_inner_texts().index(column)
+        button = region.locator("thead th").nth(index).get_by_role("button")
+        cells = region.locator(f"tbody tr > *:nth-child({index + 1})")
+        button.click()
+        assert cells.all_inner_texts() == expected
+        button.click()
+        assert cells.all_inner_texts() == expected[::-1]
     page.close()
 
 
