@@ -23,8 +23,6 @@ from bitswitch_deploy.report.html.document import (
     words,
 )
 
-_CASE = "master, target, width"
-
 
 def check_html(result: CheckResult, command: tuple[str, ...] = ()) -> str:
     """The page about a check; equal results give equal text, whatever time they took."""
@@ -70,7 +68,7 @@ def _verdicts(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
     table = Table(
         label="Verdict table",
         caption=f"{result.metric}, drop in {result.unit}",
-        columns=(*words(_CASE), *numbers("drop, from, to, p"), *words("verdict"), *numbers("samples, would tell")),
+        columns=(*words("case, verdict"), *numbers("drop, from, to, p, samples, would tell")),
         rows=tuple(_verdict(*each) for each in judged),
     )
     legend = (
@@ -84,12 +82,12 @@ def _verdicts(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
 def _verdict(each: CaseResult, evidence: Evidence, judgement: Judgement) -> tuple[Cell, ...]:
     needed = judgement.needed
     return row(
-        *_case(each),
+        each.case.label,
+        Cell(text=judgement.verdict, bad=judgement.verdict == "regressed"),
         number(evidence.drop, "+.2f"),
         bound(evidence.lower),
         bound(evidence.upper),
         number(judgement.p_value, ".2g"),
-        Cell(text=judgement.verdict, bad=judgement.verdict == "regressed"),
         str(evidence.n),
         "-" if needed is None else str(needed),
     )
@@ -100,7 +98,7 @@ def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
         label="Evidence table",
         caption=f"{result.metric} in {result.unit}; p-values of each case for itself",
         columns=(
-            *words(f"{_CASE}, hop"),
+            *words("case, hop"),
             *numbers("before, now, worse, better, p of no drop, p of a drop, spread"),
             *words("method"),
         ),
@@ -117,7 +115,7 @@ def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
 
 def _weighed(each: CaseResult, evidence: Evidence) -> tuple[Cell, ...]:
     return row(
-        *_case(each),
+        each.case.label,
         each.hop,
         number(evidence.before),
         number(evidence.now),
@@ -134,10 +132,6 @@ def _recorded(result: CheckResult) -> Table:
     return Table(
         label="Table of what was recorded",
         caption=f"{result.metric} in {result.unit}",
-        columns=(*words(f"{_CASE}, hop"), *numbers(f"{result.metric}, samples")),
-        rows=tuple(row(*_case(each), each.hop, number(each.value), str(each.n)) for each in result.cases),
+        columns=(*words("case, hop"), *numbers(f"{result.metric}, samples")),
+        rows=tuple(row(each.case.label, each.hop, number(each.value), str(each.n)) for each in result.cases),
     )
-
-
-def _case(each: CaseResult) -> tuple[str, str, str]:
-    return each.case.master, each.case.target, each.case.width

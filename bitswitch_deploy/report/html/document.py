@@ -191,4 +191,5 @@ def facts(rows: Sequence[tuple[str, str]]) -> tuple[tuple[str, Cell], ...]:
 
 def number(value: float | None, form: str = ".2f") -> Cell:
     """A number in a table; `-` where there is none."""
-    return Cell(text="-" if value is None else format(value, form))
+    # + 0.0: no sign in front of a zero that was negated
+    return Cell(text="-" if value is None else format(value + 0.0, form))

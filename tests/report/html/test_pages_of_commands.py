@@ -30,10 +30,12 @@ def cells(page: str, first: str) -> list[list[str]]:
 
 def test_a_check_has_verdicts_intervals_p_and_what_would_tell() -> None:
     page = check_html(check_result(), COMMAND)
-    verdicts, evidence = cells(page, "net")[:3], cells(page, "net")[3:]
-    assert verdicts[0][2:] == ["w8", "+2.50", "+1.50", "+3.50", "0.03", "regressed", "1000", "-"]
-    assert verdicts[2][-3:] == ["too few samples to tell", "1000", "4321"]
-    assert evidence[0][2:] == ["w8", "engine", "90.00", "87.50", "30", "5", "0.01", "0.2", "10.00", "McNemar"]
+    verdict, evidence = cells(page, "net x86-cpu w8")
+    assert verdict[1:] == ["regressed", "+2.50", "+1.50", "+3.50", "0.03", "1000", "-"]
+    undecided, _ = cells(page, "net x86-cpu w2")
+    assert undecided[1] == "too few samples to tell"
+    assert undecided[-2:] == ["1000", "4321"]
+    assert evidence[1:] == ["engine", "90.00", "87.50", "30", "5", "0.01", "0.2", "10.00", "McNemar"]
     for text in (
         "<h1>1 regressed, 1 not shown to regress, 1 too few samples to tell</h1>",
         'class="bad">regressed',
@@ -51,7 +53,7 @@ def test_a_check_with_nothing_to_say_and_one_that_recorded() -> None:
     assert "every case of the baseline was compared" in check_html(check_result(cases=same, notes=()))
     recorded = tuple(replace(each, evidence=None, judgement=None, notes=()) for each in CASES)
     page = check_html(check_result(cases=recorded, updated=True, notes=()))
-    assert cells(page, "net")[0][2:] == ["w8", "engine", "87.50", "1000"]
+    assert cells(page, "net x86-cpu w8")[0][1:] == ["engine", "87.50", "1000"]
     assert "was compared" not in page
     assert 'class="whisker"' not in page
 
@@ -61,7 +63,7 @@ def test_bounds_that_too_few_samples_leave_open() -> None:
     assert evidence is not None
     infinite = replace(CASES[0], evidence=replace(evidence, lower=-float("inf"), upper=float("inf")))
     page = check_html(check_result(cases=(infinite,)))
-    assert cells(page, "net")[0][4:6] == ["?", "?"]
+    assert cells(page, "net x86-cpu w8")[0][3:5] == ["?", "?"]
     assert 'x1="0.0%" x2="100.0%" y1="9"' in page
 
 
