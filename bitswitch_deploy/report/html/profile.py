@@ -38,13 +38,12 @@ def profile_html(result: ProfileResult, validated: ExportReport | None, command:
     """
     batches = dict.fromkeys(each.batch_size for each in result.candidates)
     by_batch = [(batch, [each for each in result.candidates if each.batch_size == batch]) for batch in batches]
-    first = [each.label for each in by_batch[0][1]] if by_batch else []
     sections = (
         *(
             Section(name=f"latency-{batch}", title=f"Latency, batch {batch}", blocks=_latency(result, candidates))
             for batch, candidates in by_batch
         ),
-        Section(name="front", title="Accuracy against latency", blocks=_front(by_batch, first, validated)),
+        Section(name="front", title="Accuracy against latency", blocks=_front(by_batch, validated)),
         Section(name="budget", title="Budget", blocks=_budget(result)),
         Section(name="layers", title="Layers", blocks=_layers(result, by_batch)),
         Section(name="table", title="Latency table", blocks=_residuals(result)),
@@ -116,10 +115,10 @@ def _time_cells(each: CandidateResult) -> tuple[Cell, ...]:
 _ByBatch = Sequence[tuple[int, Sequence[CandidateResult]]]
 
 
-def _front(by_batch: _ByBatch, labels: Sequence[str], validated: ExportReport | None) -> tuple[Block, ...]:
+def _front(by_batch: _ByBatch, validated: ExportReport | None) -> tuple[Block, ...]:
     hops = {width.label: nearest_to_device(width) for width in validated.widths} if validated is not None else {}
-    known = {label: hop for label, hop in hops.items() if hop is not None and label in labels}
-    if not known:
+    known = {label: hop for label, hop in hops.items() if hop is not None}
+    if not any(each.label in known for _, candidates in by_batch for each in candidates):
         return (
             Paragraph(text="Not drawn: the package holds no accuracy of these widths. Export it with --data PATH."),
         )
