@@ -76,6 +76,10 @@ def summary(trained: TrainedNetwork) -> Table:
     table.add_row("float", f"{trained.float_top1:.2f}", "")
     for entry in trained.master.spec.accuracy:
         table.add_row(f"{entry.bits} bits", f"{entry.value:.2f}", f"{entry.value - trained.float_top1:+.2f}")
+    if trained.mixed is not None:
+        for name, value in (("as trained", trained.mixed.as_trained), ("re-estimated", trained.mixed.reestimated)):
+            row = f"{trained.mixed.n_subnets} mixtures, {name}"
+            table.add_row(row, f"{value:.2f}", f"{value - trained.float_top1:+.2f}")
     return table
 
 

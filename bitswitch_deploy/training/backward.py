@@ -57,13 +57,15 @@ class Suspect:
         return next((path for path in bad if path), "loss")
 
 
-def backward(logits: Tensor, target: Tensor, suspect: Suspect) -> float:
-    """Add the gradients of the cross entropy of `logits`, and return its value, the mean over replicas.
+def backward(logits: Tensor, target: Tensor, suspect: Suspect, penalty: Tensor | None = None) -> float:
+    """Add the gradients of the cross entropy of `logits` and of `penalty`; return their sum, the mean over replicas.
 
     Raises:
         CheckFailedError: the loss or a gradient is not finite; all replicas raise together.
     """
     loss = F.cross_entropy(logits, target)
+    if penalty is not None:
+        loss = loss + penalty
     value = float(averaged(loss.detach()))
     if not math.isfinite(value):
         raise suspect.diverged(suspect.first_bad_layer(), f"loss {value}")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import nn
 
 from bitswitch_deploy.master.spec import MeasuredAccuracy, Preprocessing
-from bitswitch_deploy.training.batches import preprocess
+from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.training.batches import Batch, preprocess
 from bitswitch_deploy.training.datasets import ImageSet
 from bitswitch_deploy.training.image_folder import ImageFolder
+from bitswitch_deploy.training.layers import SwitchableBatchNorm
 from bitswitch_deploy.training.prepare import set_width
 from bitswitch_deploy.training.replicas import replica_count, replica_index, summed
 
@@ -38,10 +45,61 @@ def measure_widths(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedAccuracy:
+    """Mean top-1 in percent of `n_subnets` networks whose layers have widths drawn evenly.
+
+    as_trained: with the statistics of training. reestimated: with those of training samples, taken for each network;
+    BatchNorm goes by a layer's own width, as in a master.
+    """
+
+    n_subnets: int
+    as_trained: float
+    reestimated: float
+
+
+def draw_subnets(layers: Sequence[str], widths: Sequence[int], *, count: int, seed: int) -> tuple[WidthAssignment, ...]:
+    """Networks whose layers have widths drawn evenly."""
+    drawn = np.random.default_rng([seed, 4]).choice(widths, size=(count, len(layers))).tolist()
+    return tuple(WidthAssignment(default=widths[0], overrides=tuple(zip(layers, row))) for row in drawn)
+
+
+def measure_subnets(
+    model: nn.Module,
+    subnets: Sequence[WidthAssignment],
+    data: ImageSet | ImageFolder,
+    preprocessing: Preprocessing,
+    *,
+    batches: Sequence[Batch],
+) -> MixedAccuracy:
+    """Top-1 of a prepared network as these subnets; `batches` re-estimate BatchNorm in copies of `model`."""
+    trained = _top1_at(model, subnets, data, preprocessing)
+    again = [_top1_at(reestimated(model, each, batches), (each,), data, preprocessing)[0] for each in subnets]
+    n = len(subnets)
+    return MixedAccuracy(n_subnets=n, as_trained=sum(trained) / n, reestimated=sum(again) / n)
+
+
+@torch.no_grad()
+def reestimated(model: nn.Module, subnet: WidthAssignment, batches: Sequence[Batch]) -> nn.Module:
+    """A copy whose BatchNorms in use have the mean statistics of `batches`, which it sees as `subnet`."""
+    twin = copy.deepcopy(model).eval()
+    for module in twin.modules():
+        if isinstance(module, SwitchableBatchNorm):
+            module.previous = None  # own widths only
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean
+            module.train()
+    set_width(twin, subnet)
+    for batch in batches:
+        twin(batch.inputs)
+    return twin.eval()
+
+
 @torch.no_grad()
 def _top1_at(
     model: nn.Module,
-    widths: tuple[int | None, ...],
+    widths: Sequence[int | WidthAssignment | None],
     data: ImageSet | ImageFolder,
     preprocessing: Preprocessing,
 ) -> list[float]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from bitswitch_deploy.master.spec import Container
-from bitswitch_deploy.tensors import Granularity, Rounding
+from bitswitch_deploy.tensors import Granularity, Rounding, WidthAssignment
 from bitswitch_deploy.training.quantizers import ActivationQuantizer, FloatInput, WeightQuantizer
 
 
@@ -101,14 +101,30 @@ class SwitchableBatchNorm(nn.Module):
     """One BatchNorm for each trained width, all starting as copies of a float one.
 
     partner: path of the quantized layer that it switches with; None: it follows the default width of the network.
+    previous: path of the quantized layer that the partner's input comes from; None: of none.
+    reads_partner: whether it normalises what the partner puts out, rather than what it takes in.
     """
 
-    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, widths: tuple[int, ...], partner: str | None) -> None:
+    def __init__(
+        self,
+        plain: nn.BatchNorm1d | nn.BatchNorm2d,
+        widths: tuple[int, ...],
+        partner: str | None,
+        previous: str | None = None,
+        *,
+        reads_partner: bool = False,
+    ) -> None:
         super().__init__()
         self.widths = widths
         self.partner = partner
+        self.previous = previous
+        self.reads_partner = reads_partner
         self.copies = nn.ModuleList([copy.deepcopy(plain) for _ in widths])
         self.bits = widths[0]
+
+    def follow(self, assignment: WidthAssignment) -> None:
+        """Use the copy of this assignment."""
+        self.bits = assignment.default if self.partner is None else assignment.bits_of(self.partner)
 
     def forward(self, input: Tensor) -> Tensor:
         """BatchNorm of the width in use, shape of `input`."""

@@ -117,7 +117,7 @@ def prepare(
         if path not in decisions or decisions[path].decision in ("pinned", "float"):
             return None
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            return SWITCHABLE_CLASS[type(module)](module, options.widths, _partner(path, trace, decisions))
+            return _switchable(path, module, options.widths, trace, decisions)
         return quantized_from(module, _settings(path, module, options))
 
     prepared = replace_modules(copy.deepcopy(model), replacement)
@@ -145,7 +145,7 @@ def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
     for path, layer in layers.items():
         layer.bits = assignment.bits_of(path)
     for norm in norms:
-        norm.bits = assignment.default if norm.partner is None else assignment.bits_of(norm.partner)
+        norm.follow(assignment)
 
 
 def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tuple[LayerDecision, ...]:
@@ -200,6 +200,21 @@ def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> st
     if before is not None and decisions[before].decision == "quantized":
         return before
     return next((name for name in trace.order[position:] if decisions[name].decision == "quantized"), None)
+
+
+def _switchable(
+    path: str,
+    norm: nn.BatchNorm1d | nn.BatchNorm2d,
+    widths: tuple[int, ...],
+    trace: Trace,
+    decisions: dict[str, LayerDecision],
+) -> SwitchableBatchNorm:
+    partner = _partner(path, trace, decisions)
+    previous = None if partner is None else trace.sources.get(partner)
+    while previous is not None and decisions[previous].decision != "quantized":
+        previous = trace.sources.get(previous)
+    reads_partner = partner is not None and trace.sources.get(path) == partner
+    return SWITCHABLE_CLASS[type(norm)](norm, widths, partner, previous, reads_partner=reads_partner)
 
 
 def _settings(path: str, module: nn.Module, options: PrepareOptions) -> LayerQuantization:

@@ -132,6 +132,10 @@ class WeightQuantizer(nn.Module):
         """The int8 codes that `forward` computes with, shape of `weight`."""
         return self._codes(weight, self._broadcast(positive(self.scale), weight), bits).to(torch.int8)
 
+    def broadcast_scale(self, weight: Tensor) -> Tensor:
+        """The scale of the highest width, in a shape that broadcasts against `weight`; no gradient flows."""
+        return self._broadcast(self.exported_scale(), weight)
+
     def exported_scale(self) -> Tensor:
         """The scale of the highest width that `forward` divides by, shape of `scale`."""
         return positive(self.scale.detach())

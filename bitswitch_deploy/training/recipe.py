@@ -21,6 +21,8 @@ RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 Update = Literal["per_width", "accumulated"]
+Draw = Literal["hasb", "uniform", "random"]
+NormKey = Literal["own_width", "transitional"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +67,48 @@ class JointSettings(StageSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SupernetSettings(JointSettings):
+    """The stage that draws a width for each layer, after the joint one (`supernet`).
+
+    draw: how. threshold: sigma_0, the chance that a layer leaves the width of the pass in the last epoch.
+    warmup_epochs: first epochs without a draw. Both are for `hasb` and `uniform`; `random` always draws.
+    sensitivities: file of traces below the data folder (tools/hessian_costs.py); None measures them; for `hasb` only.
+    batchnorm: statistics of a layer's own width, or of the width before and its own (`transitional`, to compare with).
+    bit_scheduler: restless layers rest from the lowest width (`bit_schedule`).
+    distortion: weight of RFQuant's loss (`distortion`), 0.01 there; for `random` only, which has its reference.
+    """
+
+    draw: Draw = "hasb"
+    threshold: float = 0.5
+    warmup_epochs: int = 10
+    sensitivities: str | None = None
+    batchnorm: NormKey = "own_width"
+    bit_scheduler: bool = False
+    distortion: float = 0.0
+
+    def __post_init__(self) -> None:
+        JointSettings.__post_init__(self)
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold} is not in 0..1")
+        if self.draw != "random" and not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} is not in 0..{self.epochs - 1}, epochs without the last"
+            )
+        if self.draw != "hasb" and self.sensitivities is not None:
+            raise ValueError(f"sensitivities: draw {self.draw} uses none")
+        if self.distortion < 0 or (self.distortion > 0 and self.draw != "random"):
+            raise ValueError(f"distortion {self.distortion} with draw {self.draw}: above 0 with random only")
+        if self.draw == "random" and self.update != "accumulated":
+            raise ValueError(f"draw random with update {self.update}: it has no base width, and needs accumulated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A training run.
 
     network, dataset: names that `networks` and `datasets` know. seed: of everything random.
     float_checkpoint: file below the data folder that holds the trained float network; None trains it first.
-    pretrain: the float stage. joint: the stage at all widths.
+    pretrain: the float stage. joint: the stage at all widths. supernet: the one at mixtures of them; None: none.
     """
 
     name: str
@@ -83,6 +121,7 @@ class Recipe:
     quantization: PrepareOptions
     pretrain: StageSettings
     joint: JointSettings
+    supernet: SupernetSettings | None = None
 
 
 def load_recipe(name: str) -> Recipe:

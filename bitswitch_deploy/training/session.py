@@ -18,20 +18,29 @@ from torch import Tensor, nn
 from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import MeasuredAccuracy
-from bitswitch_deploy.training.batches import make_batches
+from bitswitch_deploy.training.batches import Batch, BatchSource, make_batches
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_dataset
-from bitswitch_deploy.training.evaluation import measure_widths, top1
+from bitswitch_deploy.training.evaluation import MixedAccuracy, draw_subnets, measure_subnets, measure_widths, top1
 from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text
 from bitswitch_deploy.training.networks import build_network
-from bitswitch_deploy.training.prepare import PreparedNetwork, prepare
-from bitswitch_deploy.training.recipe import Recipe, StageSettings
+from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_width
+from bitswitch_deploy.training.recipe import Recipe, StageSettings, SupernetSettings
 from bitswitch_deploy.training.replicas import from_first, joined_replicas, replica_count, replica_index
+from bitswitch_deploy.training.roulette import sensitive_layers
+from bitswitch_deploy.training.sensitivity import (
+    MIN_SAMPLES,
+    measured_sensitivities,
+    quantized_layers,
+    read_sensitivities,
+)
 from bitswitch_deploy.training.stages import FloatStage, JointStage, Stage
+from bitswitch_deploy.training.supernet import SupernetStage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, restore_stage, run_stage
 
+_MEASURED_SUBNETS = 16
 _CHANNELS = {"L": 1, "RGB": 3}
 
 
@@ -70,17 +79,21 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedNetwork:
-    """The outcome: the network, its master, and the top-1 of the float network in percent of the test split."""
+    """The outcome: the network, its master, and the top-1 of the float network in percent of the test split.
+
+    mixed: what mixtures of widths reach, after a supernet stage.
+    """
 
     network: PreparedNetwork
     master: Master
     float_top1: float
+    mixed: MixedAccuracy | None = None
 
 
 def run_session(session: Session) -> TrainedNetwork:
-    """Train the float network unless one is given, then all widths jointly; measure, and build the master.
+    """Train the float network unless one is given, then all widths jointly, then mixtures if the recipe says so.
 
-    The same session gives the same master on the same machine.
+    What comes out is measured and becomes the master. The same session gives the same one on the same machine.
 
     Raises:
         UsageError, DataError, CheckpointError: an input that does not fit.
@@ -111,11 +124,15 @@ def _run(session: Session) -> TrainedNetwork:
     run.log.write("start", **_circumstances(session), step=saved.get("step", 0))
     model, float_top1 = run.float_network(model)
     network, accuracy = run.train_jointly(prepare(model, (_example(recipe),), recipe.quantization), float_top1)
+    mixed = None
+    if recipe.supernet is not None:
+        network, accuracy, mixed = run.train_supernet(network, recipe.supernet, float_top1)
     provenance = _provenance(session, float_top1)
     record = TrainingRecord(accuracy=accuracy, preprocessing=recipe.preprocessing, provenance=provenance)
     master = build_master(network, (_example(recipe),), record)
-    run.log.write("end", float_top1=float_top1, top1=_by_width(accuracy), master_sha256=master.sha256)
-    return TrainedNetwork(network=network, master=master, float_top1=float_top1)
+    top1_of = _by_width(accuracy) | _of_mixtures(mixed)
+    run.log.write("end", float_top1=float_top1, top1=top1_of, master_sha256=master.sha256)
+    return TrainedNetwork(network=network, master=master, float_top1=float_top1, mixed=mixed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +147,7 @@ class _Run:
     def float_network(self, model: nn.Module) -> tuple[nn.Module, float]:
         """The trained float network, on the CPU, and its top-1: `model` with weights loaded or trained."""
         session, recipe = self.session, self.session.recipe
-        if self.saved.get("stage") == JointStage.name:
+        if self.saved.get("stage") in (JointStage.name, SupernetStage.name):
             return model, _saved_top1(self.saved, session)  # the weights come with the joint state
 
         def measure() -> dict[str, float]:
@@ -154,29 +171,83 @@ class _Run:
     ) -> tuple[PreparedNetwork, tuple[MeasuredAccuracy, ...]]:
         """Train at all widths; the network to export, on the CPU, and the accuracy that each width ends with."""
         session, recipe = self.session, self.session.recipe
+        if self.saved.get("stage") == SupernetStage.name:
+            return network, ()  # its weights come with the state of the supernet
         samples = len(self.dataset.train.labels)
         stage = JointStage(network, recipe.joint, samples=samples, execution=session.execution)
+        return self._drive_widths(stage, network, recipe.joint, float_top1)
+
+    def train_supernet(
+        self, network: PreparedNetwork, settings: SupernetSettings, float_top1: float
+    ) -> tuple[PreparedNetwork, tuple[MeasuredAccuracy, ...], MixedAccuracy]:
+        """Train mixtures of widths, from a network that is trained jointly; as there, and what mixtures reach.
+
+        Raises:
+            InputFileError: a file of sensitivities that does not fit.
+        """
+        session, recipe = self.session, self.session.recipe
+        batches = self._batches(settings)
+        chosen = list(batches.stream(0, min(batches.per_epoch, -(-MIN_SAMPLES // settings.batch_size))))
+        resumed = self.saved.get("stage") == SupernetStage.name
+        network.model.to(session.execution.device)
+        stage = SupernetStage(
+            network,
+            settings,
+            sensitive=() if resumed or settings.draw != "hasb" else self._sensitive(network.model, settings, chosen),
+            samples=len(self.dataset.train.labels),
+            seed=recipe.seed,
+            execution=session.execution,
+        )
+        layers = tuple(quantized_layers(network.model))
+        trained, accuracy = self._drive_widths(stage, network, settings, float_top1)
+        subnets = draw_subnets(layers, network.options.widths, count=_MEASURED_SUBNETS, seed=recipe.seed)
+        device_model = trained.model.to(session.execution.device)
+        mixed = measure_subnets(device_model, subnets, self.dataset.test, recipe.preprocessing, batches=chosen)
+        set_width(device_model, network.options.widths[0])
+        return replace(trained, model=device_model.cpu()), accuracy, mixed
+
+    def _sensitive(self, model: nn.Module, settings: SupernetSettings, batches: list[Batch]) -> tuple[str, ...]:
+        """The layers that the roulette favours, by the file of the recipe or by traces that are measured now."""
+        recipe = self.session.recipe
+        if settings.sensitivities is not None:
+            path = self.session.data / settings.sensitivities
+            found = read_sensitivities(path, tuple(quantized_layers(model)))
+        else:
+            found = measured_sensitivities(model, batches, seed=recipe.seed)
+        self.log.write("sensitivities", traces_per_weight=found)
+        return sensitive_layers(found)
+
+    def _drive_widths(
+        self, stage: JointStage, network: PreparedNetwork, settings: StageSettings, float_top1: float
+    ) -> tuple[PreparedNetwork, tuple[MeasuredAccuracy, ...]]:
+        """Run a stage of a prepared network; its result, on the CPU, and the accuracy at each width."""
 
         def measure() -> tuple[MeasuredAccuracy, ...]:
-            return measure_widths(stage.result, network.options.widths, self.dataset.test, recipe.preprocessing)
+            test, preprocessing = self.dataset.test, self.session.recipe.preprocessing
+            return measure_widths(stage.result, network.options.widths, test, preprocessing)
 
-        self._drive(stage, recipe.joint, {"float_top1": float_top1}, lambda: _by_width(measure()))
+        self._drive(stage, settings, {"float_top1": float_top1}, lambda: _by_width(measure()))
         accuracy = measure()
         return replace(network, model=stage.result.cpu()), accuracy
+
+    def _batches(self, settings: StageSettings) -> BatchSource:
+        """The mini-batches of a stage."""
+        recipe = self.session.recipe
+        return make_batches(
+            self.dataset.train,
+            recipe.preprocessing,
+            recipe.augmentation,
+            batch_size=settings.batch_size,
+            seed=recipe.seed,
+            device=self.session.execution.device,
+        )
 
     def _drive(
         self, stage: Stage, settings: StageSettings, extra: dict[str, float], measure: Callable[[], dict[str, float]]
     ) -> None:
         """Run a stage to its end, from `saved` when that is a state of this stage; `extra` is saved with it."""
         session, recipe = self.session, self.session.recipe
-        batches = make_batches(
-            self.dataset.train,
-            recipe.preprocessing,
-            recipe.augmentation,
-            batch_size=settings.batch_size,
-            seed=recipe.seed,
-            device=session.execution.device,
-        )
+        batches = self._batches(settings)
         total = settings.epochs * batches.per_epoch
         if stage.name == JointStage.name and session.joint_steps is not None:
             total = session.joint_steps
@@ -261,6 +332,10 @@ def _by_width(accuracy: tuple[MeasuredAccuracy, ...]) -> dict[str, float]:
     return {f"w{entry.bits}": entry.value for entry in accuracy}
 
 
+def _of_mixtures(mixed: MixedAccuracy | None) -> dict[str, float]:
+    return {} if mixed is None else {"mixed": mixed.as_trained, "mixed, re-estimated": mixed.reestimated}
+
+
 def _circumstances(session: Session) -> dict[str, Any]:
     """What the figures of a log depend on."""
     recipe = session.recipe
@@ -272,6 +347,7 @@ def _circumstances(session: Session) -> dict[str, Any]:
         "joint_epochs": recipe.joint.epochs,
         "joint": asdict(recipe.joint),
         "joint_steps": session.joint_steps,
+        **({} if recipe.supernet is None else {"supernet": asdict(recipe.supernet)}),
         "quantization": asdict(recipe.quantization),
         "threads": session.threads,
         "fast": execution.fast,
@@ -289,6 +365,8 @@ def _device_text(device: torch.device) -> str:
 
 def _provenance(session: Session, float_top1: float) -> tuple[tuple[str, str], ...]:
     steps = () if session.joint_steps is None else (("joint_steps", str(session.joint_steps)),)
+    settings = session.recipe.supernet
+    supernet = () if settings is None else (("supernet", f"{settings.draw}, {settings.batchnorm}"),)
     # only what differs from one process with one thread on a CPU
     unusual = {
         "device": _device_text(session.execution.device),
@@ -300,6 +378,7 @@ def _provenance(session: Session, float_top1: float) -> tuple[tuple[str, str], .
         ("recipe", session.recipe.name),
         ("seed", str(session.recipe.seed)),
         *steps,
+        *supernet,
         *((key, value) for key, value in unusual.items() if value != usual[key]),
         ("float_top1", f"{float_top1:.2f}"),
         *((name, VERSIONS[name]) for name in ("python", "torch", "numpy")),

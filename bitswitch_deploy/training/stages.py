@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckpointError
+from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.backward import Suspect, backward
 from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.checkpoint import load_state
 from bitswitch_deploy.training.distillation import make_teacher
-from bitswitch_deploy.training.execution import Execution, ForwardPass
+from bitswitch_deploy.training.execution import Execution, Forward, ForwardPass
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS
 from bitswitch_deploy.training.prepare import PreparedNetwork, set_width
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
@@ -135,14 +136,14 @@ class JointStage:
             CheckFailedError: at some width the loss or a gradient is not finite.
         """
         rate = cosine_rate(self._settings.learning_rate, position.step, position.total)
-        # the first batch sets the activation scales, which is no part of the graph to compile
-        forward = self._forward.fast if is_initialised(self.model) else self._forward.plain
+        forward = self._forward_of_step()
         target = self._teacher.first_target(batch, position)
         losses = []
         for bits in self._widths:
-            set_width(self.model, bits)
+            set_width(self.model, self._width(bits, position))
             logits = forward(batch.inputs)
-            losses.append(backward(logits, target, Suspect(self.model, self._execution, batch.inputs, f"{bits} bits")))
+            suspect = Suspect(self.model, self._execution, batch.inputs, f"{bits} bits")
+            losses.append(backward(logits, target, suspect, self._penalty(bits)))
             if bits == self._widths[0]:
                 target = self._teacher.next_target(batch, logits.detach(), target)
             if self._settings.update == "per_width":
@@ -165,6 +166,18 @@ class JointStage:
         if average is not None:
             self._update_average()
             load_state(average, self.result, source)
+
+    def _forward_of_step(self) -> Forward:
+        # the first batch sets the activation scales, which is no part of the graph to compile
+        return self._forward.fast if is_initialised(self.model) else self._forward.plain
+
+    def _width(self, bits: int, position: Position) -> int | WidthAssignment:
+        """The widths of the layers in the pass of `bits`."""
+        return bits
+
+    def _penalty(self, bits: int) -> Tensor | None:
+        """What the pass of `bits`, which has just computed its logits, adds to their cross entropy."""
+        return None
 
     def _update_all(self, rate: float, *, distance: int) -> None:
         form = self._settings.alrs

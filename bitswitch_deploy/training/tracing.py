@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bitswitch_deploy.errors import UsageError
 
@@ -19,10 +20,13 @@ class Trace:
 
     order: module paths by first call. producers: for a module whose input is the very output of another watched
     module, that module's path. read_elsewhere: modules whose parameters or buffers were used outside of their own call.
+    sources: for a module, the watched one that is no BatchNorm and last worked on its input; of several inputs, as of a
+    sum, the first one counts, which is the main branch where the code is written `main + shortcut`.
     """
 
     order: tuple[str, ...]
     producers: dict[str, str]
+    sources: dict[str, str]
     read_elsewhere: frozenset[str]
 
 
@@ -33,14 +37,20 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
         UsageError: the network does not run on the example.
     """
     modules = {path: module for path, module in model.named_modules() if type(module) in watched}
-    reads = _ReadsElsewhere(modules)
+    reads, origins = _ReadsElsewhere(modules), _Origins()
+    sources: dict[str, str] = {}
     order: dict[str, None] = {}
     producers: dict[str, str] = {}
     made: dict[int, tuple[str, Any]] = {}  # id of an output -> its maker; the output is kept so that ids stay unique
 
     def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             order.setdefault(path)
+            source = origins.of(args)
+            if source is not None:
+                sources.setdefault(path, source)
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                origins.set(output, path)
             if args and id(args[0]) in made:
                 producers.setdefault(path, made[id(args[0])][0])
             made[id(output)] = (path, output)
@@ -56,7 +66,7 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
     ]
     try:
         model.eval()
-        with torch.no_grad(), reads:
+        with torch.no_grad(), reads, origins:
             model(*example_input)
     except (RuntimeError, TypeError, ValueError) as exc:
         raise _refused(model, example_input, exc) from exc
@@ -65,7 +75,33 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return Trace(order=tuple(order), producers=producers, read_elsewhere=frozenset(reads.found))
+    return Trace(order=tuple(order), producers=producers, sources=sources, read_elsewhere=frozenset(reads.found))
+
+
+class _Origins(TorchFunctionMode):
+    """Which module a tensor comes from: what a torch function gives has the origin of its first argument with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._origin = WeakIdKeyDictionary()
+
+    def of(self, value: Any) -> str | None:
+        """The origin of the first tensor in `value` that has one."""
+        return next((self._origin[tensor] for tensor in tensors_in(value) if tensor in self._origin), None)
+
+    def set(self, value: Any, path: str) -> None:
+        """All tensors in `value` come from the module at `path`."""
+        for tensor in tensors_in(value):
+            self._origin[tensor] = path
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        origin = self.of((args, kwargs or {}))
+        if origin is not None:
+            self.set(result, origin)
+        return result
 
 
 class _ReadsElsewhere(TorchFunctionMode):
