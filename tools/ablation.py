@@ -40,14 +40,24 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "distillation-in-batch": ({"distillation": "in_batch"}, {}),
 }
 
+# the same for the supernet stage, of recipes that have one; `none` keeps training uniform widths for as long
+SUPERNET_VARIANTS: dict[str, dict[str, Any]] = {
+    "supernet-hasb": {},
+    "supernet-none": {"threshold": 0.0},
+    "supernet-uniform": {"draw": "uniform"},
+    "supernet-transitional": {"batchnorm": "transitional"},
+}
+
 
 def varied(recipe: Recipe, variant: str, seed: int) -> Recipe:
     """The recipe with the changes of a variant and another seed."""
-    joint, quantization = VARIANTS[variant]
+    joint, quantization = VARIANTS.get(variant, ({}, {}))
+    supernet = recipe.supernet and replace(recipe.supernet, **SUPERNET_VARIANTS.get(variant, {}))
     return replace(
         recipe,
         name=f"{recipe.name}+{variant}",
         seed=seed,
+        supernet=supernet,
         joint=replace(recipe.joint, **joint),
         quantization=replace(recipe.quantization, **quantization),
     )
@@ -61,16 +71,17 @@ def has_ended(log: Path) -> bool:
     return bool(last) and json.loads(last)["event"] in ("end", "failed")
 
 
-def chosen_variants(names: str | None) -> list[str]:
-    """The variants that a comma-separated list names; None is all.
+def chosen_variants(names: str | None, recipe: Recipe) -> list[str]:
+    """The variants that a comma-separated list names; None is all that the recipe can have.
 
     Raises:
         UsageError: one is not there.
     """
-    chosen = list(VARIANTS) if names is None else names.split(",")
+    known = [*VARIANTS, *(SUPERNET_VARIANTS if recipe.supernet is not None else ())]
+    chosen = known if names is None else names.split(",")
     for name in chosen:
-        if name not in VARIANTS:
-            raise UsageError(where="--variants", got=name, allowed=", ".join(VARIANTS), do="use some of these names")
+        if name not in known:
+            raise UsageError(where="--variants", got=name, allowed=", ".join(known), do="use some of these names")
     return chosen
 
 
@@ -78,7 +89,7 @@ def chosen_variants(names: str | None) -> list[str]:
 @click.option("--recipe", "recipe_name", required=True, help="Name of a bundled recipe, or the path of a .yaml file.")
 @click.option("--data", type=click.Path(path_type=Path), default=CALIBRATION, help="Folder that holds the data set.")
 @click.option("--seeds", default="1", show_default=True, help="Comma-separated.")
-@click.option("--variants", help=f"Comma-separated, of {', '.join(VARIANTS)}. Default: all.")
+@click.option("--variants", help=f"Comma-separated, of {', '.join([*VARIANTS, *SUPERNET_VARIANTS])}. Default: all.")
 @click.option("--steps", "joint_steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of torch.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or auto.")
@@ -92,7 +103,7 @@ def main(recipe_name: str, seeds: str, variants: str | None, output: Path, devic
         execution = choose_execution(device, precision=choices.pop("precision"), fast=choices.pop("fast"))
         output.mkdir(parents=True, exist_ok=True)
         for seed in map(int, seeds.split(",")):
-            for variant in chosen_variants(variants):
+            for variant in chosen_variants(variants, recipe):
                 run(varied(recipe, variant, seed), output, execution=execution, **choices)
     except BitswitchError as exc:
         click.echo(f"error: {exc}", err=True)

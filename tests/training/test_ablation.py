@@ -13,7 +13,7 @@ from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.training.checkpoint import save_checkpoint
 from bitswitch_deploy.training.recipe import RECIPES, load_recipe
 from bitswitch_deploy.training.session import Session
-from tools.ablation import VARIANTS, main, varied
+from tools.ablation import SUPERNET_VARIANTS, VARIANTS, main, varied
 from tools.results_table import read_run
 
 
@@ -32,6 +32,23 @@ def test_each_variant_changes_one_thing(variant: str) -> None:
     pairs = [(asdict(old), asdict(new)) for old, new in settings]  # type: ignore[call-overload]
     differing = [name for old, new in pairs for name in old if old[name] != new[name]]
     assert len(differing) == (0 if variant == "as-it-is" else 1)
+
+
+@pytest.mark.parametrize("variant", SUPERNET_VARIANTS)
+def test_each_variant_of_the_supernet_changes_one_thing(variant: str) -> None:
+    recipe = load_recipe("digits-supernet-short")
+    changed = varied(recipe, variant, 5)
+    assert (changed.joint, changed.quantization) == (recipe.joint, recipe.quantization)
+    assert recipe.supernet is not None
+    assert changed.supernet is not None
+    old, new = asdict(recipe.supernet), asdict(changed.supernet)
+    assert len([name for name in old if old[name] != new[name]]) == (0 if variant == "supernet-hasb" else 1)
+
+
+def test_a_recipe_without_a_supernet_has_no_such_variant(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(tmp_path), "--variants", "supernet-hasb"])
+    assert done.exit_code == 2
+    assert "--variants: supernet-hasb\n  allowed: as-it-is" in done.output
 
 
 def test_runs_variants_and_seeds_and_skips_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

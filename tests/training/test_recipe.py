@@ -10,6 +10,7 @@ from bitswitch_deploy.tensors import Rounding
 from bitswitch_deploy.training.networks import NETWORKS
 from bitswitch_deploy.training.recipe import RECIPES, load_recipe
 
+SUPERNET = {"epochs": 4, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0, "warmup_epochs": 0}
 JOINT = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0}
 
 
@@ -31,6 +32,13 @@ def test_bundled_recipes_load(name: str) -> None:
     assert recipe.quantization.widths == ((4, 3, 2) if name.endswith("-432") else (8, 6, 4, 2))
     assert (recipe.joint.alrs, recipe.joint.update, recipe.joint.distillation) == ("eta", "per_width", "none")
     assert recipe.quantization.rounding is Rounding.HALF_UP
+
+
+def test_a_supernet_is_there_only_when_a_recipe_asks_for_it(tmp_path: Path) -> None:
+    assert load_recipe("digits").supernet is None
+    loaded = load_recipe(edited(tmp_path, supernet={**SUPERNET, "sensitivities": "traces.json"})).supernet
+    assert loaded is not None
+    assert (loaded.draw, loaded.threshold, loaded.batchnorm) == ("hasb", 0.5, "own_width")
 
 
 def test_a_recipe_by_path(tmp_path: Path) -> None:
@@ -56,6 +64,15 @@ def test_unknown_name_lists_the_bundled_ones() -> None:
         ({"joint": {**JOINT, "distillation": "kd"}}, "joint.distillation: 'kd'\n  allowed: none, ps_kd, in_batch"),
         ({"joint": {**JOINT, "teacher_share": 1.5}}, "teacher_share 1.5 is not in 0..1"),
         ({"joint": {**JOINT, "average_decay": 1}}, "average_decay 1.0 is not between 0 and 1"),
+        ({"supernet": {**SUPERNET, "threshold": 1.5}}, "threshold 1.5 is not in 0..1"),
+        ({"supernet": {**SUPERNET, "threshold": -0.1}}, "threshold -0.1 is not in 0..1"),
+        ({"supernet": {**SUPERNET, "warmup_epochs": 4}}, "warmup_epochs 4 is not in 0..3"),
+        ({"supernet": {**SUPERNET, "draw": "greedy"}}, "supernet.draw: 'greedy'\n  allowed: hasb, uniform, random"),
+        ({"supernet": {**SUPERNET, "draw": "random"}}, "draw random with update per_width"),
+        ({"supernet": {**SUPERNET, "distortion": 0.1}}, "distortion 0.1 with draw hasb"),
+        ({"supernet": {**SUPERNET, "draw": "uniform", "sensitivities": "t.json"}}, "draw uniform uses none"),
+        ({"supernet": {**SUPERNET, "batchnorm": "both"}}, "allowed: own_width, transitional"),
+        ({"supernet": SUPERNET, "joint": "DROP"}, "no key joint"),
         ({"augmentation": {"shift": -1}}, "shift -1"),
         ({"augmentation": {"min_area": 0}}, "min_area 0"),
         ({"seed": "DROP"}, "no key seed"),

@@ -56,12 +56,12 @@ def test_simulated_shares(sigma: float, sensitive: bool) -> None:
     """P(b) = (1 - sigma) [b = base] + sigma p(b)."""
     generator = np.random.default_rng(7)
     favoured = ("a",) if sensitive else ()
-    drawn = [draw_widths(4, LAYERS, favoured, sigma=sigma, generator=generator) for _ in range(20_000)]
+    drawn = [draw_widths(4, LAYERS, favoured, sigma=sigma, generator=generator) for _ in range(3000)]
     counts = [sum(each.bits_of("a") == bits for each in drawn) for bits in WIDTHS]
     expected = sigma * probabilities(WIDTHS, sensitive=sensitive) + (1 - sigma) * np.array([0, 1, 0, 0])
     assert chisquare(counts, expected * len(drawn)).pvalue > 1e-3
     both = sum(each.bits_of("a") == each.bits_of("b") == 8 for each in drawn) / len(drawn)  # layers draw by themselves
-    assert both == pytest.approx(expected[3] * sigma / 4, abs=0.01)
+    assert both == pytest.approx(expected[3] * sigma / 4, abs=0.02)
 
 
 def test_without_a_chance_to_leave_all_keep_the_base() -> None:

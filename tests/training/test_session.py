@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
 
-from bitswitch_deploy.errors import CheckpointError, UsageError
+from bitswitch_deploy.errors import CheckpointError, InputFileError, UsageError
+from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import read_master, write_master
+from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.networks import build_network
-from bitswitch_deploy.training.recipe import RECIPES, load_recipe
+from bitswitch_deploy.training.recipe import RECIPES, Recipe, SupernetSettings, load_recipe
 from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
 from bitswitch_deploy.training.stages import Stage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, run_stage
@@ -134,6 +137,65 @@ def test_with_everything_on_a_killed_run_goes_on_to_the_same_master(
     np.testing.assert_array_equal(resumed.master.tensors["conv1.weight"], average["conv1.weight"].numpy())
     live = load_checkpoint(tmp_path / "state")["model"]
     assert not torch.equal(live["conv1.weight"], average["conv1.weight"])
+
+
+def supernet_recipe(**changes: Any) -> Recipe:
+    rates = {name: getattr(SHORT.joint, name) for name in ("batch_size", "learning_rate", "weight_decay")}
+    settings = SupernetSettings(epochs=2, warmup_epochs=0, threshold=1.0, **rates, **changes)
+    return replace(SHORT, pretrain=replace(SHORT.pretrain, epochs=2), supernet=settings)
+
+
+def test_a_killed_supernet_goes_on_to_the_same_master(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = supernet_recipe(batchnorm="transitional")
+    log = tmp_path / "log.jsonl"
+    expected = run_session(Session(recipe=recipe, data=data, state=tmp_path / "other", log=log))
+
+    def killed_in(stage: str) -> Callable[..., None]:
+        def killed(current: Stage, batches: BatchSource, plan: RunPlan, reached: Callable[[Milestone], Any]) -> None:
+            run_stage(current, batches, replace(plan, stop=2) if current.name == stage else plan, reached)
+            if current.name == stage:
+                raise Killed("as planned")
+
+        return killed
+
+    session = Session(recipe=recipe, data=data, state=tmp_path / "state", resume=True)
+    for stage in ("joint", "supernet"):
+        with monkeypatch.context() as patch:
+            patch.setattr("bitswitch_deploy.training.session.run_stage", killed_in(stage))
+            with pytest.raises(Killed, match="as planned"):
+                run_session(session)
+    resumed = run_session(session)
+    assert resumed.master.sha256 == expected.master.sha256
+    assert resumed.mixed == expected.mixed
+    assert dict(resumed.master.spec.provenance)["supernet"] == "hasb, transitional"
+    assert [entry.bits for entry in resumed.master.spec.accuracy] == [8, 6, 4, 2]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert [line["stage"] for line in lines if line["event"] == "epoch"][-3:] == ["joint", "supernet", "supernet"]
+    (found,) = (line["traces_per_weight"] for line in lines if line["event"] == "sensitivities")
+    assert set(found) == {layer.name for layer in expected.master.spec.layers if not layer.pinned}
+    assert expected.mixed is not None
+    assert lines[-1]["top1"]["mixed"] == expected.mixed.as_trained
+    write_master(resumed.master, tmp_path / "mixed.safetensors")
+    assignment = WidthAssignment(default=8, overrides=(("blocks.0.conv1", 2), ("blocks.1.conv2", 4)))
+    onnx.checker.check_model(canonical_graph(read_master(tmp_path / "mixed.safetensors"), assignment).model)
+
+
+def test_a_supernet_takes_sensitivities_from_a_file(tmp_path: Path, data: Path) -> None:
+    checkpoint = tmp_path / "float.pt"
+    save_checkpoint(build_network("digits-resnet").state_dict(), checkpoint)
+    recipe = supernet_recipe(sensitivities=str(tmp_path / "traces.json"))
+    session = Session(recipe=recipe, data=data, state=tmp_path / "state", checkpoint=checkpoint, joint_steps=1)
+    with pytest.raises(InputFileError, match=r"traces\.json: cannot be read"):
+        run_session(session)
+    assert load_checkpoint(tmp_path / "state")["stage"] == "joint"  # nothing is lost
+    layers = ("0.conv1", "0.conv2", "1.conv1", "1.conv2", "1.shortcut.conv", "2.conv1", "2.conv2")
+    traces = {f"blocks.{layer}": float(index) for index, layer in enumerate(layers)}
+    (tmp_path / "traces.json").write_text(json.dumps(traces), encoding="utf-8")
+    run_session(replace(session, resume=True))
+    favoured = [f"blocks.{layer}" for layer in layers[3:]]
+    assert load_checkpoint(tmp_path / "state")["sensitive"] == favoured
 
 
 def test_a_given_checkpoint_replaces_the_float_stage(tmp_path: Path, data: Path) -> None:

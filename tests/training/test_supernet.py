@@ -130,13 +130,13 @@ class TestGradients:
         stage, reference = supernet(replace(RFQUANT, distortion=0.5)), seen_network().model
         passes = Passes(stage)
         summed: dict[str, torch.Tensor] = {}
-        stage.optimizers[0].register_step_pre_hook(
-            lambda *_: summed.update(
-                {n: p.grad.clone() for n, p in stage.model.named_parameters() if p.grad is not None}
-            )
-        )
+
+        def note(*_: object) -> None:
+            summed.update({n: p.grad.clone() for n, p in stage.model.named_parameters() if p.grad is not None})
+
+        stage.optimizers[0].register_step_pre_hook(note)
         batch = tiny_batches().batch(0)
-        losses = stage.step(batch, at(5))
+        losses = stage.step(batch, at(3))
         outputs: list[torch.Tensor] = []
         reference.get_submodule("4").register_forward_hook(lambda _m, _i, output: outputs.append(output))
         one_hot = F.one_hot(batch.labels, 2).float()

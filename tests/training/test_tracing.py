@@ -16,6 +16,25 @@ def test_order_is_that_of_the_first_calls_and_producers_are_direct() -> None:
     assert trace.producers == {"1": "0", "4": "0", "5": "4"}
 
 
+def test_sources_go_through_functions_and_batchnorm_along_the_main_branch() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.main, self.side, self.last = (nn.Linear(2, 2) for _ in range(4))
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x * 2).relu()
+            main = self.norm(self.main(x))
+            main += self.side(x)  # side runs after main, but its input comes from the stem
+            result: torch.Tensor = self.last(torch.cat([main, x]).reshape(-1, 2))
+            return result
+
+    trace = trace_calls(Block(), (torch.zeros(3, 2),), (nn.Linear, nn.BatchNorm1d))
+    assert trace.sources == {"main": "stem", "norm": "main", "side": "stem", "last": "main"}
+    assert trace.producers == {"norm": "main"}
+
+
 def test_who_reads_parameters_of_others_is_found() -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:
