@@ -26,7 +26,8 @@ from bitswitch_deploy.tensors import WidthAssignment
 def probabilities(candidates: Sequence[int], *, sensitive: bool) -> npt.NDArray[np.float64]:
     """Chance of each width, float64 [len(candidates)], in their order."""
     weights = np.asarray(candidates if sensitive else [1] * len(candidates), dtype=np.float64)
-    return weights / weights.sum()
+    chances: npt.NDArray[np.float64] = weights / weights.sum()
+    return chances
 
 
 def spin(r: float, candidates: Sequence[int], *, sensitive: bool) -> int:

@@ -81,7 +81,7 @@ def test_only_the_copy_of_the_pair_learns() -> None:
     model = with_transitions(digits_network().model).train()
     set_width(model, WidthAssignment(default=8, overrides=(("blocks.1.conv1", 2),)))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model(X).sum().backward()  # type: ignore[no-untyped-call]
+    model(X).sum().backward()
     prefix = "blocks.1.bn1."
     graded = {name for name, p in model.named_parameters() if p.grad is not None and name.startswith(prefix)}
     assert graded == {f"{prefix}transitions.8-2.{leaf}" for leaf in ("weight", "bias")}
@@ -97,7 +97,7 @@ def test_a_master_has_the_copies_of_equal_pairs() -> None:
     for module in network.model.modules():
         if isinstance(module, TransitionalBatchNorm):
             for other in module.transitions.values():
-                other.weight.data.fill_(7.0)  # type: ignore[union-attr,operator]
+                other.weight.data.fill_(7.0)  # type: ignore[operator]
     master = build_master(network, EXAMPLE, TrainingRecord())
     assert master.spec == expected.spec
     for name, tensor in expected.tensors.items():
