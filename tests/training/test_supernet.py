@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,7 +167,10 @@ class TestGradients:
         RFQUANT,
     ],
 )
-def test_a_resumed_run_is_that_which_nothing_interrupted(settings: SupernetSettings, tmp_path: Any) -> None:
+def test_a_resumed_run_is_that_which_nothing_interrupted(
+    settings: SupernetSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitswitch_deploy.training.supernet.resting_share", lambda _epoch, _epochs: 0.5)
     batches = tiny_batches()
     plan = RunPlan(start=0, stop=TOTAL, total=TOTAL, save_every=4, seed=3)
     whole = supernet(settings)
@@ -178,29 +182,28 @@ def test_a_resumed_run_is_that_which_nothing_interrupted(settings: SupernetSetti
     start = restore_stage(second, load_checkpoint(tmp_path / "state"), TOTAL, "state")
     run_stage(second, batches, replace(plan, start=start))
     assert second.own_state()["resting"] == whole.own_state()["resting"]
+    assert len(whole.own_state()["resting"]) == settings.bit_scheduler  # one of two layers
     assert second.own_state()["sensitive"] == ["3"]
     wanted = whole.result.state_dict()
     for name, tensor in second.result.state_dict().items():
         assert torch.equal(tensor, wanted[name]), name
 
 
-def test_layers_rest_from_the_lowest_width_between_two_events() -> None:
+def test_layers_rest_from_the_lowest_width_after_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitswitch_deploy.training.supernet.resting_share", lambda _epoch, _epochs: 0.5)
     stage = supernet(replace(RFQUANT, distortion=0.0))
     passes = Passes(stage)
-    batches = tiny_batches()
-    resting = {}
+    resting = []
     for step in range(TOTAL):
-        stage.step(batches.batch(step), at(step))
-        resting[step] = stage.own_state()["resting"]
-    # two layers: int(2 * 0.49) = 0 rest; with share 1 both do
-    assert set(map(tuple, resting.values())) == {()}
-    stage.restore_own({**stage.own_state(), "resting": ["3"]}, "state")
-    passes.widths.clear()
-    for step in range(1, 4):
-        for _ in range(8):
-            stage.step(batches.batch(step), at(step))
-    assert 2 not in {first for first, _ in passes.widths}
-    assert 4 in {first for first, _ in passes.widths}
+        stage.step(tiny_batches().batch(step), at(step))
+        resting.append(tuple(stage.own_state()["resting"]))
+    assert resting[:28] == [()] * 28  # epoch 7 is the only event of twelve epochs
+    (at_rest,) = resting[28]
+    assert resting[28:] == [(at_rest,)] * 20
+    place = ("3", "6").index(at_rest)
+    early, late = ({widths[place] for widths in part} for part in (passes.widths[: 3 * 28], passes.widths[3 * 28 :]))
+    assert (early, late) == ({8, 4, 2}, {8, 4})
+    assert {widths[1 - place] for widths in passes.widths[3 * 28 :]} == {8, 4, 2}
 
 
 @pytest.mark.parametrize("key", ["sensitive", "resting"])
