@@ -149,6 +149,7 @@ def test_a_killed_supernet_goes_on_to_the_same_master(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitswitch_deploy.training.sensitivity.MAX_VECTORS", 8)
+    monkeypatch.setattr("bitswitch_deploy.training.session._MEASURED_SUBNETS", 2)
     recipe = supernet_recipe(batchnorm="transitional")
     log = tmp_path / "log.jsonl"
     expected = run_session(Session(recipe=recipe, data=data, state=tmp_path / "other", log=log))
