@@ -96,8 +96,8 @@ def load_target(text: str, *, root: Path = Path("/")) -> ResolvedTarget:
         TargetFileError: the file is missing, not YAML, or contradicts itself.
         UnavailableError: `jetson` or `cpu` was asked for on a board or processor that no profile describes.
     """
-    name, stack = _split_stack(text)
-    if name.endswith((".yaml", ".yml")) or os.sep in name or "/" in name:
+    name, stack = split_stack(text)
+    if is_target_file(name):
         resolved = ResolvedTarget(target=_read_target(Path(name), source=name))
     elif name == "cpu":
         resolved = _host_cpu()
@@ -112,7 +112,12 @@ def load_target(text: str, *, root: Path = Path("/")) -> ResolvedTarget:
     return ResolvedTarget(target=resolved.target.with_stack(stack), note=resolved.note)
 
 
-def _split_stack(text: str) -> tuple[str, str | None]:
+def is_target_file(name: str) -> bool:
+    """Whether a target without its stack is the path of a file."""
+    return name.endswith((".yaml", ".yml")) or os.sep in name or "/" in name
+
+
+def split_stack(text: str) -> tuple[str, str | None]:
     """`name@stack` in two; an @ inside a path is part of the path."""
     name, at, stack = text.rpartition("@")
     return (name, stack) if at and "/" not in stack and not stack.endswith((".yaml", ".yml")) else (text, None)

@@ -8,11 +8,17 @@ from typing import Any
 
 import click
 
-from bitswitch_deploy.cli.options import PATH, device_option, json_option, progress_bar, ssh_config_option
+from bitswitch_deploy.cli.options import (
+    PATH,
+    chosen_device,
+    device_option,
+    json_option,
+    progress_bar,
+    ssh_config_option,
+)
 from bitswitch_deploy.pipeline.build import BuildRequest, build
 from bitswitch_deploy.pipeline.engine_recipe import EngineOptions
-from bitswitch_deploy.pipeline.remote_build import Device, build_there
-from bitswitch_deploy.remote.address import parse_address
+from bitswitch_deploy.pipeline.remote_build import build_there
 from bitswitch_deploy.report.build_page import print_build
 from bitswitch_deploy.report.json import to_json
 
@@ -42,19 +48,12 @@ def command(
 
     An FP16 engine of the float network is built beside them, to compare with. Engines that are up to date stay.
     """
-    device, ssh_config = parse_address(options.pop("device")), options.pop("ssh_config")
+    device = chosen_device(options.pop("device"), options.pop("ssh_config"))
     wanted = EngineOptions(**options)
     request = BuildRequest(package=package, target=target, force=force, options=wanted, timing_cache=timing_cache)
     with progress_bar() as progress:
-        if device is None:
-            report = build(request, progress)
-        else:
-            report = build_there(request, Device(address=device, ssh_config=ssh_config, say=_say), progress)
+        report = build(request, progress) if device is None else build_there(request, device, progress)
     if as_json:
         print(to_json("bitswitch-build/2", report))
     else:
         print_build(report, sys.stdout)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -28,8 +28,8 @@ COMMANDS = {
     "blame": ("blame", "Say which layer loses accuracy, and why."),
     "verify": ("verify", "Check every file of a package against its manifest."),
     "lint": ("lint", "Say what an engine refuses, misreads or leaves in float in any Q/DQ graph."),
-    "build": ("build", "Build the engines of a package on this machine."),
-    "profile": ("profile", "Time every width of a package on this machine."),
+    "build": ("build", "Build the engines of a package, here or over ssh."),
+    "profile": ("profile", "Time every width of a package, here or over ssh."),
     "doctor": ("doctor", "Say what works on this machine, and how to get what is missing."),
 }
 

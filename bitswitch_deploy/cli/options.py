@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.remote.address import parse_address
+from bitswitch_deploy.remote.device import Device
 
 PATH = click.Path(path_type=Path)
 
@@ -53,6 +56,16 @@ ssh_config_option = click.option(
 def command_line() -> tuple[str, ...]:
     """The words of this call, for the page that says how to make it again."""
     return ("bitswitch-deploy", *sys.argv[1:])
+
+
+def chosen_device(address: str, ssh_config: Path | None) -> Device | None:
+    """The machine of `--device`, None for this one; what happens there goes to stderr.
+
+    Raises:
+        UsageError: it is no such address.
+    """
+    parsed = parse_address(address)
+    return Device(address=parsed, ssh_config=ssh_config, say=partial(click.echo, err=True)) if parsed else None
 
 
 class _Bar:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.cli.options import (
     PATH,
+    chosen_device,
     command_line,
+    device_option,
     json_option,
     master_option,
     progress_bar,
     report_option,
+    ssh_config_option,
 )
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.pipeline.package_results import package_results
 from bitswitch_deploy.pipeline.profile import ENGINES, ProfileRequest, profile
+from bitswitch_deploy.pipeline.remote_profile import profile_there
 from bitswitch_deploy.profiling.budget import parse_budget
+from bitswitch_deploy.profiling.result import SCHEMA
 from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.profile_page import print_profile
@@ -47,6 +53,8 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option("--trust", is_flag=True, help="Time engines that bitswitch-deploy has no record of: they are code.")
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the result as JSON here as well.")
 @report_option
+@device_option
+@ssh_config_option
 @json_option
 def command(
     package: Path,
@@ -56,22 +64,23 @@ def command(
     output: Path | None,
     report: Path | None,
     as_json: bool,
-    **options: object,
+    **options: Any,
 ) -> int:
-    """Time every width of a package on this machine, in turns, beside the float network it was made from.
+    """Time every width of a package, here or over ssh, in turns, beside the float network it was made from.
 
     Exits with 1 when a width misses --budget. On a board: in the power mode and with the clocks that you will use.
     """
+    device = chosen_device(options.pop("device"), options.pop("ssh_config"))
     request = ProfileRequest(
         package=package,
         widths=_widths(widths),
         batches=_batches(batch),
         budget_ms=parse_budget(budget) if budget is not None else None,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     with progress_bar() as progress:
-        result = profile(request, progress)
-    document = to_json("bitswitch-profile/1", result)
+        result = profile(request, progress) if device is None else profile_there(request, device, progress)
+    document = to_json(SCHEMA, result)
     if output is not None:
         replace_file(output, document.encode())
     if report is not None:

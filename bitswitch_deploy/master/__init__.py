@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitswitch_deploy.master.master import Master, assemble_master, read_master, write_master
-from bitswitch_deploy.master.sharded import master_name
+from bitswitch_deploy.master.sharded import master_files, master_name
 from bitswitch_deploy.master.summary import LayerSummary, MasterSummary, WidthSummary, describe_master
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "WidthSummary",
     "assemble_master",
     "describe_master",
+    "master_files",
     "master_name",
     "read_master",
     "write_master",

@@ -49,16 +49,9 @@ def read_sharded(path: Path) -> TensorFile:
     Raises:
         MasterError: the index or one of its files is missing, damaged, or they contradict each other.
     """
-    index = bytes(map_file(path)[: _MAX_INDEX_BYTES + 1])
-    if len(index) > _MAX_INDEX_BYTES:
-        _refuse(str(path), f"an index of more than {_MAX_INDEX_BYTES} bytes", "a smaller one")
-    try:
-        document = READER.load_json(index.decode(), where=str(path))
-    except UnicodeDecodeError as exc:
-        raise MasterError(where=str(path), got="not UTF-8 text", allowed="a JSON index", do=COPY_AGAIN) from exc
-    metadata, weight_map = (_object(document, key, path) for key in ("metadata", "weight_map"))
+    index, metadata, weight_map = _read_index(path)
     tensors: dict[str, Array] = {}
-    for name in sorted({_file_name(value, path) for value in weight_map.values()}):
+    for name in _file_names(weight_map, path):
         shard = path.with_name(name)
         found = read_container(shard).tensors
         wanted = {tensor for tensor, place in weight_map.items() if place == name}
@@ -68,6 +61,33 @@ def read_sharded(path: Path) -> TensorFile:
         tensors |= found
     texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
     return TensorFile(metadata=texts, tensors=tensors, data=index)
+
+
+def master_files(path: Path) -> tuple[Path, ...]:
+    """The files that a master consists of: `path`, and of an index the files beside it that it names.
+
+    Raises:
+        MasterError: the index is missing or damaged.
+    """
+    names = _file_names(_read_index(path)[2], path) if is_index(path) else ()
+    return (path, *(path.with_name(name) for name in names))
+
+
+def _read_index(path: Path) -> tuple[bytes, Mapping[str, Any], Mapping[str, Any]]:
+    """The bytes of an index, its metadata, and the file of each tensor."""
+    index = bytes(map_file(path)[: _MAX_INDEX_BYTES + 1])
+    if len(index) > _MAX_INDEX_BYTES:
+        _refuse(str(path), f"an index of more than {_MAX_INDEX_BYTES} bytes", "a smaller one")
+    try:
+        document = READER.load_json(index.decode(), where=str(path))
+    except UnicodeDecodeError as exc:
+        raise MasterError(where=str(path), got="not UTF-8 text", allowed="a JSON index", do=COPY_AGAIN) from exc
+    metadata, weight_map = (_object(document, key, path) for key in ("metadata", "weight_map"))
+    return index, metadata, weight_map
+
+
+def _file_names(weight_map: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    return tuple(sorted({_file_name(value, path) for value in weight_map.values()}))
 
 
 def write_sharded(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Array], shard_size_bytes: int) -> str:

@@ -91,7 +91,7 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
     target = _target(request, manifest)
     engine = _engine(request, target)
     widths = package_widths(request.package, manifest, request.widths)
-    master = _master(request, manifest)
+    master = wanted_master(request, manifest)
     if request.latency_table is not None:
         check_table_request(widths, request.batches, engine=engine, master=master)
     check_turns(request.turns, request.duration_s)
@@ -193,7 +193,13 @@ def _engine(request: ProfileRequest, target: Target) -> EngineName:
     raise UsageError(where="--engine", got=repr(name), allowed=", ".join(ENGINES), do="choose one of these")
 
 
-def _master(request: ProfileRequest, manifest: Manifest) -> Master | None:
+def wanted_master(request: ProfileRequest, manifest: Manifest) -> Master | None:
+    """The master that the package was made from; None where it is not at hand.
+
+    Raises:
+        UsageError: the master in the request is another one.
+        MasterError: it cannot be read.
+    """
     master = read_master(request.master if request.master is not None else bundled_master())
     if master.sha256 == manifest.master_sha256:
         return master

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -14,7 +12,7 @@ from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, read_record, record_path
-from bitswitch_deploy.errors import CheckFailedError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.errors import PackageError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.build import BuildRequest, build_lock, engine_row, kept_layers
@@ -22,22 +20,9 @@ from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.remote.address import Address
-from bitswitch_deploy.remote.device_folder import DeviceFolder
-from bitswitch_deploy.remote.ssh import ConnectionLostError, Finished, Say, Ssh
+from bitswitch_deploy.remote.device import Device, failure, on_device
+from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow
-
-# Seconds to wait before each new attempt after a connection was lost.
-RETRY_AFTER_S = (2.0, 5.0, 15.0, 30.0)
-_FAILED, _USAGE, _INPUT, _UNAVAILABLE = 1, 2, 3, 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """The machine to build on. ssh_config: None takes the user's. say: gets what happens there, line by line."""
-
-    address: Address
-    ssh_config: Path | None
-    say: Say
 
 
 def build_there(request: BuildRequest, device: Device, progress: Progress) -> BuildReport:
@@ -53,14 +38,9 @@ def build_there(request: BuildRequest, device: Device, progress: Progress) -> Bu
     """
     manifest = checked_manifest(request.package)
     _check(request, manifest)
+    name = hash_file(request.package / MANIFEST)[0][:16]
     with build_lock(request.package / BUILD_FOLDER):
-        for wait_s in RETRY_AFTER_S:
-            try:
-                return _build(request, manifest, device, progress)
-            except ConnectionLostError as lost:
-                device.say(f"{lost.got}; again in {wait_s:g} s")
-                time.sleep(wait_s)
-        return _build(request, manifest, device, progress)
+        return on_device(device, name, lambda folder: _build(request, manifest, device, folder, progress))
 
 
 def _check(request: BuildRequest, manifest: Manifest) -> None:
@@ -80,25 +60,24 @@ def _check(request: BuildRequest, manifest: Manifest) -> None:
         )
 
 
-def _build(request: BuildRequest, manifest: Manifest, device: Device, progress: Progress) -> BuildReport:
+def _build(
+    request: BuildRequest, manifest: Manifest, device: Device, folder: DeviceFolder, progress: Progress
+) -> BuildReport:
     package = request.package
-    options = ("-F", str(device.ssh_config)) if device.ssh_config is not None else ()
-    name = hash_file(package / MANIFEST)[0][:16]
-    with Ssh(device.address, options=options) as ssh, DeviceFolder(ssh, name) as folder:
-        files = list(_files(package, manifest))
-        progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
-        folder.upload(files, progress.advance)
-        before = {path: digest for _, path, digest in files}
-        progress.start(f"building on {device.address.host}", 1)
-        done = folder.run(f"sh ./{SCRIPT}{_arguments(request)}", device.say)
-        progress.start(f"copying from {device.address.host}", 1)
-        folder.download(folder.names(BUILD_FOLDER), package)
+    files = list(_files(package, manifest))
+    progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
+    folder.upload(files, progress.advance)
+    progress.start(f"building on {device.address.host}", 1)
+    done = folder.run(f"sh ./{SCRIPT}{_arguments(request)}", device.say)
+    progress.start(f"copying from {device.address.host}", 1)
+    folder.download(folder.names(BUILD_FOLDER), package)
     if done.code:
-        raise _error(device.address, done, package)
-    return _report(request, manifest, device.address, before)
+        do = f"follow the message above; the logs are in {package / BUILD_FOLDER}"
+        raise failure(device, done, allowed="engines for every width", do=do)
+    return _report(request, manifest, device.address, {path: digest for _, path, digest in files})
 
 
-def _files(package: Path, manifest: Manifest) -> Iterator[tuple[Path, str, str]]:
+def _files(package: Path, manifest: Manifest) -> Iterator[Listed]:
     """What the script reads, and the engines that are here already, so that they are not built again."""
     for entry in manifest.files:
         if entry.role in ("graph", "reference", "weights", "bundle"):
@@ -106,7 +85,7 @@ def _files(package: Path, manifest: Manifest) -> Iterator[tuple[Path, str, str]]
     for record in sorted((package / BUILD_FOLDER).glob("*.engine.json")):
         for path in (record, record.with_suffix("")):
             if path.is_file():
-                yield path, f"{BUILD_FOLDER}/{path.name}", hash_file(path)[0]
+                yield listed(path, f"{BUILD_FOLDER}/{path.name}")
 
 
 def _arguments(request: BuildRequest) -> str:
@@ -115,17 +94,6 @@ def _arguments(request: BuildRequest) -> str:
     if request.options.workspace_mb is not None:
         flags += ["--workspace", str(request.options.workspace_mb)]
     return "".join(f" {shlex.quote(flag)}" for flag in flags)
-
-
-def _error(address: Address, done: Finished, package: Path) -> Exception:
-    """The script's own message, which says what to do, under the exit code that it has here as well."""
-    kinds = {_FAILED: CheckFailedError, _USAGE: UsageError, _INPUT: PackageError}
-    return kinds.get(done.code, UnavailableError)(
-        where=str(address),
-        got=done.stderr or f"exit code {done.code}",
-        allowed="engines for every width",
-        do=f"follow the message above; the logs are in {package / BUILD_FOLDER}",
-    )
 
 
 def _report(request: BuildRequest, manifest: Manifest, address: Address, before: dict[str, str]) -> BuildReport:

@@ -1,4 +1,4 @@
-"""What a profile found out, as frozen values (JSON schema bitswitch-profile/1)."""
+"""What a profile found out, as frozen values; as JSON under the schema `SCHEMA`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 from bitswitch_deploy.profiling.board.state import BoardRecord
 from bitswitch_deploy.profiling.statistics import LatencyStatistics, Ratio
 
+SCHEMA = "bitswitch-profile/1"
 Operators = tuple[tuple[str, int], ...]
 
 

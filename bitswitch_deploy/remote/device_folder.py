@@ -28,6 +28,13 @@ _HASHES = (
 _FULL = "No space left on device"
 
 Copied = Callable[[int], None]
+# file here, path in the folder, sha256
+Listed = tuple[Path, str, str]
+
+
+def listed(file: Path, path: str) -> Listed:
+    """A file as it is here, to be `path` in the folder."""
+    return file, path, hash_file(file)[0]
 
 
 class DeviceFolder:
@@ -58,11 +65,11 @@ class DeviceFolder:
         self.end_command()
         self._ssh.run(f"rm -rf -- {self._quoted('.')}")
 
-    def upload(self, files: Sequence[tuple[Path, str, str]], copied: Copied) -> int:
+    def upload(self, files: Sequence[Listed], copied: Copied) -> int:
         """Copy what is missing or different there.
 
         Args:
-            files: (file here, path in the folder, sha256) of each. copied: is told the bytes of each as it is done.
+            files: what to copy. copied: is told the bytes of each as it is done.
 
         Returns:
             How many files were copied.
@@ -95,7 +102,7 @@ class DeviceFolder:
             )
         return len(missing)
 
-    def _send(self, files: Sequence[tuple[Path, str, str]]) -> None:
+    def _send(self, files: Sequence[Listed]) -> None:
         """All in one archive: a file that it breaks off in has another hash and is sent again."""
         with tempfile.TemporaryFile() as archive:
             with tarfile.open(fileobj=archive, mode="w") as writer:
@@ -106,7 +113,7 @@ class DeviceFolder:
         if done.code:
             raise self._unwritable(done)
 
-    def run(self, command: str, say: Say) -> Finished:
+    def run(self, command: str, say: Say | None = None) -> Finished:
         """Run a command in the folder; it and what it started are ended by `end_command`."""
         # a session of its own where that can be had, so that all of it can be ended
         start = f'echo "$$" >{_PROCESS} && exec sh -c {shlex.quote(command)}'

@@ -13,11 +13,12 @@ import pytest
 
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UnavailableError, UsageError
-from bitswitch_deploy.pipeline import remote_build
 from bitswitch_deploy.pipeline.build import BuildRequest
 from bitswitch_deploy.pipeline.engine_recipe import EngineOptions
 from bitswitch_deploy.pipeline.progress import Silent
-from bitswitch_deploy.pipeline.remote_build import Device, build_there
+from bitswitch_deploy.pipeline.remote_build import build_there
+from bitswitch_deploy.remote import device as remote_device
+from bitswitch_deploy.remote.device import Device
 from bitswitch_deploy.report.build_report import BuildReport
 from tests.pipeline.conftest import export_to
 from tests.remote.server import Server, needs_sshd, running_server
@@ -67,7 +68,7 @@ def package(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_build, "RETRY_AFTER_S", (0.1, 0.1))
+    monkeypatch.setattr(remote_device, "RETRY_AFTER_S", (0.1, 0.1))
 
 
 def built(board: Server, package: Path, lines: list[str] | None = None, **changes: object) -> BuildReport:

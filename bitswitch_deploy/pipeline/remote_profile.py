@@ -1,0 +1,145 @@
+"""`profile --device ssh://...`: the same command on the device, and what it found out brought back."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bitswitch_deploy import __version__
+from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.catalogue import is_target_file, load_target, split_stack
+from bitswitch_deploy.errors import InputFileError, UnavailableError
+from bitswitch_deploy.master import master_files
+from bitswitch_deploy.package.files import hash_file
+from bitswitch_deploy.package.manifest import MANIFEST, Manifest
+from bitswitch_deploy.pipeline.checked_package import checked_manifest
+from bitswitch_deploy.pipeline.profile import ProfileRequest, check_turns, wanted_master
+from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult
+from bitswitch_deploy.records import Reader
+from bitswitch_deploy.remote.device import Device, failure, on_device
+from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
+
+# pip puts it into the second where nobody is root; a shell without a terminal does not look there
+_PROGRAM = 'PATH="$PATH:$HOME/.local/bin" bitswitch-deploy'
+_PACKAGE, _MASTER, _TARGET, _TRACE, _TABLE = "package", "master", "target", "trace.json", "latency-table.json"
+_MISSED = 1
+_READER = Reader(error=InputFileError, do="report it with what --json prints on the device")
+
+
+def profile_there(request: ProfileRequest, device: Device, progress: Progress) -> ProfileResult:
+    """Copy what the device lacks, profile there, bring the result and its files back, leave nothing behind.
+
+    After a lost connection it is measured from the start: half a measurement is none.
+
+    Raises:
+        UnavailableError: ssh does not get in, or the device has not this release of bitswitch-deploy.
+        BitswitchError: as `profile`, under the same exit code.
+    """
+    manifest = checked_manifest(request.package)
+    _check(request, manifest)
+    # beside a build of the same package, which has a folder of its own
+    name = f"{hash_file(request.package / MANIFEST)[0][:16]}-profile"
+    return on_device(device, name, lambda folder: _profile(request, manifest, device, folder, progress))
+
+
+def _profile(
+    request: ProfileRequest, manifest: Manifest, device: Device, folder: DeviceFolder, progress: Progress
+) -> ProfileResult:
+    _check_release(device, folder)
+    files = [*package_files(request.package, manifest), *_own_files(request)]
+    progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
+    folder.upload(files, progress.advance)
+    progress.start(f"profiling on {device.address.host}", 1)
+    done = folder.run(f"{_PROGRAM} profile {shlex.join(arguments(request))}", device.say)
+    if done.code not in (0, _MISSED) or not done.stdout.strip():
+        raise failure(device, done, allowed="a profile of the package", do="follow the message above")
+    result = _decode(done.stdout, where=f"{device.address}: result")
+    outputs = {_TRACE: request.trace, _TABLE: request.latency_table}
+    wanted = {path: target for path, target in outputs.items() if target is not None}
+    with TemporaryDirectory(prefix="bitswitch-") as place:
+        folder.download(list(wanted), Path(place))
+        for path, target in wanted.items():
+            replace_file(target, Path(place, path).read_bytes())
+    return replace(result, package=str(request.package), notes=(*result.notes, f"measured on {device.address}"))
+
+
+def _check(request: ProfileRequest, manifest: Manifest) -> None:
+    """Refuse here, before anything is sent, what depends on files of this machine or on nothing else."""
+    check_turns(request.turns, request.duration_s)
+    if request.master is not None:
+        wanted_master(request, manifest)
+    if request.target is not None and is_target_file(split_stack(request.target)[0]):
+        load_target(request.target)
+
+
+def _check_release(device: Device, folder: DeviceFolder) -> None:
+    wanted = f"bitswitch-deploy, version {__version__}"
+    asked = folder.run(f"{_PROGRAM} --version")
+    answer = asked.stdout.decode("utf-8", "replace").strip()
+    if answer != wanted:
+        raise UnavailableError(
+            where=str(device.address),
+            got=answer or asked.stderr or f"exit code {asked.code}",
+            allowed=f"{wanted}, as here",
+            do=f"install it there: ssh {device.address} python3 -m pip install --user bitswitch-deploy=={__version__}\n"
+            "      or, for a board with trtexec only: --engine trtexec",
+        )
+
+
+def package_files(package: Path, manifest: Manifest) -> Iterator[Listed]:
+    """The package and the engines that were built of it, with their records."""
+    yield listed(package / MANIFEST, f"{_PACKAGE}/{MANIFEST}")
+    for entry in manifest.files:
+        yield package / entry.path, f"{_PACKAGE}/{entry.path}", entry.sha256
+    if manifest.built_on_device is not None:
+        for pattern in ("*.engine", "*.engine.json"):
+            for path in sorted((package / manifest.built_on_device).glob(pattern)):
+                yield listed(path, f"{_PACKAGE}/{manifest.built_on_device}/{path.name}")
+
+
+def _own_files(request: ProfileRequest) -> Iterator[Listed]:
+    """What options name."""
+    if request.master is not None:
+        for path in master_files(request.master):
+            yield listed(path, f"{_MASTER}/{path.name}")
+    if request.target is not None and is_target_file(name := split_stack(request.target)[0]):
+        yield listed(Path(name), f"{_TARGET}/{Path(name).name}")
+
+
+def arguments(request: ProfileRequest) -> tuple[str, ...]:
+    """The request as words of the command line, with the paths that its files have in the folder there."""
+    target = request.target
+    if target is not None and is_target_file(split_stack(target)[0]):
+        target = f"./{_TARGET}/{target.rpartition('/')[2]}"
+    options = {
+        "--engine": request.engine,
+        "--master": f"./{_MASTER}/{request.master.name}" if request.master is not None else None,
+        "--target": target,
+        "--widths": ",".join(request.widths) if request.widths is not None else None,
+        "--batch": ",".join(map(str, request.batches)),
+        "--threads": request.threads,
+        "--turns": request.turns,
+        "--duration": _plain(request.duration_s),
+        "--budget": f"{_plain(request.budget_ms)}ms" if request.budget_ms is not None else None,
+        "--trace": _TRACE if request.trace is not None else None,
+        "--latency-table": _TABLE if request.latency_table is not None else None,
+    }
+    words = [f"{option}={value}" for option, value in options.items() if value is not None]
+    return (f"./{_PACKAGE}", *words, *(["--trust"] if request.trust else []), "--json")
+
+
+def _plain(number: float | None) -> str | None:
+    """The shortest text that reads as the same number, without an exponent."""
+    return format(Decimal(repr(number)), "f") if number is not None else None
+
+
+def _decode(stdout: bytes, *, where: str) -> ProfileResult:
+    document = _READER.load_json(stdout.decode("utf-8", "replace"), where=where)
+    if document.pop("schema", None) != SCHEMA:
+        raise _READER.refusal(where, "another schema", SCHEMA, is_text=True)
+    return _READER.decode(ProfileResult, document, where=where)

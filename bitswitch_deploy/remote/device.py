@@ -1,0 +1,59 @@
+"""What all work on another machine begins with: a connection that is taken up again when lost, and a folder there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from bitswitch_deploy.errors import BitswitchError, CheckFailedError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.remote.address import Address
+from bitswitch_deploy.remote.device_folder import DeviceFolder
+from bitswitch_deploy.remote.ssh import ConnectionLostError, Finished, Say, Ssh
+
+# Seconds to wait before each new attempt after a connection was lost.
+RETRY_AFTER_S = (2.0, 5.0, 15.0, 30.0)
+_KINDS = {kind.exit_code: kind for kind in (CheckFailedError, UsageError, PackageError)}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The machine to work on. ssh_config: None takes the user's. say: gets what happens there, line by line."""
+
+    address: Address
+    ssh_config: Path | None
+    say: Say
+
+
+def on_device(device: Device, name: str, work: Callable[[DeviceFolder], T]) -> T:
+    """Do `work` in a folder of that name on the device; from its start again after each lost connection.
+
+    What was copied before is still there then. So it is for the next call, if the device stays away.
+
+    Raises:
+        UnavailableError: ssh does not get in, or not any more.
+        BitswitchError: as `work`.
+    """
+    for wait_s in RETRY_AFTER_S:
+        try:
+            return _once(device, name, work)
+        except ConnectionLostError as lost:
+            device.say(f"{lost.got}; again in {wait_s:g} s")
+            time.sleep(wait_s)
+    return _once(device, name, work)
+
+
+def _once(device: Device, name: str, work: Callable[[DeviceFolder], T]) -> T:
+    options = ("-F", str(device.ssh_config)) if device.ssh_config is not None else ()
+    with Ssh(device.address, options=options) as ssh, DeviceFolder(ssh, name) as folder:
+        return work(folder)
+
+
+def failure(device: Device, done: Finished, *, allowed: str, do: str) -> BitswitchError:
+    """The message of a command that failed there, under the exit code that it has here as well."""
+    kind = _KINDS.get(done.code, UnavailableError)
+    return kind(where=str(device.address), got=done.stderr or f"exit code {done.code}", allowed=allowed, do=do)

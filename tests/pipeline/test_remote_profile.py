@@ -1,0 +1,246 @@
+"""`profile --device ssh://...` against a real ssh server; what it runs there is this checkout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import bitswitch_deploy
+from bitswitch_deploy.cli import profile as cli
+from bitswitch_deploy.errors import (
+    BitswitchError,
+    CheckFailedError,
+    InputFileError,
+    OutputError,
+    UnavailableError,
+    UsageError,
+)
+from bitswitch_deploy.latency_table import read_latency_table
+from bitswitch_deploy.master import master_files, read_master, write_master
+from bitswitch_deploy.pipeline.profile import ProfileRequest
+from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.pipeline.remote_profile import arguments, profile_there
+from bitswitch_deploy.profiling.result import ProfileResult
+from bitswitch_deploy.remote import device as remote_device
+from bitswitch_deploy.remote.device import Device
+from tests.conftest import Run
+from tests.remote.server import Server, needs_sshd, running_server
+from tests.remote.test_ssh import lose_connections
+from tests.runtime.conftest import Packages, packages
+
+__all__ = ["packages"]  # a fixture
+
+pytestmark = needs_sshd
+
+MASTER = "digits.safetensors"
+ROOT = Path(bitswitch_deploy.__file__).parent.parent
+# what `$HOME/bin/before` says happens first, but not to --version
+PROGRAM = f"""#!/bin/sh
+echo "$*" >>"$HOME/bin/calls"
+if [ -f "$HOME/bin/before" ] && [ "$1" = profile ]; then . "$HOME/bin/before"; fi
+PYTHONPATH="{ROOT}" exec "{sys.executable}" -m bitswitch_deploy "$@"
+"""
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    with running_server(folder) as server:
+        server.put("bitswitch-deploy", PROGRAM)
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_device, "RETRY_AFTER_S", (0.1, 0.1))
+
+
+def profiled(board: Server, package: Path, lines: list[str] | None = None, **changes: object) -> ProfileResult:
+    said = lines if lines is not None else []
+    device = Device(address=board.address, ssh_config=board.folder / "client.conf", say=said.append)
+    values = {"package": package, "turns": 6, "threads": 1, "widths": ("w4",), **changes}
+    return profile_there(ProfileRequest(**values), device, Silent())  # type: ignore[arg-type]
+
+
+def calls(board: Server) -> list[str]:
+    path = board.home / "bin/calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_the_result_and_its_files_come_back(board: Server, packages: Packages, tmp_path: Path) -> None:
+    """A master and a target of one's own go along."""
+    trace, table_path, target = tmp_path / "t.json", tmp_path / "l.json", tmp_path / "own board.yaml"
+    target.write_text((ROOT / "targets/x86-cpu.yaml").read_text())
+    request = {"master": packages.own.parent / MASTER, "target": str(target), "widths": ("w8", "mixed")}
+    result = profiled(board, packages.own, None, **request, trace=trace, latency_table=table_path)
+    assert "--target=./target/own board.yaml" in calls(board)[-1]
+    assert [each.label for each in result.candidates] == ["w8", "mixed", "float32"]
+    assert (result.package, result.turns, result.threads) == (str(packages.own), 6, 1)
+    assert result.candidates[0].ratio is not None
+    assert f"measured on {board.address}" in result.notes
+    table = read_latency_table(table_path)
+    assert dict(table.end_to_end_ms) == {8: result.candidates[0].statistics.p50_ms}
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert left(board) == []
+
+
+def test_page_json_and_exit_code_are_those_of_a_local_run(
+    board: Server, packages: Packages, tmp_path: Path, run: Run
+) -> None:
+    words = ("profile", packages.own, "--turns", "6", "--threads", "1", "--widths", "4", "--budget", "0.1us")
+    there = ("--device", board.address, "--ssh-config", board.folder / "client.conf")
+    page = run(*words, *there, "-o", tmp_path / "there.json")
+    assert page.code == 1
+    local = run(*words, "-o", tmp_path / "here.json")
+    assert local.code == 1
+    assert _first_words(page.out) == _first_words(local.out)
+    there_json, here_json = (json.loads((tmp_path / name).read_text()) for name in ("there.json", "here.json"))
+    assert _keys(there_json) == _keys(here_json)
+    assert [each["verdict"] for each in there_json["budget"]] == ["failed"]
+
+
+def _first_words(page: str) -> list[str]:
+    """The headings of a page."""
+    return [line for line in page.splitlines() if line and not line.startswith(" ") and not any(map(str.isdigit, line))]
+
+
+def _keys(value: object) -> object:
+    """The shape of a JSON document, of lists that of their first item."""
+    if isinstance(value, dict):
+        return {key: _keys(item) for key, item in value.items() if key not in ("board", "verdict")}
+    return [_keys(item) for item in value[:1]] if isinstance(value, list) and value else None
+
+
+def test_every_option_is_passed_on(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line reads its own words back as the request they came from, with the paths there."""
+    request = ProfileRequest(
+        package=packages.own,
+        master=Path("some folder/m.safetensors"),
+        target="some folder/-own.yaml@6.2",
+        engine="tensorrt",
+        batches=(1, 8),
+        threads=3,
+        duration_s=1e-05,
+        turns=7,
+        widths=("w4", "mixed"),
+        budget_ms=0.1 / 3e5,
+        trace=Path("t"),
+        latency_table=Path("l"),
+        trust=True,
+    )
+    defaults = ProfileRequest(package=packages.own)
+    assert not [
+        each.name for each in fields(request)[1:] if getattr(request, each.name) == getattr(defaults, each.name)
+    ]
+    read: list[ProfileRequest] = []
+
+    def note(found: ProfileRequest, _: object) -> ProfileResult:
+        read.append(found)
+        raise UsageError(where="x", got="x", allowed="x", do="x")
+
+    monkeypatch.setattr(cli, "profile", note)
+    with pytest.raises(UsageError):
+        cli.command.main(list(arguments(request)), standalone_mode=False)
+    there = {
+        "package": Path("package"),
+        "master": Path("master/m.safetensors"),
+        "target": "./target/-own.yaml@6.2",
+        "trace": Path("trace.json"),
+        "latency_table": Path("latency-table.json"),
+    }
+    for each in fields(request):
+        assert getattr(read[0], each.name) == there.get(each.name, getattr(request, each.name)), each.name
+
+
+def test_a_master_in_several_files(packages: Packages, tmp_path: Path) -> None:
+    index = tmp_path / "m.safetensors.index.json"
+    write_master(read_master(packages.own.parent / MASTER), index, shard_size_bytes=20_000)
+    found = master_files(index)
+    assert set(found) == set(tmp_path.iterdir())
+    assert len(found) > 2
+    assert master_files(found[1]) == (found[1],)
+
+
+def left(board: Server) -> list[Path]:
+    """What is left there, but what onnxruntime keeps for itself."""
+    return [path for path in board.left() if "Microsoft" not in path.parts]
+
+
+def test_a_lost_connection_starts_the_measurement_again(board: Server, packages: Packages) -> None:
+    (board.home / "bin/before").write_text('rm "$HOME/bin/before"; touch "$HOME/bin/hangs"; echo go >&2; sleep 60\n')
+    thread = threading.Thread(target=_pull, args=(board, False))
+    thread.start()
+    lines: list[str] = []
+    result = profiled(board, packages.own, lines)
+    thread.join()
+    assert result.candidates[0].statistics.runs > 0
+    assert lines[0] == "go"
+    assert any("the connection was lost" in line for line in lines)
+    assert len([call for call in calls(board) if call.startswith("profile")]) == 2
+    assert left(board) == []
+
+
+def test_a_device_that_stays_away(board: Server, packages: Packages) -> None:
+    (board.home / "bin/before").write_text('touch "$HOME/bin/hangs"; sleep 60\n')
+    thread = threading.Thread(target=_pull, args=(board, True))
+    thread.start()
+    with pytest.raises(UnavailableError, match="Connection refused"):
+        profiled(board, packages.own)
+    thread.join()
+
+
+def _pull(board: Server, for_good: bool) -> None:
+    deadline = time.monotonic() + 60
+    while not (board.home / "bin/hangs").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lose_connections(board, for_good=for_good)
+
+
+_SAYS = "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo 'bitswitch-deploy, version {version}'; exit; }}\n{rest}\n"
+_HERE = bitswitch_deploy.__version__
+_FULL = "echo 'tar: Cannot write: No space left on device' >&2; exit 2"
+FAULTS: list[tuple[str, str | None, type[BitswitchError], str]] = [
+    ("missing", None, UnavailableError, rf"not found(.|\n)*pip install --user bitswitch-deploy=={_HERE}"),
+    ("other", _SAYS.format(version="0.0.9", rest=""), UnavailableError, rf"version 0\.0\.9\n  allowed: .*{_HERE}"),
+    ("broken", "#!/bin/sh\necho 'No module named onnx' >&2; exit 1\n", UnavailableError, "No module named onnx"),
+    ("usage", _SAYS.format(version=_HERE, rest="echo 'no such thing' >&2; exit 2"), UsageError, "no such thing"),
+    ("check", _SAYS.format(version=_HERE, rest="echo 'x (changed)' >&2; exit 1"), CheckFailedError, "changed"),
+    ("bug", _SAYS.format(version=_HERE, rest="echo 'KeyError' >&2; exit 70"), UnavailableError, "KeyError"),
+    ("schema", _SAYS.format(version=_HERE, rest='echo \'{"schema": "x"}\''), InputFileError, "another schema"),
+    ("garbage", _SAYS.format(version=_HERE, rest="echo hello"), InputFileError, "one JSON object"),
+    ("full disk", PROGRAM, OutputError, r"(?s)No space left.*free some space"),
+]
+
+
+@pytest.mark.parametrize(("fault", "program", "error", "message"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_faults_of_the_device(
+    board: Server, packages: Packages, fault: str, program: str | None, error: type[BitswitchError], message: str
+) -> None:
+    if program is None:
+        (board.home / "bin/bitswitch-deploy").unlink()
+    else:
+        board.put("bitswitch-deploy", program)
+    if fault == "full disk":
+        board.put("tar", f"#!/bin/sh\n{_FULL}\n")
+    with pytest.raises(error, match=message):
+        profiled(board, packages.own)
+    assert board.left() == []
+
+
+def test_what_can_be_refused_here_is_not_sent(board: Server, packages: Packages, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(packages.own, tmp_path / "package"))
+    with pytest.raises(UsageError, match="leave one out"):
+        profiled(board, package, duration_s=1.0)
+    (package / "digits-w4.onnx").write_bytes(b"changed")
+    with pytest.raises(CheckFailedError, match=r"digits-w4\.onnx \(changed\)"):
+        profiled(board, package)
+    assert not (board.folder / "log").read_text().count("Accepted")
