@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from bitswitch_deploy.board import board_names, l4t_version
 _SM_OF_CHIP = {"tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0"}
 _QUERY_SECONDS = 20
 _GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
+
+
+# what a query program prints; nothing where it is missing, fails or hangs
+Ask = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +41,18 @@ class DeviceFacts:
     power_mode: str | None = None
 
 
-def device_facts(root: Path = Path("/")) -> DeviceFacts:
-    """The facts of this machine; `root` is where /proc and /etc are looked for."""
-    names, arch = board_names(root), platform.machine()
+def device_facts(root: Path = Path("/"), *, ask: Ask | None = None) -> DeviceFacts:
+    """The facts of this machine, or of another one.
+
+    Args:
+        root: where its /proc and /etc are looked for. ask: runs query programs there; None runs them here.
+    """
+    arch = ask(("uname", "-m")).strip() if ask is not None else platform.machine()
+    ask = ask or _answer
+    names = board_names(root)
     chips = [name for name in names if name in _SM_OF_CHIP]
     if not chips:
-        gpu, sm = _desktop_gpu()
+        gpu, sm = _desktop_gpu(ask)
         return DeviceFacts(arch=arch, module=gpu, sm=sm)
     # the first entry names carrier and module, in this order
     parts = [name for name in names if re.fullmatch(r"p\d+-\d+", name)]
@@ -50,26 +61,25 @@ def device_facts(root: Path = Path("/")) -> DeviceFacts:
         module=parts[-1] if parts else chips[0],
         sm=_SM_OF_CHIP[chips[0]],
         l4t=l4t_version(root),
-        power_mode=_power_mode(),
+        power_mode=_power_mode(ask),
     )
 
 
-def _desktop_gpu() -> tuple[str | None, str | None]:
-    lines = _answer(_GPU_QUERY).splitlines()
+def _desktop_gpu(ask: Ask) -> tuple[str | None, str | None]:
+    lines = ask(_GPU_QUERY).splitlines()
     name, comma, sm = lines[0].rpartition(",") if lines else ("", "", "")
     if not comma or not re.fullmatch(r"\d+\.\d+", sm.strip()):
         return None, None
     return name.strip(), sm.strip()
 
 
-def _power_mode() -> str | None:
+def _power_mode(ask: Ask) -> str | None:
     """`NV Power Mode: 15W` of `nvpmodel -q`: ids differ between modules, names do not."""
-    match = re.search(r"NV Power Mode:\s*(\S+)", _answer(("nvpmodel", "-q")))
+    match = re.search(r"NV Power Mode:\s*(\S+)", ask(("nvpmodel", "-q")))
     return match[1] if match else None
 
 
-def _answer(command: tuple[str, ...]) -> str:
-    """What a query program prints; nothing where it is missing, fails or hangs."""
+def _answer(command: Sequence[str]) -> str:
     if shutil.which(command[0]) is None:
         return ""
     try:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.errors import GraphError, InputFileError, UnavailableError
 
-_PLACES = ("/usr/src/tensorrt/bin/trtexec",)
+PLACES = ("/usr/src/tensorrt/bin/trtexec",)
 _BANNER = re.compile(r"\[TensorRT v(\d+)\]")
 _CAPTURED = "captured CUDA graph"
 # These are set for each turn; the percentiles are computed from the exported times.
 _SET_HERE = ("--warmUp", "--duration", "--percentile", "--iterations")
 _WARMUP_MS = 500
-_TIMEOUT_S = 600
+TIMEOUT_S = 600
 _LOG_TAIL = 400
 
 
@@ -42,21 +42,81 @@ class TrtexecLayer:
     average_ms: float
 
 
-def find_trtexec() -> str:
-    """Where trtexec is.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A call of trtexec that ended. exported: the text of the file that it was to write, None where there is none."""
+
+    code: int
+    log: str
+    exported: str | None
+
+
+class Trtexec(Protocol):
+    """A trtexec on some machine. program: its path there, for messages."""
+
+    program: str
+
+    def place(self, engine: Path) -> str:
+        """The path there of an engine file."""
+
+    def run(self, words: Sequence[str], *, export: str | None = None) -> Ran:
+        """Run it to its end; with `export`, a flag such as exportTimes that takes a file, it has that as well.
+
+        Raises:
+            UnavailableError: it hangs, or cannot be started.
+        """
+
+
+class LocalTrtexec:
+    """The one on this machine, in PATH or where TensorRT installs it.
 
     Raises:
         UnavailableError: it is not here.
     """
-    for place in (which("trtexec"), *_PLACES):
-        if place is not None and Path(place).is_file():
-            return place
-    raise UnavailableError(
+
+    def __init__(self) -> None:
+        found = [place for place in (which("trtexec"), *PLACES) if place is not None and Path(place).is_file()]
+        if not found:
+            raise no_trtexec("on this machine")
+        self.program = found[0]
+
+    def place(self, engine: Path) -> str:
+        """The path of the file."""
+        return str(engine)
+
+    def run(self, words: Sequence[str], *, export: str | None = None) -> Ran:
+        """Run it to its end.
+
+        Raises:
+            UnavailableError: it hangs, or cannot be started.
+        """
+        with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
+            file = Path(folder, "exported.json")
+            command = (self.program, *words, *((f"--{export}={file}",) if export is not None else ()))
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
+            except (OSError, subprocess.TimeoutExpired) as exc:
+                hangs = isinstance(exc, subprocess.TimeoutExpired)
+                raise not_running(self.program, None if hangs else str(exc), command) from exc
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+            return Ran(code=done.returncode, log=done.stdout + done.stderr, exported=text)
+
+
+def no_trtexec(place: str) -> UnavailableError:
+    """It is not there; place: in words, `on this machine`."""
+    return UnavailableError(
         where="--engine trtexec",
-        got="no trtexec on this machine",
-        allowed=f"trtexec in PATH or at {_PLACES[0]}",
+        got=f"no trtexec {place}",
+        allowed=f"trtexec in PATH or at {PLACES[0]}",
         do="run it on the board; on JetPack: sudo apt install tensorrt",
     )
+
+
+def not_running(program: str, reason: str | None, command: Sequence[str]) -> UnavailableError:
+    """It cannot be started, for a reason; None: it hangs."""
+    got = reason or f"did not end within {TIMEOUT_S} s"
+    do = f"run it by hand: {' '.join(command)}"
+    return UnavailableError(where=program, got=got, allowed="a trtexec that runs", do=do)
 
 
 def parse_version(output: str) -> str | None:
@@ -115,13 +175,15 @@ class TrtexecSession:
     """One engine file. Each call starts trtexec anew, which loads the engine and warms up.
 
     Args:
-        program: see `find_trtexec`. engine: the file. inputs: of the graph that it was built from.
+        trtexec: where it runs. engine: the file here. inputs: of the graph that it was built from.
         flags: see `timing_flags`.
     """
 
-    def __init__(self, program: str, engine: Path, inputs: tuple[InputSignature, ...], *, flags: Sequence[str]) -> None:
+    def __init__(
+        self, trtexec: Trtexec, engine: Path, inputs: tuple[InputSignature, ...], *, flags: Sequence[str]
+    ) -> None:
         self.inputs = inputs
-        self._program, self._engine, self._flags = program, engine, tuple(flags)
+        self._trtexec, self._engine, self._flags = trtexec, engine, tuple(flags)
         self.is_graph_captured: bool | None = None
 
     def time_runs(self, feeds: Mapping[str, np.ndarray], runs: int) -> NDArray[np.float64]:
@@ -145,36 +207,23 @@ class TrtexecSession:
         return parse_layers(self._export("exportProfile", feeds, words), where=str(self._engine))
 
     def _export(self, what: str, feeds: Mapping[str, np.ndarray], words: Sequence[str]) -> str:
-        with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
-            file = Path(folder, f"{what}.json")
-            shapes = ",".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
-            is_open = any(not isinstance(size, int) for value in self.inputs for size in value.shape)
-            given = (f"--shapes={shapes}",) if is_open else ()
-            command = (self._program, f"--loadEngine={self._engine}", *given, *self._flags, *words)
-            log = self._run((*command, f"--{what}={file}"))
-            if "--useCudaGraph" in self._flags:
-                self.is_graph_captured = _CAPTURED in log
-            try:
-                return file.read_text(encoding="utf-8")
-            except (OSError, ValueError) as exc:
-                raise _refusal(str(self._engine), f"nothing readable: {exc}", what) from exc
-
-    def _run(self, command: Sequence[str]) -> str:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S)
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            got = f"did not end within {_TIMEOUT_S} s" if isinstance(exc, subprocess.TimeoutExpired) else str(exc)
-            do = f"run it by hand: {' '.join(command)}"
-            raise UnavailableError(where=self._program, got=got, allowed="a trtexec that runs", do=do) from exc
-        log = done.stdout + done.stderr
-        if done.returncode != 0:
+        shapes = ",".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        is_open = any(not isinstance(size, int) for value in self.inputs for size in value.shape)
+        given = (f"--shapes={shapes}",) if is_open else ()
+        engine = f"--loadEngine={self._trtexec.place(self._engine)}"
+        ran = self._trtexec.run((engine, *given, *self._flags, *words), export=what)
+        if ran.code != 0:
             raise GraphError(
                 where=str(self._engine),
-                got=f"trtexec ended with {done.returncode}: ...{log[-_LOG_TAIL:].strip()}",
+                got=f"trtexec ended with {ran.code}: ...{ran.log[-_LOG_TAIL:].strip()}",
                 allowed="an engine of this GPU and release",
-                do="build it on this machine: bitswitch-deploy build PACKAGE --force",
+                do="build it there again: bitswitch-deploy build PACKAGE --force",
             )
-        return log
+        if "--useCudaGraph" in self._flags:
+            self.is_graph_captured = _CAPTURED in ran.log
+        if ran.exported is None:
+            raise _refusal(str(self._engine), "nothing", what)
+        return ran.exported
 
 
 def _list(text: str, *, where: str, what: str) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from bitswitch_deploy.pipeline.profile_steps import (
     time_batch,
 )
 from bitswitch_deploy.pipeline.profile_table import check_table_request, latency_table, table_residuals
-from bitswitch_deploy.pipeline.profile_trtexec import TrtexecBench
+from bitswitch_deploy.pipeline.profile_trtexec import Board, TrtexecBench, this_board
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import find_meter
 from bitswitch_deploy.profiling.board.host import Host
@@ -76,8 +76,12 @@ class ProfileRequest:
     trust: bool = False
 
 
-def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = None) -> ProfileResult:
+def profile(
+    request: ProfileRequest, progress: Progress, *, host: Host | None = None, board: Board | None = None
+) -> ProfileResult:
     """Verify a package, open every width in one engine, and time them in turns.
+
+    host: the machine that is looked at. board: where trtexec runs. None: this one, both.
 
     Raises:
         CheckFailedError: a file of the package is not as it was exported.
@@ -96,12 +100,12 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
         check_table_request(widths, request.batches, engine=engine, master=master)
     check_turns(request.turns, request.duration_s)
     with ExitStack() as stack:
-        bench = _open(request, manifest, widths, engine=engine, master=master, stack=stack)
+        bench = _open(request, manifest, widths, engine=engine, master=master, board=board, stack=stack)
         schedule = schedule_for(target.measure, bench.turn_ms, turns=request.turns, duration_s=request.duration_s)
         on_gpu = engine != "onnxruntime"
         watch = BoardWatch(host, on_gpu=on_gpu)
         timed = [time_batch(bench, batch, schedule, watch, progress) for batch in request.batches]
-        board = watch.end()
+        state = watch.end()
         # trtexec loads the engine anew each time, which would be counted as well
         rails = target.measure.total_rails
         meter = find_meter(host, total_rails=rails, of_gpu=on_gpu) if engine != "trtexec" else None
@@ -128,8 +132,8 @@ def profile(request: ProfileRequest, progress: Progress, *, host: Host | None = 
         reference=_about_reference(engine, bench.reference),
         candidates=candidates,
         budget=judge_budget([each for each in candidates if each.label != bench.reference], request.budget_ms),
-        board=board,
-        unstable=(*board.unstable, *_disturbances(candidates)),
+        board=state,
+        unstable=(*state.unstable, *_disturbances(candidates)),
         notes=(*_notes(widths, schedule, target, engine), *bench.notes),
     )
     return _with_files(request, result, widths, profiles[0], master, host)
@@ -220,10 +224,12 @@ def _open(
     *,
     engine: EngineName,
     master: Master | None,
+    board: Board | None,
     stack: ExitStack,
 ) -> Bench:
     if engine == "trtexec":
-        return TrtexecBench(request.package, manifest, widths, _target(request, manifest), trust=request.trust)
+        target, board = _target(request, manifest), board or this_board()
+        return TrtexecBench(request.package, manifest, widths, target, board, trust=request.trust)
     if engine != "onnxruntime":
         return TensorRtBench(request.package, manifest, widths, engine, stack=stack, trust=request.trust)
     threads = request.threads if request.threads is not None else usable_cores()

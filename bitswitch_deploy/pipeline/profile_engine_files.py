@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bitswitch_deploy.engines.engine_record import read_record
+from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.engines.engine_record import trusted_record
 from bitswitch_deploy.errors import CheckFailedError, UnavailableError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loader:
+    """What is about to load engines: a machine and its TensorRT. trust: load engines without a record as well."""
+
+    device: DeviceFacts
+    module: str
+    version: str
+    trust: bool
 
 
 def reference_graphs(manifest: Manifest) -> tuple[FileEntry, ...]:
@@ -15,12 +27,12 @@ def reference_graphs(manifest: Manifest) -> tuple[FileEntry, ...]:
     return tuple(each for each in manifest.files if each.role == "reference" and each.path.endswith(".onnx"))
 
 
-def engine_file(package: Path, manifest: Manifest, graph: FileEntry, *, trust: bool) -> Path:
-    """The engine of a graph, exported or built on this machine.
+def engine_file(package: Path, manifest: Manifest, graph: FileEntry, loader: Loader) -> Path:
+    """The engine of a graph, exported or built on the device.
 
     Raises:
-        UnavailableError: it is not built.
-        CheckFailedError: it was not built here, without `trust`.
+        UnavailableError: it is not built, or for another device or TensorRT.
+        CheckFailedError: it has no record, without `trust`; or it is not the engine of its record.
     """
     exported = [entry for entry in manifest.files if entry.role == "engine" and entry.label == graph.label]
     stem = PurePosixPath(graph.path).stem
@@ -30,22 +42,19 @@ def engine_file(package: Path, manifest: Manifest, graph: FileEntry, *, trust: b
             where=str(path),
             got=f"the engine of {graph.label} is not built",
             allowed="an engine for each width",
-            do=f"run it on this machine: sh {package}/build_on_device.sh",
+            do=f"build it, on the device or with --device: bitswitch-deploy build {package}",
         )
     if not exported:
-        _check_record(path, trust=trust)
+        _check_record(path, loader)
     return path
 
 
-def _check_record(engine: Path, *, trust: bool) -> None:
-    """Refuse an engine that was not built here; whether it is for this device trtexec says itself."""
-    record = read_record(engine)
-    if record is None and trust:
-        return
-    if record is None or hash_file(engine) != (record.sha256, record.size_bytes):
+def _check_record(engine: Path, loader: Loader) -> None:
+    record = trusted_record(engine, loader.device, module=loader.module, version=loader.version, trust=loader.trust)
+    if record is not None and hash_file(engine) != (record.sha256, record.size_bytes):
         raise CheckFailedError(
             where=str(engine),
-            got="no record of it" if record is None else "it is not the engine that its record describes",
-            allowed="engines that `bitswitch-deploy build` or build_on_device.sh built on this machine",
-            do="build it here, or add --trust: an engine is code that runs on the GPU",
+            got="it is not the engine that its record describes",
+            allowed="the engine as it was built",
+            do="build it again: bitswitch-deploy build PACKAGE --force",
         )

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
@@ -26,7 +27,7 @@ from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
-from bitswitch_deploy.pipeline.profile_engine_files import engine_file, reference_graphs
+from bitswitch_deploy.pipeline.profile_engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.profiling.interleave import TURN_MS
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.runtime.load import RuntimeOptions, load
@@ -254,8 +255,9 @@ class TensorRtBench:
         options = RuntimeOptions(warm=labels, trust_engines=trust)
         switcher = stack.enter_context(load(package, provider="tensorrt", width=labels[0], options=options))
         sessions: dict[str, TimedSession] = {label: _AtWidth(switcher, label) for label in labels}
+        loader = Loader(device=device_facts(), module=module, version=self.version, trust=trust)
         for entry in reference_graphs(manifest):
-            plan = engine_file(package, manifest, entry, trust=trust).read_bytes()
+            plan = engine_file(package, manifest, entry, loader).read_bytes()
             self.reference = entry.label or entry.path
             sessions[self.reference] = _Timed(TensorRtSession(plan, TensorRtDevice(module)))
         self.sessions: Mapping[str, TimedSession] = sessions

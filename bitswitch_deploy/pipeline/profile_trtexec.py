@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
-from bitswitch_deploy.engines.trtexec import TrtexecSession, find_trtexec, parse_version, timing_flags
+from bitswitch_deploy.engines.trtexec import LocalTrtexec, Trtexec, TrtexecSession, parse_version, timing_flags
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.profile_engine_files import engine_file, reference_graphs
+from bitswitch_deploy.pipeline.profile_engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.pipeline.profile_engines import Feeds, TimedSession, Width
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
@@ -25,12 +26,33 @@ TURN_MS = 1000.0
 _OPERATOR = "TensorRT layer"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """Where trtexec runs, and the facts that say which engines are for it."""
+
+    trtexec: Trtexec
+    facts: DeviceFacts
+
+
+def this_board() -> Board:
+    """This machine.
+
+    Raises:
+        UnavailableError: there is no trtexec.
+    """
+    return Board(trtexec=LocalTrtexec(), facts=device_facts())
+
+
 class TrtexecBench:
     """One trtexec for each turn of each width. Unproven on hardware: see engines/trtexec.py.
 
+    Args:
+        package: the folder, checked. manifest: of it. widths: what to open. target: has the flags.
+        board: what it runs on. trust: see `engine_file`.
+
     Raises:
-        UnavailableError: trtexec or an engine is not here.
-        CheckFailedError: an engine was not built here, without `trust`.
+        UnavailableError: an engine is not built, or not for this device.
+        CheckFailedError: an engine was not built by us, without `trust`.
     """
 
     name: str = "trtexec"
@@ -40,11 +62,16 @@ class TrtexecBench:
     reference: str | None
 
     def __init__(
-        self, package: Path, manifest: Manifest, widths: Sequence[Width], target: Target, *, trust: bool
+        self,
+        package: Path,
+        manifest: Manifest,
+        widths: Sequence[Width],
+        target: Target,
+        board: Board,
+        *,
+        trust: bool,
     ) -> None:
-        program = find_trtexec()
-        banner = subprocess.run((program, "--help"), capture_output=True, text=True, errors="replace").stdout
-        self.version = parse_version(banner) or "of unknown version"
+        self.version = parse_version(board.trtexec.run(("--help",)).log) or "of unknown version"
         entries = {width.label: width.entry for width in widths}
         self.reference = None
         for entry in reference_graphs(manifest):
@@ -52,9 +79,10 @@ class TrtexecBench:
             entries[self.reference] = entry
         self._models = {label: _graph(package / entry.path) for label, entry in entries.items()}
         flags = _flags(target, self.version)
+        loader = Loader(device=board.facts, module="tensorrt", version=self.version, trust=trust)
         self._opened = {
             label: TrtexecSession(
-                program, engine_file(package, manifest, entry, trust=trust), _inputs(self._models[label]), flags=flags
+                board.trtexec, engine_file(package, manifest, entry, loader), _inputs(self._models[label]), flags=flags
             )
             for label, entry in entries.items()
         }

@@ -1,9 +1,12 @@
-"""`profile --device ssh://...`: the same command on the device, and what it found out brought back."""
+"""`profile --device ssh://...`: the same command on the device, and what it found out brought back.
+
+With `--engine trtexec` a device needs trtexec only: turns are driven from here, and one trtexec there is one turn.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -12,17 +15,21 @@ from tempfile import TemporaryDirectory
 from bitswitch_deploy import __version__
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import is_target_file, load_target, split_stack
+from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.errors import InputFileError, UnavailableError
 from bitswitch_deploy.master import master_files
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.profile import ProfileRequest, check_turns, wanted_master
+from bitswitch_deploy.pipeline.profile import ProfileRequest, check_turns, profile, wanted_master
+from bitswitch_deploy.pipeline.profile_trtexec import Board
 from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.remote_host import host_of
 from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.remote.device import Device, failure, on_device
 from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
+from bitswitch_deploy.remote.trtexec import TrtexecThere
 
 # pip puts it into the second where nobody is root; a shell without a terminal does not look there
 _PROGRAM = 'PATH="$PATH:$HOME/.local/bin" bitswitch-deploy'
@@ -37,23 +44,39 @@ def profile_there(request: ProfileRequest, device: Device, progress: Progress) -
     After a lost connection it is measured from the start: half a measurement is none.
 
     Raises:
-        UnavailableError: ssh does not get in, or the device has not this release of bitswitch-deploy.
+        UnavailableError: ssh does not get in, or the device has not this release of bitswitch-deploy; no trtexec.
         BitswitchError: as `profile`, under the same exit code.
     """
     manifest = checked_manifest(request.package)
     _check(request, manifest)
     # beside a build of the same package, which has a folder of its own
     name = f"{hash_file(request.package / MANIFEST)[0][:16]}-profile"
-    return on_device(device, name, lambda folder: _profile(request, manifest, device, folder, progress))
+    work = _drive_trtexec if request.engine == "trtexec" else _profile
+    result = on_device(device, name, lambda folder: work(request, manifest, device, folder, progress))
+    return replace(result, package=str(request.package), notes=(*result.notes, f"measured on {device.address}"))
+
+
+def _drive_trtexec(
+    request: ProfileRequest, manifest: Manifest, device: Device, folder: DeviceFolder, progress: Progress
+) -> ProfileResult:
+    trtexec = TrtexecThere(folder, request.package, _PACKAGE)
+    _copy(device, folder, [file for file in package_files(request.package, manifest) if _is_engine(file)], progress)
+    with TemporaryDirectory(prefix="bitswitch-") as copy:
+        host = host_of(folder, Path(copy))
+        host.refresh()
+        facts = device_facts(host.root, ask=lambda words: host.run(words) or "")
+        return profile(request, progress, host=host, board=Board(trtexec=trtexec, facts=facts))
+
+
+def _is_engine(file: Listed) -> bool:
+    return file[1].endswith(".engine")
 
 
 def _profile(
     request: ProfileRequest, manifest: Manifest, device: Device, folder: DeviceFolder, progress: Progress
 ) -> ProfileResult:
     _check_release(device, folder)
-    files = [*package_files(request.package, manifest), *_own_files(request)]
-    progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
-    folder.upload(files, progress.advance)
+    _copy(device, folder, [*package_files(request.package, manifest), *_own_files(request)], progress)
     progress.start(f"profiling on {device.address.host}", 1)
     done = folder.run(f"{_PROGRAM} profile {shlex.join(arguments(request))}", device.say)
     if done.code not in (0, _MISSED) or not done.stdout.strip():
@@ -65,7 +88,12 @@ def _profile(
         folder.download(list(wanted), Path(place))
         for path, target in wanted.items():
             replace_file(target, Path(place, path).read_bytes())
-    return replace(result, package=str(request.package), notes=(*result.notes, f"measured on {device.address}"))
+    return result
+
+
+def _copy(device: Device, folder: DeviceFolder, files: Sequence[Listed], progress: Progress) -> None:
+    progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
+    folder.upload(files, progress.advance)
 
 
 def _check(request: ProfileRequest, manifest: Manifest) -> None:

@@ -21,7 +21,7 @@ from bitswitch_deploy.package.manifest import is_inside
 from bitswitch_deploy.remote.ssh import ConnectionLostError, Finished, Say, Ssh
 
 _PLACE = ".cache/bitswitch-deploy/over-ssh"
-_PROCESS = ".process"
+_PROCESS, _RECORDER, _RECORDED = ".process", ".recorder", ".recorded"
 _HASHES = (
     "if command -v sha256sum >/dev/null 2>&1; then sha256sum -- {0}; else shasum -a 256 -- {0}; fi 2>/dev/null || :"
 )
@@ -124,11 +124,21 @@ class DeviceFolder:
             self.end_command()
             raise
 
+    def start(self, command: str) -> None:
+        """Start one command that goes on printing in the folder; `stop` or `end_command` end it."""
+        recorder = f"(exec {command} >{_RECORDED} 2>/dev/null </dev/null) & echo $! >{_RECORDER}"
+        self._ssh.run(f"cd {self._quoted('.')} && {{ {recorder}; }}")
+
+    def stop(self) -> bytes:
+        """End what was started; what it printed."""
+        end = f'p=$(cat {_RECORDER}) && {{ kill -s TERM "$p" || :; cat {_RECORDED}; rm -f {_RECORDER} {_RECORDED}; }}'
+        return self._ssh.run(f"cd {self._quoted('.')} && {{ {end}; }} 2>/dev/null").stdout
+
     def end_command(self) -> None:
         """End what an earlier run may have left running here."""
-        process = self._quoted(_PROCESS)
         ended = 'kill -s TERM -- "-$p" 2>/dev/null || kill -s TERM "$p" 2>/dev/null || :'
-        self._ssh.run(f"if p=$(cat {process} 2>/dev/null); then {ended}; rm -f {process}; fi")
+        files = " ".join(map(self._quoted, (_PROCESS, _RECORDER)))
+        self._ssh.run(f'for f in {files}; do if p=$(cat "$f" 2>/dev/null); then {ended}; rm -f "$f"; fi; done')
 
     def names(self, folder: str) -> list[str]:
         """Paths of the files in a folder of the folder, hidden ones left out; none where it is not there."""

@@ -11,8 +11,8 @@ import pytest
 from bitswitch_deploy.engines import trtexec
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.trtexec import (
+    LocalTrtexec,
     TrtexecSession,
-    find_trtexec,
     parse_layers,
     parse_times,
     parse_version,
@@ -73,7 +73,7 @@ def session(tmp_path: Path, *shape: int | str, **engine: object) -> TrtexecSessi
     path = tmp_path / "net.engine"
     path.write_text(json.dumps({"ms": 2.5, "layers": {"a": 1.0, "b": 1.5}, **engine}))
     inputs = (InputSignature(name="x", dtype="float32", shape=shape),)
-    return TrtexecSession(find_trtexec(), path, inputs, flags=FLAGS)
+    return TrtexecSession(LocalTrtexec(), path, inputs, flags=FLAGS)
 
 
 def test_a_call_names_every_flag_and_the_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,13 +109,13 @@ def test_an_engine_that_trtexec_refuses(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_trtexec_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "bin", monkeypatch)
-    monkeypatch.setattr(trtexec, "_TIMEOUT_S", 1)
+    monkeypatch.setattr(trtexec, "TIMEOUT_S", 1)
     with pytest.raises(UnavailableError, match="did not end within 1 s"):
         session(tmp_path, 4, 3, 8, 8, hang=True).time_runs(FEEDS, 1)
 
 
 def test_no_trtexec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(trtexec, "_PLACES", (str(tmp_path / "trtexec"),))
+    monkeypatch.setattr(trtexec, "PLACES", (str(tmp_path / "trtexec"),))
     with pytest.raises(UnavailableError, match="no trtexec on this machine"):
-        find_trtexec()
+        LocalTrtexec()

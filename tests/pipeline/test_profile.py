@@ -272,7 +272,7 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     names = ("node_Conv_118 + node_relu", "blocks.0.conv1.weight/Q + node_Conv_119 + node_relu_1", "[x]")
     layers = dict(zip(names, (0.5, 1.0, 0.25)))
     package = jetson_package(lambda bits: json.dumps({"ms": bits / 4, "layers": layers}).encode())
-    with pytest.raises(CheckFailedError, match=r"digits-w8.engine: no record of it(.|\n)*--trust"):
+    with pytest.raises(CheckFailedError, match=r"an engine without digits-w8.engine.json(.|\n)*--trust"):
         run(package, engine="trtexec", master=None)
     master, host = packages.own.parent / MASTER, machine(tmp_path / "board", JETSON_FILES)
     result = run(package, host, engine="trtexec", master=master, trust=True)
@@ -304,5 +304,5 @@ def test_an_engine_that_is_not_built(
     fake_trtexec.install(tmp_path / "bin", monkeypatch)
     package = jetson_package(lambda bits: b"{}")
     (package / "on_device" / "digits-w4.engine").unlink()
-    with pytest.raises(UnavailableError, match=r"the engine of w4 is not built(.|\n)*build_on_device.sh"):
+    with pytest.raises(UnavailableError, match=r"the engine of w4 is not built(.|\n)*bitswitch-deploy build"):
         run(package, engine="trtexec", master=None, trust=True)

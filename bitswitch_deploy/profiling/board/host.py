@@ -68,13 +68,21 @@ def start_command(words: Sequence[str]) -> Recording | None:
         return None
 
 
+def is_current() -> None:
+    """Nothing: the files of this machine are as they are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine. root: where its /sys, /proc, /etc and /var begin. run, start: how commands are run there."""
+    """A machine. root: where its /sys, /proc, /etc and /var begin. run, start: how commands are run there.
+
+    refresh: called before each look, for a root that is a copy.
+    """
 
     root: Path = Path("/")
     run: RunCommand = run_command
     start: StartCommand = start_command
+    refresh: Callable[[], None] = is_current
 
     def text(self, path: Path | str) -> str | None:
         """A small file without the white space around it; None where it cannot be read, as many of sysfs."""

@@ -70,6 +70,7 @@ class BoardRecord:
 
 def read_state(host: Host, *, with_gpus: bool = True) -> BoardState:
     """One look at the machine; `with_gpus` asks nvidia-smi, which takes tens of milliseconds."""
+    host.refresh()
     clocks = sensors.clocks(host)
     return BoardState(
         power_mode=sensors.power_mode(host),
@@ -110,6 +111,7 @@ class BoardWatch:
             self._tegrastats = self._host.start(_TEGRASTATS)
         self._next_s = self._clock() + _INTERVAL_S
         self._looks += 1
+        self._host.refresh()
         for name, celsius in sensors.temperatures_c(self._host):
             self._temperatures.setdefault(name, []).append(celsius)
         clocks = sensors.clocks(self._host)
