@@ -45,12 +45,17 @@ print("&&&& PASSED TensorRT.trtexec [TensorRT v{number}]")
 """
 
 
+def program_text(log: Path, number: str = "100300") -> str:
+    """The program, of a release; it writes its arguments to `log`."""
+    return _PROGRAM.format(python=sys.executable, number=number, log=str(log))
+
+
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *, number: str = "100300") -> Path:
     """Put the program first in PATH; return the file that it writes its arguments to."""
     folder.mkdir(exist_ok=True)
     log = folder / "calls.txt"
     program = folder / "trtexec"
-    program.write_text(_PROGRAM.format(python=sys.executable, number=number, log=str(log)))
+    program.write_text(program_text(log, number))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return log
