@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-_PROGRAM = """#!{python}
+_PROGRAM = """#!{python} -IS
 import json, sys, time
 options = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
 print("&&&& RUNNING TensorRT.trtexec [TensorRT v{number}] # trtexec")

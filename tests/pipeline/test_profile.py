@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.catalogue import load_target
+from bitswitch_deploy.engines.device_facts import device_facts
+from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
 from bitswitch_deploy.errors import CheckFailedError, InputFileError, UnavailableError, UsageError
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.master import assemble_master, read_master, write_master
@@ -287,6 +289,30 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     timed = [line for line in log.read_text().splitlines() if "--exportTimes" in line]
     assert all(" --useSpinWait --noDataTransfers --useCudaGraph --infStreams=1 " in line for line in timed)
     assert result.candidates[0].energy is None
+
+
+def test_an_engine_that_is_not_the_one_of_its_record(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_trtexec.install(tmp_path / "bin", monkeypatch)
+    package = jetson_package(lambda bits: b"{}")
+    for bits in (8, 4):
+        engine = package / "on_device" / f"digits-w{bits}.engine"
+        recipe = Recipe(
+            graph_sha256=(),
+            module="tensorrt",
+            version="10.3.0",
+            flags=(),
+            shapes=(),
+            workspace_mb=None,
+            dla_core=None,
+            device=device_facts(),
+        )
+        size = engine.stat().st_size
+        record = EngineRecord(label=f"w{bits}", sha256="0" * 64, size_bytes=size, tool="trtexec", recipe=recipe)
+        record_path(engine).write_text(record.to_json())
+    with pytest.raises(CheckFailedError, match="it is not the engine that its record describes"):
+        run(package, engine="trtexec", master=None)
 
 
 def test_an_unreadable_answer_of_trtexec(

@@ -30,7 +30,9 @@ from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.pipeline.remote_profile import arguments, profile_there
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.remote import device as remote_device
-from bitswitch_deploy.remote.device import Device
+from bitswitch_deploy.remote.address import Address
+from bitswitch_deploy.remote.device import Device, failure
+from bitswitch_deploy.remote.ssh import Finished
 from tests.conftest import Run
 from tests.remote.server import Server, needs_sshd, running_server
 from tests.remote.test_ssh import lose_connections
@@ -213,11 +215,7 @@ FAULTS: list[tuple[str, str | None, type[BitswitchError], str]] = [
     ("missing", None, UnavailableError, rf"not found(.|\n)*pip install --user bitswitch-deploy=={_HERE}"),
     ("other", _SAYS.format(version="0.0.9", rest=""), UnavailableError, rf"version 0\.0\.9\n  allowed: .*{_HERE}"),
     ("broken", "#!/bin/sh\necho 'No module named onnx' >&2; exit 1\n", UnavailableError, "No module named onnx"),
-    ("usage", _SAYS.format(version=_HERE, rest="echo 'no such thing' >&2; exit 2"), UsageError, "no such thing"),
-    ("check", _SAYS.format(version=_HERE, rest="echo 'x (changed)' >&2; exit 1"), CheckFailedError, "changed"),
-    ("bug", _SAYS.format(version=_HERE, rest="echo 'KeyError' >&2; exit 70"), UnavailableError, "KeyError"),
     ("schema", _SAYS.format(version=_HERE, rest='echo \'{"schema": "x"}\''), InputFileError, "another schema"),
-    ("garbage", _SAYS.format(version=_HERE, rest="echo hello"), InputFileError, "one JSON object"),
     ("full disk", PROGRAM, OutputError, r"(?s)No space left.*free some space"),
 ]
 
@@ -235,6 +233,23 @@ def test_faults_of_the_device(
     with pytest.raises(error, match=message):
         profiled(board, packages.own)
     assert board.left() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (1, CheckFailedError),
+        (2, UsageError),
+        (3, InputFileError),
+        (4, UnavailableError),
+        (70, UnavailableError),
+    ],
+)
+def test_a_command_that_fails_there_fails_here_alike(code: int, error: type[BitswitchError]) -> None:
+    device = Device(address=Address(host="nano"), ssh_config=None, say=print)
+    found = failure(device, Finished(code=code, stdout=b"", stderr="why"), allowed="a", do="d")
+    assert isinstance(found, error)
+    assert str(found).startswith("ssh://nano: why")
 
 
 def test_what_can_be_refused_here_is_not_sent(board: Server, packages: Packages, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
-from bitswitch_deploy.errors import CheckFailedError, GraphError, UnavailableError
+from bitswitch_deploy.errors import GraphError, UnavailableError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.pipeline import remote_host
 from bitswitch_deploy.pipeline.profile import ProfileRequest
@@ -176,30 +176,17 @@ def test_a_board_without_trtexec(board: Server, package: Path) -> None:
     assert board.left() == []
 
 
-def test_engines_of_another_board(board: Server, package: Path) -> None:
+def test_engines_are_checked_against_that_board(board: Server, package: Path) -> None:
     put_engine(package, "w4", {"ms": 1.0, "layers": {}}, DeviceFacts(arch="aarch64", module="p3701-0005", sm="8.7"))
     with pytest.raises(UnavailableError, match="module p3701-0005, here p3767-0005"):
         profiled(board, package)
+    assert timed(board) == []
     assert board.left() == []
 
 
-def test_engines_without_a_record_and_changed_ones(board: Server, package: Path) -> None:
-    engine = package / BUILD_FOLDER / "digits-w4.engine"
-    engine.write_text('{"ms": 1.0, "layers": {"a": 1.0}, "changed": 1}')
-    with pytest.raises(CheckFailedError, match="it is not the engine that its record describes"):
-        profiled(board, package)
-    record_path(engine).unlink()
-    with pytest.raises(CheckFailedError, match=r"--trust"):
-        profiled(board, package)
-    assert timed(board) == []
-
-
-def test_an_engine_that_fails_and_one_that_hangs(board: Server, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_engine(package, "w4", {"ms": 1.0, "layers": {}, "fail": 1})
-    with pytest.raises(GraphError, match=r"trtexec ended with 1: (.|\n)*Version tag does not match"):
-        profiled(board, package, widths=("w4",))
+def test_a_trtexec_that_hangs(board: Server, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_engine(package, "w4", {"ms": 1.0, "layers": {}, "hang": 1})
-    monkeypatch.setattr(remote_trtexec, "TIMEOUT_S", 2)
+    monkeypatch.setattr(remote_trtexec, "TIMEOUT_S", 1)
     with pytest.raises(UnavailableError, match=r"did not end within"):
         profiled(board, package, widths=("w4",))
     assert board.left() == []
