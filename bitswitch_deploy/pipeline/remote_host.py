@@ -12,6 +12,7 @@ from bitswitch_deploy.remote.device_folder import DeviceFolder
 
 _ROOT = "/"
 _TIMEOUT_S = 10
+_NOT_FOUND = 127
 # All that profiling/board/sensors.py and engines/device_facts.py read.
 _FILES = (
     "proc/device-tree/model",
@@ -36,9 +37,14 @@ _READ = f"cd {{}} && grep -asHZ '' {' '.join(_FILES)} || :"
 
 def host_of(folder: DeviceFolder, copy: Path) -> Host:
     """The device of a folder; `copy`: an empty folder here for its files."""
+    missing: set[str] = set()
 
     def run(words: Sequence[str]) -> str | None:
+        if words[0] in missing:  # asked before each look otherwise
+            return None
         done = folder.run(f"timeout --foreground {_TIMEOUT_S} {shlex.join(words)} 2>/dev/null")
+        if done.code == _NOT_FOUND:
+            missing.add(words[0])
         return done.stdout.decode("utf-8", "replace") if done.code == 0 else None
 
     def start(words: Sequence[str]) -> Recording | None:
