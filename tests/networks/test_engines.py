@@ -24,8 +24,10 @@ from tests.networks.zoo import ZOO, Entry, Sample, make
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 
 TARGETS = ("jetson-orin-nano", "jetson-thor", "rtx")
-EVERYWHERE = [(name, bits) for name in ("resnet20", "vit") for bits in (8, 6, 4, 2, MIXED)]
-OTHERS = [(name, (4, 8)[index % 2]) for index, name in enumerate(ZOO) if name not in ("resnet20", "vit")]
+# each kind of network at every width
+KINDS = ("resnet18", "resnet20", "mobilenet-v2", "vit", "decoder")
+EVERYWHERE = [(name, bits) for name in KINDS for bits in (8, 6, 4, 2, MIXED)]
+OTHERS = [(name, (4, 8)[index % 2]) for index, name in enumerate(ZOO) if name not in KINDS]
 
 
 def build(sample: Sample, widths: WidthAssignment, target_name: str) -> None:
