@@ -27,10 +27,10 @@ from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.cli.options import progress_bar
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.master import Master, read_master
-from bitswitch_deploy.pipeline.final_test import run_final_test
-from bitswitch_deploy.pipeline.search import SearchRequest, search
-from bitswitch_deploy.pipeline.search_data import Sampling, load_search_data
-from bitswitch_deploy.pipeline.search_problem import layer_groups
+from bitswitch_deploy.pipeline.searching.data import Sampling, load_search_data
+from bitswitch_deploy.pipeline.searching.final_test import run_final_test
+from bitswitch_deploy.pipeline.searching.problem import layer_groups
+from bitswitch_deploy.pipeline.searching.search import SearchRequest, search
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.candidates import near_optimal, usual_distance
 from bitswitch_deploy.search.costs import GroupCosts, assignment_of, measured_costs, read_costs

@@ -16,9 +16,9 @@ from bitswitch_deploy.cli.options import (
     progress_bar,
     ssh_config_option,
 )
-from bitswitch_deploy.pipeline.build import BuildRequest, build
-from bitswitch_deploy.pipeline.engine_recipe import EngineOptions
-from bitswitch_deploy.pipeline.remote_build import build_there
+from bitswitch_deploy.pipeline.building.build import BuildRequest, build
+from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.building.remote import build_there
 from bitswitch_deploy.report.build_page import print_build
 from bitswitch_deploy.report.json import to_json
 

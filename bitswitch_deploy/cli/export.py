@@ -13,7 +13,7 @@ from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.lowering.approximation import EXPORTED, Approximation
 from bitswitch_deploy.master import read_master
-from bitswitch_deploy.pipeline.export import ExportRequest, export
+from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.report.json import report_to_json

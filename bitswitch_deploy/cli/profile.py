@@ -22,8 +22,8 @@ from bitswitch_deploy.cli.options import (
 )
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.pipeline.package_results import package_results
-from bitswitch_deploy.pipeline.profile import ENGINES, ProfileRequest, profile
-from bitswitch_deploy.pipeline.remote_profile import profile_there
+from bitswitch_deploy.pipeline.profiling.profile import ENGINES, ProfileRequest, profile
+from bitswitch_deploy.pipeline.profiling.remote import profile_there
 from bitswitch_deploy.profiling.budget import parse_budget
 from bitswitch_deploy.profiling.result import SCHEMA
 from bitswitch_deploy.report.html.profile import profile_html

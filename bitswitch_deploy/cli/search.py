@@ -12,7 +12,7 @@ from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.cli.options import PATH, command_line, data_option, json_option, progress_bar, report_option
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.pipeline.inputs import parse_bits
-from bitswitch_deploy.pipeline.search import DEFAULT_SAMPLES, SearchRequest, search
+from bitswitch_deploy.pipeline.searching.search import DEFAULT_SAMPLES, SearchRequest, search
 from bitswitch_deploy.report.html.search import search_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.search_page import print_search

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.pipeline.export import ExportRequest, export
+from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.tensors import WidthAssignment
 

@@ -24,7 +24,7 @@ from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.package.verify import verify_package
-from bitswitch_deploy.pipeline.engine_recipe import BATCH_RANGE
+from bitswitch_deploy.pipeline.building.engine_recipe import BATCH_RANGE
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import Batches, preprocess
 from bitswitch_deploy.training.checkpoint import import_checkpoint

@@ -33,7 +33,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.pipeline.export import ExportRequest, export
+from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
 from bitswitch_deploy.pipeline.inputs import parse_bits
 from bitswitch_deploy.runtime import RuntimeOptions, Switcher, load
 

@@ -16,14 +16,14 @@ from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.profile_engines import (
+from bitswitch_deploy.pipeline.profiling.benches import (
     Bench,
     OnnxRuntimeBench,
     TensorRtBench,
     Width,
     package_widths,
 )
-from bitswitch_deploy.pipeline.profile_steps import (
+from bitswitch_deploy.pipeline.profiling.steps import (
     LayerProfiles,
     batch_results,
     layer_names,
@@ -31,8 +31,8 @@ from bitswitch_deploy.pipeline.profile_steps import (
     profile_layers,
     time_batch,
 )
-from bitswitch_deploy.pipeline.profile_table import check_table_request, latency_table, table_residuals
-from bitswitch_deploy.pipeline.profile_trtexec import Board, TrtexecBench, this_board
+from bitswitch_deploy.pipeline.profiling.table import check_table_request, latency_table, table_residuals
+from bitswitch_deploy.pipeline.profiling.trtexec import Board, TrtexecBench, this_board
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import find_meter
 from bitswitch_deploy.profiling.board.host import Host

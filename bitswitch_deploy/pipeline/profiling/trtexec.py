@@ -16,8 +16,8 @@ from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_no
 from bitswitch_deploy.engines.trtexec import LocalTrtexec, Trtexec, TrtexecSession, parse_version, timing_flags
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.profile_engine_files import Loader, engine_file, reference_graphs
-from bitswitch_deploy.pipeline.profile_engines import Feeds, TimedSession, Width
+from bitswitch_deploy.pipeline.profiling.benches import Feeds, TimedSession, Width
+from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
 

@@ -17,7 +17,7 @@ from bitswitch_deploy.errors import CheckFailedError, InputFileError, Unavailabl
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.profile import ProfileRequest, profile, schedule_for
+from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, profile, schedule_for
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.result import ProfileResult

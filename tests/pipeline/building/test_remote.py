@@ -13,10 +13,10 @@ import pytest
 
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UnavailableError, UsageError
-from bitswitch_deploy.pipeline.build import BuildRequest
-from bitswitch_deploy.pipeline.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.building.build import BuildRequest
+from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.building.remote import build_there
 from bitswitch_deploy.pipeline.progress import Silent
-from bitswitch_deploy.pipeline.remote_build import build_there
 from bitswitch_deploy.remote import device as remote_device
 from bitswitch_deploy.remote.device import Device
 from bitswitch_deploy.report.build_report import BuildReport

@@ -11,7 +11,7 @@ from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.progress import Progress
-from bitswitch_deploy.pipeline.search_data import SearchData
+from bitswitch_deploy.pipeline.searching.data import SearchData
 from bitswitch_deploy.search.batchnorm import reestimated
 from bitswitch_deploy.search.evaluate import open_session, run_batches
 from bitswitch_deploy.search.score import Scores, score_against, score_labelled

@@ -21,7 +21,7 @@ from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
 from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.package.writer import PackageWriter
-from bitswitch_deploy.pipeline.engine_recipe import (
+from bitswitch_deploy.pipeline.building.engine_recipe import (
     EngineOptions,
     build_settings,
     engine_module,

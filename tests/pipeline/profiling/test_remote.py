@@ -25,9 +25,9 @@ from bitswitch_deploy.errors import (
 )
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.master import master_files, read_master, write_master
-from bitswitch_deploy.pipeline.profile import ProfileRequest
+from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest
+from bitswitch_deploy.pipeline.profiling.remote import arguments, profile_there
 from bitswitch_deploy.pipeline.progress import Silent
-from bitswitch_deploy.pipeline.remote_profile import arguments, profile_there
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.remote import device as remote_device
 from bitswitch_deploy.remote.address import Address

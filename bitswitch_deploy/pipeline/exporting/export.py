@@ -20,13 +20,13 @@ from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
-from bitswitch_deploy.pipeline.engine_step import EngineOutcome, make_engines
+from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_engines
+from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, sharing_target
 from bitswitch_deploy.pipeline.graph_files import GraphFile, write_graph, write_reference
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.look_at_layers import LayerLook, look_at_layers
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
-from bitswitch_deploy.pipeline.shared_weights import SharedWeights, sharing_target
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
 from bitswitch_deploy.report.html.page import HtmlContent, render_html
 from bitswitch_deploy.report.json import report_to_json

@@ -26,9 +26,9 @@ from bitswitch_deploy.errors import (
 )
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.verify import read_manifest, verify_package
-from bitswitch_deploy.pipeline.build import BuildRequest, build
-from bitswitch_deploy.pipeline.engine_recipe import EngineOptions
-from bitswitch_deploy.pipeline.engine_step import why_not_here
+from bitswitch_deploy.pipeline.building.build import BuildRequest, build
+from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.building.engine_step import why_not_here
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.report.build_report import BuildReport
 from bitswitch_deploy.tensors import WidthAssignment
@@ -63,8 +63,8 @@ def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Record:
     record = Record(shape=(-1, 1, 8, 8), input="input", layers=[CONVOLUTION], dla_cores=2)
     install(monkeypatch, "10.3.0", record)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("bitswitch_deploy.pipeline.build.device_facts", lambda: ORIN)
-    monkeypatch.setattr("bitswitch_deploy.pipeline.build.why_not_here", lambda _: None)
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.build.device_facts", lambda: ORIN)
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.build.why_not_here", lambda _: None)
     return record
 
 
@@ -164,7 +164,7 @@ def test_another_recipe_is_another_engine(board: Record, package: Path, changes:
 def test_another_device_is_another_engine(board: Record, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(package)
     other = DeviceFacts(arch="aarch64", module="p3701-0005", sm="8.7", l4t="36.4.4", power_mode="MAXN")
-    monkeypatch.setattr("bitswitch_deploy.pipeline.build.device_facts", lambda: other)
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.build.device_facts", lambda: other)
     assert states(built(package)) == [(label, "built") for label in LABELS]
 
 
@@ -228,7 +228,7 @@ def test_a_killed_build_goes_on(exported: Path, package: Path, tmp_path: Path) -
 import os, signal, sys, pytest
 from pathlib import Path
 from tests.engines.tensorrt_builder import Record, install
-from tests.pipeline.test_build import ORIN, built
+from tests.pipeline.building.test_build import ORIN, built
 class Dying(list):
     def append(self, call):
         if call[0] == "parse_from_file" and "w8" in call[1]:
@@ -236,8 +236,8 @@ class Dying(list):
         super().append(call)
 patch = pytest.MonkeyPatch()
 install(patch, "10.3.0", Record(calls=Dying(), shape=(-1, 1, 8, 8), input="input"))
-patch.setattr("bitswitch_deploy.pipeline.build.device_facts", lambda: ORIN)
-patch.setattr("bitswitch_deploy.pipeline.build.why_not_here", lambda _: None)
+patch.setattr("bitswitch_deploy.pipeline.building.build.device_facts", lambda: ORIN)
+patch.setattr("bitswitch_deploy.pipeline.building.build.why_not_here", lambda _: None)
 built(Path({str(package)!r}), timing_cache=Path({str(tmp_path / "cache")!r}))
 """
     result = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path.cwd())
@@ -246,8 +246,8 @@ built(Path({str(package)!r}), timing_cache=Path({str(tmp_path / "cache")!r}))
     with patch.context():
         record = Record(shape=(-1, 1, 8, 8), input="input")
         install(patch, "10.3.0", record)
-        patch.setattr("bitswitch_deploy.pipeline.build.device_facts", lambda: ORIN)
-        patch.setattr("bitswitch_deploy.pipeline.build.why_not_here", lambda _: None)
+        patch.setattr("bitswitch_deploy.pipeline.building.build.device_facts", lambda: ORIN)
+        patch.setattr("bitswitch_deploy.pipeline.building.build.why_not_here", lambda _: None)
         report = built(package, timing_cache=tmp_path / "cache")
     patch.undo()
     assert states(report) == [("fp16", "up to date"), ("w8", "built"), ("w4", "built")]

@@ -21,10 +21,10 @@ from bitswitch_deploy.master import master_files
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.profile import ProfileRequest, check_turns, profile, wanted_master
-from bitswitch_deploy.pipeline.profile_trtexec import Board
+from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile, wanted_master
+from bitswitch_deploy.pipeline.profiling.remote_host import host_of
+from bitswitch_deploy.pipeline.profiling.trtexec import Board
 from bitswitch_deploy.pipeline.progress import Progress
-from bitswitch_deploy.pipeline.remote_host import host_of
 from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.remote.device import Device, failure, on_device

@@ -27,7 +27,7 @@ from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
-from bitswitch_deploy.pipeline.profile_engine_files import Loader, engine_file, reference_graphs
+from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.profiling.interleave import TURN_MS
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.runtime.load import RuntimeOptions, load

@@ -8,8 +8,8 @@ from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.latency_table import LatencyTable
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.pipeline.profile_engines import Width
-from bitswitch_deploy.pipeline.profile_steps import LayerProfiles
+from bitswitch_deploy.pipeline.profiling.benches import Width
+from bitswitch_deploy.pipeline.profiling.steps import LayerProfiles
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.board.sensors import device_name
 from bitswitch_deploy.profiling.layer_table import layer_times, residuals

@@ -44,7 +44,7 @@ def export_large(package: Path, target: str, **changes: object) -> Exported:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_tensors, "EMBEDDED_LIMIT_BYTES", 0)
         # engines of this host are another test's matter
-        patch.setattr("bitswitch_deploy.pipeline.engine_step.why_not_here", lambda *_: "left out in this test")
+        patch.setattr("bitswitch_deploy.pipeline.building.engine_step.why_not_here", lambda *_: "left out in this test")
         return export_to(package, target, **changes)
 
 

@@ -28,7 +28,7 @@ from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.package.verify import read_manifest
-from bitswitch_deploy.pipeline.engine_recipe import (
+from bitswitch_deploy.pipeline.building.engine_recipe import (
     EngineOptions,
     build_settings,
     check_fp32,
@@ -38,7 +38,7 @@ from bitswitch_deploy.pipeline.engine_recipe import (
     recipe_of,
     record_of,
 )
-from bitswitch_deploy.pipeline.engine_step import why_not_here
+from bitswitch_deploy.pipeline.building.engine_step import why_not_here
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow

@@ -12,7 +12,7 @@ import numpy as np
 from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, count_operators
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.pipeline.profile_engines import Bench, Feeds
+from bitswitch_deploy.pipeline.profiling.benches import Bench, Feeds
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import EnergyMeter
 from bitswitch_deploy.profiling.board.state import BoardWatch

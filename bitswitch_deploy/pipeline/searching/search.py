@@ -16,11 +16,11 @@ from pathlib import Path
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.errors import CheckFailedError, UsageError
 from bitswitch_deploy.master import Master, read_master, write_master
-from bitswitch_deploy.pipeline.final_test import TestScores, run_final_test
 from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY
 from bitswitch_deploy.pipeline.progress import Progress, Silent
-from bitswitch_deploy.pipeline.search_data import Sampling, SearchData, load_search_data
-from bitswitch_deploy.pipeline.search_problem import Budgeted, budget_rows, layer_groups, make_problem
+from bitswitch_deploy.pipeline.searching.data import Sampling, SearchData, load_search_data
+from bitswitch_deploy.pipeline.searching.final_test import TestScores, run_final_test
+from bitswitch_deploy.pipeline.searching.problem import Budgeted, budget_rows, layer_groups, make_problem
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
 from bitswitch_deploy.search.batchnorm import reestimated
 from bitswitch_deploy.search.budget import Budget

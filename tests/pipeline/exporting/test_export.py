@@ -22,7 +22,7 @@ from bitswitch_deploy.errors import CheckFailedError, TargetFileError, UsageErro
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
-from bitswitch_deploy.pipeline.export import RESULTS
+from bitswitch_deploy.pipeline.exporting.export import RESULTS
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.pipeline.conftest import WIDTHS, Exported, export_to
 
@@ -242,7 +242,7 @@ def test_force_replaces_a_package(tmp_path: Path) -> None:
 
 
 def test_a_profile_that_names_an_unknown_pass_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "targets" / "x86-cpu.yaml").read_text()
+    text = (Path(__file__).parents[3] / "targets" / "x86-cpu.yaml").read_text()
     profile = tmp_path / "own.yaml"
     profile.write_text(text.replace("QuantizeBias", "QuantiseBias"))
     with pytest.raises(TargetFileError, match="no pass is named QuantiseBias"):

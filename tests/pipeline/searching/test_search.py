@@ -13,8 +13,8 @@ from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, DataError, UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import load_samples, read_mixed
-from bitswitch_deploy.pipeline.search import SearchRequest, search
-from bitswitch_deploy.pipeline.search_problem import layer_groups
+from bitswitch_deploy.pipeline.searching.problem import layer_groups
+from bitswitch_deploy.pipeline.searching.search import SearchRequest, search
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts, assignment_of

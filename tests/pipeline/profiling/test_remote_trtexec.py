@@ -16,10 +16,10 @@ from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
 from bitswitch_deploy.errors import GraphError, UnavailableError
 from bitswitch_deploy.package.files import hash_file
-from bitswitch_deploy.pipeline import remote_host
-from bitswitch_deploy.pipeline.profile import ProfileRequest
+from bitswitch_deploy.pipeline.profiling import remote_host
+from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest
+from bitswitch_deploy.pipeline.profiling.remote import profile_there
 from bitswitch_deploy.pipeline.progress import Silent
-from bitswitch_deploy.pipeline.remote_profile import profile_there
 from bitswitch_deploy.profiling.board.state import BoardRecord
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.remote import device as remote_device

@@ -1,0 +1,1 @@
+"""`build`: the engines of a package, here, on a host that cannot, and over ssh."""

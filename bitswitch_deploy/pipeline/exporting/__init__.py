@@ -1,0 +1,1 @@
+"""`export`: from one master to a validated package."""

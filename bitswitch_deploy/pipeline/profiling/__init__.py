@@ -1,0 +1,1 @@
+"""`profile`: how fast every width of a package is, here and over ssh."""

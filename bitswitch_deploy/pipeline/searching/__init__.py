@@ -1,0 +1,1 @@
+"""`search`: which layer gets which width."""
