@@ -124,7 +124,8 @@ def _points(interval: Interval) -> str:
 
 def _print_front(page: Page, report: SearchReport) -> None:
     name = report.swept.partition("<=")[0]
-    drops = [-each.test.against_reference.points.value if each.test else 0.0 for each in report.front]
+    gains = [each.test.against_reference.points.value if each.test else 0.0 for each in report.front]
+    drops = [0.0 - gain for gain in gains]  # -gain would print -0.00
     most = max(*drops, 1e-9) if drops else 1.0
     rows = []
     for each, drop in zip(report.front, drops):
