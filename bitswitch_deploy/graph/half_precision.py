@@ -34,8 +34,22 @@ def half_precision(reference: FloatGraph) -> FloatGraph:
     model = onnx.shape_inference.infer_shapes(reference.model)
     graph = import_model(model, reference.large)
     opset = graph.opset
+    _complete_types(graph)
     halve(graph, [node for node in graph.nodes if can_halve(node, opset)])
     return FloatGraph(model=export_model(graph, opset=opset, ir_version=model.ir_version), large=large_tensors(graph))
+
+
+def _complete_types(graph: gs.Graph) -> None:
+    """Set the types that shape inference left open, by the schemas: in onnx 1.23 GroupNormalization and what follows."""
+    for node in graph.nodes:
+        if onnx.defs.has(node.op, node.domain or ""):
+            ports = _Ports(node, graph.opset)
+            known = {
+                type_: tensor.dtype for type_, tensor in zip(ports.inputs, node.inputs) if tensor.dtype is not None
+            }
+            for type_, tensor in zip(ports.outputs, node.outputs):
+                if tensor.dtype is None:
+                    tensor.dtype = known.get(type_)
 
 
 def can_halve(node: gs.Node, opset: int) -> bool:

@@ -72,6 +72,23 @@ def test_what_has_no_half_form_stays_and_gets_casts() -> None:
     np.testing.assert_array_equal(evaluated(model, x=x)[0, 0], expected)
 
 
+def test_types_go_on_where_shape_inference_ends() -> None:
+    text = """
+    net (float[1, 2, 3] x) => (float[1, 2] y) <float[2] gain = {1, 2}, float[2] shift = {0, 1}, int64[1] axes = {2},
+        float[2, 2] w = {1, 2, 3, 4}, float[2] b = {1, 2}> {
+        n = GroupNormalization <num_groups = 1> (x, gain, shift)
+        t = Transpose <perm = [0, 1, 2]> (n)
+        m = ReduceMean <keepdims = 0> (t, axes)
+        y = Gemm (m, w, b)
+    }"""
+    model = halved(text)
+    onnx.checker.check_model(model, full_check=True)
+    assert operators(model) == ["Cast", "GroupNormalization", "Transpose", "ReduceMean", "Gemm", "Cast"]
+    plain = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>\n' + text)
+    x = np.random.default_rng(2).normal(0, 1, (1, 2, 3)).astype(np.float32)
+    np.testing.assert_allclose(evaluated(model, x=x), evaluated(plain, x=x), rtol=5e-3)
+
+
 def test_a_branch_reads_float32() -> None:
     model = halved("""
     net (bool c, float[2] x) => (float[2] y) {
