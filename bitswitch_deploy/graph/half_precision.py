@@ -40,7 +40,7 @@ def half_precision(reference: FloatGraph) -> FloatGraph:
 
 
 def _complete_types(graph: gs.Graph) -> None:
-    """Set the types that shape inference left open, by the schemas: in onnx 1.23 GroupNormalization and what follows."""
+    """Types that shape inference left open, by the schemas: in onnx 1.23 GroupNormalization and what follows."""
     for node in graph.nodes:
         if onnx.defs.has(node.op, node.domain or ""):
             ports = _Ports(node, graph.opset)
