@@ -49,6 +49,8 @@ _HEAD = """# Results of the search
 Written by `tools/search_results.py page` from the files in `results/`; what they show is discussed in
 [the search's own page](../bitswitch_deploy/search/README.md#what-was-measured)."""
 LOSS, DIVERGENCE = "loss", "divergence"
+BUDGETS = {"weight": "avg_weight_bits", "layer": "avg_bits"}
+_SLACK_BITS = 0.1  # random assignments use up the budget to this much
 _VERSIONS = ("numpy", "scipy", "onnx", "onnxruntime")
 
 
@@ -215,10 +217,13 @@ def _printed(
 @click.option("--test", type=PATH, help="Samples of the final test, .npz.")
 @click.option("--cifar10", type=PATH, help="The folder of CIFAR-10 instead of --data and --test.")
 @click.option("--averages", default="3,4,5", show_default=True)
+@click.option(
+    "--per", type=click.Choice(list(BUDGETS)), default="weight", show_default=True, help="What averages count."
+)
 @click.option("--randoms", type=int, default=30, show_default=True, help="Random assignments of each average.")
 @click.option("--samples", type=int, default=2048, show_default=True)
 @click.option("--test-samples", type=int, help="Only the first so many.  [default: all]")
-@click.option("--reestimate", is_flag=True, help="BatchNorm statistics of each assignment's own, for all of them.")
+@click.option("--reestimate", is_flag=True, help="BatchNorm statistics fitted to each assignment.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--cache", type=PATH, default=Path(".bitswitch-search"), show_default=True)
 @click.option("-o", "--output", type=PATH, required=True)
@@ -233,7 +238,7 @@ def against_uniform(
         raise click.UsageError("name --cifar10, or --data and --test")
     runs = [_run_average(master, data, test, float(word), options) for word in averages.split(",")]
     result = {"experiment": "against-uniform", "master_sha256": read_master(master).sha256, "runs": runs}
-    result |= {key: options[key] for key in ("samples", "randoms", "reestimate", "seed")}
+    result |= {key: options[key] for key in ("per", "samples", "randoms", "reestimate", "seed")}
     write(options["output"], {**result, **circumstances()})
 
 
@@ -243,7 +248,7 @@ def _run_average(master: Path, data: Path, test: Path, average: float, options: 
         master=master,
         data=data,
         test=test,
-        budgets=(parse_budget(f"avg_bits<={average:g}"),),
+        budgets=(parse_budget(f"{BUDGETS[options['per']]}<={average:g}"),),
         output=cache / f"average-{average:g}.json",
         cache=cache,
         samples=options["samples"],
@@ -257,7 +262,9 @@ def _run_average(master: Path, data: Path, test: Path, average: float, options: 
         sampling = Sampling(count=request.samples, seed=request.seed, reestimate=request.reestimate)
         samples = load_search_data(loaded, data=data, test=test, sampling=sampling, folder=cache)
         layers = [name for name, _ in report.chosen.widths]
-        others = _random_assignments(layers, loaded.spec.widths, average, options["randoms"], options["seed"])
+        counts = {each.name: loaded.tensors[each.weight].size for each in loaded.spec.layers}
+        sizes = {name: counts[name] if options["per"] == "weight" else 1 for name in layers}
+        others = _random_assignments(sizes, loaded.spec.widths, average, options)
         chosen = assignment_of(dict(report.chosen.widths))
         uniform = {bits: assignment_of(dict.fromkeys(layers, bits)) for bits in (*loaded.spec.widths, round(average))}
         scores = run_final_test(loaded, samples, [chosen, *uniform.values(), *others], progress).scores
@@ -276,17 +283,16 @@ def _run_average(master: Path, data: Path, test: Path, average: float, options: 
 
 
 def _random_assignments(
-    layers: list[str], widths: tuple[int, ...], average: float, count: int, seed: int
+    sizes: dict[str, int], widths: tuple[int, ...], average: float, options: dict[str, Any]
 ) -> list[WidthAssignment]:
-    """Different assignments by chance whose widths add up to what the budget allows, drawn evenly from all of these."""
-    random = np.random.default_rng(seed)
-    allowed = math.floor(average * len(layers))
-    total = max(s for s in range(allowed, 0, -1) if (s - min(widths) * len(layers)) % math.gcd(*np.diff(widths)) == 0)
+    """Different assignments by chance that use up the budget, drawn evenly from all of these."""
+    random = np.random.default_rng(options["seed"])
+    shares = np.array(list(sizes.values())) / sum(sizes.values())
     found: dict[WidthAssignment, None] = {}
-    while len(found) < count:
-        drawn = random.choice(widths, len(layers))
-        if int(drawn.sum()) == total:
-            found[assignment_of({layer: int(bits) for layer, bits in zip(layers, drawn)})] = None
+    while len(found) < options["randoms"]:
+        drawn = random.choice(widths, len(sizes))
+        if average - _SLACK_BITS < float(shares @ drawn) <= average + 1e-9:
+            found[assignment_of({layer: int(bits) for layer, bits in zip(sizes, drawn)})] = None
     return list(found)
 
 
@@ -357,12 +363,12 @@ def _uniform_page(result: dict[str, Any]) -> list[str]:
             )
         rows.append(["", f"{len(top1)} random, {below} of them lower", f"{min(top1):.2f} .. {max(top1):.2f}", "", ""])
     n = result["runs"][0]["n_test"]
-    statistics = "taken anew for each assignment" if result["reestimate"] else "those of the master"
+    statistics = "fitted to each assignment" if result["reestimate"] else "those of the master"
     lines = [
         f"Top-1 in % on {n:,} test samples, BatchNorm statistics {statistics}; the search saw {result['samples']:,}"
     ]
     lines += ["other samples. Differences are paired, in points, with 95 % intervals and exact McNemar p.", ""]
-    return lines + _table(["average", "assignment", "top-1", "searched has more", "p"], rows)
+    return lines + _table([f"average of a {result['per']}", "assignment", "top-1", "searched has more", "p"], rows)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

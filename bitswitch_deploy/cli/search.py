@@ -44,7 +44,7 @@ _CACHE = ".bitswitch-search"
 @click.option(
     "--reestimate",
     is_flag=True,
-    help="Take BatchNorm statistics anew for each assignment; a master with the chosen one's is written beside it.",
+    help="Fit BatchNorm statistics to each assignment; a master with the chosen one's is written beside it.",
 )
 @click.option("--bits", metavar="LIST", help="Widths to choose from, each in 2..8.  [default: the trained ones]")
 @click.option("--tie", "ties", multiple=True, metavar="NAMES", help="Layers, with * for any text, that take one width.")

@@ -74,7 +74,7 @@ def search_facts(report: SearchReport) -> list[tuple[str, str]]:
     """What was searched, how, and for how long."""
     samples = report.samples
     correlation = report.rank_correlation
-    statistics = "taken anew for each assignment" if report.reestimated else "the master's, as exported"
+    statistics = "fitted to each assignment" if report.reestimated else "the master's, as exported"
     facts = [
         ("master", f"{report.master_path} (sha256 {report.master_sha256[:12]})"),
         (

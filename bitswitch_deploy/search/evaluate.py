@@ -1,6 +1,6 @@
 """Scores of assignments by inference only: each is computed from its canonical graph, as it would be exported.
 
-With BatchNorm statistics taken anew they are those of the copy of the master that `reestimated` makes.
+With BatchNorm statistics of its own that is the graph of the copy of the master that `BatchNormAdapter` makes.
 
 The unit of work is one assignment on one piece of the samples, a pure function of both and of the master. Units are
 kept on disk, so nothing is computed twice, and neither the order nor the number of workers changes a bit of a result.
@@ -26,7 +26,7 @@ from bitswitch_deploy.errors import DataError, MasterError, UnavailableError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.master import Master, read_master
-from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.samples import Inputs, SearchSamples
 from bitswitch_deploy.search.score import Outputs, Scores, score_against, score_labelled
 from bitswitch_deploy.search.store import ScoreStore, key_of
@@ -35,7 +35,7 @@ from bitswitch_deploy.tensors import WidthAssignment
 PIECE = 256
 BATCH = 64
 BACKENDS = ("threading", "loky", "dask", "ray")
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Workers:
 class _Task:
     """Pieces of one assignment that are missing. reference: the width to diverge from, None with labels.
 
-    statistics: samples to take BatchNorm statistics from anew, None where the master's are used.
+    statistics: samples to adapt BatchNorm statistics on, None where the master's are used.
     """
 
     master: Path
@@ -68,7 +68,7 @@ class Evaluator:
     Args:
         master: the file. sha256: of it. samples: what to measure on.
         store: where scores are kept. workers: who computes them.
-        statistics: samples to take the BatchNorm statistics of each assignment from; None takes those of the master.
+        statistics: samples to adapt the BatchNorm statistics of each assignment on; None takes those of the master.
         computed: called with the number of samples that were computed just now.
     """
 
@@ -167,8 +167,7 @@ class Evaluator:
 def _compute(task: _Task) -> list[Scores]:
     master = _loaded(str(task.master), task.master_sha256)
     if task.statistics is not None:
-        x, _ = task.statistics.read(0, task.statistics.n)
-        master = reestimated(master, task.assignment, x)
+        master = _adapter(str(task.master), task.master_sha256, task.statistics).adapted(task.assignment)
     runner = open_session(master, task.assignment)
     where = f"assignment {task.assignment.label}"
     results = []
@@ -187,6 +186,12 @@ def _compute(task: _Task) -> list[Scores]:
 def _reference(path: str, sha256: str, width: int, samples: SearchSamples, start: int, stop: int) -> Outputs:
     x, _ = samples.read(start, stop)
     return run_batches(open_session(_loaded(path, sha256), WidthAssignment(default=width)), x)
+
+
+@lru_cache(maxsize=1)
+def _adapter(path: str, sha256: str, statistics: SearchSamples) -> BatchNormAdapter:
+    x, _ = statistics.read(0, statistics.n)
+    return BatchNormAdapter(_loaded(path, sha256), x)
 
 
 @lru_cache(maxsize=1)

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.errors import DataError, UnavailableError
-from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import write_master
 from bitswitch_deploy.search import evaluate
-from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.evaluate import Evaluator, Workers, open_session, run_batches
 from bitswitch_deploy.search.samples import SearchSamples, store_samples
 from bitswitch_deploy.search.score import score_against, score_labelled
@@ -103,41 +101,21 @@ def test_another_master_other_samples_and_other_statistics_share_nothing(master:
     evaluator(master, tmp_path).measure([MIXED])
     store = ScoreStore(folder=tmp_path)
     other = Evaluator(master, samples(tmp_path, seed=1), store, workers=Workers())
-    anew = evaluator(master, tmp_path, statistics=samples(tmp_path, labelled=False, seed=2))
+    fitted = evaluator(master, tmp_path, statistics=samples(tmp_path, labelled=False, seed=2))
     unlabelled = evaluator(master, tmp_path, labelled=False)
-    assert [each.missing([MIXED], N) for each in (other, anew, unlabelled)] == [N, N, N]
+    assert [each.missing([MIXED], N) for each in (other, fitted, unlabelled)] == [N, N, N]
 
 
-def test_statistics_taken_anew_leave_the_master_alone(master: Path, tmp_path: Path) -> None:
+def test_fitted_statistics_leave_the_master_alone(master: Path, tmp_path: Path) -> None:
     before = master.read_bytes()
     statistics = samples(tmp_path, labelled=False, seed=2)
     (scores,) = evaluator(master, tmp_path, statistics=statistics).measure([MIXED])
     x, y = samples(tmp_path).read(0, N)
-    adapted = reestimated(two_blocks(), MIXED, statistics.read(0, N)[0])
+    adapted = BatchNormAdapter(two_blocks(), statistics.read(0, N)[0]).adapted(MIXED)
     assert y is not None
     expected = score_labelled(run_batches(open_session(adapted, MIXED), x), y, where="")
     assert (scores.loss == expected.loss).all()
     assert master.read_bytes() == before
-
-
-def test_statistics_are_mean_and_unbiased_variance_of_what_the_layer_is_fed() -> None:
-    master = two_blocks()
-    x = np.random.default_rng(5).normal(size=(20, 2, 6, 6)).astype(np.float32)
-    assignment = WidthAssignment(default=8, overrides=(("a", 4), ("b", 2)))
-    adapted = reestimated(master, assignment, x)
-    model = canonical_graph(master, assignment).model
-    (norm,) = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
-    probe = type(model)()
-    probe.CopyFrom(model)
-    probe.graph.output.add().name = norm.input[0]
-    fed = ReferenceSession(probe.SerializeToString()).run_all({"x": x})[norm.input[0]]
-    row = master.spec.widths.index(4)
-    assert adapted.tensors["bn.mean"][row] == pytest.approx(fed.mean((0, 2, 3)), rel=1e-4, abs=1e-5)
-    assert adapted.tensors["bn.var"][row] == pytest.approx(fed.var((0, 2, 3), ddof=1), rel=1e-4)
-    others = [index for index in range(4) if index != row]
-    for name in master.tensors:
-        same = adapted.tensors[name] == master.tensors[name]
-        assert same[others].all() if name in ("bn.mean", "bn.var") else same.all()
 
 
 def test_a_network_with_a_fixed_batch_size() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.searching.data import SearchData
-from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.evaluate import open_session, run_batches
 from bitswitch_deploy.search.score import Scores, score_against, score_labelled
 from bitswitch_deploy.tensors import WidthAssignment
@@ -42,21 +42,23 @@ def run_final_test(
     different = list(dict.fromkeys(assignments))
     scores: dict[WidthAssignment, Scores] = {}
     n = left_out = 0
+    adapt = _adapter(master, data)
     progress.start("final test", data.test.n * -(-len(different) // _AT_A_TIME))
     for start in range(0, len(different), _AT_A_TIME):
         part = different[start : start + _AT_A_TIME]
-        found, n, left_out = _pass(master, data, part, progress)
+        masters = {each: adapt(each) for each in part}
+        found, n, left_out = _pass(master, masters, data, progress)
         scores |= found
     return TestScores(scores=scores, n=n, left_out=left_out)
 
 
 def _pass(
-    master: Master, data: SearchData, assignments: Sequence[WidthAssignment], progress: Progress
+    master: Master, masters: Mapping[WidthAssignment, Master], data: SearchData, progress: Progress
 ) -> tuple[dict[WidthAssignment, Scores], int, int]:
     threads = usable_cores()
-    sessions = {each: open_session(_adapted(master, data, each), each, threads=threads) for each in assignments}
+    sessions = {each: open_session(adapted, each, threads=threads) for each, adapted in masters.items()}
     reference = open_session(master, WidthAssignment(default=master.spec.widths[0]), threads=threads)
-    parts: dict[WidthAssignment, list[Scores]] = {each: [] for each in assignments}
+    parts: dict[WidthAssignment, list[Scores]] = {each: [] for each in masters}
     left_out = 0
     for x, y, n_seen in data.test_blocks():
         left_out += n_seen
@@ -79,11 +81,12 @@ def _pass(
     return {each: _joined(found) for each, found in parts.items()}, data.test.n - left_out, left_out
 
 
-def _adapted(master: Master, data: SearchData, assignment: WidthAssignment) -> Master:
+def _adapter(master: Master, data: SearchData) -> Callable[[WidthAssignment], Master]:
+    """The master to open an assignment from."""
     if data.statistics is None:
-        return master
+        return lambda assignment: master
     x, _ = data.statistics.read(0, data.statistics.n)
-    return reestimated(master, assignment, x, threads=usable_cores())
+    return BatchNormAdapter(master, x, threads=usable_cores()).adapted
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:

@@ -22,7 +22,7 @@ from bitswitch_deploy.pipeline.searching.data import Sampling, SearchData, load_
 from bitswitch_deploy.pipeline.searching.final_test import TestScores, run_final_test
 from bitswitch_deploy.pipeline.searching.problem import Budgeted, budget_rows, layer_groups, make_problem
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
-from bitswitch_deploy.search.batchnorm import reestimated
+from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.choose import Choice, Chooser, Measurement
 from bitswitch_deploy.search.costs import CostTable, assignment_of, measured_costs, read_costs
@@ -48,7 +48,7 @@ class SearchRequest:
     output: the assignment, for `--mixed`. cache: what was measured; the same request goes on from there.
     data, test: samples to search on and to test on, see `load_search_data`. widths: None takes the trained ones.
     ties: see `layer_groups`. max_drop: points that may be lost; None where budgets alone decide. pareto: find the whole
-    front. reestimate: take BatchNorm statistics anew for each assignment, and write a master with those of the chosen
+    front. reestimate: adapt BatchNorm statistics to each assignment, and write a master with those of the chosen
     one to `adapted_master`.
     """
 
@@ -142,7 +142,7 @@ class _Search:
         report = _Reporting(request, master, problem, data, tested, uniform).report(choice, table, budgeted)
         if data.statistics is not None:
             x, _ = data.statistics.read(0, data.statistics.n)
-            write_master(reestimated(master, choice.chosen.assignment, x), request.adapted_master)
+            write_master(BatchNormAdapter(master, x).adapted(choice.chosen.assignment), request.adapted_master)
         write_assignment(request.output, choice.chosen.assignment)
         return replace(report, seconds=time.monotonic() - self._started)
 

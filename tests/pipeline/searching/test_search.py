@@ -74,7 +74,7 @@ def test_a_front_is_monotone_and_its_choice_within_the_drop(tmp_path: Path, cach
     assert all(-each.search.against_reference.points.value > 0.5 for each in cheaper)
 
 
-def test_statistics_taken_anew_are_exported_with_a_master_of_their_own(tmp_path: Path, cache: Path) -> None:
+def test_fitted_statistics_are_exported_with_a_master_of_their_own(tmp_path: Path, cache: Path) -> None:
     report = search(request(tmp_path, cache, "avg_bits<=2.5", reestimate=True))
     adapted = read_master(tmp_path / "widths.safetensors")
     assert report.master_path == str(tmp_path / "widths.safetensors")

@@ -1,0 +1,128 @@
+"""BatchNorm statistics of mixtures: the trained ones, moved by what NumPy measures of the same tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.master import Master
+from bitswitch_deploy.search.batchnorm import BatchNormAdapter
+from bitswitch_deploy.tensors import WidthAssignment
+from tests.graph.masters import build, layer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+EPSILON = 1e-5
+NORMS = ("m", "n")
+STATISTICS = tuple(f"{norm}.{part}" for norm in NORMS for part in ("mean", "var"))
+UNIFORM = [WidthAssignment(default=bits) for bits in (8, 6, 4, 2)]
+MIXED = WidthAssignment(default=8, overrides=(("a", 2), ("b", 4)))
+TWO_NORMS = """
+net (float[n, 2, 6, 6] x, float[4, 2, 3, 3] "a.weight", float[4] "m.gamma", float[4] "m.beta", float[4] "m.mean",
+     float[4] "m.var", float[3, 4, 3, 3] "b.weight", float[3] "n.gamma", float[3] "n.beta", float[3] "n.mean",
+     float[3] "n.var") => (float[n, 3] logits)
+{
+    p = Conv (x, "a.weight")
+    q = BatchNormalization (p, "m.gamma", "m.beta", "m.mean", "m.var")
+    r = Relu (q)
+    s = Conv (r, "b.weight")
+    t = BatchNormalization (s, "n.gamma", "n.beta", "n.mean", "n.var")
+    u = GlobalAveragePool (t)
+    logits = Flatten (u)
+}
+"""
+
+
+def two_norms(**changes: Array) -> Master:
+    layers = [layer("a", activation="signed"), layer("b")]
+    switchable = tuple(f"{norm}.{part}" for norm in NORMS for part in ("gamma", "beta", "mean", "var"))
+    return build(TWO_NORMS, layers, switchable=switchable, tensors=changes)
+
+
+@pytest.fixture
+def x() -> Array:
+    return np.random.default_rng(5).normal(size=(40, 2, 6, 6)).astype(np.float32)
+
+
+def fed(master: Master, assignment: WidthAssignment, x: Array) -> dict[str, tuple[Array, Array]]:
+    """Mean and variance of what each BatchNormalization is fed, with the first one set to those of its own input."""
+    found: dict[str, tuple[Array, Array]] = {}
+    model = canonical_graph(master, assignment).model
+    for norm in NORMS:
+        (node,) = [each for each in model.graph.node if f"{norm}.mean" in each.input]
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        probe.graph.output.add().name = node.input[0]
+        values = ReferenceSession(probe.SerializeToString()).run_all({"x": x})[node.input[0]].astype(np.float64)
+        found[norm] = values.mean((0, 2, 3)), values.var((0, 2, 3))
+        stored = {each.name: each for each in model.graph.initializer}
+        for name, value in zip((f"{norm}.mean", f"{norm}.var"), found[norm]):
+            stored[name].CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+    return found
+
+
+def test_a_mixture_moves_the_trained_statistics_by_what_it_changes(x: Array) -> None:
+    master = two_norms()
+    adapted = BatchNormAdapter(master, x).adapted(MIXED)
+    mixed, uniform = fed(master, MIXED, x), fed(master, UNIFORM[2], x)
+    row = master.spec.widths.index(4)
+    mean = master.tensors["n.mean"][row] + mixed["n"][0] - uniform["n"][0]
+    var = master.tensors["n.var"][row] * (mixed["n"][1] + EPSILON) / (uniform["n"][1] + EPSILON)
+    assert np.abs(mixed["n"][0] - uniform["n"][0]).min() > 1e-4
+    assert adapted.tensors["n.mean"][row] == pytest.approx(mean, rel=1e-4, abs=1e-5)
+    assert adapted.tensors["n.var"][row] == pytest.approx(var, rel=1e-3)
+
+
+def test_nothing_before_the_first_norm_is_mixed(x: Array) -> None:
+    master = two_norms()
+    adapted = BatchNormAdapter(master, x).adapted(MIXED)
+    assert all((adapted.tensors[name] == master.tensors[name]).all() for name in ("m.mean", "m.var"))
+
+
+def test_only_the_rows_that_the_assignment_reads_change(x: Array) -> None:
+    master = two_norms()
+    adapted = BatchNormAdapter(master, x).adapted(MIXED)
+    others = [index for index in range(4) if index != master.spec.widths.index(4)]
+    for name in master.tensors:
+        same = adapted.tensors[name] == master.tensors[name]
+        assert same[others].all() if name in STATISTICS else same.all(), name
+
+
+@pytest.mark.parametrize("uniform", UNIFORM, ids=lambda each: each.label)
+def test_a_trained_width_keeps_what_it_has(uniform: WidthAssignment, x: Array) -> None:
+    """Also where the samples look different from what training saw: here they are shifted and stretched."""
+    master = two_norms()
+    adapted = BatchNormAdapter(master, 3 * x + 1).adapted(uniform)
+    assert all((adapted.tensors[name] == master.tensors[name]).all() for name in master.tensors)
+
+
+def test_a_width_between_trained_ones_moves_from_its_neighbour(x: Array) -> None:
+    master = two_norms()
+    five = WidthAssignment(default=5)
+    adapted = BatchNormAdapter(master, x).adapted(five)
+    (switch,) = [each for each in canonical_graph(master, five).plan.switches if each.parameter == "n.mean"]
+    moved = adapted.tensors["n.mean"][switch.index] - master.tensors["n.mean"][switch.index]
+    expected = fed(master, five, x)["n"][0] - fed(master, WidthAssignment(default=switch.width), x)["n"][0]
+    assert moved == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_set_for_all_widths_moves_from_their_mean(x: Array) -> None:
+    layers = [layer("a", activation="signed"), layer("b")]
+    master = build(TWO_NORMS, layers)
+    adapted = BatchNormAdapter(master, x).adapted(MIXED)
+    expected = fed(master, MIXED, x)["n"][0] - np.mean([fed(master, each, x)["n"][0] for each in UNIFORM], axis=0)
+    assert adapted.tensors["n.mean"] - master.tensors["n.mean"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_dead_channel_stays_finite(x: Array) -> None:
+    weight = np.random.default_rng(1).integers(-128, 128, (4, 2, 3, 3)).astype(np.int8)
+    weight[2] = 0
+    master = two_norms(**{"a.weight": weight})
+    adapted = BatchNormAdapter(master, x).adapted(MIXED)
+    assert all(
+        np.isfinite(adapted.tensors[name]).all() and (adapted.tensors["n.var"] >= 0).all() for name in STATISTICS
+    )
