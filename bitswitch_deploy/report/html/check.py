@@ -99,7 +99,7 @@ def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
         caption=f"{result.metric} in {result.unit}; p-values of each case for itself",
         columns=(
             *words("case, hop"),
-            *numbers("before, now, worse, better, p of no drop, p of a drop, spread"),
+            *numbers("before, now, worse, better, p of no drop, p of a drop, spread, unseen"),
             *words("method"),
         ),
         rows=tuple(_weighed(each, evidence) for each, evidence, _ in judged),
@@ -108,7 +108,7 @@ def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
     legend = (
         f"p of no drop: of samples like these or worse, had it fallen by {limits.max_drop:g} at most. p of a drop: of "
         f"samples like these or better, had it fallen by {limits.max_drop + limits.effect:g} or more. Spread: standard "
-        "deviation of what one sample adds to the drop."
+        "deviation of what one sample adds to the drop. Unseen: what a sample that is not among these may add."
     )
     return table, Paragraph(text=legend, dim=True)
 
@@ -124,6 +124,7 @@ def _weighed(each: CaseResult, evidence: Evidence) -> tuple[Cell, ...]:
         number(evidence.p_drop, ".2g"),
         number(evidence.p_excluded, ".2g"),
         number(evidence.spread),
+        number(evidence.unseen),
         evidence.method,
     )
 
