@@ -49,8 +49,9 @@ def command(
 ) -> int:
     """Say whether accuracy has regressed since the baseline, with statistics instead of thresholds.
 
-    CONFIG names masters, targets, widths, data, metric, limits and the baseline file. Exits with 1 when a case
-    regressed; with 0 when none is shown to, and when there are too few samples to tell, unless --require-proof.
+    CONFIG names masters, targets, widths, data, metric, limits and the baseline file. Masters are lowered here; graphs
+    for TensorRT are judged without their device. Exits with 1 when a case regressed; with 0 when none is shown to, and
+    when there are too few samples to tell, unless --require-proof.
     """
     request = CheckRequest(
         config=_with_limits(read_config(config), max_drop, effect),

@@ -376,8 +376,13 @@ def _changes_since(record: Record, outcome: _Outcome) -> Iterator[str]:
 def _run_notes(baseline: Baseline | None, outcomes: list[_Outcome]) -> tuple[str, ...]:
     checked = {outcome.job.case for outcome in outcomes}
     left_out = [record.case.label for record in baseline.records if record.case not in checked] if baseline else []
-    note = f"in the baseline and not checked: {', '.join(left_out)}"
-    return (note,) if left_out else ()
+    notes = [f"in the baseline and not checked: {', '.join(left_out)}"] if left_out else []
+    jobs = [outcome.job for outcome in outcomes]
+    by_graph = dict.fromkeys(job.case.target for job in jobs if job.conditions.hop == "lowered")
+    if by_graph:
+        what = "judged by the lowered graph, node by node; what an engine on the device makes of it is not seen here"
+        notes.append(f"{', '.join(by_graph)}: {what}")
+    return tuple(notes)
 
 
 def tools() -> tuple[tuple[str, str], ...]:
