@@ -9,16 +9,15 @@ from bitswitch_deploy.report.html.charts import Whisker, whiskers
 from bitswitch_deploy.report.html.document import (
     Block,
     Cell,
-    Document,
     Item,
-    Items,
     Paragraph,
     Section,
     Table,
     facts,
+    listed,
     number,
     numbers,
-    render_document,
+    render_page,
     row,
     words,
 )
@@ -38,16 +37,13 @@ def check_html(result: CheckResult, command: tuple[str, ...] = ()) -> str:
         )
     else:
         sections = (Section(name="recorded", title="Recorded", blocks=(_recorded(result),)),)
-    notes = tuple(Item(strong=cases, text=note) for cases, note in grouped_notes(result))
+    notes = listed(*(Item(strong=cases, text=note) for cases, note in grouped_notes(result)))
     clean = (Paragraph(text="Nothing: every case of the baseline was compared."),) if judged else ()
-    left = (Items(items=notes),) if notes else clean
-    return render_document(
-        Document(
-            title=headline(result),
-            facts=facts(list(check_facts(result))),
-            sections=(*sections, Section(name="notes", title="Not compared, changed or too few", blocks=left)),
-            command=command,
-        )
+    return render_page(
+        title=headline(result),
+        about=facts(list(check_facts(result))),
+        sections=(*sections, Section(name="notes", title="Not compared, changed or too few", blocks=notes or clean)),
+        command=command,
     )
 
 
