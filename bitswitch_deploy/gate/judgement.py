@@ -39,6 +39,7 @@ _DRAWS_AT_LEVEL = 25
 _MIN_DRAWS = 2000
 _SEED = 0
 _PERCENT = 100.0
+_ALMOST_ALL = 1 - 1e-6
 # Below this share of the other, the normal or the exponential part of a distribution does not matter.
 _NO_SHARE = 1e-2
 
@@ -142,7 +143,7 @@ def _power_of_rows(n: int, evidence: Evidence, effect: float, level: float) -> f
 
 
 def _needed_counts(evidence: Evidence, limits: Limits, effect: float, level: float) -> int:
-    margin, bound = limits.max_drop / _PERCENT, min(0.99, (limits.max_drop + effect) / _PERCENT)
+    margin, bound = limits.max_drop / _PERCENT, min(_ALMOST_ALL, (limits.max_drop + effect) / _PERCENT)
     # one change more than was seen: none in few samples does not mean that there is none in many
     changed = (evidence.lost + evidence.gained + 1) / (evidence.n + 1)
 
@@ -157,12 +158,12 @@ def _needed_counts(evidence: Evidence, limits: Limits, effect: float, level: flo
         return min(found, cleared)
 
     n = needed(None)
-    return n if margin == 0 else needed(critical_score(n, margin=margin, alpha=level))
+    return n if not 0 < margin < 1 else needed(critical_score(n, margin=margin, alpha=level))
 
 
 def _weigh_bits(before: Rows, now: Rows, limits: Limits) -> Evidence:
     n, lost, gained = len(before), int((before & ~now).sum()), int((~before & now).sum())
-    margin, bound = limits.max_drop / _PERCENT, min(1.0, (limits.max_drop + limits.effect) / _PERCENT)
+    margin, bound = limits.max_drop / _PERCENT, (limits.max_drop + limits.effect) / _PERCENT
     lower, upper = drop_interval(lost, gained, n, alpha=limits.alpha)
     drop, changed = (lost - gained) / n, (lost + gained) / n
     return Evidence(

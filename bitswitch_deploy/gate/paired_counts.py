@@ -38,7 +38,7 @@ _TAIL_SD = 8.0
 _XTOL = 1e-6
 _SAME_SCORE = 1e-9
 _MOST_SCORE, _SCORE_TOL = 12.0, 1e-3
-_MAX_SAMPLES = 10**9
+_MANY, _MAX_SAMPLES = 10**6, 10**9
 # Shares of gained samples that the exact test tries: from a hundredth of a sample on, twice as many as this.
 _LEAST_CHANGES, _GAINS = 0.01, 50
 
@@ -47,11 +47,18 @@ def p_value_of_drop(lost: int, gained: int, n: int, *, margin: float) -> float:
     """P of H0: the drop is at most `margin` (a share, 0 or more), exact."""
     if margin == 0:
         return float(binom.sf(lost - 1, lost + gained, 0.5))
+    if margin >= 1:  # all may be lost
+        return 1.0
     return _probability(float(_score(np.float64(lost), np.float64(gained), n, margin)), n, margin)
 
 
 def critical_score(n: int, *, margin: float, alpha: float) -> float:
-    """The score from which on H0: drop <= `margin` (above 0) is rejected at level `alpha`, exact, to a thousandth."""
+    """The score from which on H0: drop <= `margin` (0 < margin < 1) is rejected at level `alpha`, to a thousandth.
+
+    Of more than a million samples it is the normal form of the score that is meant, whose error is gone by then.
+    """
+    if n > _MANY:
+        return float(norm.isf(alpha))
     low, high = 0.0, _MOST_SCORE
     while high - low > _SCORE_TOL:
         middle = (low + high) / 2
@@ -61,6 +68,8 @@ def critical_score(n: int, *, margin: float, alpha: float) -> float:
 
 def p_value_of_exclusion(lost: npt.ArrayLike, gained: npt.ArrayLike, n: int, *, bound: float) -> Floats:
     """P of H0: the drop is at least `bound` (a share above 0)."""
+    if bound > 1:  # nothing falls that far
+        return np.zeros(np.broadcast(lost, gained).shape)
     return np.asarray(norm.cdf(_score(np.asarray(lost, np.float64), np.asarray(gained, np.float64), n, bound)))
 
 

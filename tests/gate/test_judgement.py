@@ -60,6 +60,18 @@ def test_a_margin_forgives_a_drop_that_is_shown() -> None:
     assert judge([_bits(300, 20, 5000, limits)], limits)[0].verdict == "regressed"
 
 
+@pytest.mark.parametrize("max_drop", [99.9, 100.0, 250.0])
+@pytest.mark.parametrize("lost", [0, 600])
+def test_a_margin_of_everything_is_never_exceeded(max_drop: float, lost: int) -> None:
+    limits = replace(LIMITS, max_drop=max_drop)
+    assert judge([_bits(lost, 0, 600, limits)], limits)[0].verdict == "not shown to regress"
+
+
+def test_an_effect_that_hardly_any_number_of_samples_shows_is_answered_at_once() -> None:
+    limits = replace(LIMITS, max_drop=1.0, effect=0.0005)
+    assert samples_needed(_bits(3, 3, 300, limits), limits, cases=1) > 10**8
+
+
 def test_one_drop_among_many_cases_needs_more_evidence() -> None:
     weak, calm = _bits(10, 2, 2000), _bits(2, 2, 2000)
     assert judge([weak], LIMITS)[0].verdict == "regressed"

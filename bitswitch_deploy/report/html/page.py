@@ -137,8 +137,8 @@ def _layers(blame: BlameResult | None) -> tuple[Block, ...]:
         return ()
     legend = (
         "Alone: only this layer quantized. Up to here: this one and all before it. SQNR in dB, cosine and top-1 in % "
-        "at the output, against the network in float. Lowered: SQNR of the input of this layer as the lowered graph runs, "
-        "against the canonical graph."
+        "at the output, against the network in float. Lowered: SQNR of the input of this layer as the lowered graph "
+        "runs, against the canonical graph."
     )
     return (Paragraph(text=legend, dim=True), *(block for width in blame.widths for block in _layers_of(width)))
 
