@@ -18,7 +18,7 @@ Where a metric says how much one sample can change, that is `unseen`. Others hav
 mean keeps its level for every distribution (Bahadur and Savage, Annals of Mathematical Statistics 27, 1115-1122, 1956):
 a few samples that lose a little look the same whether or not a rare one gains much. There `unseen` is the largest
 change that was seen, times 1 + 20 / (number of samples that make up the change, by Kish's rule): the fewer, the less is
-known of the others. The 20 is the least round number with which tests/gate keeps the level for lognormal changes.
+known of the others. The 20 was chosen so that tests/gate keeps the level for lognormal changes; with 5 it does not.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _BLOCK_CELLS = 1 << 18
 _STEP = 1e-4
 # What rounding leaves of a difference of equal sums is no change.
 _ROUNDING = 1e-12
+_EQUAL = 1e-9
 _DOUBT = 20.0
 
 
@@ -121,6 +122,7 @@ def largest_unseen(changes: Floats) -> float:
     """How much a sample that was not seen may add to a drop, by those that were, [n]."""
     largest = float(np.abs(changes).max())
     off = np.abs(changes - np.median(changes))
+    off[off <= _EQUAL * largest] = 0.0
     squares = float((off**2).sum())
     effective = float(off.sum()) ** 2 / squares if squares > 0 else 0.0
     return largest * (1 + _DOUBT / max(effective, 1.0))

@@ -72,7 +72,8 @@ def test_what_may_be_missed_grows_with_the_change_and_shrinks_with_the_number_th
     # one that is ten times as large as the rest makes up most of the change
     changes[0] = 20.0
     assert largest_unseen(changes) == pytest.approx(20.0 * (1 + 20 * (9 * 4 + 400) / (9 * 2 + 20) ** 2))
-    assert largest_unseen(np.full(50, 3.0)) == 3.0 * 21
+    # the same in all samples tells nothing about others, also where rounding makes it differ
+    assert largest_unseen(3.0 + 1e-15 * np.arange(50)) == pytest.approx(3.0 * 21)
 
 
 def test_too_few_samples_are_refused() -> None:
@@ -105,7 +106,7 @@ def test_a_thousand_histories_without_a_drop_alarm_seldom(kind: str, n: int) -> 
         alarms += result.p_value_of_drop(0.0) <= 0.05
         cleared += result.p_value_of_exclusion(0.0) <= 0.05
     # at the edge of both hypotheses a clearance is as false as an alarm
-    assert max(alarms, cleared) <= most_alarms(0.05)
+    assert max(alarms, cleared) <= 0.05 * HISTORIES
 
 
 @pytest.mark.parametrize("n", [60, 400])
@@ -117,7 +118,7 @@ def test_a_known_bound_keeps_the_level_where_no_test_without_one_does(n: int) ->
         drops = np.where(few(rng, n, 0.2), np.where(few(rng, n, 1 / 21), -20.0, 1.0), 0.0)
         alarms += _drop(drops, seed=seed, largest=20.0).p_value_of_drop(0.0) <= 0.05
         blind += _drop(drops, seed=seed).p_value_of_drop(0.0) <= 0.05
-    assert alarms <= most_alarms(0.05)
+    assert alarms <= 0.05 * HISTORIES
     assert n > 60 or blind > most_alarms(0.05)
 
 
@@ -127,7 +128,7 @@ def test_a_drop_beyond_a_margin_alarms_seldom_where_it_is_the_margin() -> None:
         rng = np.random.default_rng(seed)
         drops = few(rng, 400, 0.05) * rng.exponential(20, 400)
         alarms += _drop(drops, seed=seed).p_value_of_drop(1.0) <= 0.05
-    assert alarms <= most_alarms(0.05)
+    assert alarms <= 0.05 * HISTORIES
 
 
 def test_the_error_of_a_ratio_is_that_of_repeated_data_sets() -> None:
