@@ -29,7 +29,7 @@ from bitswitch_deploy.gate.baseline import (
     require_comparable,
     write_baseline,
 )
-from bitswitch_deploy.gate.config import CheckConfig
+from bitswitch_deploy.gate.config import CheckConfig, width_label
 from bitswitch_deploy.gate.evaluation import DataRef, Evaluation, GraphRef, remember_data
 from bitswitch_deploy.gate.judgement import Evidence, judge, weigh
 from bitswitch_deploy.gate.metrics import find_metric
@@ -197,11 +197,10 @@ def _jobs(request: CheckRequest, network: _Network, metric: Metric) -> Iterator[
         )
         for width in request.config.widths:
             if isinstance(width, int):
-                label, assignment = f"w{width}", WidthAssignment(default=width)
+                assignment = WidthAssignment(default=width)
             else:
-                label = Path(width).stem
                 assignment = read_mixed(request.folder / width, highest=network.master.spec.bits)
-            case = Case(master=network.name, target=name, width=label)
+            case = Case(master=network.name, target=name, width=width_label(width))
             yield _Job(case=case, conditions=conditions, network=network, target=target, assignment=assignment)
 
 

@@ -73,7 +73,7 @@ def test_what_may_be_missed_grows_with_the_change_and_shrinks_with_the_number_th
     changes[0] = 20.0
     assert largest_unseen(changes) == pytest.approx(20.0 * (1 + 20 * (9 * 4 + 400) / (9 * 2 + 20) ** 2))
     # the same in all samples tells nothing about others, also where rounding makes it differ
-    assert largest_unseen(3.0 + 1e-15 * np.arange(50)) == pytest.approx(3.0 * 21)
+    assert largest_unseen(np.float64(3.0) + 1e-15 * np.arange(50.0)) == pytest.approx(3.0 * 21)
 
 
 def test_too_few_samples_are_refused() -> None:
