@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.cli.options import (
+    DEFAULT_BITS,
     PATH,
+    Outlet,
+    chosen_widths,
     command_line,
     data_option,
-    json_option,
     master_option,
+    mixed_option,
+    outlet_options,
     progress_bar,
-    report_option,
 )
 from bitswitch_deploy.diagnosis.blame_result import BlameResult
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.pipeline.blame import blame_master, blame_package
-from bitswitch_deploy.pipeline.inputs import parse_bits
-from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.blame_page import SHOWN_LAYERS, print_blame
 from bitswitch_deploy.report.html.page import HtmlContent, render_html
 from bitswitch_deploy.report.json import to_json
@@ -34,7 +35,8 @@ _SAMPLES = 256
 @click.argument("package", type=PATH, required=False)
 @master_option
 @click.option("--target", metavar="NAME", help="Without a package: what to lower the master for.")
-@click.option("--bits", metavar="LIST", help="Without a package: widths.  [default: 8,6,4,2]")
+@click.option("--bits", metavar="LIST", help=f"Without a package: widths.  [default: {DEFAULT_BITS}]")
+@mixed_option
 @data_option
 @click.option(
     "--samples",
@@ -45,18 +47,9 @@ _SAMPLES = 256
     help="Samples to run, evenly spaced over the data.",
 )
 @click.option("--all", "every", is_flag=True, help="Show every layer, not only those that lose most.")
-@report_option
-@json_option
+@outlet_options
 def command(
-    package: Path | None,
-    master: Path | None,
-    target: str | None,
-    bits: str | None,
-    data: Path | None,
-    samples: int,
-    every: bool,
-    report: Path | None,
-    as_json: bool,
+    package: Path | None, bits: str | None, mixed: Path | None, every: bool, outlet: Outlet, **options: Any
 ) -> int:
     """Say which layer loses accuracy, and why: in quantization, and on the way to the target.
 
@@ -64,30 +57,28 @@ def command(
     of the lowered graph is given what the canonical graph computes before it. Exits with 1 when a lowered graph
     computes something that the canonical graph does not.
     """
+    if package is not None and (bits is not None or mixed is not None):
+        raise _refusal("--bits or --mixed with a package", "leave them out: all graphs of a package are compared")
     with progress_bar() as progress:
         if package is not None:
-            if bits is not None:
-                raise _refusal("--bits with a package", "leave out --bits: all graphs of a package are compared")
-            result = blame_package(package, master=master, target=target, data=data, samples=samples, progress=progress)
+            result = blame_package(package, **options, progress=progress)
         else:
-            result = _blame_master(master, target, bits, data, samples, progress)
-    if report is not None:
-        replace_file(report, render_html(_content(result)).encode())
-    if as_json:
-        print(to_json("bitswitch-blame/1", result))
-    else:
-        print_blame(result, sys.stdout, shown=sys.maxsize if every else SHOWN_LAYERS)
+            result = _blame_master(bits, mixed, **options, progress=progress)
+    outlet.write(
+        html=lambda: render_html(_content(result)),
+        json=lambda: to_json("bitswitch-blame/1", result),
+        text=lambda: print_blame(result, sys.stdout, shown=sys.maxsize if every else SHOWN_LAYERS),
+    )
     return int(result.has_fault)
 
 
 def _blame_master(
-    master: Path | None, target: str | None, bits: str | None, data: Path | None, samples: int, progress: Progress
+    bits: str | None, mixed: Path | None, *, master: Path | None, target: str | None, **options: Any
 ) -> BlameResult:
     if target is None:
         raise _refusal("neither a package nor --target", "name one of them")
     path = master if master is not None else bundled_master()
-    widths = parse_bits(bits or "8,6,4,2")
-    return blame_master(path, load_target(target), widths, data=data, samples=samples, progress=progress)
+    return blame_master(path, load_target(target), chosen_widths(path, bits, mixed), **options)
 
 
 def _content(result: BlameResult) -> HtmlContent:
@@ -100,4 +91,4 @@ def _content(result: BlameResult) -> HtmlContent:
 
 
 def _refusal(got: str, do: str) -> UsageError:
-    return UsageError(where="blame", got=got, allowed="PACKAGE, or --target with --master and --bits", do=do)
+    return UsageError(where="blame", got=got, allowed="PACKAGE, or --target with --master, --bits and --mixed", do=do)

@@ -6,12 +6,12 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.cli.options import PATH, command_line, json_option, progress_bar, report_option
+from bitswitch_deploy.cli.options import PATH, Outlet, command_line, outlet_options, progress_bar
 from bitswitch_deploy.errors import OutputError
 from bitswitch_deploy.gate.config import DEFAULT_NAME, CheckConfig, read_config
 from bitswitch_deploy.gate.executors import local_executor, ray_executor
@@ -35,46 +35,41 @@ _CACHE = ".bitswitch-cache"
 )
 @click.option("--require-proof", is_flag=True, help="Exit with 1 as well where there are too few samples to tell.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Write the cases as JUnit XML as well.")
-@report_option
 @click.option("--cache", type=PATH, metavar="DIR", help=f"Outcomes by content.  [default: {_CACHE} beside CONFIG]")
 @click.option("--ray-address", metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, HOST:PORT, or local.")
-@json_option
+@outlet_options
 def command(
     config: Path,
-    update_baseline: bool,
     max_drop: float | None,
     effect: float | None,
-    require_proof: bool,
     junit: Path | None,
-    report: Path | None,
-    cache: Path | None,
     ray_address: str | None,
-    as_json: bool,
+    outlet: Outlet,
+    **options: Any,
 ) -> int:
     """Say whether accuracy has regressed since the baseline, with statistics instead of thresholds.
 
-    CONFIG names masters, targets, widths, data, metric, limits and the baseline file. Exits with 1 when a case
-    regressed; with 0 when none is shown to, and when there are too few samples to tell, unless --require-proof.
+    CONFIG names masters, targets, widths, data, metric, limits and the baseline file. Masters are lowered here; graphs
+    for TensorRT are judged without their device. Exits with 1 when a case regressed; with 0 when none is shown to, and
+    when there are too few samples to tell, unless --require-proof.
     """
     request = CheckRequest(
         config=_with_limits(read_config(config), max_drop, effect),
         folder=config.parent,
-        cache=cache if cache is not None else config.parent / _CACHE,
-        update_baseline=update_baseline,
-        require_proof=require_proof,
+        cache=options.pop("cache") or config.parent / _CACHE,
+        **options,
     )
     workers = local_executor() if ray_address is None else ray_executor(ray_address)
     with progress_bar() as progress, workers as executor:
         result = check(request, executor, progress)
-    if report is not None:
-        replace_file(report, check_html(result, command_line()).encode())
-    if as_json:
-        print(to_json("bitswitch-check/1", result))
-    else:
-        print_check(result, sys.stdout)
+    outlet.write(
+        html=lambda: check_html(result, command_line()),
+        json=lambda: to_json("bitswitch-check/1", result),
+        text=lambda: print_check(result, sys.stdout),
+    )
     if junit is not None:
         replace_file(junit, check_to_junit(result))
-    _tell_github(result, sys.stderr if as_json else sys.stdout)
+    _tell_github(result, sys.stderr if outlet.as_json else sys.stdout)
     return int(bool(result.failed))
 
 

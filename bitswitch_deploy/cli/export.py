@@ -9,18 +9,22 @@ from typing import cast
 import click
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, max_drop_option, progress_bar
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.cli.options import (
+    DEFAULT_BITS,
+    PATH,
+    chosen_widths,
+    data_option,
+    json_option,
+    master_option,
+    max_drop_option,
+    mixed_option,
+    progress_bar,
+)
 from bitswitch_deploy.lowering.approximation import EXPORTED, Approximation
-from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
-from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.report.json import report_to_json
 from bitswitch_deploy.report.table import print_report
-from bitswitch_deploy.tensors import WidthAssignment
-
-DEFAULT_BITS = "8,6,4,2"
 
 
 @click.command("export")
@@ -30,7 +34,7 @@ DEFAULT_BITS = "8,6,4,2"
 )
 @click.option("--output", type=PATH, metavar="DIR", help="Folder to make.  [default: deploy-TARGET]")
 @click.option("--bits", metavar="LIST", help=f"Widths to export, each in 2..8.  [default: {DEFAULT_BITS}]")
-@click.option("--mixed", type=PATH, metavar="FILE", help="JSON of layer -> width: export this mixed assignment.")
+@mixed_option
 @data_option
 @click.option("--calibration", type=PATH, metavar="PATH", help="Samples to calibrate residual ranges on, like --data.")
 @max_drop_option
@@ -72,7 +76,7 @@ def command(
         master=path,
         target=resolved,
         output=output if output is not None else Path(f"deploy-{resolved.target.name}"),
-        widths=_widths(path, bits, mixed),
+        widths=chosen_widths(path, bits, mixed),
         approximations=frozenset(map(Approximation, approximations)),
         command=_command(master, target, bits, mixed, {**options, "approximations": approximations}),
         **options,  # type: ignore[arg-type]
@@ -89,20 +93,6 @@ def command(
 def exit_code(report: ExportReport) -> int:
     """1 when a width lost more accuracy than allowed, else 0."""
     return int(any(verdict.verdict == "failed" for row in report.widths for verdict in row.verdicts))
-
-
-def _widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[WidthAssignment, ...]:
-    if mixed is None:
-        return parse_bits(bits or DEFAULT_BITS)
-    assignment = read_mixed(mixed, highest=read_master(master).spec.bits)
-    if not assignment.overrides:
-        raise UsageError(
-            where=f"--mixed {mixed}",
-            got="no layer",
-            allowed="at least one layer -> width",
-            do="use --bits for uniform widths",
-        )
-    return (*(parse_bits(bits) if bits else ()), assignment)
 
 
 def _command(

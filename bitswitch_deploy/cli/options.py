@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master import read_master
+from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.remote.address import parse_address
 from bitswitch_deploy.remote.device import Device
+from bitswitch_deploy.tensors import WidthAssignment
 
+DEFAULT_BITS = "8,6,4,2"
 PATH = click.Path(path_type=Path)
 
 master_option = click.option(
@@ -40,7 +48,10 @@ max_drop_option = click.option(
     help="Points of top-1 that a width may lose against what the master recorded; more exits with 1.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
-report_option = click.option("--report", type=PATH, metavar="FILE", help="Write the result as one HTML page as well.")
+mixed_option = click.option(
+    "--mixed", type=PATH, metavar="FILE", help="JSON of layer -> width: this mixed assignment, beside --bits if given."
+)
+_report_option = click.option("--report", type=PATH, metavar="FILE", help="Write the result as one HTML page as well.")
 device_option = click.option(
     "--device",
     default="local",
@@ -51,6 +62,59 @@ device_option = click.option(
 ssh_config_option = click.option(
     "--ssh-config", type=PATH, metavar="FILE", help="Configuration for ssh, in place of ~/.ssh/config."
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlet:
+    """Where a result goes: to stdout as text or JSON, and into a page where one was asked for."""
+
+    report: Path | None
+    as_json: bool
+
+    def write(self, *, html: Callable[[], str], json: Callable[[], str], text: Callable[[], None]) -> None:
+        """Render what is wanted: `html` for the page, `json` or else `text` for stdout, which `text` prints itself.
+
+        Raises:
+            OutputError: the page cannot be written.
+        """
+        if self.report is not None:
+            replace_file(self.report, html().encode())
+        if self.as_json:
+            print(json(), end="")
+        else:
+            text()
+
+
+def outlet_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--report` and `--json`, which the command gets as its argument `outlet`."""
+
+    @_report_option
+    @json_option
+    @wraps(function)
+    def with_outlet(*, report: Path | None, as_json: bool, **options: Any) -> Any:
+        return function(outlet=Outlet(report=report, as_json=as_json), **options)
+
+    return with_outlet
+
+
+def chosen_widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[WidthAssignment, ...]:
+    """The widths of `--bits` and `--mixed`: the usual four where neither is given, a mixed one alone without `--bits`.
+
+    Raises:
+        UsageError: one of them is not what it should be.
+        MasterError: the master is damaged, which says what is highest.
+    """
+    if mixed is None:
+        return parse_bits(bits or DEFAULT_BITS)
+    assignment = read_mixed(mixed, highest=read_master(master).spec.bits)
+    if not assignment.overrides:
+        raise UsageError(
+            where=f"--mixed {mixed}",
+            got="no layer",
+            allowed="at least one layer -> width",
+            do="use --bits for uniform widths",
+        )
+    return (*(parse_bits(bits) if bits else ()), assignment)
 
 
 def command_line() -> tuple[str, ...]:

@@ -11,13 +11,13 @@ import click
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.cli.options import (
     PATH,
+    Outlet,
     chosen_device,
     command_line,
     device_option,
-    json_option,
     master_option,
+    outlet_options,
     progress_bar,
-    report_option,
     ssh_config_option,
 )
 from bitswitch_deploy.errors import UsageError
@@ -52,18 +52,16 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option("--latency-table", type=PATH, metavar="FILE", help="Write the time of each layer at each width.")
 @click.option("--trust", is_flag=True, help="Time engines that bitswitch-deploy has no record of: they are code.")
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the result as JSON here as well.")
-@report_option
 @device_option
 @ssh_config_option
-@json_option
+@outlet_options
 def command(
     package: Path,
     widths: str | None,
     batch: str,
     budget: str | None,
     output: Path | None,
-    report: Path | None,
-    as_json: bool,
+    outlet: Outlet,
     **options: Any,
 ) -> int:
     """Time every width of a package, here or over ssh, in turns, beside the float network it was made from.
@@ -80,15 +78,13 @@ def command(
     )
     with progress_bar() as progress:
         result = profile(request, progress) if device is None else profile_there(request, device, progress)
-    document = to_json(SCHEMA, result)
     if output is not None:
-        replace_file(output, document.encode())
-    if report is not None:
-        replace_file(report, profile_html(result, package_results(package), command_line()).encode())
-    if as_json:
-        print(document, end="")
-    else:
-        print_profile(result, sys.stdout)
+        replace_file(output, to_json(SCHEMA, result).encode())
+    outlet.write(
+        html=lambda: profile_html(result, package_results(package), command_line()),
+        json=lambda: to_json(SCHEMA, result),
+        text=lambda: print_profile(result, sys.stdout),
+    )
     return int(not result.is_within_budget)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.catalogue import bundled_master
-from bitswitch_deploy.cli.options import PATH, command_line, data_option, json_option, progress_bar, report_option
+from bitswitch_deploy.cli.options import PATH, Outlet, command_line, data_option, outlet_options, progress_bar
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.pipeline.inputs import parse_bits
 from bitswitch_deploy.pipeline.searching.search import DEFAULT_SAMPLES, SearchRequest, search
@@ -63,8 +62,7 @@ _CACHE = ".bitswitch-search"
 @click.option(
     "-o", "--output", type=PATH, default=Path("assignment.json"), show_default=True, help="The assignment to write."
 )
-@report_option
-@json_option
+@outlet_options
 def command(
     master: Path | None,
     budgets: tuple[str, ...],
@@ -73,8 +71,7 @@ def command(
     backend: str,
     cache: Path | None,
     output: Path,
-    report: Path | None,
-    as_json: bool,
+    outlet: Outlet,
     **options: object,
 ) -> int:
     """Choose which layer gets which width, by inference only, and write it for `export --mixed`.
@@ -93,10 +90,9 @@ def command(
     )
     with progress_bar() as progress:
         result = search(request, progress)
-    if report is not None:
-        replace_file(report, search_html(result, command_line()).encode())
-    if as_json:
-        print(to_json("bitswitch-search/1", result), end="")
-    else:
-        print_search(result, sys.stdout)
+    outlet.write(
+        html=lambda: search_html(result, command_line()),
+        json=lambda: to_json("bitswitch-search/1", result),
+        text=lambda: print_search(result, sys.stdout),
+    )
     return int(result.drop_exceeded)

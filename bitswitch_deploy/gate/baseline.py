@@ -21,7 +21,9 @@ SCHEMA: Literal["bitswitch-baseline/1"] = "bitswitch-baseline/1"
 _SCHEMA_FAMILY = "bitswitch-baseline/"
 _MAX_BYTES = 1 << 30
 _UPDATE = "bitswitch-deploy check --update-baseline"
-_READER = Reader(error=InputFileError, do=f"take the file from version control, or record it again: {_UPDATE}")
+_READER = Reader(
+    error=InputFileError, do=f"take the file from version control, or delete it and record it again: {_UPDATE}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,7 @@ def write_baseline(path: Path, records: tuple[Record, ...]) -> None:
             where=str(path),
             got="a file that is no baseline",
             allowed=f"a new file, or one of schema {SCHEMA} to replace",
-            do="name another file as `baseline` in the configuration",
+            do="name another file as `baseline` in the configuration, or delete this one if it was a baseline",
         )
     document = asdict(Baseline(records=tuple(sorted(records, key=lambda record: record.case.label))))
     for record in document["records"]:

@@ -12,6 +12,7 @@ limits: {max_drop: 0.0, effect: 1.0, alpha: 0.05, power: 0.8}
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from bitswitch_deploy.errors import InputFileError
+from bitswitch_deploy.master import master_name
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
 
@@ -47,8 +49,8 @@ class Limits:
     power: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.max_drop < 0 or self.effect <= 0:
-            raise ValueError("max_drop must be 0 or more and effect above 0")
+        if not (0 <= self.max_drop < math.inf and 0 < self.effect < math.inf):
+            raise ValueError("max_drop must be 0 or more and effect above 0, and both finite")
         if not (0 < self.alpha <= 0.5 <= self.power < 1):
             raise ValueError("alpha must be above 0 and at most 0.5, power at least 0.5 and below 1")
 
@@ -80,9 +82,17 @@ class CheckConfig:
         wrong = [bits for bits in self.widths if isinstance(bits, int) and not MIN_BITS <= bits <= MAX_BITS]
         if wrong:
             raise ValueError(f"the width {wrong[0]} is not in {MIN_BITS}..{MAX_BITS}")
-        names = [Path(name).name for name in self.masters]
-        if len(set(names)) != len(names):
-            raise ValueError("two masters have the same file name, which is what the baseline knows them by")
+        for what, names in (
+            ("masters", [master_name(Path(name)) for name in self.masters]),
+            ("widths", [width_label(width) for width in self.widths]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two {what} have the same name, which is what the baseline knows them by")
+
+
+def width_label(width: int | str) -> str:
+    """The name of a width: `w8`, or that of its file."""
+    return f"w{width}" if isinstance(width, int) else Path(width).stem
 
 
 def read_config(path: Path) -> CheckConfig:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scipy.stats import norm
+from scipy.stats import exponnorm, norm
 
 from bitswitch_deploy.gate.bootstrap import MIN_SAMPLES
 from bitswitch_deploy.gate.config import Limits
@@ -23,6 +23,7 @@ from bitswitch_deploy.gate.metrics.classification import TopK
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Rows
 from bitswitch_deploy.gate.multiple_tests import holm
 from bitswitch_deploy.gate.paired_counts import (
+    critical_score,
     drop_interval,
     p_value_of_drop,
     p_value_of_exclusion,
@@ -38,16 +39,19 @@ _DRAWS_AT_LEVEL = 25
 _MIN_DRAWS = 2000
 _SEED = 0
 _PERCENT = 100.0
+_ALMOST_ALL = 1 - 1e-6
+# Below this share of the other, the normal or the exponential part of a distribution does not matter.
+_NO_SHARE = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What the samples of one case say, in the unit of the metric.
 
-    drop: before - now. lower, upper: each is passed with probability alpha at most, uncorrected.
+    drop: before - now. lower, upper: each is passed with probability alpha, uncorrected.
     lost, gained: samples that were right and are wrong now, and the other way; of other outcomes, worse and better.
     p_drop: of H0 "the drop is at most max_drop", uncorrected. p_excluded: of H0 "at least max_drop + effect".
-    spread: standard deviation of what one sample adds to the drop.
+    spread: standard deviation of what one sample adds to the drop. unseen: how much one that was not seen may add.
     method: `McNemar`, `score test` or `bootstrap`.
     """
 
@@ -62,6 +66,7 @@ class Evidence:
     p_drop: float
     p_excluded: float
     spread: float
+    unseen: float
     method: Literal["McNemar", "score test", "bootstrap"]
 
 
@@ -120,27 +125,45 @@ def _needed(evidence: Evidence, limits: Limits, effect: float, cases: int) -> in
     level = limits.alpha / cases
     if evidence.method != "bootstrap":
         return _needed_counts(evidence, limits, effect, level)
-    z = norm.isf(level) + norm.isf(1 - limits.power)
-    return max(MIN_SAMPLES, math.ceil(float((z * evidence.spread / effect) ** 2)))
+    return max(MIN_SAMPLES, smallest_n(lambda n: _power_of_rows(n, evidence, effect, level), wanted=limits.power))
+
+
+def _power_of_rows(n: int, evidence: Evidence, effect: float, level: float) -> float:
+    """Of the bootstrap on n samples to show a drop of `effect` beyond what may be lost; clearing has no less.
+
+    What it subtracts from the drop is about normal, plus the exponential share of the sample that was not seen.
+    """
+    error, missed = evidence.spread / math.sqrt(n), evidence.unseen / n
+    if missed > _NO_SHARE * error:
+        error = max(error, _NO_SHARE * missed)
+        critical = exponnorm.isf(level, missed / error, scale=error)
+    else:
+        critical = norm.isf(level, scale=error) if error else 0.0
+    return float(norm.cdf(effect - critical, scale=error)) if error else float(effect > critical)
 
 
 def _needed_counts(evidence: Evidence, limits: Limits, effect: float, level: float) -> int:
-    margin, bound = limits.max_drop / _PERCENT, min(0.99, (limits.max_drop + effect) / _PERCENT)
+    margin, bound = limits.max_drop / _PERCENT, min(_ALMOST_ALL, (limits.max_drop + effect) / _PERCENT)
     # one change more than was seen: none in few samples does not mean that there is none in many
     changed = (evidence.lost + evidence.gained + 1) / (evidence.n + 1)
 
-    def power(n: int) -> float:
-        found = power_of_drop(n, drop=bound, changed=max(changed, bound), margin=margin, alpha=level)
+    def needed(critical: float | None) -> int:
+        return smallest_n(lambda n: power(n, critical), wanted=limits.power)
+
+    def power(n: int, critical: float | None) -> float:
+        worse = max(changed, bound)
+        found = power_of_drop(n, drop=bound, changed=worse, margin=margin, alpha=level, critical=critical)
         unchanged = max(changed, margin)
         cleared = power_of_exclusion(n, drop=margin, changed=unchanged, bound=bound, alpha=limits.alpha)
         return min(found, cleared)
 
-    return smallest_n(power, wanted=limits.power)
+    n = needed(None)
+    return n if not 0 < margin < 1 else needed(critical_score(n, margin=margin, alpha=level))
 
 
 def _weigh_bits(before: Rows, now: Rows, limits: Limits) -> Evidence:
     n, lost, gained = len(before), int((before & ~now).sum()), int((~before & now).sum())
-    margin, bound = limits.max_drop / _PERCENT, min(1.0, (limits.max_drop + limits.effect) / _PERCENT)
+    margin, bound = limits.max_drop / _PERCENT, (limits.max_drop + limits.effect) / _PERCENT
     lower, upper = drop_interval(lost, gained, n, alpha=limits.alpha)
     drop, changed = (lost - gained) / n, (lost + gained) / n
     return Evidence(
@@ -152,9 +175,10 @@ def _weigh_bits(before: Rows, now: Rows, limits: Limits) -> Evidence:
         n=n,
         lost=lost,
         gained=gained,
-        p_drop=float(p_value_of_drop(lost, gained, n, margin=margin)),
+        p_drop=p_value_of_drop(lost, gained, n, margin=margin),
         p_excluded=float(p_value_of_exclusion(lost, gained, n, bound=bound)),
         spread=_PERCENT * math.sqrt(max(0.0, changed - drop**2)),
+        unseen=_PERCENT,
         method="McNemar" if margin == 0 else "score test",
     )
 
@@ -178,5 +202,6 @@ def _weigh_rows(metric: Metric, before: Rows, now: Rows, labels: Labels | None, 
         p_drop=result.p_value_of_drop(limits.max_drop) if result else 1.0,
         p_excluded=result.p_value_of_exclusion(limits.max_drop + limits.effect) if result else 1.0,
         spread=result.standard_error * math.sqrt(n) if result else 0.0,
+        unseen=result.unseen if result else 0.0,
         method="bootstrap",
     )

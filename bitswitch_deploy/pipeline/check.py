@@ -29,7 +29,7 @@ from bitswitch_deploy.gate.baseline import (
     require_comparable,
     write_baseline,
 )
-from bitswitch_deploy.gate.config import CheckConfig
+from bitswitch_deploy.gate.config import CheckConfig, width_label
 from bitswitch_deploy.gate.evaluation import DataRef, Evaluation, GraphRef, remember_data
 from bitswitch_deploy.gate.judgement import Evidence, judge, weigh
 from bitswitch_deploy.gate.metrics import find_metric
@@ -197,11 +197,10 @@ def _jobs(request: CheckRequest, network: _Network, metric: Metric) -> Iterator[
         )
         for width in request.config.widths:
             if isinstance(width, int):
-                label, assignment = f"w{width}", WidthAssignment(default=width)
+                assignment = WidthAssignment(default=width)
             else:
-                label = Path(width).stem
                 assignment = read_mixed(request.folder / width, highest=network.master.spec.bits)
-            case = Case(master=network.name, target=name, width=label)
+            case = Case(master=network.name, target=name, width=width_label(width))
             yield _Job(case=case, conditions=conditions, network=network, target=target, assignment=assignment)
 
 
@@ -376,8 +375,13 @@ def _changes_since(record: Record, outcome: _Outcome) -> Iterator[str]:
 def _run_notes(baseline: Baseline | None, outcomes: list[_Outcome]) -> tuple[str, ...]:
     checked = {outcome.job.case for outcome in outcomes}
     left_out = [record.case.label for record in baseline.records if record.case not in checked] if baseline else []
-    note = f"in the baseline and not checked: {', '.join(left_out)}"
-    return (note,) if left_out else ()
+    notes = [f"in the baseline and not checked: {', '.join(left_out)}"] if left_out else []
+    jobs = [outcome.job for outcome in outcomes]
+    by_graph = dict.fromkeys(job.case.target for job in jobs if job.conditions.hop == "lowered")
+    if by_graph:
+        what = "judged by the lowered graph, node by node; what an engine on the device makes of it is not seen here"
+        notes.append(f"{', '.join(by_graph)}: {what}")
+    return tuple(notes)
 
 
 def tools() -> tuple[tuple[str, str], ...]:

@@ -73,12 +73,33 @@ def test_a_master_with_shared_weights_and_without_a_package(run: Run, tmp_path: 
     assert shared["widths"] == alone["widths"]
 
 
+def test_mixed_widths_beside_uniform_ones(run: Run, tmp_path: Path) -> None:
+    widths = tmp_path / "widths.json"
+    widths.write_text(json.dumps({"blocks.0.conv1": 2, "blocks.2.conv2": 6, "*": 4}))
+    words = ("blame", "--target", "x86-cpu", "--samples", 32, "--mixed", widths, "--json")
+    (alone,) = json.loads(run(*words).out)["widths"]
+    bits = {each["layer"]: each["bits"] for each in alone["layers"]}
+    assert (bits["blocks.0.conv1"], bits["blocks.0.conv2"], bits["blocks.2.conv2"]) == (2, 4, 6)
+    assert [each["bits"] for each in alone["statistics"]] == list(bits.values())
+    both = json.loads(run(*words, "--bits", "8").out)["widths"]
+    assert [each["label"] for each in both] == ["w8", alone["label"]]
+    assert both[1] == alone
+
+
+def test_a_mixed_file_that_names_no_layer(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "widths.json").write_text('{"*": 4}')
+    outcome = run("blame", "--target", "x86-cpu", "--mixed", tmp_path / "widths.json")
+    assert outcome.code == 2
+    assert "use --bits for uniform widths" in outcome.err
+
+
 def test_refusals(run: Run, package: Path, tmp_path: Path) -> None:
     assert run("blame").code == 2
     _export(run, package)
     outcome = run("blame", package, "--bits", "4")
     assert outcome.code == 2
-    assert "leave out --bits" in outcome.err
+    assert "leave them out" in outcome.err
+    assert run("blame", package, "--mixed", tmp_path / "widths.json").code == 2
     assert run("blame", tmp_path / "nothing").code == 3
     broken = tmp_path / "broken"
     broken.mkdir()

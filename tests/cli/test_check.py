@@ -73,6 +73,7 @@ def test_an_unchanged_network_is_not_shown_to_regress_and_not_evaluated_again(ru
     assert [each["case"]["width"] for each in document["cases"]] == ["w8", "w2"]
     assert {each["judgement"]["verdict"] for each in document["cases"]} == {"not shown to regress"}
     assert {each["computed"] for each in document["cases"]} == {0}
+    assert document["notes"] == []  # its own runtime ran
     assert [each["evidence"]["drop"] for each in document["cases"]] == [0.0, 0.0]
 
 
@@ -110,8 +111,12 @@ def test_a_mixed_width_and_a_target_that_is_not_here(run: Run, repository: Path)
     assert run("check", "--update-baseline").code == 0
     outcome = run("check", "--json")
     assert outcome.code == 0
-    (case,) = json.loads(outcome.out)["cases"]
+    document = json.loads(outcome.out)
+    (case,) = document["cases"]
     assert (case["case"]["width"], case["hop"]) == ("first-low", "lowered")
+    (note,) = document["notes"]
+    assert note.startswith("jetson: judged by the lowered graph")
+    assert "judged by the lowered graph" in run("check").out
 
 
 def test_every_path_starts_from_the_folder_of_the_configuration(
@@ -180,6 +185,8 @@ CHANGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str]] = {
     "unfit metric": (_replace("data: data", "metric: miou\ndata: data"), ("--update-baseline",), 3, "metric miou"),
     "class lost": (_recall_of_a_network_without_threes, ("--update-baseline",), 1, "class 3 is never predicted"),
     "bad limit": (lambda _: None, ("--max-drop", "-1"), 2, "max_drop must be 0 or more"),
+    "no limit": (lambda _: None, ("--max-drop", "nan"), 2, "both finite"),
+    "no effect": (lambda _: None, ("--effect", "inf"), 2, "both finite"),
 }
 
 

@@ -34,3 +34,8 @@ def paired_bits(rng: np.random.Generator, n: int, *, loss: float, gain: float, r
 def skewed_drops(rng: np.random.Generator, n: int, *, mean: float) -> npt.NDArray[Any]:
     """What each sample loses, [n]: skewed as log-likelihoods are, with this mean."""
     return np.asarray(rng.lognormal(0.0, 1.0, n) - np.exp(0.5) + mean)
+
+
+def few(rng: np.random.Generator, n: int, share: float) -> Bits:
+    """Which samples are among this share, [n]."""
+    return np.asarray(rng.random(n) < share)

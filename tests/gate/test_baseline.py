@@ -84,8 +84,9 @@ def test_other_files_are_refused_and_not_overwritten(tmp_path: Path, text: str, 
     with pytest.raises(InputFileError, match=message):
         read_baseline(path)
     if "schema" not in text:
-        with pytest.raises(InputFileError, match="no baseline"):
+        with pytest.raises(InputFileError, match="no baseline") as info:
             write_baseline(path, (RECORD,))
+        assert "delete this one" in info.value.do
         assert path.read_text() == text
 
 

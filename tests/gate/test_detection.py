@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.errors import DataError, UnavailableError
-from bitswitch_deploy.gate.metrics.detection import MeanAveragePrecision
+from bitswitch_deploy.gate.metrics.detection import KEPT, MeanAveragePrecision
 
 pytest.importorskip("pycocotools", reason="extra `coco` is not installed")
 Array = np.ndarray[Any, Any]
@@ -89,7 +89,41 @@ def test_a_drawn_data_set_is_the_data_set_with_copies() -> None:
     copies = np.random.default_rng(0).integers(40, size=(200, 40))
     drops = [metric.score(before[i], labels[i]) - metric.score(now[i], labels[i]) for i in copies]
     assert result.standard_error == pytest.approx(np.std(drops), rel=0.35)
+    assert result.low.mean() < result.drop < result.high.mean()
     assert metric.sample_scores(before, labels).sum() > metric.sample_scores(now, labels).sum()
+
+
+def _outcomes(rng: np.random.Generator, labels: Array, *, found: float) -> Array:
+    """Rows as `measure` keeps them: each object is found with this probability up to a random overlap, a false one now
+    and then."""
+    rows = np.zeros((len(labels), KEPT, 3), np.float32)
+    for row, truth in zip(rows, labels):
+        objects = truth[truth.any(axis=1)]
+        hits = rng.binomial(10, 0.7, len(objects)) * (rng.random(len(objects)) < found)
+        kept = [(label, rng.uniform(0.3, 1.0), 2**hit - 1) for label, hit in zip(objects[:, 4], hits)]
+        kept += [(rng.integers(3), rng.uniform(0.0, 0.7), 0)] * (rng.random() < 0.3)
+        for place, each in enumerate(sorted(kept, key=lambda each: -each[1])):
+            row[place] = each
+    return rows.reshape(len(labels), -1)
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0], ids=["few images changed", "all changed"])
+def test_histories_without_a_drop_alarm_seldom_and_a_large_drop_is_found(share: float) -> None:
+    metric, histories, n = MeanAveragePrecision(), 200, 60
+    alarms = cleared = found = 0
+    for seed in range(histories):
+        rng = np.random.default_rng(seed)
+        labels = np.zeros((n, 4, 5), np.int64)
+        labels[:, :, 2:4], labels[:, :, 4] = 9, rng.integers(3, size=(n, 4))
+        labels[rng.random((n, 4)) < 0.5] = 0
+        before, other, worse = (_outcomes(rng, labels, found=p) for p in (0.9, 0.9, 0.3))
+        now = np.where(rng.random(n)[:, None] < share, other, before)
+        same = metric.bootstrap(before, now, labels, draws=59, seed=seed)
+        alarms += same.p_value_of_drop(0.0) <= 0.05
+        cleared += same.p_value_of_exclusion(0.0) <= 0.05
+        found += metric.bootstrap(before, worse, labels, draws=59, seed=seed).p_value_of_drop(0.0) <= 0.05
+    assert max(alarms, cleared) <= 0.05 * histories
+    assert found >= 0.9 * histories
 
 
 def test_nothing_found_and_nothing_there() -> None:

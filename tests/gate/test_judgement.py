@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from bitswitch_deploy.gate.config import Limits
 from bitswitch_deploy.gate.judgement import Evidence, judge, samples_needed, verdicts, weigh
 from bitswitch_deploy.gate.metrics.classification import TopK
 from bitswitch_deploy.gate.metrics.similarity import Cosine
-from tests.gate.simulated import HISTORIES, least_finds, most_alarms, paired_bits
+from tests.gate.simulated import HISTORIES, few, least_finds, most_alarms, paired_bits, skewed_drops
 
 LIMITS = Limits(max_drop=0.0, effect=1.0)
 CASES = 4
@@ -57,6 +60,18 @@ def test_a_margin_forgives_a_drop_that_is_shown() -> None:
     assert judge([_bits(300, 20, 5000, limits)], limits)[0].verdict == "regressed"
 
 
+@pytest.mark.parametrize("max_drop", [99.9, 100.0, 250.0])
+@pytest.mark.parametrize("lost", [0, 600])
+def test_a_margin_of_everything_is_never_exceeded(max_drop: float, lost: int) -> None:
+    limits = replace(LIMITS, max_drop=max_drop)
+    assert judge([_bits(lost, 0, 600, limits)], limits)[0].verdict == "not shown to regress"
+
+
+def test_an_effect_that_hardly_any_number_of_samples_shows_is_answered_at_once() -> None:
+    limits = replace(LIMITS, max_drop=1.0, effect=0.0005)
+    assert samples_needed(_bits(3, 3, 300, limits), limits, cases=1) > 10**8
+
+
 def test_one_drop_among_many_cases_needs_more_evidence() -> None:
     weak, calm = _bits(10, 2, 2000), _bits(2, 2, 2000)
     assert judge([weak], LIMITS)[0].verdict == "regressed"
@@ -74,11 +89,12 @@ def test_a_drop_in_between_is_told_what_half_the_effect_needs() -> None:
 def test_a_thousand_histories_without_a_regression_alarm_seldom(max_drop: float, changed: float) -> None:
     limits, rng, n, alarms = replace(LIMITS, max_drop=max_drop), np.random.default_rng(5), 800, 0
     shares = {"loss": (changed + max_drop / 100) / 2, "gain": (changed - max_drop / 100) / 2}
+    weighed = cache(lambda lost, gained: _bits(lost, gained, n, limits))
     for _ in range(HISTORIES):
         pairs = [paired_bits(rng, n, right=0.9, **shares) for _ in range(CASES)]
-        evidence = [weigh(TopK(1), *pair, None, limits, cases=CASES) for pair in pairs]
+        evidence = [weighed(int((before & ~now).sum()), int((now & ~before).sum())) for before, now in pairs]
         alarms += any(each.verdict == "regressed" for each in verdicts(evidence, limits))
-    assert alarms <= most_alarms(0.05)
+    assert alarms <= 0.05 * HISTORIES
 
 
 def test_with_the_samples_that_it_asks_for_it_finds_and_it_clears() -> None:
@@ -108,13 +124,37 @@ def test_real_valued_outcomes_are_bootstrapped() -> None:
     assert (few.verdict, few.needed) == ("too few samples to tell", 30)
 
 
-def test_needed_samples_of_a_bootstrap_give_the_power() -> None:
-    rng, limits = np.random.default_rng(8), replace(LIMITS, effect=0.5)
-    drops = rng.normal(0.0, 4.0, 200) / 100
-    evidence = weigh(Cosine(), drops[:, None], np.zeros((200, 1)), None, limits, cases=1)
-    n, found, histories = samples_needed(evidence, limits, cases=1), 0, 300
-    for seed in range(histories):
-        sample = rng.normal(0.5, evidence.spread, (n, 1))
-        result = bootstrap_drop(sample, np.zeros((n, 1)), mean_value, draws=199, seed=seed)
-        found += result.p_value_of_drop(0.0) <= limits.alpha
-    assert least_finds(0.8, histories) <= found <= most_alarms(0.8, histories)
+@pytest.mark.parametrize("pilot", [(3, 3, 300), (0, 0, 100)])
+def test_with_a_margin_the_samples_that_it_asks_for_find_a_drop_beyond_it(pilot: tuple[int, int, int]) -> None:
+    limits, rng = replace(LIMITS, max_drop=1.0), np.random.default_rng(6)
+    n = samples_needed(_bits(*pilot, limits), limits, cases=CASES)
+    changed = max((pilot[0] + pilot[1] + 1) / (pilot[2] + 1), 0.02)
+    weighed, found = cache(lambda lost, gained: _bits(lost, gained, n, limits)), 0
+    for lost, gained, _ in rng.multinomial(n, (changed / 2 + 0.01, changed / 2 - 0.01, 1 - changed), size=HISTORIES):
+        found += weighed(int(lost), int(gained)).p_drop <= limits.alpha / CASES
+    assert least_finds(limits.power) <= found <= most_alarms(0.9)
+
+
+# What samples add to a drop, of mean 0: all change a little, few change much, most gain a little and few lose much.
+CHANGES: dict[str, Callable[[np.random.Generator, int], np.ndarray[Any, Any]]] = {
+    "normal": lambda rng, n: rng.normal(0, 4, n),
+    "few changed": lambda rng, n: few(rng, n, 0.2) * rng.normal(0, 10, n),
+    "skewed": lambda rng, n: 2 * skewed_drops(rng, n, mean=0.0),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_with_the_samples_that_it_asks_for_a_bootstrap_finds_and_clears(kind: str) -> None:
+    """Both a drop of half a point and none, where samples change as those did that it saw; four cases in the run."""
+    limits = replace(LIMITS, effect=0.5)
+    drops = CHANGES[kind](np.random.default_rng(8), 300)
+    drops -= drops.mean()
+    evidence = weigh(Cosine(), drops[:, None] / 100, np.zeros((300, 1)), None, limits, cases=CASES)
+    n, found, cleared = samples_needed(evidence, limits, cases=CASES), 0, 0
+    for seed in range(HISTORIES):
+        sample = np.random.default_rng(seed).choice(drops, (n, 1))
+        fallen = bootstrap_drop(sample + 0.5, np.zeros((n, 1)), mean_value, draws=399, seed=seed)
+        found += fallen.p_value_of_drop(0.0) <= limits.alpha / CASES
+        cleared += fallen.p_value_of_exclusion(1.0) <= limits.alpha
+    assert least_finds(limits.power) <= found
+    assert least_finds(limits.power) <= cleared

@@ -51,6 +51,16 @@ def test_recall_counts_each_class_the_same() -> None:
     assert metric.degenerate(rows, labels, NAMED) == "class 1 (dog) is never predicted"
 
 
+def test_a_sample_of_the_rarest_class_bounds_what_recall_may_lose_unseen() -> None:
+    metric, labels = find_metric("recall", folder=HERE), np.repeat([0, 1], [90, 10])
+    assert metric.largest_change(labels) == pytest.approx(100 / 10 / 2 * 100)
+    rows = np.asarray(labels, np.int32)[:, None]
+    same = metric.bootstrap(rows, rows, labels, draws=4999, seed=0)
+    # none of 100 changed, but 3 % of them might have, by 500 points each
+    assert same.interval(0.05) == pytest.approx((-15, 15), rel=0.1)
+    assert same.p_value_of_exclusion(1.0) > 0.5
+
+
 def test_recall_wants_samples_of_each_class() -> None:
     with pytest.raises(DataError, match=r"no sample of class 1 \(dog\), 2 \(cow\)"):
         find_metric("recall", folder=HERE).check_labels(np.array([0, 0]), NAMED)

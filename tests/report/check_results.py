@@ -25,6 +25,7 @@ def case(
         p_drop=0.01,
         p_excluded=0.2,
         spread=10.0,
+        unseen=100.0,
         method="McNemar",
     )
     return CaseResult(

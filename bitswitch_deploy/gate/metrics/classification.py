@@ -54,9 +54,12 @@ class Recall(Metric):
 
     def rows_for(self, rows: Rows, labels: Labels | None) -> Floats:
         assert labels is not None
-        per_class = np.bincount(labels)
-        weight = len(labels) / (np.count_nonzero(per_class) * per_class[labels])
-        return np.asarray(100.0 * weight * (rows[:, 0] == labels))[:, None]
+        return np.asarray(_points(labels) * (rows[:, 0] == labels))[:, None]
+
+    def largest_change(self, labels: Labels | None) -> float:
+        """That of a sample of the rarest class."""
+        assert labels is not None
+        return float(_points(labels).max())
 
     def check_labels(self, labels: Labels | None, context: MetricContext) -> None:
         assert labels is not None
@@ -75,3 +78,9 @@ class Recall(Metric):
     def _misfit(self, outputs: Outputs, labels: Labels | None) -> tuple[str, str]:
         fits = outputs.ndim == 2 and outputs.shape[1] > 1 and labels is not None and labels.ndim == 1
         return ("", "") if fits else (shape_text(outputs, labels), "class scores [n, classes] and labels [n]")
+
+
+def _points(labels: Labels) -> Floats:
+    """What each sample adds to the mean when it is right, [n]."""
+    per_class = np.bincount(labels)
+    return np.asarray(100.0 * len(labels) / (np.count_nonzero(per_class) * per_class[labels]))

@@ -10,7 +10,6 @@ best detections of each image: class, score, and at which of the ten overlaps (0
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from threading import Lock
@@ -20,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import UnavailableError
-from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, draw_weights
+from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, draw_bounds, largest_unseen
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows, shape_text
 
 KEPT = 100
 _OVERLAPS = 10
 _RECALLS = np.linspace(0.0, 1.0, 101)
+# Changed images whose own part in the drop is computed, evenly spaced over all that changed.
+_PROBED = 500
 _FIELDS = 3  # class, score, overlaps as bits
 _PRINTING = Lock()
 
@@ -60,16 +61,26 @@ class MeanAveragePrecision(Metric):
         return np.asarray(hits.sum(axis=(1, 2)), np.float64)
 
     def bootstrap(self, before: Rows, now: Rows, labels: Labels | None, *, draws: int, seed: int) -> BootstrapDrop:
-        """The drop in drawn data sets; not studentized, since precision is no smooth function of sums."""
+        """The drop in data sets of weighted images."""
         first, second = _Precision(before, _required(labels)), _Precision(now, _required(labels))
-        drop = first.of(np.ones(len(before))) - second.of(np.ones(len(now)))
-        if np.array_equal(before, now):
-            return BootstrapDrop(drop=0.0, standard_error=0.0, ratios=np.zeros((1, 0)))
-        blocks: Iterator[Floats] = draw_weights(len(before), draws, seed)
-        drawn = np.array([first.of(weights) - second.of(weights) for block in blocks for weights in block])
-        error = float(drawn.std(ddof=1))
-        ratios = (drawn - drop) / error if error > 0 else np.zeros(0)
-        return BootstrapDrop(drop=float(drop), standard_error=error, ratios=ratios[None])
+        n, even = len(before), np.ones(len(before))
+        drop = first.of(even) - second.of(even)
+        changed = np.flatnonzero((before != now).any(axis=1))
+        probed = changed[np.linspace(0, len(changed) - 1, min(len(changed), _PROBED)).astype(np.int64)]
+        changes = np.zeros(len(probed) + n - len(changed))
+        for place, image in enumerate(probed):
+            # with one image twice the mean of n + 1 moves by what that image adds
+            even[image] = 2
+            changes[place] = (n + 1) * (first.of(even) - second.of(even)) - n * drop
+            even[image] = 1
+
+        def drops(weights: Floats) -> Floats:
+            return np.array([first.of(each) - second.of(each) for each in weights])
+
+        low, high = draw_bounds(drops, n, unseen := largest_unseen(changes), draws=draws, seed=seed)
+        # between the two is the drop of what was seen
+        error = float(((low + high) / 2).std(ddof=1))
+        return BootstrapDrop(drop=drop, standard_error=error, unseen=unseen, low=low, high=high)
 
     def _misfit(self, outputs: Outputs, labels: Labels | None) -> tuple[str, str]:
         if outputs.ndim != 3 or outputs.shape[2] != 6 or labels is None or labels.ndim != 3 or labels.shape[2] != 5:

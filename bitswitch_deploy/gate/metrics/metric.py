@@ -81,7 +81,11 @@ class Metric(ABC):
     def bootstrap(self, before: Rows, now: Rows, labels: Labels | None, *, draws: int, seed: int) -> BootstrapDrop:
         """The drop from `before` to `now` with its distribution."""
         s, t = self.rows_for(before, labels), self.rows_for(now, labels)
-        return bootstrap_drop(s, t, self.value, draws=draws, seed=seed)
+        return bootstrap_drop(s, t, self.value, largest=self.largest_change(labels), draws=draws, seed=seed)
+
+    def largest_change(self, labels: Labels | None) -> float:
+        """The most that one sample can add to a drop; 0 where it can be anything, or is not known."""
+        return 0.0
 
     def check_labels(self, labels: Labels | None, context: MetricContext) -> None:  # noqa: B027 most need no check
         """See that the labels of the whole data set let the metric be computed.

@@ -9,16 +9,15 @@ from bitswitch_deploy.report.html.charts import Whisker, whiskers
 from bitswitch_deploy.report.html.document import (
     Block,
     Cell,
-    Document,
     Item,
-    Items,
     Paragraph,
     Section,
     Table,
     facts,
+    listed,
     number,
     numbers,
-    render_document,
+    render_page,
     row,
     words,
 )
@@ -38,16 +37,13 @@ def check_html(result: CheckResult, command: tuple[str, ...] = ()) -> str:
         )
     else:
         sections = (Section(name="recorded", title="Recorded", blocks=(_recorded(result),)),)
-    notes = tuple(Item(strong=cases, text=note) for cases, note in grouped_notes(result))
+    notes = listed(*(Item(strong=cases, text=note) for cases, note in grouped_notes(result)))
     clean = (Paragraph(text="Nothing: every case of the baseline was compared."),) if judged else ()
-    left = (Items(items=notes),) if notes else clean
-    return render_document(
-        Document(
-            title=headline(result),
-            facts=facts(list(check_facts(result))),
-            sections=(*sections, Section(name="notes", title="Not compared, changed or too few", blocks=left)),
-            command=command,
-        )
+    return render_page(
+        title=headline(result),
+        about=facts(list(check_facts(result))),
+        sections=(*sections, Section(name="notes", title="Not compared, changed or too few", blocks=notes or clean)),
+        command=command,
     )
 
 
@@ -99,7 +95,7 @@ def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
         caption=f"{result.metric} in {result.unit}; p-values of each case for itself",
         columns=(
             *words("case, hop"),
-            *numbers("before, now, worse, better, p of no drop, p of a drop, spread"),
+            *numbers("before, now, worse, better, p of no drop, p of a drop, spread, unseen"),
             *words("method"),
         ),
         rows=tuple(_weighed(each, evidence) for each, evidence, _ in judged),
@@ -108,7 +104,7 @@ def _evidence(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
     legend = (
         f"p of no drop: of samples like these or worse, had it fallen by {limits.max_drop:g} at most. p of a drop: of "
         f"samples like these or better, had it fallen by {limits.max_drop + limits.effect:g} or more. Spread: standard "
-        "deviation of what one sample adds to the drop."
+        "deviation of what one sample adds to the drop. Unseen: what a sample that is not among these may add."
     )
     return table, Paragraph(text=legend, dim=True)
 
@@ -124,6 +120,7 @@ def _weighed(each: CaseResult, evidence: Evidence) -> tuple[Cell, ...]:
         number(evidence.p_drop, ".2g"),
         number(evidence.p_excluded, ".2g"),
         number(evidence.spread),
+        number(evidence.unseen),
         evidence.method,
     )
 

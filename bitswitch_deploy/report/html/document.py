@@ -134,27 +134,25 @@ class Section:
     blocks: tuple[Block, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """A page. command: what makes it again. tools: (name, version)."""
+def render_page(
+    *,
+    title: str,
+    about: Sequence[tuple[str, Cell]],
+    sections: Sequence[Section],
+    command: tuple[str, ...] = (),
+    tools: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The HTML; equal arguments give equal text.
 
-    title: str
-    facts: tuple[tuple[str, Cell], ...]
-    sections: tuple[Section, ...]
-    command: tuple[str, ...] = ()
-    tools: tuple[tuple[str, str], ...] = ()
-
-
-def render_document(document: Document) -> str:
-    """The HTML; equal documents give equal text."""
-    sections = [section for section in document.sections if section.blocks]
-    if document.command:
-        blocks: list[Block] = [Command(text=shlex.join(document.command))]
-        if document.tools:
-            versions = ", ".join(f"{name} {version}" for name, version in document.tools)
-            blocks.append(Paragraph(text=versions, dim=True))
-        sections.append(Section(name="again", title="Make it again", blocks=tuple(blocks)))
-    return _template().render(title=document.title, facts=Facts(rows=document.facts), sections=sections)
+    about: facts below the title. command: what makes the page again. tools: (name, version).
+    """
+    shown = [section for section in sections if section.blocks]
+    if command:
+        blocks: list[Block] = [Command(text=shlex.join(command))]
+        if tools:
+            blocks.append(Paragraph(text=", ".join(f"{name} {version}" for name, version in tools), dim=True))
+        shown.append(Section(name="again", title="Make it again", blocks=tuple(blocks)))
+    return _template().render(title=title, facts=Facts(rows=tuple(about)), sections=shown)
 
 
 @cache
@@ -182,6 +180,11 @@ def numbers(text: str) -> tuple[Column, ...]:
 def row(*cells: str | Cell) -> tuple[Cell, ...]:
     """A row of a table: text becomes a cell."""
     return tuple(Cell(text=cell) if isinstance(cell, str) else cell for cell in cells)
+
+
+def listed(*items: Item) -> tuple[Items, ...]:
+    """A list, or nothing where there is nothing to list."""
+    return (Items(items=items),) if items else ()
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> tuple[tuple[str, Cell], ...]:

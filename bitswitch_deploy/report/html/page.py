@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bitswitch_deploy.diagnosis.blame_result import BlameResult, WidthBlame
 from bitswitch_deploy.diagnosis.layer_statistics import InputStatistics, LayerStatistics, WeightStatistics
 from bitswitch_deploy.diagnosis.lowering_errors import CutError
+from bitswitch_deploy.diagnosis.output_error import OutputError
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.blame_page import decibels
 from bitswitch_deploy.report.export_report import ExportReport
@@ -21,17 +22,16 @@ from bitswitch_deploy.report.html.document import (
     Block,
     Cell,
     Column,
-    Document,
     Heading,
     Histograms,
     Item,
-    Items,
     Paragraph,
     Section,
     Table,
+    listed,
     number,
     numbers,
-    render_document,
+    render_page,
     row,
     words,
 )
@@ -69,10 +69,8 @@ def render_html(content: HtmlContent) -> str:
         *((_notes(export, looked=bool(content.parts)),) if export is not None else ()),
         Section(name="files", title="Files", blocks=_files(content.files)),
     )
-    return render_document(
-        Document(
-            title=content.title, facts=_facts(content), sections=sections, command=content.command, tools=content.tools
-        )
+    return render_page(
+        title=content.title, about=_facts(content), sections=sections, command=content.command, tools=content.tools
     )
 
 
@@ -138,9 +136,9 @@ def _layers(blame: BlameResult | None) -> tuple[Block, ...]:
     if blame is None:
         return ()
     legend = (
-        "Alone: only this layer quantized. Up to here: this one and all before it. SQNR in dB and top-1 in % at the "
-        "output, against the network in float. Lowered: SQNR of the input of this layer as the lowered graph runs, "
-        "against the canonical graph."
+        "Alone: only this layer quantized. Up to here: this one and all before it. SQNR in dB, cosine and top-1 in % "
+        "at the output, against the network in float. Lowered: SQNR of the input of this layer as the lowered graph "
+        "runs, against the canonical graph."
     )
     return (Paragraph(text=legend, dim=True), *(block for width in blame.widths for block in _layers_of(width)))
 
@@ -152,7 +150,7 @@ def _layers_of(width: WidthBlame) -> list[Block]:
     ]
     clean = Paragraph(text="No layer stands out, and no part of the lowered graph is at fault.")
     blocks: list[Block] = [Heading(text=width.label), *(suspects or [clean]), _layer_table(width)]
-    items = tuple(
+    items = (
         Item(
             strong=f"{part.verdict}: {part.tensor}",
             text=f"{decibels(part.error.sqnr_db)} dB: {part.what}",
@@ -160,7 +158,7 @@ def _layers_of(width: WidthBlame) -> list[Block]:
         )
         for part in (each.part for each in width.parts)
     )
-    return [*blocks, Items(items=items)] if items else blocks
+    return [*blocks, *listed(*items)]
 
 
 def _layer_table(width: WidthBlame) -> Table:
@@ -173,20 +171,22 @@ def _layer_table(width: WidthBlame) -> Table:
     return Table(
         label=f"Layers at {width.label}",
         caption=f"{width.n_parts - len(width.parts)} of {width.n_parts} parts of the lowered graph are exact",
-        columns=(*words("layer"), *numbers("bits, alone, top-1, up to here, top-1, lowered")),
+        columns=(*words("layer"), *numbers("bits, alone, cosine, top-1, up to here, cosine, top-1, lowered")),
         rows=tuple(
             row(
                 each.layer,
                 str(each.bits),
-                _sqnr(each.isolated.sqnr_db),
-                number(each.isolated.top1_percent),
-                _sqnr(each.cumulative.sqnr_db),
-                number(each.cumulative.top1_percent),
+                *_error(each.isolated),
+                *_error(each.cumulative),
                 _sqnr(lowered[each.layer]) if each.layer in lowered else "-",
             )
             for each in width.layers
         ),
     )
+
+
+def _error(error: OutputError) -> tuple[Cell, ...]:
+    return _sqnr(error.sqnr_db), number(error.cosine, ".4f"), number(error.top1_percent)
 
 
 def _sqnr(value: float) -> Cell:
@@ -231,8 +231,7 @@ def _notes(export: ExportReport, *, looked: bool) -> Section:
             "bitswitch-deploy blame PACKAGE --data PATH does it."
         )
         blocks.append(Paragraph(text=why))
-    if changes or left:
-        blocks.append(Items(items=(*changes, *left)))
+    blocks += listed(*changes, *left)
     return Section(name="notes", title="Not exact, or not done", blocks=tuple(blocks) or (Paragraph(text="Nothing."),))
 
 

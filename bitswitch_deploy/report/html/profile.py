@@ -11,18 +11,17 @@ from bitswitch_deploy.report.html.charts import Whisker, whiskers
 from bitswitch_deploy.report.html.document import (
     Block,
     Cell,
-    Document,
     Facts,
     Heading,
     Item,
-    Items,
     Paragraph,
     Section,
     Table,
     facts,
+    listed,
     number,
     numbers,
-    render_document,
+    render_page,
     row,
     words,
 )
@@ -48,7 +47,7 @@ def profile_html(result: ProfileResult, validated: ExportReport | None, command:
         Section(name="layers", title="Layers", blocks=_layers(result, by_batch)),
         Section(name="table", title="Latency table", blocks=_residuals(result)),
         Section(name="board", title="Board", blocks=_board(result)),
-        Section(name="notes", title="Notes", blocks=_items(result.notes)),
+        Section(name="notes", title="Notes", blocks=listed(*(Item(text=note) for note in result.notes))),
     )
     state = Cell(text="unstable: see Board", bad=True) if result.unstable else Cell(text="nothing moved that was seen")
     about = (
@@ -58,14 +57,13 @@ def profile_html(result: ProfileResult, validated: ExportReport | None, command:
         ("board", state),
     )
     title = f"{result.package} in {result.engine} {result.engine_version}"
-    return render_document(Document(title=title, facts=about, sections=sections, command=command))
+    return render_page(title=title, about=about, sections=sections, command=command)
 
 
 def _latency(result: ProfileResult, candidates: Sequence[CandidateResult]) -> tuple[Block, ...]:
     times = [(each.label, each.statistics) for each in candidates]
     ratios = [(each.label, each.ratio) for each in candidates if each.ratio is not None]
     reference = result.reference_label or "the reference"
-    verdicts = tuple(Item(strong=each.label, text=each.verdict) for each in candidates if each.verdict)
     return (
         *whiskers(
             "p50 of a run in ms; the line goes from the fastest run to the 95th percentile",
@@ -76,7 +74,7 @@ def _latency(result: ProfileResult, candidates: Sequence[CandidateResult]) -> tu
             [Whisker(label=label, value=ratio.value, low=ratio.low, high=ratio.high) for label, ratio in ratios],
             (1.0,),
         ),
-        *((Items(items=verdicts),) if verdicts else ()),
+        *listed(*(Item(strong=each.label, text=each.verdict) for each in candidates if each.verdict)),
         _times(candidates, reference),
     )
 
@@ -191,10 +189,6 @@ def _residuals(result: ProfileResult) -> tuple[Block, ...]:
 
 
 def _board(result: ProfileResult) -> tuple[Block, ...]:
-    unstable = tuple(Item(text=reason, strong="unstable", bad=True) for reason in result.unstable)
+    unstable = (Item(text=reason, strong="unstable", bad=True) for reason in result.unstable)
     rows = facts(board_facts(result.board))
-    return (*((Items(items=unstable),) if unstable else ()), *((Facts(rows=rows),) if rows else ()))
-
-
-def _items(texts: Sequence[str]) -> tuple[Block, ...]:
-    return (Items(items=tuple(Item(text=text) for text in texts)),) if texts else ()
+    return (*listed(*unstable), *((Facts(rows=rows),) if rows else ()))

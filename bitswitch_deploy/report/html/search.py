@@ -10,16 +10,15 @@ from bitswitch_deploy.report.html.document import (
     Block,
     Cell,
     Command,
-    Document,
     Item,
-    Items,
     Paragraph,
     Section,
     Table,
     facts,
+    listed,
     number,
     numbers,
-    render_document,
+    render_page,
     row,
     words,
 )
@@ -38,8 +37,7 @@ _Tested = tuple[str, Assigned, Measured]
 
 def search_html(report: SearchReport, command: tuple[str, ...] = ()) -> str:
     """The page about a search; equal results give equal text, whatever time they took."""
-    left_out = tuple(Item(strong=widths, text=layers) for widths, layers in dominated_texts(report))
-    notes = tuple(Item(text=note) for note in search_notes(report))
+    left_out = listed(*(Item(strong=widths, text=layers) for widths, layers in dominated_texts(report)))
     metric = "top-1" if report.samples.labelled else "agreement"
     tested = _tested(report)
     why = "Another width costs no more and uses no more of what is budgeted."
@@ -51,21 +49,14 @@ def search_html(report: SearchReport, command: tuple[str, ...] = ()) -> str:
         Section(
             name="left-out",
             title="Left out",
-            blocks=(Paragraph(text=why, dim=True), Items(items=left_out)) if left_out else (),
+            blocks=(Paragraph(text=why, dim=True), *left_out) if left_out else (),
         ),
-        Section(name="notes", title="Notes", blocks=(Items(items=notes),) if notes else ()),
+        Section(name="notes", title="Notes", blocks=listed(*(Item(text=note) for note in search_notes(report)))),
         Section(name="next", title="Next", blocks=(Command(text=next_command(report)),)),
     )
     # the time that it took is no result
     about = [(name, text) for name, text in search_facts(report) if name != "time"]
-    return render_document(
-        Document(
-            title=search_title(report),
-            facts=facts(about),
-            sections=sections,
-            command=command,
-        )
-    )
+    return render_page(title=search_title(report), about=facts(about), sections=sections, command=command)
 
 
 def _tested(report: SearchReport) -> list[_Tested]:

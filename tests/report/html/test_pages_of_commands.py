@@ -35,7 +35,7 @@ def test_a_check_has_verdicts_intervals_p_and_what_would_tell() -> None:
     undecided, _ = cells(page, "net x86-cpu w2")
     assert undecided[1] == "too few samples to tell"
     assert undecided[-2:] == ["1000", "4321"]
-    assert evidence[1:] == ["engine", "90.00", "87.50", "30", "5", "0.01", "0.2", "10.00", "McNemar"]
+    assert evidence[1:] == ["engine", "90.00", "87.50", "30", "5", "0.01", "0.2", "10.00", "100.00", "McNemar"]
     for text in (
         "<h1>1 regressed, 1 not shown to regress, 1 too few samples to tell</h1>",
         'class="bad">regressed',
