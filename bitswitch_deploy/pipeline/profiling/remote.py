@@ -25,9 +25,10 @@ from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_tu
 from bitswitch_deploy.pipeline.profiling.remote_host import host_of
 from bitswitch_deploy.pipeline.profiling.trtexec import Board
 from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.profiling.board.device_lock import LOCK_NAME, is_measuring
 from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult
 from bitswitch_deploy.records import Reader
-from bitswitch_deploy.remote.device import Device, failure, on_device
+from bitswitch_deploy.remote.device import Device, PatientFolder, failure, on_device
 from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
 from bitswitch_deploy.remote.trtexec import TrtexecThere
 
@@ -35,13 +36,16 @@ from bitswitch_deploy.remote.trtexec import TrtexecThere
 _PROGRAM = 'PATH="$PATH:$HOME/.local/bin" bitswitch-deploy'
 _PACKAGE, _MASTER, _TARGET, _TRACE, _TABLE = "package", "master", "target", "trace.json", "latency-table.json"
 _MISSED = 1
+# where Python's tempfile has it; a word of the shell
+_DEVICE_LOCK = f'"${{TMPDIR:-/tmp}}/{LOCK_NAME}"'
 _READER = Reader(error=InputFileError, do="report it with what --json prints on the device")
 
 
 def profile_there(request: ProfileRequest, device: Device, progress: Progress) -> ProfileResult:
     """Copy what the device lacks, profile there, bring the result and its files back, leave nothing behind.
 
-    After a lost connection it is measured from the start: half a measurement is none.
+    After a lost connection a profile that runs there is measured from the start: half of it is none. With trtexec only
+    the turn that broke off is.
 
     Raises:
         UnavailableError: ssh does not get in, or the device has not this release of bitswitch-deploy; no trtexec.
@@ -59,13 +63,19 @@ def profile_there(request: ProfileRequest, device: Device, progress: Progress) -
 def _drive_trtexec(
     request: ProfileRequest, manifest: Manifest, device: Device, folder: DeviceFolder, progress: Progress
 ) -> ProfileResult:
-    trtexec = TrtexecThere(folder, request.package, _PACKAGE)
+    folder.lock(_DEVICE_LOCK, is_measuring(str(device.address)))
+    patient = PatientFolder(device, folder)
+    trtexec = TrtexecThere(patient, request.package, _PACKAGE)
     _copy(device, folder, [file for file in package_files(request.package, manifest) if _is_engine(file)], progress)
     with TemporaryDirectory(prefix="bitswitch-") as copy:
-        host = host_of(folder, Path(copy))
+        host = host_of(patient, Path(copy))
         host.refresh()
         facts = device_facts(host.root, ask=lambda words: host.run(words) or "")
-        return profile(request, progress, host=host, board=Board(trtexec=trtexec, facts=facts))
+        result = profile(request, progress, host=host, board=Board(trtexec=trtexec, facts=facts))
+    if not patient.lost:
+        return result
+    note = f"the connection was lost {patient.lost} times while it was measured; what that broke off was run again"
+    return replace(result, notes=(*result.notes, note))
 
 
 def _is_engine(file: Listed) -> bool:

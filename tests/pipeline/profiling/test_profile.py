@@ -19,6 +19,7 @@ from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, profile, schedule_for
 from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.result import ProfileResult
 from tests.engines import fake_trtexec
@@ -67,6 +68,12 @@ def test_every_width_has_a_ratio_and_a_sentence_and_the_reference_has_none(whole
         assert ("because" in each.verdict) == (each.ratio.high >= 1)
     assert (reference.ratio, reference.verdict) == (None, "")
     assert not [name for name, _ in reference.operators if "QLinear" in name or "Quantize" in name]
+
+
+def test_two_profiles_at_once_are_refused(packages: Packages) -> None:
+    """Of whatever package: both would be wrong."""
+    with alone_on_this_machine(), pytest.raises(UnavailableError, match="another profile is running there"):
+        run(packages.own)
 
 
 def test_layers_are_those_of_the_master_and_add_up(whole: tuple[ProfileResult, Path]) -> None:
