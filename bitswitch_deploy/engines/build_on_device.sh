@@ -257,8 +257,9 @@ list_fallback() {
     say "$label: $(wc -l <"$out/$stem.gpu-fallback.txt" | tr -d ' ') layers fall back to the GPU: $out/$stem.gpu-fallback.txt"
 }
 
-why_failed() { # exit code of trtexec
-    if [ "$1" = 124 ]; then
+why_failed() { # exit code of trtexec, seconds that it took
+    # one that does not listen is killed as well, and ends with the code of one that the system killed
+    if [ "$1" = 124 ] || { [ "$1" = 137 ] && [ "$2" -ge $((minutes * 60)) ]; }; then
         printf '%s' "not done after $minutes minutes: it hangs, or needs a longer --timeout"
     elif [ "$1" = 137 ]; then
         printf '%s' "trtexec was killed, as the system does when memory runs out: end other programs, or --workspace MB"
@@ -289,10 +290,10 @@ build() { # label, role, file, sha256, and the same of a data file where there i
     for flag in $flags; do
         set -- "$@" "$flag"
     done
-    code=0
+    code=0 began=$(date +%s)
     run_trtexec "$@" || code=$?
     if [ "$code" != 0 ]; then
-        failed "$(why_failed "$code")"
+        failed "$(why_failed "$code" $(($(date +%s) - began)))"
     elif grep -q -e 'UINT8 zero_point' -e 'will use INT8 instead' -e 'Defaulting to INT8' "$log"; then
         failed "TensorRT reads UINT8 codes of this graph as INT8, which destroys half of their range"
     elif [ ! -s "$partial" ]; then

@@ -353,6 +353,17 @@ def test_a_hung_trtexec_is_given_up(board: Board) -> None:
     assert (board.built / "net-w4.engine").exists()
 
 
+def test_a_hung_trtexec_that_does_not_listen_is_killed(board: Board) -> None:
+    """And is not taken for one that the system killed."""
+    script = board.package / SCRIPT
+    script.write_text(script.read_text().replace("minutes * 60", "minutes").replace("-k 30", "-k 1"))
+    board.trtexec(write="case $2 in *net-w8*) trap '' TERM; sleep 60; sleep 60 ;; esac; " + WRITE_ENGINE)
+    result = board.run("--timeout", "1")
+    assert "w8: FAILED: not done after 1 minutes" in result.stderr
+    assert "killed" not in result.stderr
+    assert (board.built / "net-w4.engine").exists()
+
+
 def test_a_trtexec_that_the_system_killed_is_said(board: Board) -> None:
     board.trtexec(write="kill -KILL $$")
     assert "trtexec was killed, as the system does when memory runs out" in board.run().stderr

@@ -93,6 +93,7 @@ def _arguments(request: BuildRequest) -> str:
     flags += [f"--{name}" for name in ("fp32", "dla") if getattr(request.options, name)]
     if request.options.workspace_mb is not None:
         flags += ["--workspace", str(request.options.workspace_mb)]
+    flags += ["--timeout", str(request.options.timeout_min)]
     return "".join(f" {shlex.quote(flag)}" for flag in flags)
 
 

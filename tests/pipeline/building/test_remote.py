@@ -15,7 +15,7 @@ from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UnavailableError, UsageError
 from bitswitch_deploy.pipeline.building.build import BuildRequest
 from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
-from bitswitch_deploy.pipeline.building.remote import build_there
+from bitswitch_deploy.pipeline.building.remote import _arguments, build_there
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.remote import device as remote_device
 from bitswitch_deploy.remote.device import Device
@@ -107,6 +107,12 @@ def test_what_is_here_is_not_built_again(board: Server, package: Path) -> None:
     built(board, package, force=True, options=EngineOptions(workspace_mb=64))
     assert calls(board) == 11
     assert "workspace:64" in (package / BUILD_FOLDER / "digits-w4.engine").read_text()
+
+
+def test_every_option_is_passed_on(package: Path) -> None:
+    options = EngineOptions(fp32=True, dla=True, workspace_mb=64, timeout_min=7)
+    words = _arguments(BuildRequest(package=package, force=True, options=options)).split()
+    assert words == ["--force", "--fp32", "--dla", "--workspace", "64", "--timeout", "7"]
 
 
 def test_a_lost_connection_is_taken_up_again(board: Server, package: Path) -> None:
