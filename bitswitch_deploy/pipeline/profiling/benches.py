@@ -17,7 +17,7 @@ from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode, optimized_nodes
+from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes, optimized_nodes
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
 from bitswitch_deploy.engines.timed_calls import time_calls
@@ -28,6 +28,7 @@ from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
+from bitswitch_deploy.pipeline.profiling.tensorrt_layers import graph_of, layer_run
 from bitswitch_deploy.profiling.interleave import TURN_MS
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.runtime.load import RuntimeOptions, load
@@ -256,16 +257,28 @@ class TensorRtBench:
         switcher = stack.enter_context(load(package, provider="tensorrt", width=labels[0], options=options))
         sessions: dict[str, TimedSession] = {label: _AtWidth(switcher, label) for label in labels}
         loader = Loader(device=device_facts(), module=module, version=self.version, trust=trust)
+        entries = {width.label: width.entry for width in widths}
         for entry in reference_graphs(manifest):
-            plan = engine_file(package, manifest, entry, loader).read_bytes()
             self.reference = entry.label or entry.path
-            sessions[self.reference] = _Timed(TensorRtSession(plan, TensorRtDevice(module)))
+            entries[self.reference] = entry
+        self._models = {label: graph_of(package / entry.path) for label, entry in entries.items()}
+        self._engines = {label: engine_file(package, manifest, entry, loader) for label, entry in entries.items()}
+        self._device = TensorRtDevice(module)
+        if self.reference is not None:
+            sessions[self.reference] = _Timed(self._open(self.reference))
         self.sessions: Mapping[str, TimedSession] = sessions
 
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
-        """Nothing: the engine inspector of `build` tells."""
-        return ()
+        """The nodes of the ONNX graph, each under the name of the TensorRT layer that holds it."""
+        return graph_nodes(self._models[label].graph)
 
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
-        """Nothing: IProfiler is not asked."""
-        return {}
+        """The time of every TensorRT layer by IProfiler, in runs of their own, and whole runs without it."""
+        profiles = {}
+        for label, model in self._models.items():
+            runs = tuple(layer_run(layers, model) for layers in self._open(label).profile(feeds, runs_of[label]))
+            profiles[label] = ProfiledRuns(runs=runs, plain_ms=self.sessions[label].time_runs(feeds, runs_of[label]))
+        return profiles
+
+    def _open(self, label: str) -> TensorRtSession:
+        return TensorRtSession(self._engines[label].read_bytes(), self._device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode, count_operators
+from bitswitch_deploy.engines.optimized_operators import OptimizedNode
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.profiling.benches import Bench, Feeds
 from bitswitch_deploy.pipeline.progress import Progress
@@ -146,7 +147,7 @@ def batch_results(
                 turn_medians_ms=medians[label],
                 ratio=against,
                 verdict=speed_verdict(against, cause_in_graph(times, cpu_features())) if against else "",
-                operators=count_operators(layers.nodes.get(label, ())),
+                operators=tuple(sorted(Counter(each.operator for each in times).items())),
                 layers=times,
                 energy=energies.get(label),
             )

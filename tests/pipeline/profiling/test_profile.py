@@ -254,9 +254,17 @@ def test_engines_are_timed_as_an_application_runs_them(
 
 
 def test_the_fp16_engine_is_the_reference_where_the_package_has_one(
-    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    packages: Packages,
+    jetson_package: Callable[[Callable[[int], bytes]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     device = install(monkeypatch, "10.3.0")
+    device.layers = (
+        ("node_Conv_118 + node_relu", 0.5),
+        ("blocks.0.conv1.weight/Q + node_Conv_119", 1.0),
+        ("[x]", 0.25),
+    )
     package = jetson_package(lambda bits: plan(float(bits), scratch=64))
     document = json.loads((package / "manifest.json").read_text())
     entry = next(each for each in document["files"] if each["label"] == "w8")
@@ -264,11 +272,17 @@ def test_the_fp16_engine_is_the_reference_where_the_package_has_one(
     (package / "digits-fp16.onnx").write_bytes((package / entry["path"]).read_bytes())
     (package / "manifest.json").write_text(json.dumps(document))
     (package / "on_device" / "digits-fp16.engine").write_bytes(plan(16.0, scratch=64))
-    result = run(package, machine(tmp_path / "board", {}), master=None, trust=True)
+    master = packages.own.parent / MASTER
+    result = run(package, machine(tmp_path / "board", {}), master=master, trust=True)
     assert [each.label for each in result.candidates] == ["w8", "w4", "fp16"]
     assert result.reference_label == "fp16"
     assert 16.0 in {call[1] for call in device.calls if call[0] == "execute"}
     assert [each.ratio is not None for each in result.candidates] == [True, True, False]
+    # what IProfiler told, for each engine; by share, as all is scaled to what the whole takes without it
+    for each in result.candidates:
+        layers = {node.name: node.layer for node in each.layers}
+        assert layers == {"node_Conv_118": "conv1", "node_Conv_119": "blocks.0.conv1", "[x]": None}
+        assert each.operators == (("TensorRT layer", 3),)
 
 
 def test_trtexec_times_engines_where_there_is_no_python_package(
