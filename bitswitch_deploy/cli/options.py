@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.progress import LINES_WANTED, Progress, ProgressLines
 from bitswitch_deploy.remote.address import parse_address
 from bitswitch_deploy.remote.device import Device
 
@@ -87,7 +88,13 @@ class _Bar:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar with an ETA on stderr when somebody watches, silence otherwise; it leaves nothing behind."""
+    """A bar with an ETA on stderr when somebody watches, silence otherwise; it leaves nothing behind.
+
+    Lines instead where the other end of a connection asks for them.
+    """
+    if os.environ.get(LINES_WANTED):
+        yield ProgressLines(partial(click.echo, err=True))
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with RichProgress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:

@@ -24,7 +24,7 @@ from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile, wanted_master
 from bitswitch_deploy.pipeline.profiling.remote_host import host_of
 from bitswitch_deploy.pipeline.profiling.trtexec import Board
-from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.progress import LINES_WANTED, Progress, followed, without_progress
 from bitswitch_deploy.profiling.board.device_lock import LOCK_NAME, is_measuring
 from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult
 from bitswitch_deploy.records import Reader
@@ -88,8 +88,10 @@ def _profile(
     _check_release(device, folder)
     _copy(device, folder, [*package_files(request.package, manifest), *_own_files(request)], progress)
     progress.start(f"profiling on {device.address.host}", 1)
-    done = folder.run(f"{_PROGRAM} profile {shlex.join(arguments(request))}", device.say)
+    hear = followed(progress, device.say, where=device.address.host)
+    done = folder.run(f"{LINES_WANTED}=1 {_PROGRAM} profile {shlex.join(arguments(request))}", hear)
     if done.code not in (0, _MISSED) or not done.stdout.strip():
+        done = replace(done, stderr=without_progress(done.stderr))
         raise failure(device, done, allowed="a profile of the package", do="follow the message above")
     result = _decode(done.stdout, where=f"{device.address}: result")
     outputs = {_TRACE: request.trace, _TABLE: request.latency_table}

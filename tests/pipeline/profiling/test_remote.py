@@ -72,6 +72,33 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_device, "RETRY_AFTER_S", (0.1, 0.1))
 
 
+class Noted:
+    """The steps that were told, with the units that are done."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[int]] = {}
+
+    def start(self, description: str, total: int) -> None:
+        self.steps[description] = [0, total]
+
+    def advance(self, n: int = 1) -> None:
+        list(self.steps.values())[-1][0] += n
+
+
+def test_progress_there_is_progress_here(board: Server, packages: Packages) -> None:
+    """Of the two candidates, six turns and the warm-up each; and nothing of it is taken for a message."""
+    noted, lines = Noted(), list[str]()
+    device = Device(address=board.address, ssh_config=board.folder / "client.conf", say=lines.append)
+    request = ProfileRequest(
+        package=packages.own, master=packages.own.parent / MASTER, turns=6, threads=1, widths=("w4",)
+    )
+    result = profile_there(request, device, noted)
+    turns = 2 * (result.turns + result.warmup_turns)
+    assert noted.steps["127.0.0.1: timing, batch 1"] == [turns, turns]
+    assert noted.steps["127.0.0.1: layers, batch 1"] == [1, 1]
+    assert lines == []
+
+
 def profiled(board: Server, package: Path, lines: list[str] | None = None, **changes: object) -> ProfileResult:
     said = lines if lines is not None else []
     device = Device(address=board.address, ssh_config=board.folder / "client.conf", say=said.append)
