@@ -302,8 +302,8 @@ build() { # label, role, file, sha256, and the same of a data file where there i
         cache=null
         [ ! -f "$timing_cache" ] || cache=\"$(hash_of "$timing_cache")\"
         record "$partial" trtexec "$cache" >"$partial.json"
-        # the record last: an engine without one is built again
-        rm -f "$plan.json"
+        # the record last: an engine without one is built again; what `build` read back is of the engine before
+        rm -f "$plan.json" "$plan.layers.json"
         mv -f "$partial" "$plan"
         mv -f "$partial.json" "$plan.json"
         list_fallback

@@ -342,6 +342,16 @@ def test_a_killed_build_goes_on_with_what_is_missing(board: Board) -> None:
     assert second.stderr.count("up to date") == 1
 
 
+def test_what_was_read_back_of_the_engine_before_is_forgotten(board: Board) -> None:
+    board.run()
+    kept = board.built / "net-w8.engine.layers.json"
+    kept.write_text("{}")
+    board.run()
+    assert kept.exists()
+    board.run("--force")
+    assert not kept.exists()
+
+
 def test_a_hung_trtexec_is_given_up(board: Board) -> None:
     """Minutes are seconds here: the script multiplies them by 60."""
     script = board.package / SCRIPT

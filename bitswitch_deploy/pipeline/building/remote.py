@@ -15,7 +15,8 @@ from bitswitch_deploy.engines.engine_record import EngineRecord, read_record, re
 from bitswitch_deploy.errors import PackageError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
-from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, engine_row, kept_layers
+from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, engine_row
+from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress

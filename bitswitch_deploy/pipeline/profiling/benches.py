@@ -18,6 +18,7 @@ from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes, optimized_nodes
+from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
 from bitswitch_deploy.engines.timed_calls import time_calls
@@ -27,6 +28,7 @@ from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
+from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.pipeline.profiling.tensorrt_layers import graph_of, layer_run
 from bitswitch_deploy.profiling.interleave import TURN_MS
@@ -73,6 +75,9 @@ class Bench(Protocol):
 
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
         """What really runs; empty where the engine does not tell."""
+
+    def read_back(self, label: str) -> ReadBack | None:
+        """What became of its graph in a TensorRT engine, where that is known."""
 
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
         """The time of every operator of each candidate; empty where the engine does not tell.
@@ -157,6 +162,9 @@ class OnnxRuntimeBench:
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
         """What really runs."""
         return optimized_nodes(self._graphs[label], session_options=self._options)
+
+    def read_back(self, label: str) -> None:
+        """Nothing: its nodes tell."""
 
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
         """The time of every operator of all candidates, in turns, and of whole runs without profiler next to them.
@@ -271,6 +279,10 @@ class TensorRtBench:
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
         """The nodes of the ONNX graph, each under the name of the TensorRT layer that holds it."""
         return graph_nodes(self._models[label].graph)
+
+    def read_back(self, label: str) -> ReadBack | None:
+        """What `build` found out."""
+        return kept_layers(self._engines[label], self._models[label])
 
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
         """The time of every TensorRT layer by IProfiler, in runs of their own, and whole runs without it."""

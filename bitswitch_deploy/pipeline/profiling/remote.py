@@ -127,17 +127,17 @@ def _check_release(device: Device, folder: DeviceFolder) -> None:
             got=answer or asked.stderr or f"exit code {asked.code}",
             allowed=f"{wanted}, as here",
             do=f"install it there: ssh {device.address} python3 -m pip install --user bitswitch-deploy=={__version__}\n"
-            "      or, for a board with trtexec only: --engine trtexec",
+            "      or, where Python is older than 3.10, as on JetPack 5, or trtexec is all there is: --engine trtexec",
         )
 
 
 def package_files(package: Path, manifest: Manifest) -> Iterator[Listed]:
-    """The package and the engines that were built of it, with their records."""
+    """The package and the engines that were built of it, with their records and what was read back of them."""
     yield listed(package / MANIFEST, f"{_PACKAGE}/{MANIFEST}")
     for entry in manifest.files:
         yield package / entry.path, f"{_PACKAGE}/{entry.path}", entry.sha256
     if manifest.built_on_device is not None:
-        for pattern in ("*.engine", "*.engine.json"):
+        for pattern in ("*.engine", "*.engine.json", "*.layers.json"):
             for path in sorted((package / manifest.built_on_device).glob(pattern)):
                 yield listed(path, f"{_PACKAGE}/{manifest.built_on_device}/{path.name}")
 

@@ -12,9 +12,11 @@ import onnx
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
+from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.engines.trtexec import LocalTrtexec, Trtexec, TrtexecSession, parse_version, timing_flags
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.profiling.benches import Feeds, TimedSession, Width
 from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.pipeline.profiling.tensorrt_layers import graph_of, layer_run
@@ -79,11 +81,10 @@ class TrtexecBench:
         self._models = {label: graph_of(package / entry.path) for label, entry in entries.items()}
         flags = _flags(target, self.version)
         loader = Loader(device=board.facts, module="tensorrt", version=self.version, trust=trust)
+        self._engines = {label: engine_file(package, manifest, entry, loader) for label, entry in entries.items()}
         self._opened = {
-            label: TrtexecSession(
-                board.trtexec, engine_file(package, manifest, entry, loader), _inputs(self._models[label]), flags=flags
-            )
-            for label, entry in entries.items()
+            label: TrtexecSession(board.trtexec, engine, _inputs(self._models[label]), flags=flags)
+            for label, engine in self._engines.items()
         }
         self.sessions: Mapping[str, TimedSession] = dict(self._opened)
 
@@ -96,6 +97,10 @@ class TrtexecBench:
     def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
         """The nodes of the ONNX graph, each under the name of the TensorRT layer that holds it."""
         return graph_nodes(self._models[label].graph)
+
+    def read_back(self, label: str) -> ReadBack | None:
+        """What was found out when it was built."""
+        return kept_layers(self._engines[label], self._models[label])
 
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
         """The median time of each TensorRT layer, as one run; it belongs to the first ONNX node in its name."""

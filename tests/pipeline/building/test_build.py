@@ -123,6 +123,9 @@ def test_layers_are_read_back_and_kept(board: Record, package: Path) -> None:
     vendors = package / BUILD_FOLDER / "digits-w8.layers.json"
     vendors.write_text(json.dumps({"Layers": [CONVOLUTION]}))
     assert built(package).engines[1].layers == first
+    # and is of another engine after the next build
+    built(package, force=True)
+    assert (kept.exists(), vendors.exists()) == (True, False)
 
 
 def test_what_is_up_to_date_stays(board: Record, package: Path) -> None:
