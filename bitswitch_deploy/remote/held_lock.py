@@ -18,13 +18,24 @@ _BEAT_S, _SILENCE_S = 5.0, 20
 # longer than an owner that was cut off keeps it
 _WAIT_S = 25
 _SAYS_WAITING = "another run holds the device; waiting for it to end"
-# flock needs no right to write, so the file or folder may be of another user; a beat is a line that is not empty
+# flock needs no right to write, so the file or folder may be of another user; a beat is a line that is not empty.
+# Its code 1 is a lock that somebody has, all others are of a file system without locks, as NFS may be.
 _HOLD = f"""
 command -v flock >/dev/null 2>&1 || {{ echo none; exit; }}
 [ -e "$p" ] || : >>"$p" || exit
 exec 9<"$p"
-flock -n 9 || {{ echo {shlex.quote(_SAYS_WAITING)} >&2; flock -w {_WAIT_S} 9; }} || {{ echo busy; exit; }}
-echo held
+code=0
+flock -n 9 2>/dev/null || code=$?
+if [ "$code" = 1 ]; then
+    echo {shlex.quote(_SAYS_WAITING)} >&2
+    code=0
+    flock -w {_WAIT_S} 9 || code=$?
+fi
+case $code in
+0) echo held ;;
+1) echo busy; exit ;;
+*) echo none; exit ;;
+esac
 while [ -n "$(timeout {_SILENCE_S} head -n 1 9<&-)" ]; do :; done
 """
 
@@ -80,7 +91,7 @@ class HeldLock:
         said = process.stdout.readline().decode("utf-8", "replace").strip() if process.stdout is not None else ""
         if said == "busy":
             raise self._refusal
-        if said in ("held", "none"):  # none: no flock there, as on macOS
+        if said in ("held", "none"):  # none: there are no locks, as on macOS, which has no flock
             return
         self._ssh.check_connection(process.wait())
         raise OutputError(

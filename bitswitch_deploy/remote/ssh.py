@@ -151,6 +151,10 @@ class Ssh:
             raise AssertionError("Ssh is used as a context")
         settings = {
             "BatchMode": "yes",
+            # what the user's configuration may have for work by hand
+            "RequestTTY": "no",
+            "RemoteCommand": "none",
+            "ClearAllForwardings": "yes",
             "StrictHostKeyChecking": "yes",
             "ConnectTimeout": _CONNECT_S,
             "ServerAliveInterval": _ALIVE_S,

@@ -156,6 +156,14 @@ def test_a_device_without_flock(server: Server, ssh: Ssh) -> None:
         assert folder.run("echo here").stdout == b"here\n"
 
 
+@pytest.mark.parametrize("code", [64, 65])
+def test_a_home_without_locks(server: Server, ssh: Ssh, code: int) -> None:
+    """As on some file systems of a network; it is not taken for a lock that somebody has."""
+    server.put("flock", f"#!/bin/sh\nexit {code}\n")
+    with DeviceFolder(ssh, "name", print) as folder:
+        assert folder.run("echo here").stdout == b"here\n"
+
+
 def test_a_command_that_was_broken_off_is_run_again(server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
     """It alone: what was started beside it goes on, and the lock is held again."""
     monkeypatch.setattr(remote_device, "RETRY_AFTER_S", (0.1, 0.1))

@@ -28,7 +28,9 @@ def alone_on_this_machine() -> Iterator[None]:
     """
     path = folder() / LOCK_NAME
     try:
-        descriptor = _opened(path)
+        descriptor = _locked(path)
+    except BlockingIOError as exc:
+        raise is_measuring("this machine") from exc
     except OSError as exc:
         raise OutputError(
             where=str(path),
@@ -37,10 +39,6 @@ def alone_on_this_machine() -> Iterator[None]:
             do="correct its permissions, or name another one in TMPDIR",
         ) from exc
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise is_measuring("this machine") from exc
         yield
     finally:
         os.close(descriptor)
@@ -61,11 +59,17 @@ def is_measuring(machine: str) -> UnavailableError:
     )
 
 
-def _opened(path: Path) -> int:
-    """For reading, which is all that a lock takes: the file may be of another user."""
+def _locked(path: Path) -> int:
+    """Opened for reading, which is all that a lock takes: the file may be of another user."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, flags)
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         # never on a file that is there: systems refuse O_CREAT on that of another user in a folder for all
-        return os.open(path, flags | os.O_CREAT, 0o644)
+        descriptor = os.open(path, flags | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
