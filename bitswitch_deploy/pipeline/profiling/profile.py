@@ -16,13 +16,8 @@ from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.profiling.benches import (
-    Bench,
-    OnnxRuntimeBench,
-    TensorRtBench,
-    Width,
-    package_widths,
-)
+from bitswitch_deploy.pipeline.profiling.bench import Bench, Width, package_widths
+from bitswitch_deploy.pipeline.profiling.onnxruntime_bench import OnnxRuntimeBench
 from bitswitch_deploy.pipeline.profiling.steps import (
     LayerProfiles,
     TimedBatch,
@@ -33,7 +28,8 @@ from bitswitch_deploy.pipeline.profiling.steps import (
     time_batch,
 )
 from bitswitch_deploy.pipeline.profiling.table import check_table_request, latency_table, table_residuals
-from bitswitch_deploy.pipeline.profiling.trtexec import Board, TrtexecBench, this_board
+from bitswitch_deploy.pipeline.profiling.tensorrt_bench import TensorRtBench
+from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board, TrtexecBench, this_board
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import find_meter
 from bitswitch_deploy.profiling.board.host import Host

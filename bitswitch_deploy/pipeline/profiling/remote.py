@@ -23,7 +23,7 @@ from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile, wanted_master
 from bitswitch_deploy.pipeline.profiling.remote_host import host_of
-from bitswitch_deploy.pipeline.profiling.trtexec import Board
+from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
 from bitswitch_deploy.pipeline.progress import LINES_WANTED, Progress, followed, without_progress
 from bitswitch_deploy.profiling.board.device_lock import LOCK_NAME, is_measuring
 from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult

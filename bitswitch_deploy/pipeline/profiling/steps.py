@@ -14,7 +14,7 @@ from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode
 from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.pipeline.profiling.benches import Bench, Feeds
+from bitswitch_deploy.pipeline.profiling.bench import Bench, Feeds
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import EnergyMeter
 from bitswitch_deploy.profiling.board.state import BoardWatch

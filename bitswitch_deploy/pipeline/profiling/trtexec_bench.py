@@ -17,7 +17,7 @@ from bitswitch_deploy.engines.trtexec import LocalTrtexec, Trtexec, TrtexecSessi
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
-from bitswitch_deploy.pipeline.profiling.benches import Feeds, TimedSession, Width
+from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
 from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.pipeline.profiling.tensorrt_layers import graph_of, layer_run
 from bitswitch_deploy.profiling.layers import ProfiledRuns
