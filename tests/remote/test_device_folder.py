@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -100,6 +102,22 @@ def test_what_was_started_is_ended(server: Server, ssh: Ssh) -> None:
     assert running(sleep)
     with Ssh(server.address, options=server.options) as again, DeviceFolder(again, "name", print):
         assert not running(sleep)
+    assert server.left() == []
+
+
+def test_an_interrupt_leaves_the_device_clean(server: Server, ssh: Ssh) -> None:
+    sleep = f"sleep {6000 + server.port}"
+
+    def interrupt(line: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def work() -> None:
+        with DeviceFolder(ssh, "name", print) as folder:
+            folder.run(f"touch half; echo started >&2; {sleep}", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not running(sleep)
     assert server.left() == []
 
 

@@ -68,7 +68,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
 
     Raises:
         UnavailableError: this machine cannot build them, or ran out of memory; the message says what is missing.
-        UsageError: the target has no engines to build, or an option does not fit; another build runs in this package.
+            Another build runs in this package.
+        UsageError: the target has no engines to build, or an option does not fit.
         GraphError: the builder refuses a graph.
         PackageError: a graph is not the exported one.
         OutputError: the folder or the timing cache cannot be written.
@@ -256,7 +257,7 @@ def build_lock(folder: Path) -> Iterator[None]:
     """One build at a time in a folder; build_on_device.sh takes the same lock. The system frees it with the process.
 
     Raises:
-        UsageError: another build runs there.
+        UnavailableError: another build runs there.
         OutputError: the folder cannot be written.
     """
     _make_folder(folder)
@@ -269,7 +270,7 @@ def build_lock(folder: Path) -> Iterator[None]:
     except BlockingIOError as exc:
         os.close(descriptor)
         got, do = "another build is running in this package", "wait for it"
-        raise UsageError(where=str(folder), got=got, allowed="one build at a time", do=do) from exc
+        raise UnavailableError(where=str(folder), got=got, allowed="one build at a time", do=do) from exc
     except OSError as exc:
         os.close(descriptor)
         raise _unwritable(folder, exc) from exc

@@ -98,7 +98,7 @@ def profile(
     check_turns(request.turns, request.duration_s)
     with ExitStack() as stack:
         stack.enter_context(host.alone())
-        bench = _open(request, manifest, widths, engine=engine, master=master, board=board, stack=stack)
+        bench = _open(request, manifest, widths, master=master, board=board, stack=stack)
         measured = _measured(bench, request, target, master, host, progress)
     result = _result(request, manifest, widths, measured)
     return _with_files(request, result, widths, measured.layers[0], master, host)
@@ -257,14 +257,14 @@ def _open(
     manifest: Manifest,
     widths: Sequence[Width],
     *,
-    engine: EngineName,
     master: Master | None,
     board: Board | None,
     stack: ExitStack,
 ) -> Bench:
+    target = _target(request, manifest)
+    engine = _engine(request, target)
     if engine == "trtexec":
-        target, board = _target(request, manifest), board or this_board()
-        return TrtexecBench(request.package, manifest, widths, target, board, trust=request.trust)
+        return TrtexecBench(request.package, manifest, widths, target, board or this_board(), trust=request.trust)
     if engine != "onnxruntime":
         return TensorRtBench(request.package, manifest, widths, engine, stack=stack, trust=request.trust)
     threads = request.threads if request.threads is not None else usable_cores()

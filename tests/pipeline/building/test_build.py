@@ -221,7 +221,7 @@ def test_two_builds_at_once_are_refused(board: Record, package: Path) -> None:
     (package / BUILD_FOLDER).mkdir()
     with (package / BUILD_FOLDER / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another build is running in this package"):
+        with pytest.raises(UnavailableError, match="another build is running in this package"):
             built(package)
     built(package)
 
