@@ -10,18 +10,32 @@ stand-in.
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.timing_cache import cache_folder
 from bitswitch_deploy.errors import OutputError
 
+_shared: WeakValueDictionary[Any, RuntimeCache] = WeakValueDictionary()
+_sharing = threading.Lock()
 
-def has_runtime_cache(trt: Any) -> bool:
-    """Whether this module has one."""
-    return hasattr(trt, "IRuntimeCache") and hasattr(trt.ICudaEngine, "create_runtime_config")
+
+def runtime_cache_of(trt: Any) -> RuntimeCache | None:
+    """The cache of a module, the same one for a whole process: of two, each would write without what the other has.
+
+    None for a module without caches.
+    """
+    if not hasattr(trt, "IRuntimeCache") or not hasattr(trt.ICudaEngine, "create_runtime_config"):
+        return None
+    with _sharing:
+        cache = _shared.get(trt)
+        if cache is None:
+            cache = _shared[trt] = RuntimeCache(trt, runtime_cache_path(str(trt.__version__)))
+        return cache
 
 
 def runtime_cache_path(version: str) -> Path:
@@ -32,7 +46,7 @@ def runtime_cache_path(version: str) -> Path:
 
 
 class RuntimeCache:
-    """One cache for all engines of a process. Not for several threads at once.
+    """One cache, for any number of engines and threads.
 
     Args:
         trt: the module. path: where it is kept; no file is no error, and neither is one that cannot be written, which
@@ -43,16 +57,18 @@ class RuntimeCache:
         self._trt, self._path = trt, path
         self._cache: Any = None
         self._can_write = True
+        self._lock = threading.Lock()
 
     def config_of(self, engine: Any) -> Any:
         """A runtime configuration of an engine that uses the cache."""
         config = engine.create_runtime_config()
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            kept = self._read()
-            if kept:
-                # refused where it is of another GPU or release: then it stays empty
-                self._cache.deserialize(kept)
+        with self._lock:
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                kept = self._read()
+                if kept:
+                    # refused where it is of another GPU or release: then it stays empty
+                    self._cache.deserialize(kept)
         config.set_runtime_cache(self._cache)
         # else kernels are compiled beside the first runs: what is measured, and kept, would change meanwhile
         config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -60,13 +76,14 @@ class RuntimeCache:
 
     def save(self) -> None:
         """Keep what was compiled so far."""
-        if self._cache is None or not self._can_write:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, bytes(self._cache.serialize()))
-        except (OSError, OutputError):
-            self._can_write = False
+        with self._lock:
+            if self._cache is None or not self._can_write:
+                return
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(self._path, bytes(self._cache.serialize()))
+            except (OSError, OutputError):
+                self._can_write = False
 
     def _read(self) -> bytes:
         try:

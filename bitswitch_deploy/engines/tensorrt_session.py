@@ -15,7 +15,7 @@ import numpy as np
 
 from bitswitch_deploy.engines.cuda_memory import Cuda, DeviceBuffer
 from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
-from bitswitch_deploy.engines.runtime_cache import RuntimeCache, has_runtime_cache, runtime_cache_path
+from bitswitch_deploy.engines.runtime_cache import runtime_cache_of
 from bitswitch_deploy.engines.tensorrt_log import LogMessage, errors_of
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger
 from bitswitch_deploy.errors import BitswitchError, DataError, GraphError, UnavailableError
@@ -48,9 +48,7 @@ class TensorRtDevice:
         # the runtime must outlive its engines, and the logger the runtime
         self._logger = recording_logger(self.trt, self.messages)
         self.runtime = self.trt.Runtime(self._logger)
-        self.runtime_cache = (
-            RuntimeCache(self.trt, runtime_cache_path(self.version)) if has_runtime_cache(self.trt) else None
-        )
+        self.runtime_cache = runtime_cache_of(self.trt)
 
     def failure(self, what: str, kind: type[BitswitchError], do: str) -> BitswitchError:
         """The error for a call that returned nothing, with what TensorRT logged about it."""

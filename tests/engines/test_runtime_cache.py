@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitswitch_deploy.engines.runtime_cache import has_runtime_cache
+from bitswitch_deploy.engines.runtime_cache import RuntimeCache, runtime_cache_of
 from bitswitch_deploy.engines.tensorrt_module import load_module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
 from tests.engines.tensorrt_device import Device, install, plan
@@ -44,6 +44,18 @@ def test_only_the_first_process_compiles(device: Device) -> None:
     assert compiled(device) == []
     process(2, 4)
     assert compiled(device) == [(2.0, (4, 3)), (3.0, (4, 3))]
+
+
+def test_two_devices_of_a_process_lose_nothing_of_each_other(device: Device) -> None:
+    """As the engines of a switcher and the reference of a profile."""
+    sessions = [TensorRtSession(plan(factor), TensorRtDevice("tensorrt_rtx")) for factor in (2.0, 3.0)]
+    for session in sessions:
+        session.run_all({"x": X[:1]})
+    assert len(compiled(device)) == 2
+    sessions.clear()
+    del session
+    process(1)
+    assert compiled(device) == []
 
 
 def test_contexts_share_memory_and_compile_before_they_run(device: Device) -> None:
@@ -87,7 +99,7 @@ def test_tensorrt_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="no tensorrt_rtx here")
 def test_the_real_module_has_the_names_that_are_used() -> None:
     trt = load_module("tensorrt_rtx")
-    assert has_runtime_cache(trt)
+    assert isinstance(runtime_cache_of(trt), RuntimeCache)
     config = {"create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy"}
     assert config | {"dynamic_shapes_kernel_specialization_strategy"} <= set(dir(trt.IRuntimeConfig))
     assert {"serialize", "deserialize"} <= set(dir(trt.IRuntimeCache))

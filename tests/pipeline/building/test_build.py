@@ -22,7 +22,6 @@ from bitswitch_deploy.errors import (
     PackageError,
     TargetFileError,
     UnavailableError,
-    UsageError,
 )
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.verify import read_manifest, verify_package
