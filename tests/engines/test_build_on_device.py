@@ -374,6 +374,22 @@ def test_a_hung_trtexec_that_does_not_listen_is_killed(board: Board) -> None:
     assert (board.built / "net-w4.engine").exists()
 
 
+def test_a_full_disk_is_said(board: Board) -> None:
+    """Also where trtexec takes an engine that was cut short for a good one."""
+    df = "#!/bin/sh\necho Filesystem 1024-blocks Used Available Capacity Mounted\necho tmpfs 400 {used} {free} 99% /\n"
+    board.program("df", df.format(used=390, free=10))
+    result = board.run()
+    assert result.returncode == 1
+    assert result.stderr.count("FAILED: the disk is full: free some space, then run this again") == 3
+    assert not list(board.built.glob("*.engine*"))
+    board.trtexec(code=1)
+    assert board.run().stderr.count("FAILED: the disk is full") == 3
+    board.program("df", df.format(used=0, free=4000000))
+    assert "the disk is full" not in board.run().stderr
+    board.trtexec(line="[E] Saving engine failed: No space left on device", code=1)
+    assert board.run().stderr.count("FAILED: the disk is full") == 3
+
+
 def test_a_trtexec_that_the_system_killed_is_said(board: Board) -> None:
     board.trtexec(write="kill -KILL $$")
     assert "trtexec was killed, as the system does when memory runs out" in board.run().stderr
