@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from bitswitch_deploy.cli.main import main
+from bitswitch_deploy.profiling.board import device_lock
 
 # A job in the background is started with these ignored, and its children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,6 +25,14 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def device_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests that profile run side by side, on what they take for different machines."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(device_lock, "folder", tmp_path_factory.getbasetemp)
+        yield
 
 
 @pytest.fixture

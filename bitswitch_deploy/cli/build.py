@@ -32,6 +32,15 @@ from bitswitch_deploy.report.json import to_json
 @click.option(
     "--workspace", "workspace_mb", type=click.IntRange(min=1), metavar="MB", help="Memory for trying tactics."
 )
+@click.option(
+    "--timeout",
+    "timeout_min",
+    type=click.IntRange(min=1),
+    default=120,
+    show_default=True,
+    metavar="MINUTES",
+    help="Give up an engine that takes longer.",
+)
 @click.option("--timing-cache", type=PATH, metavar="FILE", help="Another one than that of this device.")
 @device_option
 @ssh_config_option

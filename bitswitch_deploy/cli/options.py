@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
-from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.progress import LINES_WANTED, Progress, ProgressLines
 from bitswitch_deploy.remote.address import parse_address
 from bitswitch_deploy.remote.device import Device
 from bitswitch_deploy.tensors import WidthAssignment
@@ -151,7 +152,13 @@ class _Bar:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar with an ETA on stderr when somebody watches, silence otherwise; it leaves nothing behind."""
+    """A bar with an ETA on stderr when somebody watches, silence otherwise; it leaves nothing behind.
+
+    Lines instead where the other end of a connection asks for them.
+    """
+    if os.environ.get(LINES_WANTED):
+        yield ProgressLines(partial(click.echo, err=True))
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with RichProgress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:

@@ -39,13 +39,13 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
 @click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator.  [default: every core]")
-@click.option("--turns", type=click.IntRange(min=1), help="Turns for each candidate, 50 ms each.")
+@click.option("--turns", type=click.IntRange(min=1), help="Turns for each candidate, 50 ms each, 1 s with trtexec.")
 @click.option(
     "--duration",
     "duration_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Time for each candidate, instead of --turns.  [default: what the target's profile asks for]",
+    help="Time for each candidate, instead of --turns.  [default: what the target's profile asks for, 20 or 30]",
 )
 @click.option("--budget", metavar="TIME", help="Exit with 1 when the p95 of a width is above it, such as 5ms.")
 @click.option("--trace", type=PATH, metavar="FILE", help="Write a timeline for chrome://tracing or ui.perfetto.dev.")
@@ -65,6 +65,10 @@ def command(
     **options: Any,
 ) -> int:
     """Time every width of a package, here or over ssh, in turns, beside the float network it was made from.
+
+    Without --duration each width and the float network take 20 s on a CPU and 30 s on a GPU, and a part of that as
+    warm-up: two to four minutes for four widths, with trtexec, which starts anew for each turn, several times that.
+    For a first look: --duration 2.
 
     Exits with 1 when a width misses --budget. On a board: in the power mode and with the clocks that you will use.
     """

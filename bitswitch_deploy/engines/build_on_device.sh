@@ -257,9 +257,20 @@ list_fallback() {
     say "$label: $(wc -l <"$out/$stem.gpu-fallback.txt" | tr -d ' ') layers fall back to the GPU: $out/$stem.gpu-fallback.txt"
 }
 
-why_failed() { # exit code of trtexec
-    if [ "$1" = 124 ]; then
+# An engine that was cut short need not be an error to trtexec, and its log may be cut as well.
+is_full() {
+    free_kb=$(df -Pk "$out" 2>/dev/null | awk 'NR == 2 { print $4 }') || free_kb=
+    [ "${free_kb:-1024}" -lt 1024 ] || grep -q 'No space left on device' "$log"
+}
+
+full='the disk is full: free some space, then run this again. Engines that are done stay'
+
+why_failed() { # exit code of trtexec, seconds that it took
+    # one that does not listen is killed as well, and ends with the code of one that the system killed
+    if [ "$1" = 124 ] || { [ "$1" = 137 ] && [ "$2" -ge $((minutes * 60)) ]; }; then
         printf '%s' "not done after $minutes minutes: it hangs, or needs a longer --timeout"
+    elif is_full; then
+        printf '%s' "$full"
     elif [ "$1" = 137 ]; then
         printf '%s' "trtexec was killed, as the system does when memory runs out: end other programs, or --workspace MB"
     elif grep -q -i -e 'out of memory' -e 'OutOfMemory' -e 'cudaError 2:' "$log"; then
@@ -289,26 +300,32 @@ build() { # label, role, file, sha256, and the same of a data file where there i
     for flag in $flags; do
         set -- "$@" "$flag"
     done
-    code=0
+    code=0 began=$(date +%s)
     run_trtexec "$@" || code=$?
     if [ "$code" != 0 ]; then
-        failed "$(why_failed "$code")"
+        failed "$(why_failed "$code" $(($(date +%s) - began)))"
     elif grep -q -e 'UINT8 zero_point' -e 'will use INT8 instead' -e 'Defaulting to INT8' "$log"; then
         failed "TensorRT reads UINT8 codes of this graph as INT8, which destroys half of their range"
     elif [ ! -s "$partial" ]; then
         failed "trtexec wrote no engine"
+    elif is_full || ! describe; then
+        failed "$full"
     else
-        cache=null
-        [ ! -f "$timing_cache" ] || cache=\"$(hash_of "$timing_cache")\"
-        record "$partial" trtexec "$cache" >"$partial.json"
-        # the record last: an engine without one is built again
-        rm -f "$plan.json"
+        # the record last: an engine without one is built again; what `build` read back is of the engine before
+        rm -f "$plan.json" "$plan.layers.json"
         mv -f "$partial" "$plan"
         mv -f "$partial.json" "$plan.json"
         list_fallback
         say "$label: $plan"
     fi
     rm -f "$partial" "$partial.json"
+}
+
+# Write the record of the engine that was just built beside it.
+describe() {
+    cache=null
+    [ ! -f "$timing_cache" ] || cache=\"$(hash_of "$timing_cache")\"
+    record "$partial" trtexec "$cache" >"$partial.json" 2>/dev/null
 }
 
 usage() {

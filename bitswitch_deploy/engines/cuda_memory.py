@@ -15,6 +15,8 @@ import numpy as np
 from bitswitch_deploy.errors import UnavailableError
 
 _NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
+# cudaErrorInsufficientDriver, which is what a machine without any driver says, and cudaErrorNoDevice
+_NO_DEVICE = (35, 100)
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 
 
@@ -70,12 +72,15 @@ class Cuda:
             return
         describe = self._library.cudaGetErrorString
         describe.restype = ctypes.c_char_p
-        raise UnavailableError(
-            where="CUDA",
-            got=f"error {code}: {(describe(ctypes.c_int(code)) or b'').decode(errors='replace')}",
-            allowed="a GPU with enough free memory",
-            do="free device memory, lower memory_budget_mb, or check the driver",
-        )
+        got = f"error {code}: {(describe(ctypes.c_int(code)) or b'').decode(errors='replace')}"
+        if code in _NO_DEVICE:
+            allowed, do = "a machine with an NVIDIA GPU and its driver", "run it there, or install or renew the driver"
+        else:
+            allowed, do = (
+                "a GPU with enough free memory",
+                "free device memory, lower memory_budget_mb, or check the driver",
+            )
+        raise UnavailableError(where="CUDA", got=got, allowed=allowed, do=do)
 
 
 class DeviceBuffer:

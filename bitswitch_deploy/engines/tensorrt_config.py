@@ -29,6 +29,7 @@ class BuildSettings:
     legacy_flags: builder flags of weakly typed networks (TensorRT before 10.12), ignored by newer ones.
     timing_cache: file to read and to update, which makes the next build faster; tensorrt only.
     dla_core: run what it can on this DLA core and the rest on the GPU; None uses the GPU alone.
+    limit_s: seconds that the build may take, by default as long as build_on_device.sh gives an engine.
     """
 
     label: str = "engine"
@@ -38,6 +39,7 @@ class BuildSettings:
     legacy_flags: tuple[str, ...] = ("INT8", "FP16")
     timing_cache: Path | None = None
     dla_core: int | None = None
+    limit_s: float = 120 * 60
 
 
 def network_typing(trt: Any) -> Typing:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.engines.build_watch import GRACE_S, BuildWatch
 from bitswitch_deploy.engines.deferred_signals import deferred_signals, system_signals
 from bitswitch_deploy.engines.engine_layers import EngineLayer, layers_of_json, layers_of_log
 from bitswitch_deploy.engines.shape_range import ShapeRange, check_profile
@@ -60,7 +61,7 @@ def build_engine(
     """Build the engine of an ONNX graph, serialized or as a file; `progress` is told the fraction done, 0..1.
 
     Raises:
-        UnavailableError: the module, a GPU or DLA that this build needs, or memory is not here.
+        UnavailableError: the module, a GPU or DLA that this build needs, or memory is not here; or it takes too long.
         GraphError: the parser or builder refuses the graph (every parser error is listed), or would read UINT8 as INT8.
         UsageError: a setting does not go with the module or the graph.
         OutputError: the timing cache cannot be written.
@@ -77,8 +78,10 @@ def build_engine(
     gpu_fallback = configure(trt, builder, config, network, settings, where=where)
     notes = _load_timing_cache(trt, config, settings.timing_cache, where)
     _add_profile(builder, config, network, settings.profile, messages, where)
+    can_stop = hasattr(trt, "IProgressMonitor")
+    watch = BuildWatch(settings.limit_s, where=where, grace_s=GRACE_S if can_stop else 0)
     try:
-        plan = _built(trt, builder, network, config, progress)
+        plan = _built(trt, builder, network, config, progress, watch=watch)
     except MemoryError as exc:  # std::bad_alloc
         messages.append(LogMessage(severity="ERROR", text="out of memory on the host"))
         raise build_failure(messages, where=where) from exc
@@ -178,22 +181,28 @@ def _add_profile(
         raise build_failure(messages, where=where)
 
 
-def _built(trt: Any, builder: Any, network: Any, config: Any, progress: Progress | None) -> Any:
+def _built(trt: Any, builder: Any, network: Any, config: Any, progress: Progress | None, *, watch: BuildWatch) -> Any:
     """The plan, or None. A signal ends the build: at the next step where steps are announced, else at once.
 
     Where they are not, a handler in Python would run after the build, minutes later; the system's own ends the process.
     Nothing is lost by that: files appear whole or not at all, and finished engines are kept.
+
+    Raises:
+        UnavailableError: it took longer than it may.
     """
     if not hasattr(trt, "IProgressMonitor"):
-        with system_signals():
+        with system_signals(), watch:
             return builder.build_serialized_network(network, config)
-    with deferred_signals() as pending:
-        _attach_monitor(trt, config, progress, pending)
-        return builder.build_serialized_network(network, config)
+    with deferred_signals() as pending, watch:
+        _attach_monitor(trt, config, progress, lambda: bool(pending) or watch.is_stop_wanted)
+        plan = builder.build_serialized_network(network, config)
+    if watch.has_timed_out and plan is None:
+        raise watch.timeout()
+    return plan
 
 
-def _attach_monitor(trt: Any, config: Any, progress: Progress | None, pending: list[int]) -> None:
-    """Report progress and stop at a pending signal."""
+def _attach_monitor(trt: Any, config: Any, progress: Progress | None, is_stop_wanted: Callable[[], bool]) -> None:
+    """Report progress and stop when that is wanted."""
     steps: dict[str, int] = {}
 
     def phase_start(_: object, phase: str, parent: str | None, count: int) -> None:
@@ -203,11 +212,11 @@ def _attach_monitor(trt: Any, config: Any, progress: Progress | None, pending: l
     def step_complete(_: object, phase: str, step: int) -> bool:
         if progress is not None and phase in steps:
             progress((step + 1) / max(steps[phase], 1))
-        return not pending
+        return not is_stop_wanted()
 
     def phase_finish(_: object, phase: str) -> None:
         # the last step of a phase is not announced on its own; a cancelled phase finishes as well
-        if progress is not None and phase in steps and not pending:
+        if progress is not None and phase in steps and not is_stop_wanted():
             progress(1.0)
 
     methods = {"phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish}

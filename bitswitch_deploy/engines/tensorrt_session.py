@@ -15,9 +15,13 @@ import numpy as np
 
 from bitswitch_deploy.engines.cuda_memory import Cuda, DeviceBuffer
 from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
+from bitswitch_deploy.engines.runtime_cache import runtime_cache_of
 from bitswitch_deploy.engines.tensorrt_log import LogMessage, errors_of
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger
 from bitswitch_deploy.errors import BitswitchError, DataError, GraphError, UnavailableError
+
+# (layer of the engine, ms) of one run, in order
+LayerTimes = tuple[tuple[str, float], ...]
 
 
 class TensorRtDevice:
@@ -44,6 +48,7 @@ class TensorRtDevice:
         # the runtime must outlive its engines, and the logger the runtime
         self._logger = recording_logger(self.trt, self.messages)
         self.runtime = self.trt.Runtime(self._logger)
+        self.runtime_cache = runtime_cache_of(self.trt)
 
     def failure(self, what: str, kind: type[BitswitchError], do: str) -> BitswitchError:
         """The error for a call that returned nothing, with what TensorRT logged about it."""
@@ -66,6 +71,7 @@ class TensorRtSession:
 
     def __init__(self, plan: bytes, device: TensorRtDevice) -> None:
         self._device, trt = device, device.trt
+        self._configs: list[Any] = []
         with device.lock:
             self._engine = device.runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
@@ -74,6 +80,7 @@ class TensorRtSession:
             if not hasattr(self._engine, "num_io_tensors"):
                 raise device.failure("no tensors by name", UnavailableError, "use TensorRT 8.5 or newer")
             self._context = self._created_context()
+        self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = tuple(self._signature(name) for name in names if is_input[name])
@@ -96,24 +103,68 @@ class TensorRtSession:
         """
         check_feeds(self.inputs, feeds, where=self._device.where)
         with self._device.lock:
-            held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-            for name, array in held.items():
-                self._feed(name, array)
-            outputs = {name: self._empty(name) for name in self.output_names}
-            self._bind_scratch()
-            for name, output in outputs.items():
-                self._context.set_tensor_address(name, self._buffers[name].reserve(output.nbytes))
-            cuda = self._device.cuda
-            if not self._context.execute_async_v3(cuda.stream):
-                raise self._device.failure("the engine failed while running", GraphError, "build it again")
-            for name, output in outputs.items():
-                cuda.to_host(output, self._buffers[name].address)
-            cuda.synchronize()
+            outputs = self._run(self._context, feeds)
+            self._keep_compiled(feeds)
         return outputs
+
+    def profile(self, feeds: Mapping[str, np.ndarray], runs: int) -> tuple[LayerTimes, ...]:
+        """For each of `runs` runs the layers of the engine with their ms, in order, and one run before them as warm-up.
+
+        By the vendor's IProfiler in a context of its own: it waits for each layer, which slows the whole down.
+
+        Raises:
+            BitswitchError: as `run_all`.
+        """
+        check_feeds(self.inputs, feeds, where=self._device.where)
+        times: list[tuple[str, float]] = []
+
+        def report_layer_time(_: object, layer: str, ms: float) -> None:
+            times.append((str(layer), float(ms)))
+
+        members = {"report_layer_time": report_layer_time}
+        profiler = type("Profiler", (self._device.trt.IProfiler,), members)()
+        found = []
+        with self._device.lock:
+            context = self._created_context()
+            context.profiler = profiler
+            for _ in range(runs + 1):
+                times.clear()
+                self._run(context, feeds)
+                found.append(tuple(times))
+        return tuple(found[1:])
+
+    def _run(self, context: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        for name, array in held.items():
+            self._feed(context, name, array)
+        outputs = {name: self._empty(context, name) for name in self.output_names}
+        self._bind_scratch(context)
+        for name, output in outputs.items():
+            context.set_tensor_address(name, self._buffers[name].reserve(output.nbytes))
+        cuda = self._device.cuda
+        if not context.execute_async_v3(cuda.stream):
+            raise self._device.failure("the engine failed while running", GraphError, "build it again")
+        for name, output in outputs.items():
+            cuda.to_host(output, self._buffers[name].address)
+        cuda.synchronize()
+        return outputs
+
+    def _keep_compiled(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Save what was compiled, behind the first run of each shape: nobody knows when the process ends."""
+        cache = self._device.runtime_cache
+        shapes = tuple(feeds[value.name].shape for value in self.inputs)
+        if cache is not None and shapes not in self._compiled:
+            self._compiled.add(shapes)
+            cache.save()
 
     def _created_context(self) -> Any:
         strategies = getattr(self._device.trt, "ExecutionContextAllocationStrategy", None)
-        if strategies is not None:
+        if self._device.runtime_cache is not None and strategies is not None:
+            config = self._device.runtime_cache.config_of(self._engine)
+            config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+            self._configs.append(config)  # it must outlive the context
+            context = self._engine.create_execution_context(config)
+        elif strategies is not None:
             context = self._engine.create_execution_context(strategies.USER_MANAGED)
         else:
             context = self._engine.create_execution_context_without_device_memory()
@@ -121,9 +172,9 @@ class TensorRtSession:
             raise self._device.failure("no execution context", UnavailableError, "free device memory")
         return context
 
-    def _bind_scratch(self) -> None:
+    def _bind_scratch(self, context: Any) -> None:
         """Point the context at the shared memory, which moves when a larger engine comes."""
-        engine, context = self._engine, self._context
+        engine = self._engine
         # since 10.1 the size is 64 bits wide under a new name
         size_bytes = int(getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size)
         address = self._device.scratch.reserve(size_bytes)
@@ -146,16 +197,16 @@ class TensorRtSession:
             where, do = f"{self._device.where}: tensor {name!r}", "add a Cast to the graph"
             raise GraphError(where=where, got=str(kind), allowed="a type that NumPy has", do=do) from exc
 
-    def _feed(self, name: str, array: np.ndarray) -> None:
-        if not self._context.set_input_shape(name, array.shape):
+    def _feed(self, context: Any, name: str, array: np.ndarray) -> None:
+        if not context.set_input_shape(name, array.shape):
             got, allowed = f"shape {list(array.shape)}", "shapes that the engine was built for"
             raise DataError(where=f"input {name!r}", got=got, allowed=allowed, do="change the batch, or build again")
         address = self._buffers[name].reserve(array.nbytes)
-        self._context.set_tensor_address(name, address)
+        context.set_tensor_address(name, address)
         self._device.cuda.to_device(address, array)
 
-    def _empty(self, name: str) -> np.ndarray:
-        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+    def _empty(self, context: Any, name: str) -> np.ndarray:
+        shape = tuple(int(size) for size in context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
             where, do = f"output {name!r}", "run this graph with onnxruntime"
             raise GraphError(

@@ -17,12 +17,16 @@ from bitswitch_deploy.errors import OutputError
 _FOLDER = "bitswitch-deploy"
 
 
+def cache_folder() -> Path:
+    """Where this tool keeps what makes the next run faster."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / _FOLDER
+
+
 def timing_cache_path(device: DeviceFacts, *, version: str) -> Path:
     """The cache of this device, in the user's cache folder; build_on_device.sh composes the same name."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     parts = ("tensorrt", version, device.module or device.arch, device.power_mode or "")
-    return folder / _FOLDER / f"{'-'.join(_safe(part) for part in parts if part)}.timing"
+    return cache_folder() / f"{'-'.join(_safe(part) for part in parts if part)}.timing"
 
 
 def read_timing_cache(path: Path) -> bytes:

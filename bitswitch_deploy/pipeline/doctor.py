@@ -40,7 +40,12 @@ _OPTIONAL = (
     ("torch", "training and capture", "pip install 'bitswitch-deploy[train]'"),
 )
 _IMPORT_SECONDS, _TRIAL_SECONDS, _BUILD_SECONDS = 300, 600, 3600
+_FEW_TURNS = ("--turns", "6")
+_TRTEXEC_ONE = ("--engine", "trtexec", "--widths", "8")
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+# Blanks belong to a path inside of quotes; outside of them where what follows is part of a path as well.
+_QUOTED_PATH = re.compile(r"""(['"])(?:~|\.\.\.)?/[^'"\n]*\1""")
+_PATH = re.compile(r"""(?<![\w.])(?:~|\.\.\.)?/[^\s'":,;]*(?: [^\s\d/'":,;][^\s/'":,;]*/[^\s'":,;]*)*""")
 _BANNER = re.compile(r"\[TensorRT v([\d.]+)\]")
 _RUN = """
 import json, sys, time
@@ -159,6 +164,7 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
         ("export for this CPU", (*tool, "export", "--target", "cpu", "--output", cpu, "--json"), _TRIAL_SECONDS),
         ("verify the package", (*tool, "verify", cpu, "--json"), _TRIAL_SECONDS),
         ("measure it again", (*tool, "validate", cpu, "--json"), _TRIAL_SECONDS),
+        ("time it", (*tool, "profile", cpu, *_FEW_TURNS, "--threads", "1", "--json"), _TRIAL_SECONDS),
     ]
     if device.l4t is not None:
         board = (*tool, "export", "--target", "jetson", "--output", engines, "--json")
@@ -169,7 +175,13 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
             ("export for this board", board, _TRIAL_SECONDS),
             ("build engines from Python", build, _BUILD_SECONDS),
             ("run an engine", run, _TRIAL_SECONDS),
+            ("time the engines", (*tool, "profile", engines, *_FEW_TURNS, "--json"), _TRIAL_SECONDS),
             ("build engines with trtexec", script, _BUILD_SECONDS),
+            (
+                "time them with trtexec",
+                (*tool, "profile", engines, *_FEW_TURNS, *_TRTEXEC_ONE, "--json"),
+                _TRIAL_SECONDS,
+            ),
         ]
     elif importlib.util.find_spec("tensorrt_rtx") is not None:
         export = (*tool, "export", "--target", "rtx", "--bits", "8", "--output", engines, "--json")
@@ -196,9 +208,12 @@ def _measured(output: str) -> str:
         document = json.loads(output)
     except ValueError:
         return ""
-    rows: list[Any] = document.get("widths") or document.get("engines") or []
     if "median_ms" in document:
         return f"median {document['median_ms']} ms"
+    if "candidates" in document:
+        times = ", ".join(f"{row['label']}: {row['statistics']['p50_ms']:.3f} ms" for row in document["candidates"])
+        return times + (", UNSTABLE" if document["unstable"] else "")
+    rows: list[Any] = document.get("widths") or document.get("engines") or []
     return ", ".join(f"{row['label']}: {_summary(row)}" for row in rows)
 
 
@@ -231,11 +246,23 @@ def _run(command: Sequence[str], seconds: int) -> _Result:
 
 def anonymous(text: str) -> str:
     """`text` without the names of this machine and its user, and without paths."""
-    text = re.sub(r"(?<![\w.])/(?:[^\s'\":,;]*/)?([^\s'\":,;/]+)", r".../\1", text)
-    for name in (platform.node(), _user(), Path.home().name):
+    # the folders that are known first, as a whole: they may hold blanks
+    for folder in sorted({str(each) for each in _folders()}, key=len, reverse=True):
+        text = text.replace(folder, "...")
+    text = _QUOTED_PATH.sub(lambda found: f"{found[1]}.../{found[0].rpartition('/')[2]}", text)
+    text = _PATH.sub(lambda found: f".../{found[0].rpartition('/')[2]}", text)
+    node = platform.node()
+    for name in (node, node.partition(".")[0], _user(), Path.home().name):
         if len(name) > 1:
-            text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "...", text)
     return text
+
+
+def _folders() -> list[Path]:
+    """Folders that messages name; `/` and the like would tell nothing and match everywhere."""
+    named = (Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(__file__).parents[2])
+    both = [each for folder in named for each in (folder, folder.resolve())]
+    return [each for each in both if len(each.parts) > 2]
 
 
 def _user() -> str:

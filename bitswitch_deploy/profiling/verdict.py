@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.profiling.result import OperatorTime
 from bitswitch_deploy.profiling.statistics import Ratio
 
@@ -54,10 +55,9 @@ def cause_in_graph(nodes: Sequence[OperatorTime], cpu_features: Sequence[str]) -
         return "of a reason that this engine does not tell: `build` lists the layers that fell back to float"
     clauses = []
     if floats:
-        names = ", ".join(node.layer or node.name for node in floats[:_SHOWN_NAMES])
-        more = f" and {len(floats) - _SHOWN_NAMES} more" if len(floats) > _SHOWN_NAMES else ""
+        names = _first([node.layer or node.name for node in floats])
         total = len(floats) + len(integers)
-        clauses.append(f"{len(floats)} of {total} layers run in float ({names}{more}), {_share(floats)} of its time")
+        clauses.append(f"{len(floats)} of {total} layers run in float ({names}), {_share(floats)} of its time")
     if sum(node.share for node in converting) >= _WORTH_SAYING:
         operators = ", ".join(sorted({node.operator for node in converting}))
         clauses.append(f"{_share(converting)} of its time goes into conversions ({operators})")
@@ -68,6 +68,23 @@ def cause_in_graph(nodes: Sequence[OperatorTime], cpu_features: Sequence[str]) -
     if cpu_features and not set(cpu_features) & set(_DOT_PRODUCTS):
         clauses.append("this processor has no dot product of bytes")
     return "; ".join(clauses) or f"all {len(integers)} layers run in integers and their kernels are no faster here"
+
+
+def cause_in_engine(found: ReadBack) -> str:
+    """What became of the graph in its TensorRT engine that costs what integers should have saved."""
+    floats = [each.node for each in (*found.fell_back, *found.in_float)]
+    total, alone = len(floats) + len(found.int8), sum(each.alone for each in found.unfused)
+    clauses = []
+    if floats:
+        clauses.append(f"{len(floats)} of {total} layers compute in float ({_first(floats)})")
+    if alone:
+        clauses.append(f"{alone} QuantizeLinear and DequantizeLinear are kernels of their own")
+    return "; ".join(clauses) or f"all {total} layers compute in int8 and their kernels are no faster here"
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
 def _share(nodes: Sequence[OperatorTime]) -> str:

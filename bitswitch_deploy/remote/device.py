@@ -47,9 +47,48 @@ def on_device(device: Device, name: str, work: Callable[[DeviceFolder], T]) -> T
     return _once(device, name, work)
 
 
+class PatientFolder:
+    """A folder on a device in which a command that a lost connection broke off is run again, it alone.
+
+    For commands that may begin twice. lost: how often the connection was.
+    """
+
+    def __init__(self, device: Device, folder: DeviceFolder) -> None:
+        self._device, self._folder = device, folder
+        self.lost = 0
+
+    def run(self, command: str, say: Say | None = None) -> Finished:
+        """As that of the folder."""
+        return self._patiently(lambda: self._folder.run(command, say))
+
+    def start(self, command: str) -> None:
+        """As that of the folder."""
+        self._patiently(lambda: self._folder.start(command))
+
+    def stop(self) -> bytes:
+        """As that of the folder."""
+        return self._patiently(self._folder.stop)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        def resumed() -> T:
+            self._folder.resume()
+            return call()
+
+        attempt = call
+        for wait_s in RETRY_AFTER_S:
+            try:
+                return attempt()
+            except ConnectionLostError as lost:
+                self.lost += 1
+                self._device.say(f"{lost.got}; again in {wait_s:g} s")
+                time.sleep(wait_s)
+                attempt = resumed
+        return attempt()
+
+
 def _once(device: Device, name: str, work: Callable[[DeviceFolder], T]) -> T:
     options = ("-F", str(device.ssh_config)) if device.ssh_config is not None else ()
-    with Ssh(device.address, options=options) as ssh, DeviceFolder(ssh, name) as folder:
+    with Ssh(device.address, options=options) as ssh, DeviceFolder(ssh, name, device.say) as folder:
         return work(folder)
 
 

@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from bitswitch_deploy.atomic_file import atomic_writer
-from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError
+from bitswitch_deploy.errors import BitswitchError, OutputError, PackageError, UnavailableError
 from bitswitch_deploy.package.files import hash_file, hash_stream
 from bitswitch_deploy.package.manifest import is_inside
+from bitswitch_deploy.remote.held_lock import HeldLock
 from bitswitch_deploy.remote.ssh import ConnectionLostError, Finished, Say, Ssh
 
 _PLACE = ".cache/bitswitch-deploy/over-ssh"
@@ -26,6 +27,20 @@ _HASHES = (
     "if command -v sha256sum >/dev/null 2>&1; then sha256sum -- {0}; else shasum -a 256 -- {0}; fi 2>/dev/null || :"
 )
 _FULL = "No space left on device"
+_ENDING_TENTHS = 50
+# `end FILE`: end the process whose number is in it and its group, by force where they do not listen
+_DEFINE_END = f"""
+has_ended() {{ ! kill -s 0 -- "-$p" && ! kill -s 0 "$p"; }} 2>/dev/null
+signal() {{ kill -s "$1" -- "-$p" || kill -s "$1" "$p" || :; }} 2>/dev/null
+end() {{
+    p=$(cat "$1" 2>/dev/null) || return 0
+    signal TERM
+    n=0
+    until has_ended || [ "$n" -ge {_ENDING_TENTHS} ]; do n=$((n + 1)); sleep 0.1; done
+    has_ended || signal KILL
+    rm -f "$1"
+}}
+"""
 
 Copied = Callable[[int], None]
 # file here, path in the folder, sha256
@@ -40,30 +55,72 @@ def listed(file: Path, path: str) -> Listed:
 class DeviceFolder:
     """A folder below the user's home on the device, removed at the end unless the connection is lost.
 
+    One run at a time works below that home: what is left in the folder is then of a run that was cut off.
+
     Args:
-        ssh: an open connection. name: plain, the same for the same package.
+        ssh: an open connection. name: plain, the same for the same package. say: is told what is waited for.
 
     Raises:
-        UnavailableError: (on entry) the device has no POSIX shell with what is needed, or somebody else works in the
-            folder. OutputError: the folder cannot be made.
+        UnavailableError: (on entry) another run works there. OutputError: the folder cannot be made.
     """
 
-    def __init__(self, ssh: Ssh, name: str) -> None:
-        self._ssh = ssh
+    def __init__(self, ssh: Ssh, name: str, say: Say) -> None:
+        self._ssh, self._say = ssh, say
         self.path = f"{_PLACE}/{name}"
+        self._locks = [self._lock(shlex.quote(_PLACE), self._busy())]
 
     def __enter__(self) -> DeviceFolder:
         made = self._ssh.run(f"umask 077 && mkdir -p {self._quoted('.')}")
         if made.code:
             raise self._unwritable(made)
-        self.end_command()
+        self._locks[0].__enter__()
+        try:
+            # made again: a run that was waited for has removed it
+            self._ssh.run(f"umask 077 && mkdir -p {self._quoted('.')}\n{self._ending(_PROCESS, _RECORDER)}")
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if isinstance(error, ConnectionLostError):
-            return  # the next run goes on with it, and removes it
+        try:
+            if not isinstance(error, ConnectionLostError):  # else the next run goes on with it, and removes it
+                self._ssh.run(f"{self._ending(_PROCESS, _RECORDER)}rm -rf -- {self._quoted('.')}")
+        finally:
+            self._release()
+
+    def lock(self, path: str, refusal: BitswitchError) -> None:
+        """Hold another lock there to the end; `path` and `refusal`: see `HeldLock`."""
+        lock = self._lock(path, refusal)
+        lock.__enter__()
+        self._locks.append(lock)
+
+    def resume(self) -> None:
+        """Go on after a lost connection: what `run` may have left running is ended, what `start` started goes on.
+
+        Raises:
+            ConnectionLostError: the device cannot be reached yet.
+            UnavailableError: another run has taken it meanwhile.
+        """
+        self._release()
+        for lock in self._locks:
+            lock.__enter__()
         self.end_command()
-        self._ssh.run(f"rm -rf -- {self._quoted('.')}")
+
+    def _lock(self, path: str, refusal: BitswitchError) -> HeldLock:
+        return HeldLock(self._ssh, path, refusal, self._say)
+
+    def _release(self) -> None:
+        for lock in reversed(self._locks):
+            lock.release()
+
+    def _busy(self) -> UnavailableError:
+        return UnavailableError(
+            where=str(self._ssh.address),
+            got="another build or profile over ssh is running there",
+            allowed="one at a time: each would falsify what the other measures",
+            do="wait for it, then run the command again",
+        )
 
     def upload(self, files: Sequence[Listed], copied: Copied) -> int:
         """Copy what is missing or different there.
@@ -116,10 +173,11 @@ class DeviceFolder:
     def run(self, command: str, say: Say | None = None) -> Finished:
         """Run a command in the folder; it and what it started are ended by `end_command`."""
         # a session of its own where that can be had, so that all of it can be ended
-        start = f'echo "$$" >{_PROCESS} && exec sh -c {shlex.quote(command)}'
-        own = f"if command -v setsid >/dev/null 2>&1; then setsid -w sh -c {shlex.quote(start)}; else {start}; fi"
+        start = shlex.quote(f'echo "$$" >{_PROCESS} && exec sh -c {shlex.quote(command)}')
+        own = f"if command -v setsid >/dev/null 2>&1; then setsid -w sh -c {start}; else sh -c {start}; fi"
+        ended = f"code=$?; rm -f {_PROCESS}; exit $code"  # the number may soon be that of another process
         try:
-            return self._ssh.run(f"cd {self._quoted('.')} && {own}", say=say)
+            return self._ssh.run(f"cd {self._quoted('.')} && {{ {own}; {ended}; }}", say=say)
         except KeyboardInterrupt:
             self.end_command()
             raise
@@ -127,18 +185,19 @@ class DeviceFolder:
     def start(self, command: str) -> None:
         """Start one command that goes on printing in the folder; `stop` or `end_command` end it."""
         recorder = f"(exec {command} >{_RECORDED} 2>/dev/null </dev/null) & echo $! >{_RECORDER}"
-        self._ssh.run(f"cd {self._quoted('.')} && {{ {recorder}; }}")
+        self._ssh.run(f"{self._ending(_RECORDER)}cd {self._quoted('.')} && {{ {recorder}; }}")
 
     def stop(self) -> bytes:
         """End what was started; what it printed."""
-        end = f'p=$(cat {_RECORDER}) && {{ kill -s TERM "$p" || :; cat {_RECORDED}; rm -f {_RECORDER} {_RECORDED}; }}'
-        return self._ssh.run(f"cd {self._quoted('.')} && {{ {end}; }} 2>/dev/null").stdout
+        return self._ssh.run(f"{self._ending(_RECORDER)}cat {self._quoted(_RECORDED)} 2>/dev/null || :").stdout
 
     def end_command(self) -> None:
-        """End what an earlier run may have left running here."""
-        ended = 'kill -s TERM -- "-$p" 2>/dev/null || kill -s TERM "$p" 2>/dev/null || :'
-        files = " ".join(map(self._quoted, (_PROCESS, _RECORDER)))
-        self._ssh.run(f'for f in {files}; do if p=$(cat "$f" 2>/dev/null); then {ended}; rm -f "$f"; fi; done')
+        """End the command that an earlier run may have left running here, and wait for its end."""
+        self._ssh.run(self._ending(_PROCESS))
+
+    def _ending(self, *files: str) -> str:
+        """The commands that end the processes whose numbers are in files of the folder."""
+        return _DEFINE_END + "".join(f"end {self._quoted(file)}\n" for file in files)
 
     def names(self, folder: str) -> list[str]:
         """Paths of the files in a folder of the folder, hidden ones left out; none where it is not there."""

@@ -83,14 +83,32 @@ class Ssh:
             ConnectionLostError: the connection broke.
         """
         finished = self._run(f"sh -c {shlex.quote(command)}", stdin=stdin, stdout=stdout, say=say)
-        if finished.code == _SSH_FAILED:
+        self.check_connection(finished.code, finished.stderr)
+        return finished
+
+    def start(self, command: str, say: Say) -> subprocess.Popen[bytes]:
+        """Start a command of the POSIX shell there that reads and writes while it runs; `say` gets its stderr.
+
+        Its code tells `check_connection` whether the connection was lost.
+        """
+        words = [*self._words(), "--", self.address.host, f"sh -c {shlex.quote(command)}"]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        threading.Thread(target=_follow, args=(process.stderr, [], say), daemon=True).start()
+        return process
+
+    def check_connection(self, code: int, said: str = "") -> None:
+        """Refuse the code of a command that ended because the connection did.
+
+        Raises:
+            ConnectionLostError: the connection broke.
+        """
+        if code == _SSH_FAILED:
             raise ConnectionLostError(
                 where=str(self.address),
-                got=f"the connection was lost: {finished.stderr or 'ssh does not say why'}",
+                got=f"the connection was lost: {said or 'ssh does not say why'}",
                 allowed="a connection that stands",
                 do="run the same command again: it goes on where it was",
             )
-        return finished
 
     def _run(
         self, command: str, *, stdin: BinaryIO | None = None, stdout: BinaryIO | None = None, say: Say | None = None
@@ -133,6 +151,10 @@ class Ssh:
             raise AssertionError("Ssh is used as a context")
         settings = {
             "BatchMode": "yes",
+            # what the user's configuration may have for work by hand
+            "RequestTTY": "no",
+            "RemoteCommand": "none",
+            "ClearAllForwardings": "yes",
             "StrictHostKeyChecking": "yes",
             "ConnectTimeout": _CONNECT_S,
             "ServerAliveInterval": _ALIVE_S,

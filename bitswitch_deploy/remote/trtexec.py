@@ -5,25 +5,29 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 
 from bitswitch_deploy.engines.trtexec import PLACES, TIMEOUT_S, Ran, no_trtexec, not_running
-from bitswitch_deploy.remote.device_folder import DeviceFolder
+from bitswitch_deploy.remote.device import PatientFolder
 
 _EXPORTED = "exported.json"
-_TIMED_OUT = 124
+# by SIGTERM, and by SIGKILL where trtexec does not listen
+_TIMED_OUT = (124, 137)
+_KILL_AFTER_S = 30
 
 
 class TrtexecThere:
     """The trtexec of a device.
 
     Args:
-        folder: on the device. package: the folder here whose files are below `place` there.
+        folder: on the device; a run that a lost connection breaks off begins again, the others stay.
+        package: the folder here whose files are below `place` there.
 
     Raises:
         UnavailableError: it is not there.
     """
 
-    def __init__(self, folder: DeviceFolder, package: Path, place: str) -> None:
+    def __init__(self, folder: PatientFolder, package: Path, place: str) -> None:
         self._folder, self._package, self._place = folder, package, place
         places = f'"$(command -v trtexec)" {shlex.join(PLACES)}'
         found = (
@@ -45,10 +49,12 @@ class TrtexecThere:
         """
         command = (self.program, *words, *((f"--{export}={_EXPORTED}",) if export is not None else ()))
         # in the foreground: it stays in the group of processes that is ended with the command
-        limited = f"timeout --foreground {TIMEOUT_S} {shlex.join(command)} >&2"
+        limited = f"timeout --foreground -k {_KILL_AFTER_S} {TIMEOUT_S} {shlex.join(command)} >&2"
         log: list[str] = []
+        started = monotonic()
         done = self._folder.run(f"rm -f {_EXPORTED}; {limited} && {{ cat {_EXPORTED} 2>/dev/null || :; }}", log.append)
-        if done.code == _TIMED_OUT:
+        # what the system kills for its memory ends with the second of them as well, but earlier
+        if done.code in _TIMED_OUT and monotonic() - started >= TIMEOUT_S:
             raise not_running(self.program, None, command)
         text = done.stdout.decode("utf-8", "replace")
         return Ran(code=done.code, log="\n".join(log), exported=text or None)

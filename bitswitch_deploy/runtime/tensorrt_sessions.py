@@ -79,12 +79,14 @@ def _engine_files(package: Path, manifest: Manifest, here: _Here, *, trust: bool
         if graph.role != "graph":
             continue
         label = graph.label or graph.path
-        if graph.label in exported:
+        path = f"{manifest.built_on_device}/{PurePosixPath(graph.path).stem}.engine"
+        is_built = manifest.built_on_device is not None and (package / path).is_file()
+        # what was built later stands for what was exported, as with another release of TensorRT
+        if not is_built and graph.label in exported:
             here.record(package / exported[graph.label].path, is_exported=True)
             files[label] = CheckedFile(package, exported[graph.label], trust=trust)
             continue
-        path = f"{manifest.built_on_device}/{PurePosixPath(graph.path).stem}.engine"
-        if manifest.built_on_device is None or not (package / path).is_file():
+        if not is_built:
             raise UnavailableError(
                 where=str(package / path),
                 got=f"the engine of {label} is not built",

@@ -37,8 +37,11 @@ class Device:
 
     release: str
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+    # of each engine, what a profiler is told
+    layers: tuple[tuple[str, float], ...] = (("conv1", 0.25), ("conv2 + relu", 0.5))
     memory: dict[int, Any] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
+    gpu: str = "one GPU"
 
     @property
     def allocated(self) -> list[int]:
@@ -52,8 +55,9 @@ def plan(factor: float, *, scratch: int = 64, **changes: object) -> bytes:
 
 
 class Context:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, config: RuntimeConfig | None = None) -> None:
+        self.engine, self.config = engine, config
+        self.profiler: Any = None
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
         self.scratch = 0
@@ -94,7 +98,52 @@ class Context:
         scratch = _view(self.scratch, min(size, self.engine.values["scratch"] // 4))
         scratch[:] = x[: len(scratch)]
         _view(self.addresses["y"], size)[:] = x * np.float32(self.engine.values["factor"])
+        if self.config is not None:
+            self.config.cache.compile(self.engine.values["factor"], self.shape)
+        for name, ms in device.layers if self.profiler is not None else ():
+            self.profiler.report_layer_time(name, ms)
         return True
+
+
+class RuntimeCache:
+    """Kernels by engine and shape, of one GPU."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.kernels = device, set()  # type: ignore[var-annotated]
+
+    def compile(self, factor: float, shape: tuple[int, ...]) -> None:
+        if (factor, shape) not in self.kernels:
+            self.device.calls.append(("compile", factor, shape))
+            self.kernels.add((factor, shape))
+
+    def deserialize(self, blob: bytes) -> bool:
+        document = json.loads(blob)
+        if document["gpu"] != self.device.gpu:
+            return False
+        self.kernels = {(factor, tuple(shape)) for factor, shape in document["kernels"]}
+        return True
+
+    def serialize(self) -> memoryview:
+        return memoryview(json.dumps({"gpu": self.device.gpu, "kernels": sorted(self.kernels)}).encode())
+
+
+class RuntimeConfig:
+    strategy = "static"
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+    cache: RuntimeCache
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.device)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
 
 
 class Engine:
@@ -109,7 +158,14 @@ class Engine:
             self.device_memory_size_v2 = values["scratch"]
             self.create_execution_context = self._context
 
-    def _context(self, strategy: str) -> Context | None:
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.device)
+
+    def _context(self, strategy: str | RuntimeConfig) -> Context | None:
+        if isinstance(strategy, RuntimeConfig):
+            kernels = strategy.dynamic_shapes_kernel_specialization_strategy
+            self.device.calls.append(("context", strategy.strategy, kernels))
+            return Context(self, strategy)
         self.device.calls.append(("context", strategy))
         return None if "context" in self.device.failing else Context(self)
 
@@ -130,10 +186,15 @@ def _view(address: int, size: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
 
 
-def _tensorrt(device: Device) -> types.ModuleType:
-    module: Any = types.ModuleType("tensorrt")
+def _tensorrt(device: Device, name: str) -> types.ModuleType:
+    module: Any = types.ModuleType(name)
     module.__version__ = device.release
     module.ILogger = type("ILogger", (), {})
+    module.IProfiler = type("IProfiler", (), {})
+    module.ICudaEngine = Engine if name == "tensorrt_rtx" else type("ICudaEngine", (), {})
+    if name == "tensorrt_rtx":
+        module.IRuntimeCache = RuntimeCache
+        module.DynamicShapesKernelSpecializationStrategy = types.SimpleNamespace(EAGER="eager")
     module.TensorIOMode = Mode
 
     def nptype(name: str) -> np.dtype[Any]:
@@ -165,6 +226,8 @@ class Library:
         self.cudaGetErrorString = lambda code: b"out of memory"
 
     def cudaStreamCreate(self, result: Any) -> int:
+        if "driver" in self._device.failing:
+            return 35
         result._obj.value = 7
         return 0
 
@@ -192,9 +255,9 @@ class Library:
         return 0
 
 
-def install(monkeypatch: pytest.MonkeyPatch, release: str) -> Device:
+def install(monkeypatch: pytest.MonkeyPatch, release: str, module: str = "tensorrt") -> Device:
     """Put the stand-ins in the place of the vendor's module and library."""
     device = Device(release)
-    monkeypatch.setitem(sys.modules, "tensorrt", _tensorrt(device))
+    monkeypatch.setitem(sys.modules, module, _tensorrt(device, module))
     monkeypatch.setattr(cuda_memory, "_load_library", lambda: Library(device))
     return device

@@ -342,6 +342,16 @@ def test_a_killed_build_goes_on_with_what_is_missing(board: Board) -> None:
     assert second.stderr.count("up to date") == 1
 
 
+def test_what_was_read_back_of_the_engine_before_is_forgotten(board: Board) -> None:
+    board.run()
+    kept = board.built / "net-w8.engine.layers.json"
+    kept.write_text("{}")
+    board.run()
+    assert kept.exists()
+    board.run("--force")
+    assert not kept.exists()
+
+
 def test_a_hung_trtexec_is_given_up(board: Board) -> None:
     """Minutes are seconds here: the script multiplies them by 60."""
     script = board.package / SCRIPT
@@ -351,6 +361,33 @@ def test_a_hung_trtexec_is_given_up(board: Board) -> None:
     assert result.returncode == 1
     assert "w8: FAILED: not done after 1 minutes: it hangs, or needs a longer --timeout" in result.stderr
     assert (board.built / "net-w4.engine").exists()
+
+
+def test_a_hung_trtexec_that_does_not_listen_is_killed(board: Board) -> None:
+    """And is not taken for one that the system killed."""
+    script = board.package / SCRIPT
+    script.write_text(script.read_text().replace("minutes * 60", "minutes").replace("-k 30", "-k 1"))
+    board.trtexec(write="case $2 in *net-w8*) trap '' TERM; sleep 60; sleep 60 ;; esac; " + WRITE_ENGINE)
+    result = board.run("--timeout", "1")
+    assert "w8: FAILED: not done after 1 minutes" in result.stderr
+    assert "killed" not in result.stderr
+    assert (board.built / "net-w4.engine").exists()
+
+
+def test_a_full_disk_is_said(board: Board) -> None:
+    """Also where trtexec takes an engine that was cut short for a good one."""
+    df = "#!/bin/sh\necho Filesystem 1024-blocks Used Available Capacity Mounted\necho tmpfs 400 {used} {free} 99% /\n"
+    board.program("df", df.format(used=390, free=10))
+    result = board.run()
+    assert result.returncode == 1
+    assert result.stderr.count("FAILED: the disk is full: free some space, then run this again") == 3
+    assert not list(board.built.glob("*.engine*"))
+    board.trtexec(code=1)
+    assert board.run().stderr.count("FAILED: the disk is full") == 3
+    board.program("df", df.format(used=0, free=4000000))
+    assert "the disk is full" not in board.run().stderr
+    board.trtexec(line="[E] Saving engine failed: No space left on device", code=1)
+    assert board.run().stderr.count("FAILED: the disk is full") == 3
 
 
 def test_a_trtexec_that_the_system_killed_is_said(board: Board) -> None:

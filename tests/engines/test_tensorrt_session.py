@@ -160,3 +160,21 @@ def test_the_vendors_classes_have_what_is_called() -> None:
         (trt.Runtime, ("deserialize_cuda_engine",)),
     ):
         assert [name for name in names if not hasattr(kind, name)] == []
+
+
+def test_a_machine_without_a_driver_is_said(device: Device) -> None:
+    device.failing.add("driver")
+    with pytest.raises(UnavailableError, match=r"error 35(.|\n)*allowed: a machine with an NVIDIA GPU and its driver"):
+        TensorRtDevice("tensorrt")
+
+
+def test_layers_are_timed_in_a_context_of_their_own(device: Device) -> None:
+    session = TensorRtSession(plan(2.0), TensorRtDevice("tensorrt"))
+    runs = session.profile({"x": X}, 3)
+    assert runs == (device.layers,) * 3
+    executed = [call for call in device.calls if call[0] == "execute"]
+    # the first one is warm-up
+    assert len(executed) == 4
+    assert len([call for call in device.calls if call[0] == "context"]) == 2
+    np.testing.assert_array_equal(session.run_all({"x": X})["y"], X * 2)
+    assert session.profile({"x": X}, 1) == (device.layers,)

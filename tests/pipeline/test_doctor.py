@@ -85,13 +85,34 @@ def test_names_and_paths_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3/4 done, w4: ok" in cleaned
 
 
+PATHS = [
+    ("error: /home/alice/secret project/net.onnx: on it", "error: .../net.onnx: on it"),
+    ("at '/data/Acme Corp/secret/x y/net.onnx' failed", "at '.../net.onnx' failed"),
+    ('File "/opt/a b/c d.py", line 3', 'File ".../c d.py", line 3'),
+    ("~/work/y.z 3/4 done", ".../y.z 3/4 done"),
+    ("in /home/Jane Doe/big/net.onnx: no", "in .../net.onnx: no"),
+    ("TMPDIR=/home/Jane Doe is full", "TMPDIR=... is full"),
+    ("on laptop7.acme.example and laptop7: and/or", "on ... and ...: and/or"),
+    ("https://docs.example/page", "https:.../page"),
+]
+
+
+@pytest.mark.parametrize(("text", "cleaned"), PATHS)
+def test_paths_with_blanks_and_long_names_of_machines(monkeypatch: pytest.MonkeyPatch, text: str, cleaned: str) -> None:
+    monkeypatch.setenv("HOME", "/home/Jane Doe")
+    monkeypatch.setattr(platform, "node", lambda: "laptop7.acme.example")
+    assert anonymous(text) == cleaned
+
+
 def test_steps_of_a_board_build_with_both_builders(tmp_path: Path) -> None:
     names = [name for name, _, _ in module._steps(tmp_path, ORIN)]
-    assert names[3:] == [
+    assert names[4:] == [
         "export for this board",
         "build engines from Python",
         "run an engine",
+        "time the engines",
         "build engines with trtexec",
+        "time them with trtexec",
     ]
 
 
@@ -113,6 +134,9 @@ def test_what_commands_measured() -> None:
     assert module._measured(json.dumps(document)) == "w8: 97.00 %, w4: no data"
     document = {"engines": [{"label": "w8", "layers": layers, "state": "built"}, {"label": "w4", "state": "built"}]}
     assert module._measured(json.dumps(document)) == "w8: 2 int8, 0 fell back, 1 in float, w4: built"
+    rows = [{"label": label, "statistics": {"p50_ms": ms}} for label, ms in (("w8", 0.25), ("fp16", 1.0))]
+    assert module._measured(json.dumps({"candidates": rows, "unstable": []})) == "w8: 0.250 ms, fp16: 1.000 ms"
+    assert module._measured(json.dumps({"candidates": rows, "unstable": ["hot"]})).endswith("ms, UNSTABLE")
     assert module._measured("done") == ""
 
 

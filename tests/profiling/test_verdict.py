@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from bitswitch_deploy.engines.read_back import NodePrecision, ReadBack, UnfusedQuantizer
 from bitswitch_deploy.profiling.statistics import Ratio
-from bitswitch_deploy.profiling.verdict import cause_in_graph, speed_verdict
+from bitswitch_deploy.profiling.verdict import cause_in_engine, cause_in_graph, speed_verdict
 from tests.profiling.results import node
 
 
@@ -62,3 +65,33 @@ def test_a_processor_without_dot_products_is_a_reason_where_it_is_known() -> Non
     assert cause_in_graph(nodes, ("avx2",)) == "this processor has no dot product of bytes"
     for features in ((), ("asimddp",)):
         assert cause_in_graph(nodes, features) == "all 1 layers run in integers and their kernels are no faster here"
+
+
+def read_back(*, int8: int, fell_back: int, alone: int) -> ReadBack:
+    def nodes(count: int, precision: str, prefix: str) -> tuple[NodePrecision, ...]:
+        return tuple(
+            NodePrecision(node=f"{prefix}{index}", operator="Conv", precision=precision)  # type: ignore[arg-type]
+            for index in range(count)
+        )
+
+    unfused = [
+        UnfusedQuantizer(node="q", operator="QuantizeLinear", layer="l", alone=index < alone) for index in range(5)
+    ]
+    return ReadBack(
+        engine_layers=9,
+        int8=nodes(int8, "int8", "i"),
+        fell_back=nodes(fell_back, "fp16", "f"),
+        in_float=nodes(1, "fp16", "pinned"),
+        unfused=tuple(unfused),
+        unseen=(),
+    )
+
+
+def test_the_reason_that_an_engine_gives() -> None:
+    assert cause_in_engine(read_back(int8=4, fell_back=4, alone=2)) == (
+        "5 of 9 layers compute in float (f0, f1, f2 and 2 more); "
+        "2 QuantizeLinear and DequantizeLinear are kernels of their own"
+    )
+    assert cause_in_engine(read_back(int8=4, fell_back=0, alone=0)) == "1 of 5 layers compute in float (pinned0)"
+    only = replace(read_back(int8=3, fell_back=0, alone=0), in_float=())
+    assert cause_in_engine(only) == "all 3 layers compute in int8 and their kernels are no faster here"

@@ -62,6 +62,7 @@ class Server:
 def running_server(folder: Path) -> Iterator[Server]:
     home = folder / "home"
     home.mkdir()
+    (folder / "tmp").mkdir()  # a lock of its own, for tests that run side by side
     for name in ("host_key", "key", "other_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     with socket.socket() as free:
@@ -74,7 +75,7 @@ def running_server(folder: Path) -> Iterator[Server]:
     (folder / "wrong_hosts").write_text(f"[127.0.0.1]:{port} {other_key}\n")
     (folder / "no_hosts").touch()
     start = (
-        f"cd {home} && export HOME={home} PATH={home}/bin:$PATH && "
+        f"cd {home} && export HOME={home} PATH={home}/bin:$PATH TMPDIR={folder}/tmp && "
         'if [ -f bin/settings ]; then . bin/settings; fi && eval "$SSH_ORIGINAL_COMMAND"'
     )
     (folder / "sshd.conf").write_text(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError
+from bitswitch_deploy.remote import device as remote_device
+from bitswitch_deploy.remote import held_lock
+from bitswitch_deploy.remote.device import Device, PatientFolder
 from bitswitch_deploy.remote.device_folder import DeviceFolder
 from bitswitch_deploy.remote.ssh import ConnectionLostError, Ssh
 from tests.remote.server import Server, needs_sshd
@@ -46,7 +52,7 @@ def place(server: Server) -> Path:
 
 def test_files_go_there_once_and_nothing_is_left(server: Server, ssh: Ssh, files: Listed) -> None:
     copied: list[int] = []
-    with DeviceFolder(ssh, "name") as folder:
+    with DeviceFolder(ssh, "name", print) as folder:
         assert folder.upload(files, copied.append) == 3
         assert copied == [sum(source.stat().st_size for source, _, _ in files)]
         for source, path, _ in files:
@@ -58,7 +64,7 @@ def test_files_go_there_once_and_nothing_is_left(server: Server, ssh: Ssh, files
 
 
 def test_files_come_back(server: Server, ssh: Ssh, files: Listed, tmp_path: Path) -> None:
-    with DeviceFolder(ssh, "name") as folder:
+    with DeviceFolder(ssh, "name", print) as folder:
         folder.upload(files, lambda _: None)
         assert folder.names("nothing") == []
         paths = [files[0][1], *folder.names("on device")]
@@ -74,27 +80,137 @@ def test_files_come_back(server: Server, ssh: Ssh, files: Listed, tmp_path: Path
 
 def test_a_command_runs_in_the_folder(server: Server, ssh: Ssh) -> None:
     lines: list[str] = []
-    with DeviceFolder(ssh, "name") as folder:
+    with DeviceFolder(ssh, "name", print) as folder:
         done = folder.run("""pwd; echo "it's running" >&2; exit 3""", lines.append)
         assert (done.code, done.stdout.decode().strip(), lines) == (3, str(place(server)), ["it's running"])
 
 
 def test_what_was_started_is_ended(server: Server, ssh: Ssh) -> None:
-    """Also what it started itself."""
+    """Also what it started itself, and what does not listen."""
     sleep = f"sleep {4000 + server.port}"
-    server.put("hang", f"#!/bin/sh\n{sleep} & echo started >&2; wait\n")
-    threading.Timer(3.0, lose_connections, [server]).start()
-    with pytest.raises(ConnectionLostError), DeviceFolder(ssh, "name") as folder:
-        folder.run("hang", lambda _: None)
+    server.put("hang", f"#!/bin/sh\ntrap '' TERM\n{sleep} & echo started >&2; wait; wait\n")
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        lose_connections(server)
+
+    with pytest.raises(ConnectionLostError), DeviceFolder(ssh, "name", print) as folder:
+        folder.run("hang", say)
+    assert lines == ["started"]
     assert place(server).is_dir()
     assert running(sleep)
-    with Ssh(server.address, options=server.options) as again, DeviceFolder(again, "name"):
-        wait_for_end(sleep)
+    with Ssh(server.address, options=server.options) as again, DeviceFolder(again, "name", print):
+        assert not running(sleep)
+    assert server.left() == []
+
+
+def test_an_interrupt_leaves_the_device_clean(server: Server, ssh: Ssh) -> None:
+    sleep = f"sleep {6000 + server.port}"
+
+    def interrupt(line: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def work() -> None:
+        with DeviceFolder(ssh, "name", print) as folder:
+            folder.run(f"touch half; echo started >&2; {sleep}", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not running(sleep)
+    assert server.left() == []
+
+
+def test_one_run_at_a_time(server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits, is refused, and does the first no harm; it gets in when the first has gone."""
+    monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"-w {held_lock._WAIT_S}", "-w 1"))
+    lines: list[str] = []
+    with (
+        Ssh(server.address, options=server.options) as other,
+        DeviceFolder(ssh, "name", print) as folder,
+        ThreadPoolExecutor() as pool,
+    ):
+        # what the second would end if it took the first for a run that was cut off
+        running = pool.submit(folder.run, "sleep 3; echo done")
+        with pytest.raises(UnavailableError, match=r"another build or profile over ssh is running there"):
+            DeviceFolder(other, "another name", lines.append).__enter__()
+        assert running.result().stdout == b"done\n"
+        assert lines == [held_lock._SAYS_WAITING]
+    with Ssh(server.address, options=server.options) as other, DeviceFolder(other, "another name", print):
+        pass
+    assert server.left() == []
+
+
+def test_a_run_that_is_not_heard_of_any_more_loses_its_lock(
+    server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a router that was switched off: no one tells the device that the connection is no more."""
+    monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"timeout {held_lock._SILENCE_S}", "timeout 2"))
+    silent = DeviceFolder(ssh, "name", print)
+    silent.__enter__()
+    with Ssh(server.address, options=server.options) as other, DeviceFolder(other, "name", print):
+        pass
+    silent.__exit__(None, None, None)
+
+
+def test_a_lock_is_kept_as_long_as_it_is_heard_of(server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = held_lock._HOLD.replace(f"timeout {held_lock._SILENCE_S}", "timeout 3")
+    monkeypatch.setattr(held_lock, "_HOLD", changed.replace(f"-w {held_lock._WAIT_S}", "-w 6"))
+    monkeypatch.setattr(held_lock, "_BEAT_S", 0.5)
+    with (
+        Ssh(server.address, options=server.options) as other,
+        DeviceFolder(ssh, "name", print),
+        pytest.raises(UnavailableError, match="another build or profile"),
+    ):
+        DeviceFolder(other, "name", print).__enter__()
+
+
+def test_a_device_without_flock(server: Server, ssh: Ssh) -> None:
+    server.put("settings", 'PATH=$HOME/bin/few; mkdir -p "$PATH"\n')
+    for name in ("sh", "mkdir", "cat", "rm", "kill"):
+        (server.home / "bin/few").mkdir(exist_ok=True)
+        (server.home / "bin/few" / name).symlink_to(str(shutil.which(name)))
+    with DeviceFolder(ssh, "name", print) as folder:
+        assert folder.run("echo here").stdout == b"here\n"
+
+
+@pytest.mark.parametrize("code", [64, 65])
+def test_a_home_without_locks(server: Server, ssh: Ssh, code: int) -> None:
+    """As on some file systems of a network; it is not taken for a lock that somebody has."""
+    server.put("flock", f"#!/bin/sh\nexit {code}\n")
+    with DeviceFolder(ssh, "name", print) as folder:
+        assert folder.run("echo here").stdout == b"here\n"
+
+
+def test_a_command_that_was_broken_off_is_run_again(server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It alone: what was started beside it goes on, and the lock is held again."""
+    monkeypatch.setattr(remote_device, "RETRY_AFTER_S", (0.1, 0.1))
+    lines: list[str] = []
+    beside = f"sleep {5000 + server.port}"
+    with DeviceFolder(ssh, "name", print) as folder:
+        device = Device(address=server.address, ssh_config=None, say=lines.append)
+        patient = PatientFolder(device, folder)
+        patient.start(f"sh -c 'echo recorded; exec {beside}'")
+        command = "echo x >>calls; echo started >&2; [ $(wc -l <calls) = 2 ] || exec sleep 60; echo done"
+        done = patient.run(command, lambda line: lose_connections(server) if patient.lost == 0 else None)
+        assert (done.code, done.stdout, patient.lost) == (0, b"done\n", 1)
+        assert len(lines) == 1
+        assert "the connection was lost" in lines[0]
+        assert running(beside)
+        lines.clear()
+        monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"-w {held_lock._WAIT_S}", "-w 0"))
+        with (
+            Ssh(server.address, options=server.options) as other,
+            pytest.raises(UnavailableError, match="another build or profile"),
+        ):
+            DeviceFolder(other, "name", print).__enter__()
+        assert patient.stop() == b"recorded\n"
+        assert not running(beside)
     assert server.left() == []
 
 
 def test_after_a_lost_connection_the_next_command_opens_another(server: Server, ssh: Ssh, files: Listed) -> None:
-    with DeviceFolder(ssh, "name") as folder:
+    with DeviceFolder(ssh, "name", print) as folder:
         folder.upload(files[:2], lambda _: None)
         lose_connections(server)
         assert folder.upload(files, lambda _: None) == 1
@@ -102,34 +218,40 @@ def test_after_a_lost_connection_the_next_command_opens_another(server: Server, 
 
 def test_an_error_leaves_the_device_clean(server: Server, ssh: Ssh, files: Listed) -> None:
     files[0][0].unlink()
-    with pytest.raises(FileNotFoundError), DeviceFolder(ssh, "name") as folder:
+    with pytest.raises(FileNotFoundError), DeviceFolder(ssh, "name", print) as folder:
         folder.upload([files[1], files[0]], lambda _: None)
     assert server.left() == []
 
 
 def test_a_file_that_is_not_the_exported_one(ssh: Ssh, files: Listed) -> None:
     files[0][0].write_bytes(b"changed")
-    with DeviceFolder(ssh, "name") as folder, pytest.raises(PackageError, match="its hash is not the manifest's"):
+    with (
+        DeviceFolder(ssh, "name", print) as folder,
+        pytest.raises(PackageError, match="its hash is not the manifest's"),
+    ):
         folder.upload(files, lambda _: None)
 
 
 def test_a_full_disk(server: Server, ssh: Ssh, files: Listed) -> None:
     server.put("tar", "#!/bin/sh\necho 'tar: ./a.onnx: Cannot write: No space left on device' >&2; exit 2\n")
-    with DeviceFolder(ssh, "name") as folder, pytest.raises(OutputError, match=r"(?s)No space left.*free some space"):
+    with (
+        DeviceFolder(ssh, "name", print) as folder,
+        pytest.raises(OutputError, match=r"(?s)No space left.*free some space"),
+    ):
         folder.upload(files, lambda _: None)
     assert server.left() == []
 
 
 def test_a_disk_that_loses_what_is_written(server: Server, ssh: Ssh, files: Listed) -> None:
     server.put("tar", "#!/bin/sh\ncat >/dev/null\n")
-    with DeviceFolder(ssh, "name") as folder, pytest.raises(OutputError, match="not there as they were sent"):
+    with DeviceFolder(ssh, "name", print) as folder, pytest.raises(OutputError, match="not there as they were sent"):
         folder.upload(files, lambda _: None)
 
 
 def test_a_home_that_cannot_be_written(server: Server, ssh: Ssh) -> None:
     (server.home / ".cache").write_text("a file")
     with pytest.raises(OutputError, match="a home folder that can be written"):
-        DeviceFolder(ssh, "name").__enter__()
+        DeviceFolder(ssh, "name", print).__enter__()
 
 
 def running(command: str) -> bool:

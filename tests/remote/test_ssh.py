@@ -43,6 +43,15 @@ def test_lines_come_while_the_command_runs(server: Server) -> None:
         assert ssh.run(waiting, say=seen).code == 0
 
 
+def test_a_configuration_for_work_by_hand_does_not_disturb(server: Server) -> None:
+    with (server.folder / "client.conf").open("a") as file:
+        file.write("RequestTTY force\nRemoteCommand tmux attach\nLocalForward 127.0.0.1:1 127.0.0.1:1\n")
+        file.write("ExitOnForwardFailure yes\n")
+    with Ssh(server.address, options=server.options) as ssh:
+        done = ssh.run("printf 'a\\nb\\n'; echo c >&2")
+        assert (done.code, done.stdout, done.stderr) == (0, b"a\nb\n", "c")
+
+
 def test_one_connection_for_all_commands(server: Server) -> None:
     with Ssh(server.address, options=server.options) as ssh:
         for _ in range(5):

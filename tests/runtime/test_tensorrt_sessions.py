@@ -91,6 +91,20 @@ def test_each_width_is_its_engine(device: Device, tmp_path: Path, in_package: bo
     assert 400 not in device.allocated
 
 
+def test_what_was_built_later_stands_for_what_was_exported(device: Device, tmp_path: Path) -> None:
+    """An exported engine of another release can be replaced by `build`, as its refusal says."""
+    package = write(tmp_path / "p")
+    build_on_device(package, "7.0.0")
+    for path in (package / "on_device").iterdir():
+        path.rename(package / "engines" / path.name)
+    with pytest.raises(UnavailableError, match="build it here: bitswitch-deploy build PACKAGE"):
+        load(package, provider="tensorrt")
+    (package / "on_device").rmdir()
+    build_on_device(package, device.release)
+    with load(package, provider="tensorrt", width=4) as switcher:
+        np.testing.assert_array_equal(switcher.run(X), X * 4)
+
+
 def test_engines_are_loaded_beforehand_where_asked_for(device: Device, tmp_path: Path) -> None:
     options = RuntimeOptions(warm=(8, 4, 2))
     with load(write(tmp_path / "p"), provider="tensorrt", options=options) as switcher:

@@ -16,14 +16,13 @@ from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, LOCK, SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.dla import check_dla
-from bitswitch_deploy.engines.engine_layers import layers_of_json
 from bitswitch_deploy.engines.engine_record import Recipe, read_record, record_path
 from bitswitch_deploy.engines.read_back import ReadBack, read_back
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module
 from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_path
-from bitswitch_deploy.errors import GraphError, OutputError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError, UsageError
 from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
@@ -39,6 +38,7 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     record_of,
 )
 from bitswitch_deploy.pipeline.building.engine_step import why_not_here
+from bitswitch_deploy.pipeline.building.kept_layers import forget_layers, kept_layers, layers_path
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow
@@ -68,7 +68,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
 
     Raises:
         UnavailableError: this machine cannot build them, or ran out of memory; the message says what is missing.
-        UsageError: the target has no engines to build, or an option does not fit; another build runs in this package.
+            Another build runs in this package.
+        UsageError: the target has no engines to build, or an option does not fit.
         GraphError: the builder refuses a graph.
         PackageError: a graph is not the exported one.
         OutputError: the folder or the timing cache cannot be written.
@@ -174,9 +175,9 @@ def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     record_path(path).unlink(missing_ok=True)
     replace_file(path, build.plan)
     layers = read_back(model, build.layers) if build.layers else None
-    _layers_path(path).unlink(missing_ok=True)
+    forget_layers(path)
     if layers is not None:
-        replace_file(_layers_path(path), layers.to_json().encode())
+        replace_file(layers_path(path), layers.to_json().encode())
     replace_file(record_path(path), record.to_json().encode())
     return engine_row(label, role, path, state="built", build=build, layers=layers)
 
@@ -228,23 +229,6 @@ def _is_current(engine: Path, recipe: Recipe) -> bool:
         return False
 
 
-def _layers_path(engine: Path) -> Path:
-    return engine.with_name(f"{engine.name}.layers.json")
-
-
-def kept_layers(engine: Path, model: onnx.ModelProto) -> ReadBack | None:
-    """What is known about the layers of an engine from when it was built: by us, or by trtexec in the vendor's form."""
-    ours, vendors = _layers_path(engine), engine.with_suffix(".layers.json")
-    try:
-        if ours.is_file():
-            return ReadBack.from_json(ours.read_text(encoding="utf-8"), where=str(ours))
-        if vendors.is_file():
-            return read_back(model, layers_of_json(vendors.read_text(encoding="utf-8"), where=str(vendors)))
-    except (PackageError, GraphError, OSError, UnicodeDecodeError):
-        return None
-    return None
-
-
 def engine_row(
     label: str,
     role: GraphRole,
@@ -273,7 +257,7 @@ def build_lock(folder: Path) -> Iterator[None]:
     """One build at a time in a folder; build_on_device.sh takes the same lock. The system frees it with the process.
 
     Raises:
-        UsageError: another build runs there.
+        UnavailableError: another build runs there.
         OutputError: the folder cannot be written.
     """
     _make_folder(folder)
@@ -286,7 +270,7 @@ def build_lock(folder: Path) -> Iterator[None]:
     except BlockingIOError as exc:
         os.close(descriptor)
         got, do = "another build is running in this package", "wait for it"
-        raise UsageError(where=str(folder), got=got, allowed="one build at a time", do=do) from exc
+        raise UnavailableError(where=str(folder), got=got, allowed="one build at a time", do=do) from exc
     except OSError as exc:
         os.close(descriptor)
         raise _unwritable(folder, exc) from exc

@@ -32,12 +32,13 @@ _TOOL = "bitswitch-deploy"
 class EngineOptions:
     """What a user may ask of a build. fp32: no float16 in the quantized engines. dla: use DLA core 0.
 
-    workspace_mb: None takes the target's limit.
+    workspace_mb: None takes the target's limit. timeout_min: for each engine.
     """
 
     fp32: bool = False
     dla: bool = False
     workspace_mb: int | None = None
+    timeout_min: int = 120
 
 
 def engine_module(target: Target) -> Module:
@@ -76,6 +77,7 @@ def build_settings(
         profile=profile,
         legacy_flags=flags,
         dla_core=0 if options.dla else None,
+        limit_s=60 * options.timeout_min,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -14,8 +14,9 @@ from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, read_record, record_path
 from bitswitch_deploy.errors import PackageError, UsageError
 from bitswitch_deploy.package.files import hash_file
-from bitswitch_deploy.package.manifest import MANIFEST, Manifest
-from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, engine_row, kept_layers
+from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
+from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, engine_row
+from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress
@@ -67,14 +68,32 @@ def _build(
     files = list(_files(package, manifest))
     progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
     folder.upload(files, progress.advance)
-    progress.start(f"building on {device.address.host}", 1)
-    done = folder.run(f"sh ./{SCRIPT}{_arguments(request)}", device.say)
+    labels = [entry.label or entry.path for entry in _graphs(manifest)]
+    progress.start(f"building on {device.address.host}", len(labels))
+
+    def hear(line: str) -> None:
+        device.say(line)
+        if is_done(line, labels):
+            progress.advance()
+
+    done = folder.run(f"sh ./{SCRIPT}{_arguments(request)}", hear)
     progress.start(f"copying from {device.address.host}", 1)
     folder.download(folder.names(BUILD_FOLDER), package)
     if done.code:
         do = f"follow the message above; the logs are in {package / BUILD_FOLDER}"
         raise failure(device, done, allowed="engines for every width", do=do)
     return _report(request, manifest, device.address, {path: digest for _, path, digest in files})
+
+
+def _graphs(manifest: Manifest) -> list[FileEntry]:
+    """What becomes an engine each."""
+    return [each for each in manifest.files if each.role in ("graph", "reference") and each.path.endswith(".onnx")]
+
+
+def is_done(line: str, labels: Sequence[str]) -> bool:
+    """Whether a line of the script says that it is done with an engine."""
+    label, colon, text = line.partition(": ")
+    return bool(colon) and label in labels and (text.endswith((".engine", "up to date")) or text.startswith("FAILED"))
 
 
 def _files(package: Path, manifest: Manifest) -> Iterator[Listed]:
@@ -93,6 +112,7 @@ def _arguments(request: BuildRequest) -> str:
     flags += [f"--{name}" for name in ("fp32", "dla") if getattr(request.options, name)]
     if request.options.workspace_mb is not None:
         flags += ["--workspace", str(request.options.workspace_mb)]
+    flags += ["--timeout", str(request.options.timeout_min)]
     return "".join(f" {shlex.quote(flag)}" for flag in flags)
 
 
@@ -113,9 +133,7 @@ def _report(request: BuildRequest, manifest: Manifest, address: Address, before:
 
 
 def _engines(package: Path, manifest: Manifest, before: dict[str, str]) -> Iterator[tuple[EngineRow, EngineRecord]]:
-    for entry in manifest.files:
-        if entry.role not in ("graph", "reference") or not entry.path.endswith(".onnx"):
-            continue
+    for entry in _graphs(manifest):
         path = package / BUILD_FOLDER / f"{Path(entry.path).stem}.engine"
         record = read_record(path)
         if record is None or hash_file(path)[0] != record.sha256:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bitswitch_deploy.engines.device_facts import DeviceFacts
@@ -28,25 +28,27 @@ def reference_graphs(manifest: Manifest) -> tuple[FileEntry, ...]:
 
 
 def engine_file(package: Path, manifest: Manifest, graph: FileEntry, loader: Loader) -> Path:
-    """The engine of a graph, exported or built on the device.
+    """The engine of a graph: built on the device, else exported, as the runtime takes it.
 
     Raises:
         UnavailableError: it is not built, or for another device or TensorRT.
         CheckFailedError: it has no record, without `trust`; or it is not the engine of its record.
     """
+    built = package / f"{manifest.built_on_device}/{PurePosixPath(graph.path).stem}.engine"
     exported = [entry for entry in manifest.files if entry.role == "engine" and entry.label == graph.label]
-    stem = PurePosixPath(graph.path).stem
-    path = package / (exported[0].path if exported else f"{manifest.built_on_device}/{stem}.engine")
-    if not path.is_file():
-        raise UnavailableError(
-            where=str(path),
-            got=f"the engine of {graph.label} is not built",
-            allowed="an engine for each width",
-            do=f"build it, on the device or with --device: bitswitch-deploy build {package}",
-        )
-    if not exported:
-        _check_record(path, loader)
-    return path
+    if built.is_file():
+        _check_record(built, loader)
+        return built
+    if exported:
+        # the manifest vouches for what is in it, and the record says what it is for
+        _check_record(package / exported[0].path, replace(loader, trust=True))
+        return package / exported[0].path
+    raise UnavailableError(
+        where=str(built),
+        got=f"the engine of {graph.label} is not built",
+        allowed="an engine for each width",
+        do=f"build it, on the device or with --device: bitswitch-deploy build {package}",
+    )
 
 
 def _check_record(engine: Path, loader: Loader) -> None:

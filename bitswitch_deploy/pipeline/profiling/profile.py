@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +16,11 @@ from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.profiling.benches import (
-    Bench,
-    OnnxRuntimeBench,
-    TensorRtBench,
-    Width,
-    package_widths,
-)
+from bitswitch_deploy.pipeline.profiling.bench import Bench, Width, package_widths
+from bitswitch_deploy.pipeline.profiling.onnxruntime_bench import OnnxRuntimeBench
 from bitswitch_deploy.pipeline.profiling.steps import (
     LayerProfiles,
+    TimedBatch,
     batch_results,
     layer_names,
     measure_energy,
@@ -32,15 +28,16 @@ from bitswitch_deploy.pipeline.profiling.steps import (
     time_batch,
 )
 from bitswitch_deploy.pipeline.profiling.table import check_table_request, latency_table, table_residuals
-from bitswitch_deploy.pipeline.profiling.trtexec import Board, TrtexecBench, this_board
+from bitswitch_deploy.pipeline.profiling.tensorrt_bench import TensorRtBench
+from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board, TrtexecBench, this_board
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import find_meter
 from bitswitch_deploy.profiling.board.host import Host
-from bitswitch_deploy.profiling.board.state import BoardWatch
+from bitswitch_deploy.profiling.board.state import BoardRecord, BoardWatch
 from bitswitch_deploy.profiling.budget import judge_budget
 from bitswitch_deploy.profiling.drift import disturbance, drift
 from bitswitch_deploy.profiling.interleave import Schedule
-from bitswitch_deploy.profiling.result import CandidateResult, ProfileResult
+from bitswitch_deploy.profiling.result import CandidateResult, Energy, ProfileResult
 from bitswitch_deploy.profiling.statistics import MIN_TURNS
 from bitswitch_deploy.profiling.trace import chrome_trace
 from bitswitch_deploy.target import Measure, Target
@@ -87,7 +84,7 @@ def profile(
         CheckFailedError: a file of the package is not as it was exported.
         PackageError: the manifest cannot be read.
         UsageError: an unknown width or engine, a master of another package, a batch that the graphs do not take.
-        UnavailableError: the engine is not here.
+        UnavailableError: the engine is not here, or another profile is running on this machine.
         OutputError: a file cannot be written.
     """
     host = host or Host()
@@ -100,24 +97,63 @@ def profile(
         check_table_request(widths, request.batches, engine=engine, master=master)
     check_turns(request.turns, request.duration_s)
     with ExitStack() as stack:
-        bench = _open(request, manifest, widths, engine=engine, master=master, board=board, stack=stack)
-        schedule = schedule_for(target.measure, bench.turn_ms, turns=request.turns, duration_s=request.duration_s)
-        on_gpu = engine != "onnxruntime"
-        watch = BoardWatch(host, on_gpu=on_gpu)
-        timed = [time_batch(bench, batch, schedule, watch, progress) for batch in request.batches]
-        state = watch.end()
-        # trtexec loads the engine anew each time, which would be counted as well
-        rails = target.measure.total_rails
-        meter = find_meter(host, total_rails=rails, of_gpu=on_gpu) if engine != "trtexec" else None
-        energies = [measure_energy(bench, each, meter, schedule, progress) for each in timed]
-        profiles = [profile_layers(bench, each, layer_names(master), progress) for each in timed]
+        stack.enter_context(host.alone())
+        bench = _open(request, manifest, widths, master=master, board=board, stack=stack)
+        measured = _measured(bench, request, target, master, host, progress)
+    result = _result(request, manifest, widths, measured)
+    return _with_files(request, result, widths, measured.layers[0], master, host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What was found out about an open bench: a list entry for each batch size."""
+
+    bench: Bench
+    engine: EngineName
+    target: Target
+    schedule: Schedule
+    batches: tuple[TimedBatch, ...]
+    energies: tuple[Mapping[str, Energy], ...]
+    layers: tuple[LayerProfiles, ...]
+    board: BoardRecord
+
+
+def _measured(
+    bench: Bench, request: ProfileRequest, target: Target, master: Master | None, host: Host, progress: Progress
+) -> _Measured:
+    """Time, then energy, then layers: what comes later slows down what is measured."""
+    engine = _engine(request, target)
+    schedule = schedule_for(target.measure, bench.turn_ms, turns=request.turns, duration_s=request.duration_s)
+    on_gpu = engine != "onnxruntime"
+    watch = BoardWatch(host, on_gpu=on_gpu)
+    batches = tuple(time_batch(bench, batch, schedule, watch, progress) for batch in request.batches)
+    state = watch.end()
+    # trtexec loads the engine anew each time, which would be counted as well
+    rails = target.measure.total_rails
+    meter = find_meter(host, total_rails=rails, of_gpu=on_gpu) if engine != "trtexec" else None
+    energies = tuple(measure_energy(bench, each, meter, schedule, progress) for each in batches)
+    layers = tuple(profile_layers(bench, each, layer_names(master), progress) for each in batches)
+    return _Measured(
+        bench=bench,
+        engine=engine,
+        target=target,
+        schedule=schedule,
+        batches=batches,
+        energies=energies,
+        layers=layers,
+        board=state,
+    )
+
+
+def _result(request: ProfileRequest, manifest: Manifest, widths: Sequence[Width], measured: _Measured) -> ProfileResult:
+    bench, schedule, engine = measured.bench, measured.schedule, measured.engine
     bits = {width.label: width.bits for width in widths}
     candidates = tuple(
         candidate
-        for each, energy, layers in zip(timed, energies, profiles)
+        for each, energy, layers in zip(measured.batches, measured.energies, measured.layers)
         for candidate in batch_results(each, bits, layers, energy, reference=bench.reference)
     )
-    result = ProfileResult(
+    return ProfileResult(
         package=str(request.package),
         master_sha256=manifest.master_sha256,
         target=manifest.target,
@@ -132,11 +168,10 @@ def profile(
         reference=_about_reference(engine, bench.reference),
         candidates=candidates,
         budget=judge_budget([each for each in candidates if each.label != bench.reference], request.budget_ms),
-        board=state,
-        unstable=(*state.unstable, *_disturbances(candidates)),
-        notes=(*_notes(widths, schedule, target, engine), *bench.notes),
+        board=measured.board,
+        unstable=(*measured.board.unstable, *_disturbances(candidates)),
+        notes=(*_notes(widths, schedule, measured.target, engine), *bench.notes),
     )
-    return _with_files(request, result, widths, profiles[0], master, host)
 
 
 def _with_files(
@@ -222,14 +257,14 @@ def _open(
     manifest: Manifest,
     widths: Sequence[Width],
     *,
-    engine: EngineName,
     master: Master | None,
     board: Board | None,
     stack: ExitStack,
 ) -> Bench:
+    target = _target(request, manifest)
+    engine = _engine(request, target)
     if engine == "trtexec":
-        target, board = _target(request, manifest), board or this_board()
-        return TrtexecBench(request.package, manifest, widths, target, board, trust=request.trust)
+        return TrtexecBench(request.package, manifest, widths, target, board or this_board(), trust=request.trust)
     if engine != "onnxruntime":
         return TensorRtBench(request.package, manifest, widths, engine, stack=stack, trust=request.trust)
     threads = request.threads if request.threads is not None else usable_cores()

@@ -23,11 +23,12 @@ from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile, wanted_master
 from bitswitch_deploy.pipeline.profiling.remote_host import host_of
-from bitswitch_deploy.pipeline.profiling.trtexec import Board
-from bitswitch_deploy.pipeline.progress import Progress
+from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
+from bitswitch_deploy.pipeline.progress import LINES_WANTED, Progress, followed, without_progress
+from bitswitch_deploy.profiling.board.device_lock import LOCK_NAME, is_measuring
 from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult
 from bitswitch_deploy.records import Reader
-from bitswitch_deploy.remote.device import Device, failure, on_device
+from bitswitch_deploy.remote.device import Device, PatientFolder, failure, on_device
 from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
 from bitswitch_deploy.remote.trtexec import TrtexecThere
 
@@ -35,13 +36,16 @@ from bitswitch_deploy.remote.trtexec import TrtexecThere
 _PROGRAM = 'PATH="$PATH:$HOME/.local/bin" bitswitch-deploy'
 _PACKAGE, _MASTER, _TARGET, _TRACE, _TABLE = "package", "master", "target", "trace.json", "latency-table.json"
 _MISSED = 1
+# where Python's tempfile has it; a word of the shell
+_DEVICE_LOCK = f'"${{TMPDIR:-/tmp}}/{LOCK_NAME}"'
 _READER = Reader(error=InputFileError, do="report it with what --json prints on the device")
 
 
 def profile_there(request: ProfileRequest, device: Device, progress: Progress) -> ProfileResult:
     """Copy what the device lacks, profile there, bring the result and its files back, leave nothing behind.
 
-    After a lost connection it is measured from the start: half a measurement is none.
+    After a lost connection a profile that runs there is measured from the start: half of it is none. With trtexec only
+    the turn that broke off is.
 
     Raises:
         UnavailableError: ssh does not get in, or the device has not this release of bitswitch-deploy; no trtexec.
@@ -59,13 +63,19 @@ def profile_there(request: ProfileRequest, device: Device, progress: Progress) -
 def _drive_trtexec(
     request: ProfileRequest, manifest: Manifest, device: Device, folder: DeviceFolder, progress: Progress
 ) -> ProfileResult:
-    trtexec = TrtexecThere(folder, request.package, _PACKAGE)
+    folder.lock(_DEVICE_LOCK, is_measuring(str(device.address)))
+    patient = PatientFolder(device, folder)
+    trtexec = TrtexecThere(patient, request.package, _PACKAGE)
     _copy(device, folder, [file for file in package_files(request.package, manifest) if _is_engine(file)], progress)
     with TemporaryDirectory(prefix="bitswitch-") as copy:
-        host = host_of(folder, Path(copy))
+        host = host_of(patient, Path(copy))
         host.refresh()
         facts = device_facts(host.root, ask=lambda words: host.run(words) or "")
-        return profile(request, progress, host=host, board=Board(trtexec=trtexec, facts=facts))
+        result = profile(request, progress, host=host, board=Board(trtexec=trtexec, facts=facts))
+    if not patient.lost:
+        return result
+    note = f"the connection was lost {patient.lost} times while it was measured; what that broke off was run again"
+    return replace(result, notes=(*result.notes, note))
 
 
 def _is_engine(file: Listed) -> bool:
@@ -78,8 +88,10 @@ def _profile(
     _check_release(device, folder)
     _copy(device, folder, [*package_files(request.package, manifest), *_own_files(request)], progress)
     progress.start(f"profiling on {device.address.host}", 1)
-    done = folder.run(f"{_PROGRAM} profile {shlex.join(arguments(request))}", device.say)
+    hear = followed(progress, device.say, where=device.address.host)
+    done = folder.run(f"{LINES_WANTED}=1 {_PROGRAM} profile {shlex.join(arguments(request))}", hear)
     if done.code not in (0, _MISSED) or not done.stdout.strip():
+        done = replace(done, stderr=without_progress(done.stderr))
         raise failure(device, done, allowed="a profile of the package", do="follow the message above")
     result = _decode(done.stdout, where=f"{device.address}: result")
     outputs = {_TRACE: request.trace, _TABLE: request.latency_table}
@@ -115,17 +127,17 @@ def _check_release(device: Device, folder: DeviceFolder) -> None:
             got=answer or asked.stderr or f"exit code {asked.code}",
             allowed=f"{wanted}, as here",
             do=f"install it there: ssh {device.address} python3 -m pip install --user bitswitch-deploy=={__version__}\n"
-            "      or, for a board with trtexec only: --engine trtexec",
+            "      or, where Python is older than 3.10, as on JetPack 5, or trtexec is all there is: --engine trtexec",
         )
 
 
 def package_files(package: Path, manifest: Manifest) -> Iterator[Listed]:
-    """The package and the engines that were built of it, with their records."""
+    """The package and the engines that were built of it, with their records and what was read back of them."""
     yield listed(package / MANIFEST, f"{_PACKAGE}/{MANIFEST}")
     for entry in manifest.files:
         yield package / entry.path, f"{_PACKAGE}/{entry.path}", entry.sha256
     if manifest.built_on_device is not None:
-        for pattern in ("*.engine", "*.engine.json"):
+        for pattern in ("*.engine", "*.engine.json", "*.layers.json"):
             for path in sorted((package / manifest.built_on_device).glob(pattern)):
                 yield listed(path, f"{_PACKAGE}/{manifest.built_on_device}/{path.name}")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from bitswitch_deploy.package.manifest import is_inside
 from bitswitch_deploy.profiling.board.host import Host, Recording
-from bitswitch_deploy.remote.device_folder import DeviceFolder
+from bitswitch_deploy.remote.device import PatientFolder
 
 _ROOT = "/"
 _TIMEOUT_S = 10
@@ -35,8 +36,8 @@ _FILES = (
 _READ = f"cd {{}} && grep -asHZ '' {' '.join(_FILES)} || :"
 
 
-def host_of(folder: DeviceFolder, copy: Path) -> Host:
-    """The device of a folder; `copy`: an empty folder here for its files."""
+def host_of(folder: PatientFolder, copy: Path) -> Host:
+    """The device of a folder, which is locked by `folder` already; `copy`: an empty folder here for its files."""
     missing: set[str] = set()
 
     def run(words: Sequence[str]) -> str | None:
@@ -56,13 +57,13 @@ def host_of(folder: DeviceFolder, copy: Path) -> Host:
     def refresh() -> None:
         _copy(folder.run(_READ.format(shlex.quote(_ROOT))).stdout, copy)
 
-    return Host(root=copy, run=run, start=start, refresh=refresh)
+    return Host(root=copy, run=run, start=start, refresh=refresh, alone=nullcontext)
 
 
 class _Recorded:
     """A command that goes on printing there."""
 
-    def __init__(self, folder: DeviceFolder) -> None:
+    def __init__(self, folder: PatientFolder) -> None:
         self._folder = folder
 
     def stop(self) -> str:

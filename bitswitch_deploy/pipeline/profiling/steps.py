@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,9 +11,10 @@ from time import perf_counter
 import numpy as np
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode, count_operators
+from bitswitch_deploy.engines.optimized_operators import OptimizedNode
+from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.pipeline.profiling.benches import Bench, Feeds
+from bitswitch_deploy.pipeline.profiling.bench import Bench, Feeds
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import EnergyMeter
 from bitswitch_deploy.profiling.board.state import BoardWatch
@@ -21,7 +23,7 @@ from bitswitch_deploy.profiling.interleave import Schedule, interleave, turn_med
 from bitswitch_deploy.profiling.layers import LayerName, ProfiledRuns, operator_times, owners
 from bitswitch_deploy.profiling.result import CandidateResult, Energy, OperatorTime
 from bitswitch_deploy.profiling.statistics import Milliseconds, describe, ratio
-from bitswitch_deploy.profiling.verdict import cause_in_graph, speed_verdict
+from bitswitch_deploy.profiling.verdict import cause_in_engine, cause_in_graph, speed_verdict
 
 # Long enough for rails that are read fifty times in a second; no longer than the timing itself.
 _MAX_ENERGY_MS = 2000.0
@@ -41,12 +43,13 @@ class TimedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProfiles:
-    """By label: the profiled runs, the layer of each node, the nodes that run, and their times."""
+    """By label: the profiled runs, the layer of each node, the nodes that run, their times, and engines read back."""
 
     runs: Mapping[str, ProfiledRuns] = field(default_factory=dict)
     owners: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: Mapping[str, tuple[OptimizedNode, ...]] = field(default_factory=dict)
     times: Mapping[str, tuple[OperatorTime, ...]] = field(default_factory=dict)
+    engines: Mapping[str, ReadBack] = field(default_factory=dict)
 
 
 def layer_names(master: Master | None) -> tuple[LayerName, ...]:
@@ -115,7 +118,8 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
         for label, profile in runs.items()
     }
     progress.advance()
-    return LayerProfiles(runs=runs, owners=owner_of, nodes=nodes, times=times)
+    engines = {label: found for label in runs if (found := bench.read_back(label)) is not None}
+    return LayerProfiles(runs=runs, owners=owner_of, nodes=nodes, times=times, engines=engines)
 
 
 def batch_results(
@@ -145,13 +149,21 @@ def batch_results(
                 statistics=describe(np.concatenate(turns), batch=timed.batch_size),
                 turn_medians_ms=medians[label],
                 ratio=against,
-                verdict=speed_verdict(against, cause_in_graph(times, cpu_features())) if against else "",
-                operators=count_operators(layers.nodes.get(label, ())),
+                verdict=speed_verdict(against, _cause(layers, label)) if against else "",
+                operators=tuple(sorted(Counter(each.operator for each in times).items())),
                 layers=times,
                 energy=energies.get(label),
             )
         )
     return tuple(results)
+
+
+def _cause(layers: LayerProfiles, label: str) -> str:
+    """Why it is no faster, if that is so."""
+    engine = layers.engines.get(label)
+    return (
+        cause_in_engine(engine) if engine is not None else cause_in_graph(layers.times.get(label, ()), cpu_features())
+    )
 
 
 def _median(turns: Sequence[Milliseconds]) -> float:

@@ -8,7 +8,7 @@ from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.latency_table import LatencyTable
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.pipeline.profiling.benches import Width
+from bitswitch_deploy.pipeline.profiling.bench import Width
 from bitswitch_deploy.pipeline.profiling.steps import LayerProfiles
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.board.sensors import device_name

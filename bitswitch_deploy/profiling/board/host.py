@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 
 _TIMEOUT_S = 10
 _MAX_CHARS = 1 << 16
@@ -76,13 +79,14 @@ def is_current() -> None:
 class Host:
     """A machine. root: where its /sys, /proc, /etc and /var begin. run, start: how commands are run there.
 
-    refresh: called before each look, for a root that is a copy.
+    refresh: called before each look, for a root that is a copy. alone: keeps others from measuring there meanwhile.
     """
 
     root: Path = Path("/")
     run: RunCommand = run_command
     start: StartCommand = start_command
     refresh: Callable[[], None] = is_current
+    alone: Callable[[], AbstractContextManager[None]] = alone_on_this_machine
 
     def text(self, path: Path | str) -> str | None:
         """A small file without the white space around it; None where it cannot be read, as many of sysfs."""

@@ -22,7 +22,6 @@ from bitswitch_deploy.errors import (
     PackageError,
     TargetFileError,
     UnavailableError,
-    UsageError,
 )
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.verify import read_manifest, verify_package
@@ -123,6 +122,9 @@ def test_layers_are_read_back_and_kept(board: Record, package: Path) -> None:
     vendors = package / BUILD_FOLDER / "digits-w8.layers.json"
     vendors.write_text(json.dumps({"Layers": [CONVOLUTION]}))
     assert built(package).engines[1].layers == first
+    # and is of another engine after the next build
+    built(package, force=True)
+    assert (kept.exists(), vendors.exists()) == (True, False)
 
 
 def test_what_is_up_to_date_stays(board: Record, package: Path) -> None:
@@ -218,7 +220,7 @@ def test_two_builds_at_once_are_refused(board: Record, package: Path) -> None:
     (package / BUILD_FOLDER).mkdir()
     with (package / BUILD_FOLDER / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another build is running in this package"):
+        with pytest.raises(UnavailableError, match="another build is running in this package"):
             built(package)
     built(package)
 

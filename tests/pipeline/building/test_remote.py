@@ -15,7 +15,7 @@ from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UnavailableError, UsageError
 from bitswitch_deploy.pipeline.building.build import BuildRequest
 from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
-from bitswitch_deploy.pipeline.building.remote import build_there
+from bitswitch_deploy.pipeline.building.remote import _arguments, build_there, is_done
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.remote import device as remote_device
 from bitswitch_deploy.remote.device import Device
@@ -95,6 +95,10 @@ def test_every_engine_comes_back_with_its_record(board: Server, package: Path) -
         record = json.loads(Path(f"{row.path}.json").read_text())
         assert record["size_bytes"] == row.size_bytes
     assert any("w4: building" in line for line in lines)
+    assert [line for line in lines if is_done(line, ("fp16", "w2", "w4", "w6", "w8"))] == [
+        line for line in lines if line.endswith(".engine")
+    ]
+    assert sum(line.endswith(".engine") for line in lines) == 5
     assert board.left() == []
 
 
@@ -107,6 +111,25 @@ def test_what_is_here_is_not_built_again(board: Server, package: Path) -> None:
     built(board, package, force=True, options=EngineOptions(workspace_mb=64))
     assert calls(board) == 11
     assert "workspace:64" in (package / BUILD_FOLDER / "digits-w4.engine").read_text()
+
+
+def test_lines_of_the_script_that_end_an_engine() -> None:
+    lines = (
+        "jetson-orin-nano: TensorRT 10.3.0 on this board; the graphs were made for 10.3.0",
+        "w8: building, this takes minutes (log: /home/x/on_device/net-w8.log)",
+        "w8: 3 layers fall back to the GPU: /home/x/on_device/net-w8.gpu-fallback.txt",
+        "w8: /home/x/on_device/net-w8.engine",
+        "w4: up to date",
+        "w2: FAILED: trtexec refused the graph. The log is /x/net-w2.log; it ends with:",
+        "other: up to date",
+    )
+    assert [line.split(":")[0] for line in lines if is_done(line, ("w8", "w4", "w2"))] == ["w8", "w4", "w2"]
+
+
+def test_every_option_is_passed_on(package: Path) -> None:
+    options = EngineOptions(fp32=True, dla=True, workspace_mb=64, timeout_min=7)
+    words = _arguments(BuildRequest(package=package, force=True, options=options)).split()
+    assert words == ["--force", "--fp32", "--dla", "--workspace", "64", "--timeout", "7"]
 
 
 def test_a_lost_connection_is_taken_up_again(board: Server, package: Path) -> None:

@@ -13,12 +13,14 @@ import pytest
 from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
+from bitswitch_deploy.engines.read_back import NodePrecision, ReadBack
 from bitswitch_deploy.errors import CheckFailedError, InputFileError, UnavailableError, UsageError
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, profile, schedule_for
 from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.result import ProfileResult
 from tests.engines import fake_trtexec
@@ -67,6 +69,12 @@ def test_every_width_has_a_ratio_and_a_sentence_and_the_reference_has_none(whole
         assert ("because" in each.verdict) == (each.ratio.high >= 1)
     assert (reference.ratio, reference.verdict) == (None, "")
     assert not [name for name, _ in reference.operators if "QLinear" in name or "Quantize" in name]
+
+
+def test_two_profiles_at_once_are_refused(packages: Packages) -> None:
+    """Of whatever package: both would be wrong."""
+    with alone_on_this_machine(), pytest.raises(UnavailableError, match="another profile is running there"):
+        run(packages.own)
 
 
 def test_layers_are_those_of_the_master_and_add_up(whole: tuple[ProfileResult, Path]) -> None:
@@ -229,6 +237,15 @@ def jetson_package(packages: Packages, tmp_path: Path) -> Callable[[Callable[[in
     return write
 
 
+def put_reference(package: Path) -> None:
+    """Add a graph that is the float network's, as far as a package is concerned."""
+    document = json.loads((package / "manifest.json").read_text())
+    entry = next(each for each in document["files"] if each["label"] == "w8")
+    document["files"].append(entry | {"path": "digits-fp16.onnx", "role": "reference", "label": "fp16"})
+    (package / "digits-fp16.onnx").write_bytes((package / entry["path"]).read_bytes())
+    (package / "manifest.json").write_text(json.dumps(document))
+
+
 def test_engines_are_timed_as_an_application_runs_them(
     jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -247,21 +264,31 @@ def test_engines_are_timed_as_an_application_runs_them(
 
 
 def test_the_fp16_engine_is_the_reference_where_the_package_has_one(
-    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    packages: Packages,
+    jetson_package: Callable[[Callable[[int], bytes]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     device = install(monkeypatch, "10.3.0")
+    device.layers = (
+        ("node_Conv_118 + node_relu", 0.5),
+        ("blocks.0.conv1.weight/Q + node_Conv_119", 1.0),
+        ("[x]", 0.25),
+    )
     package = jetson_package(lambda bits: plan(float(bits), scratch=64))
-    document = json.loads((package / "manifest.json").read_text())
-    entry = next(each for each in document["files"] if each["label"] == "w8")
-    document["files"].append(entry | {"path": "digits-fp16.onnx", "role": "reference", "label": "fp16"})
-    (package / "digits-fp16.onnx").write_bytes((package / entry["path"]).read_bytes())
-    (package / "manifest.json").write_text(json.dumps(document))
+    put_reference(package)
     (package / "on_device" / "digits-fp16.engine").write_bytes(plan(16.0, scratch=64))
-    result = run(package, machine(tmp_path / "board", {}), master=None, trust=True)
+    master = packages.own.parent / MASTER
+    result = run(package, machine(tmp_path / "board", {}), master=master, trust=True)
     assert [each.label for each in result.candidates] == ["w8", "w4", "fp16"]
     assert result.reference_label == "fp16"
     assert 16.0 in {call[1] for call in device.calls if call[0] == "execute"}
     assert [each.ratio is not None for each in result.candidates] == [True, True, False]
+    # what IProfiler told, for each engine; by share, as all is scaled to what the whole takes without it
+    for each in result.candidates:
+        layers = {node.name: node.layer for node in each.layers}
+        assert layers == {"node_Conv_118": "conv1", "node_Conv_119": "blocks.0.conv1", "[x]": None}
+        assert each.operators == (("TensorRT layer", 3),)
 
 
 def test_trtexec_times_engines_where_there_is_no_python_package(
@@ -277,9 +304,22 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     with pytest.raises(CheckFailedError, match=r"an engine without digits-w8.engine.json(.|\n)*--trust"):
         run(package, engine="trtexec", master=None)
     master, host = packages.own.parent / MASTER, machine(tmp_path / "board", JETSON_FILES)
+    put_reference(package)
+    (package / "on_device" / "digits-fp16.engine").write_text(json.dumps({"ms": 1.5, "layers": layers}))
+    fell_back = NodePrecision(node="node_Conv_119", operator="Conv", precision="fp16")
+    found = ReadBack(engine_layers=2, int8=(), fell_back=(fell_back,), in_float=(), unfused=(), unseen=())
+    (package / "on_device" / "digits-w8.engine.layers.json").write_text(found.to_json())
     result = run(package, host, engine="trtexec", master=master, trust=True)
+    assert [each.verdict.partition(", because ")[2] for each in result.candidates] == [
+        "1 of 1 layers compute in float (node_Conv_119)",
+        "",
+        "",
+    ]
     assert (result.engine, result.engine_version, result.turn_ms) == ("trtexec", "10.3.0", 1000.0)
-    assert [(each.label, each.statistics.p95_ms) for each in result.candidates] == [("w8", 2.0), ("w4", 1.0)]
+    assert [(each.label, each.statistics.p95_ms) for each in result.candidates[:2]] == [
+        ("w8", 2.0),
+        ("w4", 1.0),
+    ]
     nodes = {node.name: (node.layer, node.ms) for node in result.candidates[0].layers}
     assert nodes == {
         "node_Conv_118": ("conv1", 0.5),

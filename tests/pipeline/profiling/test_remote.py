@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import sys
@@ -28,6 +29,7 @@ from bitswitch_deploy.master import master_files, read_master, write_master
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest
 from bitswitch_deploy.pipeline.profiling.remote import arguments, profile_there
 from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.profiling.board import device_lock
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.remote import device as remote_device
 from bitswitch_deploy.remote.address import Address
@@ -35,6 +37,7 @@ from bitswitch_deploy.remote.device import Device, failure
 from bitswitch_deploy.remote.ssh import Finished
 from tests.conftest import Run
 from tests.remote.server import Server, needs_sshd, running_server
+from tests.remote.test_device_folder import running
 from tests.remote.test_ssh import lose_connections
 from tests.runtime.conftest import Packages, packages
 
@@ -67,6 +70,33 @@ def board(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_device, "RETRY_AFTER_S", (0.1, 0.1))
+
+
+class Noted:
+    """The steps that were told, with the units that are done."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[int]] = {}
+
+    def start(self, description: str, total: int) -> None:
+        self.steps[description] = [0, total]
+
+    def advance(self, n: int = 1) -> None:
+        list(self.steps.values())[-1][0] += n
+
+
+def test_progress_there_is_progress_here(board: Server, packages: Packages) -> None:
+    """Of the two candidates, six turns and the warm-up each; and nothing of it is taken for a message."""
+    noted, lines = Noted(), list[str]()
+    device = Device(address=board.address, ssh_config=board.folder / "client.conf", say=lines.append)
+    request = ProfileRequest(
+        package=packages.own, master=packages.own.parent / MASTER, turns=6, threads=1, widths=("w4",)
+    )
+    result = profile_there(request, device, noted)
+    turns = 2 * (result.turns + result.warmup_turns)
+    assert noted.steps["127.0.0.1: timing, batch 1"] == [turns, turns]
+    assert noted.steps["127.0.0.1: layers, batch 1"] == [1, 1]
+    assert lines == []
 
 
 def profiled(board: Server, package: Path, lines: list[str] | None = None, **changes: object) -> ProfileResult:
@@ -181,19 +211,73 @@ def left(board: Server) -> list[Path]:
     return [path for path in board.left() if "Microsoft" not in path.parts]
 
 
-def test_a_lost_connection_starts_the_measurement_again(board: Server, packages: Packages) -> None:
-    hang = 'touch "$HOME/bin/hangs"; echo go >&2; sleep 60'
-    rest = f'[ -f "$HOME/bin/hangs" ] || {{ {hang}; }}\necho again >&2; exit 2'
+def hanging_once(board: Server) -> None:
+    """The first profile hangs there, with the lock of the machine, as a process that a lost connection left alone."""
+    board.put("real", PROGRAM)
+    # the lock of the real program
+    hang = f'touch "$HOME/bin/hangs"; echo go >&2; exec flock "$TMPDIR/{device_lock.LOCK_NAME}" {HANG}{board.port}'
+    rest = f'[ -f "$HOME/bin/hangs" ] || {{ {hang}; }}\nexec "$HOME/bin/real" "$@"'
     board.put("bitswitch-deploy", _SAYS.format(version=_HERE, rest=rest))
+
+
+HANG = "sleep 6"
+
+
+def test_a_profile_that_lost_its_connection_is_measured_again(board: Server, packages: Packages) -> None:
+    """From its start, and with success: what the first attempt left running there has ended and freed the device."""
+    hanging_once(board)
     thread = threading.Thread(target=_pull, args=(board, False))
     thread.start()
     lines: list[str] = []
-    with pytest.raises(UsageError, match="again"):
-        profiled(board, packages.own, lines)
+    result = profiled(board, packages.own, lines)
     thread.join()
-    assert (lines[0], lines[-1]) == ("go", "again")
-    assert any("the connection was lost" in line for line in lines)
-    assert board.left() == []
+    assert [each.label for each in result.candidates] == ["w4"]
+    assert result.turns == 6
+    assert lines[0] == "go"
+    assert sum("the connection was lost" in line for line in lines) == 1
+    assert not running(f"{HANG}{board.port}")
+    assert left(board) == []
+
+
+def test_the_next_call_goes_on_where_a_device_was_away(board: Server, packages: Packages) -> None:
+    """The first call gives up; the second copies nothing again, measures, and leaves nothing behind."""
+    hanging_once(board)
+    thread = threading.Thread(target=_pull, args=(board, False))
+    thread.start()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(remote_device, "RETRY_AFTER_S", ())
+        with pytest.raises(UnavailableError, match="the connection was lost"):
+            profiled(board, packages.own)
+    thread.join()
+    assert left(board) != []
+    board.put("tar", "#!/bin/sh\necho nothing may be sent >&2; exit 1\n")
+    result = profiled(board, packages.own)
+    assert [each.label for each in result.candidates] == ["w4"]
+    assert not running(f"{HANG}{board.port}")
+    assert left(board) == []
+
+
+def test_a_device_that_is_measuring_is_refused(board: Server, packages: Packages) -> None:
+    with (board.folder / "tmp" / device_lock.LOCK_NAME).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match=r"(?s)another profile is running there.*one at a time"):
+            profiled(board, packages.own)
+    assert left(board) == []
+
+
+def test_the_page_of_a_device(board: Server, packages: Packages, tmp_path: Path, run: Run) -> None:
+    """--report with --device: the numbers of the device beside the accuracy of the package, which is here."""
+    there = ("--device", board.address, "--ssh-config", board.folder / "client.conf")
+    words = ("profile", packages.own, *there, "--turns", "6", "--threads", "1", "--widths", "4")
+    outcome = run(*words, "--report", tmp_path / "page.html", "--json")
+    assert outcome.code == 0
+    page = (tmp_path / "page.html").read_text()
+    result = json.loads(outcome.out)
+    assert f"measured on {board.address}" in page
+    assert f"{result['candidates'][0]['statistics']['p50_ms']:.3f}" in page
+    assert "over-ssh" not in page
+    assert str(board.home) not in page
+    assert left(board) == []
 
 
 def test_a_device_that_stays_away(board: Server, packages: Packages) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import threading
@@ -14,15 +15,17 @@ import pytest
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
-from bitswitch_deploy.errors import GraphError, UnavailableError
+from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.pipeline.profiling import remote_host
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest
 from bitswitch_deploy.pipeline.profiling.remote import profile_there
 from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.profiling.board import device_lock
 from bitswitch_deploy.profiling.board.state import BoardRecord
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.remote import device as remote_device
+from bitswitch_deploy.remote import held_lock
 from bitswitch_deploy.remote import trtexec as remote_trtexec
 from bitswitch_deploy.remote.device import Device
 from bitswitch_deploy.tensors import WidthAssignment
@@ -55,6 +58,8 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         path.write_text(text)
     monkeypatch.setattr(remote_host, "_ROOT", str(root))
     monkeypatch.setattr(remote_device, "RETRY_AFTER_S", (0.1, 0.1))
+    # the lock that is waited for is nobody's who was cut off
+    monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"-w {held_lock._WAIT_S}", "-w 1"))
     with running_server(folder) as server:
         server.put("uname", "#!/bin/sh\necho aarch64\n")
         server.put("nvpmodel", "#!/bin/sh\necho NV Power Mode: 15W\necho 0\n")
@@ -143,11 +148,16 @@ def check_board(state: BoardRecord) -> None:
     assert state.is_stable
 
 
-def test_a_lost_connection(board: Server, package: Path) -> None:
-    """While tegrastats runs there: the second attempt, which fails at once, ends it."""
-    gate = '[ ! -f "$HOME/bin/hung" ] || exit 9\n[ ! -f .recorder ] || { touch "$HOME/bin/hung"; sleep 60; }'
+def hanging_once(board: Server) -> None:
+    """From now on the first turn beside tegrastats hangs."""
+    gate = '[ -f "$HOME/bin/hung" ] || [ ! -f .recorder ] || { touch "$HOME/bin/hung"; sleep 60; }'
     board.put("real", program_text(board.home / "bin/calls"))
     board.put("trtexec", f'#!/bin/sh\n[ "$1" = --help ] || {{ {gate}\n}}\nexec "$HOME/bin/real" "$@"\n')
+
+
+def test_a_turn_that_a_lost_connection_broke_off_is_measured_again(board: Server, package: Path) -> None:
+    """It alone: the turns before it stay, and so does what tegrastats recorded."""
+    hanging_once(board)
     seen: list[bool] = []
 
     def pull() -> None:
@@ -160,13 +170,31 @@ def test_a_lost_connection(board: Server, package: Path) -> None:
     thread = threading.Thread(target=pull)
     thread.start()
     lines: list[str] = []
-    with pytest.raises(GraphError, match="trtexec ended with 9"):
-        profiled(board, package, lines, widths=("w4",))
+    result = profiled(board, package, lines, widths=("w4",))
     thread.join()
     assert seen == [True]
-    assert any("the connection was lost" in line for line in lines)
+    assert sum("the connection was lost" in line for line in lines) == 1
+    assert any("was lost 1 times" in note for note in result.notes)
+    rounds = result.turns + result.warmup_turns
+    # three calls of each find out how many runs fill a turn, one is for the layers
+    assert len(timed(board)) <= 2 * (rounds + 3) + 2
+    assert [each.ratio.value for each in result.candidates if each.ratio] == [0.25]
+    check_board(result.board)
     assert board.left() == []
     wait_for_end(f"{board.home}/bin/tegrastats")
+
+
+def test_a_device_that_is_measuring_is_refused(board: Server, package: Path) -> None:
+    """Whatever it measures and whoever does: a profile of somebody else holds the lock of the machine."""
+    lock = board.folder / "tmp" / device_lock.LOCK_NAME
+    lock.touch(0o444)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match=r"(?s)another profile is running there.*one at a time"):
+            profiled(board, package)
+    assert timed(board) == []
+    assert board.left() == []
+    assert profiled(board, package, widths=("w4",)).engine == "trtexec"
 
 
 def test_a_board_without_trtexec(board: Server, package: Path) -> None:

@@ -11,19 +11,20 @@ import onnx
 
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.input_signature import InputSignature
-from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
+from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.engines.trtexec import LocalTrtexec, Trtexec, TrtexecSession, parse_version, timing_flags
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.profiling.benches import Feeds, TimedSession, Width
+from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
+from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
 from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
+from bitswitch_deploy.pipeline.profiling.tensorrt_layers import graph_of, layer_run
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
 
 # trtexec starts anew for each turn, which takes seconds.
 TURN_MS = 1000.0
-_OPERATOR = "TensorRT layer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +78,13 @@ class TrtexecBench:
         for entry in reference_graphs(manifest):
             self.reference = entry.label or entry.path
             entries[self.reference] = entry
-        self._models = {label: _graph(package / entry.path) for label, entry in entries.items()}
+        self._models = {label: graph_of(package / entry.path) for label, entry in entries.items()}
         flags = _flags(target, self.version)
         loader = Loader(device=board.facts, module="tensorrt", version=self.version, trust=trust)
+        self._engines = {label: engine_file(package, manifest, entry, loader) for label, entry in entries.items()}
         self._opened = {
-            label: TrtexecSession(
-                board.trtexec, engine_file(package, manifest, entry, loader), _inputs(self._models[label]), flags=flags
-            )
-            for label, entry in entries.items()
+            label: TrtexecSession(board.trtexec, engine, _inputs(self._models[label]), flags=flags)
+            for label, engine in self._engines.items()
         }
         self.sessions: Mapping[str, TimedSession] = dict(self._opened)
 
@@ -98,30 +98,19 @@ class TrtexecBench:
         """The nodes of the ONNX graph, each under the name of the TensorRT layer that holds it."""
         return graph_nodes(self._models[label].graph)
 
+    def read_back(self, label: str) -> ReadBack | None:
+        """What was found out when it was built."""
+        return kept_layers(self._engines[label], self._models[label])
+
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
         """The median time of each TensorRT layer, as one run; it belongs to the first ONNX node in its name."""
         profiles = {}
         for label, session in self._opened.items():
-            names = {node.name for node in self._models[label].graph.node}
             layers = session.layer_times(feeds, runs_of[label])
-            starts = np.concatenate([[0.0], np.cumsum([1e3 * layer.median_ms for layer in layers])])
-            run = tuple(
-                NodeTime(
-                    name=_first_node(layer.name, names),
-                    operator=_OPERATOR,
-                    start_us=float(start),
-                    duration_us=1e3 * layer.median_ms,
-                )
-                for start, layer in zip(starts, layers)
-            )
+            run = layer_run([(layer.name, layer.median_ms) for layer in layers], self._models[label])
             plain = session.time_runs(feeds, runs_of[label])
             profiles[label] = ProfiledRuns(runs=(run,), plain_ms=plain)
         return profiles
-
-
-def _first_node(layer: str, names: set[str]) -> str:
-    """`/conv1/Conv + /relu` and `Reformatting CopyNode for Input ... /conv1/Conv` hold names between blanks."""
-    return next((word for word in layer.replace(",", " ").split() if word in names), layer)
 
 
 def _flags(target: Target, version: str) -> tuple[str, ...]:
@@ -134,10 +123,6 @@ def _flags(target: Target, version: str) -> tuple[str, ...]:
         allowed=", ".join(rule for rule, _ in target.measure.trtexec) or f"no trtexec: {target.name} does not use it",
         do="use --engine tensorrt, or add its flags to measure.trtexec of the target's YAML",
     )
-
-
-def _graph(path: Path) -> onnx.ModelProto:
-    return onnx.load(str(path), load_external_data=False)
 
 
 def _inputs(model: onnx.ModelProto) -> tuple[InputSignature, ...]:
