@@ -55,9 +55,9 @@ class QuantizeBias(LoweringPass):
     Not for TensorRT, whose parser refuses a DequantizeLinear on int32. onnxruntime does the same behind the scenes to a
     float bias, rounding to nearest (weight_bias_quantization.cc), and also to layers that it then runs in float; here
     steps and bias are chosen so that no output code changes (see bias_codes.py). Where finer steps of the weights are
-    not enough and uint8 input codes have bits to spare, these are shifted as well: one cheap operator, which halves the
-    rounding with each bit also where it does not make it vanish. Where that is not possible the bias is rounded and
-    recorded as inexact with the share of such channels; without ROUNDED_BIAS the layer runs in float instead.
+    not enough and uint8 input codes have bits to spare, these are shifted as well where that keeps all codes of the
+    layer: one cheap operator. Where it does not, the bias is rounded and recorded as inexact with the share of such
+    channels; without ROUNDED_BIAS the layer runs in float instead.
     Cases: Conv, ungrouped ConvTranspose, Gemm; a MatMul and its Add, which onnxruntime makes a Gemm of: this bias stays
     float, but is a whole number of steps; a Gemm with float output, whose bias moves behind it, since onnxruntime runs
     it in integers only without a float bias; weight scale per tensor and per channel; output codes with and without
@@ -167,7 +167,9 @@ def _best_fit(layer: _Layer, accumulator: Accumulator, room: int) -> tuple[BiasF
     plain = fit_bias(layer.bias, accumulator, thresholds)
     if plain.exact.all() or not room:
         return plain, 0
-    return fit_bias(layer.bias, accumulator.finer(2**room), thresholds), room
+    fine = fit_bias(layer.bias, accumulator.finer(2**room), thresholds)
+    # where a threshold moves in any case, moving it less is not worth an operator
+    return (fine, room) if fine.exact.all() else (plain, 0)
 
 
 def _room(graph: gs.Graph, data: ActivationPattern) -> int:
