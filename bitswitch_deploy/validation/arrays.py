@@ -36,6 +36,7 @@ _LOCAL_LENGTHS = 26  # of the zip local file header: where the lengths of name a
 # Above any number of classes; keeps labels inside int64 when the number is not known.
 MAX_CLASSES = 2**31
 
+# What zipfile and NumPy raise for files that are cut, damaged, encrypted or packed in a way of their own.
 _BROKEN = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
