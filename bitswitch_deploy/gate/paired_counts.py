@@ -4,9 +4,9 @@ Of n samples, `lost` were right and are wrong now, `gained` the other way round;
 
     drop = (lost - gained) / n        a share; positive when accuracy fell
 
-* H0: drop <= 0 is tested as McNemar did, exactly: under it `lost` is at most Binomial(lost + gained, 1/2). Exact at every
-  count: the usual switch to the normal form from 25 on saves time that nothing here needs, and the mid-p form gives
-  up the guarantee for a gain in power that vanishes with the counts.
+* H0: drop <= 0 is tested as McNemar did, exactly: under it `lost` is at most Binomial(lost + gained, 1/2). Exact at
+  every count: the usual switch to the normal form from 25 on saves time that nothing here needs, and the mid-p form
+  gives up the guarantee for a gain in power that vanishes with the counts.
 * H0: drop <= margin and H0: drop >= bound have no such conditional test. Their statistic is Tango's score (Statistics
   in Medicine 17, 891-908, 1998, the restricted maximum likelihood of the nuisance parameter), drawn half a sample
   towards 0. The normal form of it is conservative for the exclusion, but not for the drop: where few samples changed
