@@ -18,7 +18,7 @@ Where a metric says how much one sample can change, that is `unseen`. Others hav
 mean keeps its level for every distribution (Bahadur and Savage, Annals of Mathematical Statistics 27, 1115-1122, 1956):
 a few samples that lose a little look the same whether or not a rare one gains much. There `unseen` is the largest
 change that was seen, times 1 + 20 / (number of samples that make up the change, by Kish's rule): the fewer, the less is
-known of the others. The 20 was chosen so that tests/gate keeps the level for lognormal changes; with 5 it does not.
+known of the others. The 20 was chosen so that tests/gate keeps the level for lognormal changes.
 """
 
 from __future__ import annotations

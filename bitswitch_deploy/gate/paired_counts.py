@@ -5,16 +5,15 @@ Of n samples, `lost` were right and are wrong now, `gained` the other way round;
     drop = (lost - gained) / n        a share; positive when accuracy fell
 
 * H0: drop <= 0 is tested as McNemar did, exactly: under it `lost` is at most Binomial(lost + gained, 1/2). Exact at
-every
-  count: the usual switch to the normal form from 25 on saves time that nothing here needs, and the mid-p form gives
-  up the guarantee for a gain in power that vanishes with the counts.
+  every count: the usual switch to the normal form from 25 on saves time that nothing here needs, and the mid-p form
+  gives up the guarantee for a gain in power that vanishes with the counts.
 * H0: drop <= margin and H0: drop >= bound have no such conditional test. Their statistic is Tango's score (Statistics
   in Medicine 17, 891-908, 1998, the restricted maximum likelihood of the nuisance parameter), drawn half a sample
   towards 0. The normal form of it is conservative for the exclusion, but not for the drop: where few samples changed
-  there are as many as 2.2 times the alarms of the level that Holm's rule asks for. So the p value of a drop is exact:
-  the probability of a score like this one or higher, at the share of gained samples that makes it largest (Berger and
-  Sidik, Statistical Methods in Medical Research 12, 91-108, 2003). Power takes the critical
-  score of about as many samples.
+  there are more alarms than its level says, most so at the small levels of Holm's rule. So the p value of a drop is
+  exact: the probability of a score like this one or higher, at the share of gained samples that makes it largest
+  (Berger and Sidik, Statistical Methods in Medical Research 12, 91-108, 2003). Power takes the critical score of about
+  as many samples.
 
 Arguments of the functions on counts may be arrays of one shape, but for the exact one.
 """

@@ -131,6 +131,20 @@ def test_a_drop_beyond_a_margin_alarms_seldom_where_it_is_the_margin() -> None:
     assert alarms <= 0.05 * HISTORIES
 
 
+@pytest.mark.parametrize("share", [0.1, 1.0], ids=["few images changed", "all changed"])
+def test_a_thousand_histories_of_a_ratio_alarm_seldom(share: float) -> None:
+    metric, alarms, n = MeanIou(), 0, 60
+    for seed in range(HISTORIES):
+        rng = np.random.default_rng(seed)
+        # objects of very different size, that are found in full or hardly
+        union = np.ceil(rng.lognormal(3, 1, (n, 2)))
+        before, other = (rng.binomial(union.astype(int), rng.beta(0.8, 0.2, (n, 2))) for _ in range(2))
+        now = np.where(few(rng, n, share)[:, None], other, before)
+        s, t = (np.hstack((hits, union)) for hits in (before, now))
+        alarms += bootstrap_drop(s, t, metric.value, draws=DRAWS, seed=seed).p_value_of_drop(0.0) <= 0.05
+    assert alarms <= 0.05 * HISTORIES
+
+
 def test_the_error_of_a_ratio_is_that_of_repeated_data_sets() -> None:
     metric, drops, errors = MeanIou(), [], []
     for seed in range(60):

@@ -109,7 +109,7 @@ def _outcomes(rng: np.random.Generator, labels: Array, *, found: float) -> Array
 
 @pytest.mark.parametrize("share", [0.1, 1.0], ids=["few images changed", "all changed"])
 def test_histories_without_a_drop_alarm_seldom_and_a_large_drop_is_found(share: float) -> None:
-    metric, histories, n = MeanAveragePrecision(), 200, 60
+    metric, histories, few, n = MeanAveragePrecision(), 100, 20, 60
     alarms = cleared = found = 0
     for seed in range(histories):
         rng = np.random.default_rng(seed)
@@ -121,9 +121,10 @@ def test_histories_without_a_drop_alarm_seldom_and_a_large_drop_is_found(share: 
         same = metric.bootstrap(before, now, labels, draws=59, seed=seed)
         alarms += same.p_value_of_drop(0.0) <= 0.05
         cleared += same.p_value_of_exclusion(0.0) <= 0.05
-        found += metric.bootstrap(before, worse, labels, draws=59, seed=seed).p_value_of_drop(0.0) <= 0.05
+        if seed < few:
+            found += metric.bootstrap(before, worse, labels, draws=59, seed=seed).p_value_of_drop(0.0) <= 0.05
     assert max(alarms, cleared) <= 0.05 * histories
-    assert found >= 0.9 * histories
+    assert found >= 0.9 * few
 
 
 def test_nothing_found_and_nothing_there() -> None:
