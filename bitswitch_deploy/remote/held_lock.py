@@ -22,7 +22,7 @@ _SAYS_WAITING = "another run holds the device; waiting for it to end"
 # Its code 1 is a lock that somebody has, all others are of a file system without locks, as NFS may be.
 _HOLD = f"""
 command -v flock >/dev/null 2>&1 || {{ echo none; exit; }}
-[ -e "$p" ] || : >>"$p" || exit
+[ -e "$p" ] || (umask 022 && : >>"$p") || exit
 exec 9<"$p"
 code=0
 flock -n 9 2>/dev/null || code=$?

@@ -20,13 +20,16 @@ def check_table_request(widths: Sequence[Width], batches: Sequence[int], *, engi
     """Refuse what no table can be made of, before anything is measured.
 
     Raises:
-        UsageError: no master, several batch sizes, no uniform width, or an engine without layer times.
+        UsageError: no master, several batch sizes, no uniform width, or an engine whose layers are not the master's.
     """
     problems = {
         "no master at hand": ("the master of the package, for the names of its layers", "name it with --master FILE"),
         f"{len(batches)} batch sizes": ("one batch size for each table", "measure them one after the other"),
         "no uniform width": ("at least one uniform width", "export the package with --bits as well"),
-        f"the engine {engine}": ("onnxruntime, which times each layer", "use --engine onnxruntime"),
+        f"the engine {engine}": (
+            "onnxruntime: TensorRT fuses layers, under names of its own",
+            "use --engine onnxruntime",
+        ),
     }
     is_wrong = (master is None, len(batches) > 1, all(width.bits is None for width in widths), engine != "onnxruntime")
     for wrong, (got, (allowed, do)) in zip(is_wrong, problems.items()):

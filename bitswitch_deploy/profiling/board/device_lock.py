@@ -67,6 +67,7 @@ def _locked(path: Path) -> int:
     except FileNotFoundError:
         # never on a file that is there: systems refuse O_CREAT on that of another user in a folder for all
         descriptor = os.open(path, flags | os.O_CREAT, 0o644)
+        os.fchmod(descriptor, 0o644)  # whatever the umask: the next user must be able to open it
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

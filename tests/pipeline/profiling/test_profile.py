@@ -193,6 +193,10 @@ def test_a_package_that_was_changed_is_not_timed(packages: Packages, tmp_path: P
         ({"latency_table": Path("t"), "batches": (1, 2)}, r"--latency-table: 2 batch sizes"),
         ({"latency_table": Path("t"), "widths": ("mixed",)}, r"--latency-table: no uniform width"),
         ({"latency_table": Path("t"), "master": None}, r"--latency-table: no master at hand"),
+        (
+            {"latency_table": Path("t"), "engine": "trtexec"},
+            r"--latency-table: the engine trtexec\n  allowed: onnxruntime",
+        ),
         ({"engine": "tensorrt"}, r"no tensorrt on this machine(.|\n)*bitswitch-deploy profile own"),
     ],
 )

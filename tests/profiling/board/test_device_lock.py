@@ -55,6 +55,15 @@ def test_a_file_of_another_user_will_do(folder: Path) -> None:
         pass
 
 
+def test_other_users_can_open_it(folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with alone_on_this_machine():
+            assert (folder / LOCK_NAME).stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
+
+
 def test_a_link_is_not_followed(folder: Path) -> None:
     (folder / LOCK_NAME).symlink_to(folder / "elsewhere")
     with pytest.raises(OutputError, match=r"(?s)cannot be locked.*TMPDIR"):
