@@ -101,6 +101,7 @@ class Quantization:
     weight_containers: per operator one type, or pairs (widest code in bits, type).
     residual: which inputs of a residual Add are quantized.
     min_agreement: percent of samples predicted as before; below it a width keeps its residual in float.
+    negative_scales: whether the runtime takes them for weights.
     """
 
     activation: ActivationFormat
@@ -108,6 +109,7 @@ class Quantization:
     residual: Literal["none", "skip_input", "both_inputs"]
     min_agreement: float
     forbid_types: tuple[AnyType, ...] = ()
+    negative_scales: bool = False
 
     def weight_container(self, operator: str, bits: int) -> WeightType:
         """Type that stores a `bits`-wide weight of `operator`.
@@ -311,6 +313,8 @@ def _activation_problems(target: Target) -> _Problems:
     if target.engine.name != "onnxruntime" and (activation.dtype, activation.zero_point) != ("int8", 0):
         got = f"{activation.dtype}, zero point {activation.zero_point}"
         yield "quantization.activation", got, "int8 with zero point 0"
+    if target.quantization.negative_scales and target.engine.name != "onnxruntime":
+        yield "quantization.negative_scales", f"true with {target.engine.name}", "false: it refuses such a graph"
     if activation.dtype in forbidden:
         yield "quantization.forbid_types", f"holds the activation type {activation.dtype}", "other types"
     if target.quantization.min_agreement > 100:

@@ -201,6 +201,7 @@ def test_a_file_that_holds_no_mapping_is_refused(mapping: object) -> None:
         ),
         ("quantization/activation/zero_point", -128, "quantization.activation: int8, zero point -128"),
         ("quantization/forbid_types", ["int8"], "forbid_types: holds the activation type int8"),
+        ("quantization/negative_scales", True, "negative_scales: true with tensorrt"),
         ("quantization/min_agreement", 100.5, "min_agreement: 100.5"),
         ("quantization/weight_containers/Gemm", REMOVE, "weight_containers: no entry for Gemm"),
         ("quantization/weight_containers/Gemm", {4: "int8"}, r"weight_containers\[Gemm\]: widths \[4\]"),

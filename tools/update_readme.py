@@ -1,32 +1,63 @@
-"""Run the README's demo and put what it printed into the README, so that no figure there is typed by hand."""
+"""Put into the README what commands printed and measured, so that no figure there is typed by hand.
+
+python tools/update_readme.py            # runs the demo, and takes latencies from tools/bench/latency.json
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-README = Path(__file__).parents[1] / "README.md"
-MARK = "<!-- demo output: tools/update_readme.py -->"
+from tools.bench.latency_chart import alt_text, chart, table
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DEMO, LATENCY = (f"<!-- {what}: tools/update_readme.py -->" for what in ("demo output", "latency"))
+MEASURED, CHART = "tools/bench/latency.json", "tools/bench/latency.svg"
 PACKAGES = ("onnxruntime", "onnx", "numpy")
 
 
 def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    text = replaced(text, DEMO, demo())
+    latency, drawn = latencies(json.loads((ROOT / MEASURED).read_text(encoding="utf-8")))
+    README.write_text(replaced(text, LATENCY, latency), encoding="utf-8")
+    (ROOT / CHART).write_text(drawn, encoding="utf-8")
+
+
+def replaced(text: str, mark: str, block: str) -> str:
+    """`text` with `block` between the mark and its end."""
+    start = text.index(mark)
+    return f"{text[:start]}{mark}\n\n{block}{text[text.index('<!-- end -->', start) :]}"
+
+
+def demo() -> str:
+    """What the demo prints, without what depends on the machine that ran it."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "bitswitch_deploy", "export", "--target", "jetson"]
         output = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout
-    # what depends on the machine that ran it
     output = re.sub(r" in [\d.]+ s\n", "\n", output, count=1).replace(f"{folder}/", "")
     output = re.sub(r"(master +)\S*/calibration/", r"\1calibration/", output)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    block = "".join(f"    {line}".rstrip() + "\n" for line in output.splitlines())
-    text = README.read_text(encoding="utf-8")
-    start = text.index(MARK)
-    end = text.index("<!-- end -->", start)
-    README.write_text(f"{text[:start]}{MARK}\n\n{block}\n({versions})\n{text[end:]}", encoding="utf-8")
+    return "".join(f"    {line}".rstrip() + "\n" for line in output.splitlines()) + f"\n({versions})\n"
+
+
+def latencies(measured: dict[str, Any]) -> tuple[str, str]:
+    """The README's text, and the chart of the first batch and number of threads."""
+    rows, first = measured["rows"], measured["rows"][0]
+    shown = {"batch": first["batch"], "threads": first["threads"]}
+    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    reasons = [f"ModelOpt, {each['network']}: {each['reason']}.\n" for each in measured["absent"]]
+    spread = max(row["spread"] for row in rows)
+    note = f"Medians of {measured['turns']} interleaved turns; their quartiles lie up to {spread:.0%} of it apart."
+    block = [f"![{alt_text(rows, **shown)}]({CHART})\n", table(rows, measured["absent"]) + "\n", *reasons]
+    return "\n".join([*block, f"{note} {versions}.\n"]), chart(rows, **shown)
 
 
 if __name__ == "__main__":

@@ -230,6 +230,14 @@ def producer_of(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0] if tensor.inputs else None
 
 
+def is_known(tensor: gs.Tensor) -> bool:
+    """Whether `tensor` is a constant, or computed from constants, which a runtime can fold."""
+    producer = producer_of(tensor)
+    if producer is None:
+        return isinstance(tensor, gs.Constant)
+    return producer.op == "Constant" or (bool(producer.inputs) and all(is_known(each) for each in producer.inputs))
+
+
 def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     """The only node that reads `tensor`, or None when there are several, none, or it is a graph output."""
     if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):

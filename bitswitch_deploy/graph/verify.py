@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.qdq import is_known
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
@@ -13,7 +14,8 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 def verify_qdq(graph: gs.Graph, *, where: str) -> None:
     """Check each QuantizeLinear and DequantizeLinear: scale constant, finite and positive; zero-point always there.
 
-    A missing zero-point means uint8 to ONNX and int8 to TensorRT, so it is never left out.
+    Scales of weights and biases may be negative: whether the target takes that is its profile's affair. A missing
+    zero-point means uint8 to ONNX and int8 to TensorRT, so it is never left out.
 
     Raises:
         GraphError: with the name of the first node that breaks an invariant.
@@ -38,7 +40,8 @@ def _problem(node: gs.Node) -> str | None:
     if not isinstance(scale, gs.Constant) or not isinstance(zero_point, gs.Constant):
         return "scale or zero-point is not a constant"
     values = np.asarray(scale.values)
-    if not np.all(np.isfinite(values)) or not np.all(values > 0):
+    usable = values > 0 if node.op == "QuantizeLinear" or not is_known(node.inputs[0]) else values != 0
+    if not np.all(np.isfinite(values) & usable):
         return f"scale in {values.min()} .. {values.max()}"
     if tuple(scale.shape) != tuple(zero_point.shape):
         return f"scale of shape {tuple(scale.shape)} with a zero-point of shape {tuple(zero_point.shape)}"

@@ -28,7 +28,7 @@ _INT8_LOW, _INT8_HIGH = -128, 127
 # How far from the nearest integer a bias is searched, nearest first; the room rarely reaches farther.
 _CANDIDATES = np.asarray(sorted(range(-12, 13), key=abs), np.float64)
 # A bias out of reach of all thresholds may be any number out of their reach; the sum with an accumulator fits int32.
-_MAX_CODE = 2.0**30
+LARGEST_CODE = 2.0**30
 _MAX_STRETCH = 0.01
 # Relative; ten times what float32 loses on the way from the accumulator to the code.
 _MIN_ROOM = 1e-6
@@ -82,7 +82,7 @@ def fit_bias(bias: NDArray[np.float64], accumulator: Accumulator, thresholds: ND
         The fit with the least stretch; where there is none, bias / step rounded to nearest in -2^30..2^30, marked not
         exact.
     """
-    nearest = np.clip(np.rint(bias / accumulator.step), -_MAX_CODE, _MAX_CODE)
+    nearest = np.clip(np.rint(bias / accumulator.step), -LARGEST_CODE, LARGEST_CODE)
     fits = [
         _fit_channel(c, float(bias[c]), accumulator, thresholds, nearest[c] + _CANDIDATES) for c in range(bias.size)
     ]

@@ -12,7 +12,9 @@ from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, multiply_codes, producer_of, sole_reader
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+# Sums times it are too small for any output to notice, and times the scale of an input it is still a normal number.
+_SMALLEST_SCALE = 2.0**-80
+_LOWEST_CODE = -128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +28,18 @@ class _Affine:
 class FoldBatchNorm(LoweringPass):
     """Fold y = gain * conv(x) + offset, gain = gamma / sqrt(var + eps), into the layer. Exact on the integer codes.
 
-    Runtimes need positive scales, so a negative gain flips the signs of its channel's codes and the scale takes |gain|.
-    The flip is a factor -1 beside the codes, which stay the ones derived from the master.
+    TensorRT needs positive scales, so a negative gain flips the signs of its channel's codes and the scale takes
+    |gain|. The flip is a factor -1 beside the codes, which stay the ones derived from the master. A channel that holds
+    -128, whose negative has no int8 code, keeps its signs and gets a negative scale where the target takes one.
+    Training with weight decay leaves channels that died: their gain is zero, or so small that their scale would
+    underflow. They get a scale so small that their sums vanish beside the offset and beside every code.
     Cases: scale per tensor (becomes per channel) or per channel; Conv, Gemm and ungrouped ConvTranspose; layer with or
     without bias.
-    Left alone, and recorded: a gain of zero or one whose scale would underflow; a negative gain in a channel that holds
-    -128, whose negative has no int8 code; scales per block; grouped ConvTranspose, whose channels share a scale across
-    groups; a weight that several nodes read; Gemm with alpha or beta; a bias, mean or the like that is computed;
-    training mode. Left alone: a layer whose output others read, too. A BatchNormalization behind a float layer is the
-    runtime's own business.
+    Left alone, and recorded: a gain too large for a float32 scale; a negative gain in a channel that holds -128 for a
+    target without negative scales; scales per block; grouped ConvTranspose, whose channels share a scale across groups;
+    a weight that several nodes read; Gemm with alpha or beta; a bias, mean or the like that is computed; training mode.
+    Left alone: a layer whose output others read, too. A BatchNormalization behind a float layer is the runtime's own
+    business.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -48,7 +53,7 @@ class FoldBatchNorm(LoweringPass):
             if weight is None or sole_reader(graph, layer.outputs[0]) is not node:
                 continue
             shared = sole_reader(graph, layer.inputs[1]) is None
-            obstacle = "several nodes read the weight" if shared else _obstacle(layer, weight, node)
+            obstacle = "several nodes read the weight" if shared else self._obstacle(layer, weight, node)
             if obstacle is not None:
                 self.record(weight.codes.name, f"BatchNormalization kept: {obstacle}", exact=True)
                 continue
@@ -56,18 +61,31 @@ class FoldBatchNorm(LoweringPass):
             modified = True
         return modified
 
+    def _obstacle(self, layer: gs.Node, weight: WeightPattern, node: gs.Node) -> str | None:
+        return _obstacle_of_kind(layer, weight, node) or self._obstacle_of_value(layer, weight, _affine(node))
+
+    def _obstacle_of_value(self, layer: gs.Node, weight: WeightPattern, affine: _Affine) -> str | None:
+        with np.errstate(over="ignore"):
+            folded = weight.scale.values * np.abs(affine.gain)
+        if not np.all(np.isfinite([*folded, *affine.offset])):
+            return "a gain too large for a float32 scale"
+        if _unflippable(layer, weight, affine).any() and not self.context.target.quantization.negative_scales:
+            return "a negative gain in a channel with code -128"
+        return None
+
     def _fold(self, graph: gs.Graph, layer: gs.Node, weight: WeightPattern, node: gs.Node) -> None:
         affine = _affine(node)
         axis, name = channel_axis(layer), weight.codes.name
-        flipped = affine.gain < 0
+        mirrored = _unflippable(layer, weight, affine)
+        flipped = (affine.gain < 0) & ~mirrored
         if flipped.any():
             signs = np.where(flipped, -1, 1).astype(np.int32)
             multiply_codes(graph, weight, along(axis, signs, len(weight.codes.shape)))
-            channels = ", ".join(str(channel) for channel in np.flatnonzero(flipped))
-            self.record(
-                name, f"signs flipped in output channels {channels} (negative BatchNormalization gain)", exact=True
-            )
-        weight.scale.values = np.asarray(weight.scale.values * np.abs(affine.gain), np.float32)
+            self._record(name, "signs flipped", flipped, "negative BatchNormalization gain")
+        if mirrored.any():
+            self._record(name, "scale negative", mirrored, "negative BatchNormalization gain and code -128")
+        scale = np.maximum(weight.scale.values * np.abs(affine.gain), _SMALLEST_SCALE)
+        weight.scale.values = np.asarray(np.where(mirrored, -scale, scale), np.float32)
         zero_point = weight.dequantize.inputs[2]
         zero_point.values = np.zeros(weight.scale.values.shape, zero_point.values.dtype)
         weight.dequantize.attrs["axis"] = axis
@@ -78,6 +96,10 @@ class FoldBatchNorm(LoweringPass):
         output = node.outputs[0]
         node.outputs.clear()
         layer.outputs = [output]
+
+    def _record(self, name: str, what: str, channels: NDArray[np.bool_], why: str) -> None:
+        listed = ", ".join(str(channel) for channel in np.flatnonzero(channels))
+        self.record(name, f"{what} in output channels {listed} ({why})", exact=True)
 
 
 def channel_axis(layer: gs.Node) -> int:
@@ -107,10 +129,6 @@ def _affine(node: gs.Node) -> _Affine:
         return _Affine(gain=gain.astype(np.float32), offset=(beta - mean * gain).astype(np.float32))
 
 
-def _obstacle(layer: gs.Node, weight: WeightPattern, node: gs.Node) -> str | None:
-    return _obstacle_of_kind(layer, weight, node) or _obstacle_of_value(layer, weight, _affine(node))
-
-
 def _obstacle_of_kind(layer: gs.Node, weight: WeightPattern, node: gs.Node) -> str | None:
     if node.attrs.get("training_mode", 0) or not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5]):
         return "training mode, or parameters that are not constants"
@@ -127,14 +145,8 @@ def _obstacle_of_kind(layer: gs.Node, weight: WeightPattern, node: gs.Node) -> s
     return None
 
 
-def _obstacle_of_value(layer: gs.Node, weight: WeightPattern, affine: _Affine) -> str | None:
-    codes, scale = np.asarray(weight.codes.values), np.asarray(weight.scale.values)
-    axis = channel_axis(layer)
-    with np.errstate(over="ignore"):
-        folded = scale * np.abs(affine.gain)
-    if not np.all(np.isfinite([*folded, *affine.offset])) or np.any(folded < _SMALLEST_SCALE):
-        return "a gain of zero, or too small or large for a float32 scale"
+def _unflippable(layer: gs.Node, weight: WeightPattern, affine: _Affine) -> NDArray[np.bool_]:
+    """Channels with a negative gain and a code whose negative does not exist."""
+    codes, axis = np.asarray(weight.codes.values), channel_axis(layer)
     lowest = codes.min(axis=tuple(index for index in range(codes.ndim) if index != axis))
-    if np.any((affine.gain < 0) & (lowest == np.iinfo(np.int8).min)):
-        return "a negative gain in a channel with code -128"
-    return None
+    return np.asarray((affine.gain < 0) & (lowest == _LOWEST_CODE), np.bool_)

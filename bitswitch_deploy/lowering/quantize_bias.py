@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +13,7 @@ from bitswitch_deploy.graph.qdq import (
     ActivationPattern,
     WeightPattern,
     activation_patterns,
+    is_known,
     match_activation,
     match_weight,
     multiply_codes,
@@ -21,11 +22,13 @@ from bitswitch_deploy.graph.qdq import (
     sole_reader,
 )
 from bitswitch_deploy.lowering.approximation import Approximation
-from bitswitch_deploy.lowering.bias_codes import Accumulator, BiasFit, fit_bias, largest_shift
+from bitswitch_deploy.lowering.bias_codes import LARGEST_CODE, Accumulator, BiasFit, fit_bias, largest_shift
 from bitswitch_deploy.lowering.fold_batchnorm import along, channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2
+# Of a channel that is its bias only; its smallest bias that is not taken for nothing.
+_BIAS_CODE, _SMALLEST_BIAS = 2.0**20, 2.0**-60
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Through these onnxruntime moves a QuantizeLinear up to the layer (qdq_propagation.cc), or drops them.
 _MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
@@ -58,10 +61,12 @@ class QuantizeBias(LoweringPass):
     not enough and uint8 input codes have bits to spare, these are shifted as well where that keeps all codes of the
     layer: one cheap operator. Where it does not, the bias is rounded and recorded as inexact with the share of such
     channels; without ROUNDED_BIAS the layer runs in float instead.
+    A channel whose sums are negligible beside its bias, as training leaves them where a gain vanished, has its weights
+    multiplied by 0 and its bias counted in steps of its own.
     Cases: Conv, ungrouped ConvTranspose, Gemm; a MatMul and its Add, which onnxruntime makes a Gemm of: this bias stays
     float, but is a whole number of steps; a Gemm with float output, whose bias moves behind it, since onnxruntime runs
-    it in integers only without a float bias; weight scale per tensor and per channel; output codes with and without
-    Clip, directly behind or behind Relu, Clip and data movement; one bias for several layers.
+    it in integers only without a float bias; weight scale per tensor and per channel, of either sign; output codes with
+    and without Clip, directly behind or behind Relu, Clip and data movement; one bias for several layers.
     Left alone: other layers whose input, weight or output is not in codes, scales per block or along another axis, a
     bias that differs within a channel, a bias that depends on data. Left alone, and recorded as inexact: a bias that is
     computed from constants, a weight that several nodes read, Gemm with alpha or beta, grouped ConvTranspose with one
@@ -107,7 +112,17 @@ class QuantizeBias(LoweringPass):
         factors = np.int32(1) << largest_shift(products, axis)
         # one scale for each channel from here on, since each has a shift and a stretch of its own
         scale = np.broadcast_to(layer.weight.scale.values, layer.bias.shape) / factors
-        fit, shift = _best_fit(layer, _accumulator(layer, products, factors, scale), _room(graph, layer.data))
+        reach = _accumulator(layer, products, factors, scale)
+        silent, keeps_codes = _silent(layer, reach)
+        if silent.any():
+            factors = np.where(silent, 0, factors)
+            step = np.maximum(np.abs(layer.bias), _SMALLEST_BIAS) / _BIAS_CODE
+            scale = np.where(silent, step / np.float64(layer.data.codes.scale), scale)
+            reach = _accumulator(layer, products, factors, scale)
+        # among int8 codes the shifted ones stay uint8, and no convolution of onnxruntime runs between two containers
+        always = self.context.target.quantization.activation.dtype == "int8"
+        fit, shift = _best_fit(layer, reach, _room(graph, layer.data), always=always)
+        fit = replace(fit, exact=fit.exact & (keeps_codes | ~silent))
         if not (self._may_round or fit.exact.all()) and _subtract_bias(graph, layer):
             return None
         _write(graph, layer, fit, shift, factors=factors, scale=scale)
@@ -133,12 +148,13 @@ def _write(
     layer.weight.dequantize.inputs[2].values = np.zeros(layer.bias.shape, np.int8)
     layer.weight.dequantize.attrs["axis"] = axis
     step32 = np.asarray(data_scale * stretched, np.float32)
+    bias = fit.codes * _signs(scale)
     if layer.adder is layer.node:
-        layer.adder.inputs[layer.bias_input] = _dequantized(graph, f"{name}.bias", fit.codes, step32)
+        layer.adder.inputs[layer.bias_input] = _dequantized(graph, f"{name}.bias", bias, step32)
     else:
         # leading ones of its shape give the sum its rank
         shape = (*layer.adder.inputs[layer.bias_input].shape[:-1], layer.bias.size)
-        whole_steps = np.asarray(fit.codes * step32, np.float32).reshape(shape)
+        whole_steps = np.asarray(bias * step32, np.float32).reshape(shape)
         layer.adder.inputs[layer.bias_input] = gs.Constant(f"{name}.bias", whole_steps)
 
 
@@ -161,15 +177,17 @@ def _subtract_bias(graph: gs.Graph, layer: _Layer) -> bool:
     return True
 
 
-def _best_fit(layer: _Layer, accumulator: Accumulator, room: int) -> tuple[BiasFit, int]:
-    """The fit, and by how many bits the input codes are shifted for it: none where that is not needed."""
+def _best_fit(layer: _Layer, accumulator: Accumulator, room: int, *, always: bool) -> tuple[BiasFit, int]:
+    """The fit, and by how many bits the input codes are shifted for it: none where that is not needed, nor, unless
+    `always`, where it does not keep all codes.
+    """
     thresholds = np.empty(0) if layer.thresholds is None else layer.thresholds
     plain = fit_bias(layer.bias, accumulator, thresholds)
     if plain.exact.all() or not room:
         return plain, 0
     fine = fit_bias(layer.bias, accumulator.finer(2**room), thresholds)
     # where a threshold moves in any case, moving it less is not worth an operator
-    return (fine, room) if fine.exact.all() else (plain, 0)
+    return (fine, room) if always or fine.exact.all() else (plain, 0)
 
 
 def _room(graph: gs.Graph, data: ActivationPattern) -> int:
@@ -216,17 +234,9 @@ def _adder(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node | None, int]:
     if adder is None or (adder is not node and adder.op != "Add"):
         return None, 0
     for place in (_BIAS_INPUT,) if adder is node else (0, 1):
-        if len(adder.inputs) > place and _is_known(adder.inputs[place]):
+        if len(adder.inputs) > place and is_known(adder.inputs[place]):
             return adder, place
     return None, 0
-
-
-def _is_known(tensor: gs.Tensor) -> bool:
-    """Whether onnxruntime can fold `tensor` to a constant."""
-    producer = producer_of(tensor)
-    if producer is None:
-        return isinstance(tensor, gs.Constant)
-    return producer.op == "Constant" or (bool(producer.inputs) and all(_is_known(each) for each in producer.inputs))
 
 
 def _obstacle(graph: gs.Graph, layer: _Layer) -> str | None:
@@ -271,15 +281,33 @@ def _bound(clip: gs.Node, place: int, default: float) -> float:
 def _accumulator(
     layer: _Layer, products: NDArray[np.int32], factors: NDArray[np.int32], scale: NDArray[np.float64]
 ) -> Accumulator:
+    """Sums in steps of s_x * |s_w|: under a negative scale those of the negative weights."""
     axis, codes = channel_axis(layer.node), layer.data.codes
     others = tuple(index for index in range(products.ndim) if index != axis)
-    ends = np.stack([products * (codes.low - codes.zero_point), products * (codes.high - codes.zero_point)])
+    signed = products * along(axis, _signs(scale), products.ndim)
+    ends = np.stack([signed * (codes.low - codes.zero_point), signed * (codes.high - codes.zero_point)])
     return Accumulator(
-        step=np.float64(codes.scale) * scale,
-        lattice=factors.astype(np.float64),
+        step=np.float64(codes.scale) * np.abs(scale),
+        lattice=np.maximum(factors, 1).astype(np.float64),
         low=ends.min(axis=0).sum(axis=others, dtype=np.float64) * factors,
         high=ends.max(axis=0).sum(axis=others, dtype=np.float64) * factors,
     )
+
+
+def _signs(scale: NDArray[np.float64]) -> NDArray[np.int32]:
+    return np.where(scale < 0, -1, 1).astype(np.int32)
+
+
+def _silent(layer: _Layer, reach: Accumulator) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Channels whose sums are too small beside their bias to be counted with it in an int32; and all channels that have
+    the same code whatever the sum is.
+    """
+    steps = np.abs(layer.bias) / reach.step
+    thresholds = np.empty((0, 1)) if layer.thresholds is None else layer.thresholds[:, None]
+    low, high = (layer.bias + end * reach.step for end in (reach.low, reach.high))
+    constant = ~np.any((thresholds > low) & (thresholds <= high), axis=0)
+    silent = (steps > LARGEST_CODE) | (constant & (steps > _BIAS_CODE))
+    return np.asarray(silent, np.bool_), np.asarray(constant, np.bool_)
 
 
 def _dequantized(graph: gs.Graph, name: str, codes: NDArray[np.float64], scale: NDArray[np.float32]) -> gs.Tensor:

@@ -52,3 +52,14 @@ def test_broken_graphs(inputs: str, problem: str) -> None:
 def test_scales_that_are_not_positive_and_finite(bad: str) -> None:
     with pytest.raises(GraphError, match=rf"DequantizeLinear_2: scale in {bad}(\.0)? \.\. {bad}(\.0)?\n"):
         verify(d="bad, zero", bad=bad)
+
+
+@pytest.mark.parametrize(("bad", "sound"), [("-0.5", True), ("0", False), ("-inf", False), ("nan", False)])
+def test_scales_of_constants_may_be_negative(bad: str, sound: bool) -> None:
+    text = TEXT.replace("q = QuantizeLinear (x, Q)", "i = Identity (codes)").replace("(q, D)", "(i, bad, zero)")
+    model = onnx.parser.parse_model(text.replace("BAD}", f"{bad}}}, uint8[2] codes = {{1, 2}}".replace("}}", "}")))
+    if sound:
+        verify_qdq(import_model(model), where="here")
+    else:
+        with pytest.raises(GraphError, match=rf"scale in {bad}"):
+            verify_qdq(import_model(model), where="here")

@@ -287,6 +287,85 @@ def test_inputs_of_several_readers_are_not_shifted() -> None:
     assert "BitShift" not in operators(result.model)
 
 
+# --- channels that training left odd --------------------------------------------------------------------------------
+
+NORM_INPUTS = ", ".join(f'float[6] "n.{part}"' for part in ("gamma", "beta", "mean", "var"))
+NORMED = network(
+    f'{CONV} b = BatchNormalization (a, "n.gamma", "n.beta", "n.mean", "n.var") s = Relu (b)', more=f", {NORM_INPUTS}"
+)
+
+
+SIGNS = np.where([False, True, False, False, True, False], -1, 1)
+
+
+def backwards(model: onnx.ModelProto, signs: Array) -> onnx.ModelProto:
+    """Let scales of the first weight be negative."""
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == "a.weight.scale")
+    negative = np.asarray(onnx.numpy_helper.to_array(scale) * signs, np.float32)
+    scale.CopyFrom(onnx.numpy_helper.from_array(negative, scale.name))
+    return model
+
+
+@pytest.mark.parametrize("case", ["relu", "no relu", "grouped", "gemm, weight transposed"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_negative_scales(case: str, bits: int) -> None:
+    """Two channels count backwards: same codes, in integers."""
+    before = backwards(canonical(CASES[case].master(bits), bits).model, SIGNS)
+    after = applied("QuantizeBias", before, X86)
+    assert after.modified
+    assert not after.changes
+    assert np.sign(initializer(after.model, "a.weight.scale")).tolist() == SIGNS.tolist()
+    x = inputs(*CASES[case].shape)
+    expected = run(before, x)
+    # one code differs by more than this
+    np.testing.assert_allclose(run(after.model, x, optimisation="all"), expected, rtol=1e-5, atol=1e-6)
+    if CASES[case].operator == "Conv":
+        assert len(np.unique(expected[:, SIGNS < 0])) >= 2
+        assert fast_operators(after.model).get("QLinearConv") == 1
+
+
+def test_under_a_negative_scale_sums_reach_the_other_way() -> None:
+    """All weights are positive, so outputs lie below the bias: thresholds there decide, those above do not."""
+    weights = np.random.default_rng(8).integers(1, 8, (6, 4, 3, 3)) * 16
+    master = master_of(network(RELU), tensors={"a.weight": weights, "a.bias": [0.5] * 6}, widths=(4,))
+    # the outputs of the first layer are in 0..0.5
+    before = backwards(canonical(master, 4).model, -np.ones(6))
+    for name, value in (("a.weight.scale", -2e-3), ("z.input.scale", 0.5 / 15)):
+        tensor = next(each for each in before.graph.initializer if each.name == name)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tensor.dims, value, np.float32), name))
+    after = applied("QuantizeBias", before, X86)
+    assert not after.changes
+    expected = run(before, inputs(*IMAGES))
+    np.testing.assert_allclose(run(after.model, inputs(*IMAGES), optimisation="all"), expected, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(expected)) > 5
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_channels_that_are_their_bias(bits: int) -> None:
+    """A gain of nearly nothing: the bias counts 1e9 and more of its steps, which no int32 holds."""
+    gamma, beta = [1, 0, -1e-30, 1e-12, 1, 1e-38], [0.1, 0.9, 0.8, 0.7, 0.2, 0.0]
+    master = master_of(NORMED, tensors={"n.gamma": gamma, "n.beta": beta}, widths=(bits,))
+    expected, found, after = codes_of_both(master, bits, X86, inputs(*IMAGES))
+    assert after.exact
+    np.testing.assert_array_equal(found, expected)
+    assert [len(np.unique(expected[:, channel])) for channel in (1, 2, 3, 5)] == [1, 1, 1, 1]
+    products = look(after.model, inputs(1, 4, 5, 5), "a.weight.multiplied")
+    assert products.any(axis=(1, 2, 3)).tolist() == [True, False, False, False, True, True]
+    assert expected[:, 1:4].any(axis=(0, 2, 3)).tolist() == [True, True, True]
+    assert fast_operators(after.model)["QLinearConv"] == 1
+
+
+def test_a_negative_gain_with_code_minus_128_runs_in_integers() -> None:
+    weights = np.random.default_rng(3).integers(-128, 128, (6, 4, 3, 3))
+    weights[:, 0, 0, 0] = -128
+    tensors = {"n.gamma": [1, -1, 0.5, -0.5, 1, 1], "a.weight": weights}
+    master = master_of(NORMED, tensors=tensors, widths=(8,))
+    expected, found, after = codes_of_both(master, 8, X86, inputs(*IMAGES))
+    assert fast_operators(after.model)["QLinearConv"] == 1
+    assert (found != expected).mean() <= 1e-2
+    assert len(np.unique(expected[:, [1, 3]])) > 100
+
+
 def test_bias_of_a_matmul_is_a_whole_number_of_steps() -> None:
     text = network(MATMUL, bias="1, 1, 6", **DENSE)
     master = master_of(text.replace("=> (float[n, 6]", "=> (float[1, n, 6]"), "MatMul", per_channel(1))

@@ -2,12 +2,14 @@
 
     pip install -e '.[train]' && python tools/bench/latency.py [--networks resnet20,...] [--json results.json]
 
-Networks have random weights, calibrated on noise: neither latency nor the operators depend on their values. Ours are
-lowered for x86-cpu (or --target) with the usual approximations, and with both that the user can ask for. The peer is
-onnxruntime.quantization.quantize_static: pre-processed, QDQ, uint8 activations, int8 weights per channel. Every
-candidate has a process of its own, all loaded at once; they take turns, a turn is about 50 ms of runs, and a figure is
-the ratio of medians over all turns. Turns of one thread are timed in processor time of that thread, which other work on
-the machine disturbs least; turns of more in wall time.
+Networks have random weights, calibrated on noise, and BatchNormalizations as training leaves them: some gains negative,
+some next to nothing. Ours are lowered for x86-cpu (or --target) with the usual approximations, and with both that the
+user can ask for. The peers: onnxruntime.quantization.quantize_static, pre-processed, QDQ, uint8 activations, int8
+weights per channel; and NVIDIA ModelOpt's int8 file, where this Python or that of --modelopt has the package
+(modelopt_file.py) and onnxruntime loads what it writes: else its row says why not. With --chart it draws the chart of
+the README, of the first batch and number of threads. Every candidate has a process of its own, all loaded at once; they
+take turns, a turn is about 50 ms of runs, and a figure is the ratio of medians over all turns. Turns of one thread are
+timed in processor time of that thread, which other work on the machine disturbs least; turns of more in wall time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import logging
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +43,7 @@ from torch import Tensor, nn
 from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
@@ -49,6 +53,7 @@ from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PrepareOptions, prepare, set_width
+from tools.bench.latency_chart import chart
 
 NETWORKS = {
     "resnet20": ("cifar10-resnet20", 32),
@@ -61,7 +66,7 @@ FORMS = {
     "": USUAL,
     " fast": USUAL | {Approximation.PINNED_LAYERS, Approximation.FULL_RESOLUTION},
 }
-PEER, FLOAT = "quantize_static", "float32"
+PEER, FLOAT, MODELOPT = "quantize_static", "float32", "modelopt"
 TURN_SECONDS = 0.05
 CALIBRATION_IMAGES = 8
 
@@ -119,6 +124,15 @@ class Row:
     operators: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A candidate that could not be measured, and why."""
+
+    network: str
+    candidate: str
+    reason: str
+
+
 class Noise(CalibrationDataReader):  # type: ignore[misc]
     """Calibration images for quantize_static."""
 
@@ -139,26 +153,41 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--turns", type=int, default=25, help="of each candidate; at least 5")
     parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
+    parser.add_argument("--chart", type=Path, help="draw them here, as SVG")
+    parser.add_argument(
+        "--modelopt", default=sys.executable, metavar="PYTHON", help="a Python that has NVIDIA ModelOpt"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     versions = {name: metadata.version(name) for name in ("onnxruntime", "onnx", "torch", "numpy")}
     versions |= {"python": platform.python_version(), "machine": platform.machine()}
+    batches, threads = ([int(each) for each in text.split(",")] for text in (options.batches, options.threads))
     rows: list[Row] = []
+    absent: list[Absent] = []
     for network in options.networks.split(","):
         with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
             candidates = make(network, load_target(options.target).target, Path(folder))
+            reason = _modelopt(options.modelopt, candidates[FLOAT], candidates[FLOAT].with_name("modelopt.onnx"))
+            if reason is None:
+                candidates[MODELOPT] = candidates[FLOAT].with_name("modelopt.onnx")
+            else:
+                absent.append(Absent(network=network, candidate=MODELOPT, reason=reason))
             operators = {name: dict(optimized_operators(path, session_options={})) for name, path in candidates.items()}
-            for batch in map(int, options.batches.split(",")):
-                for threads in map(int, options.threads.split(",")):
-                    measured = measure(candidates, batch, threads, max(5, options.turns))
-                    rows += _rows(network, batch, threads, measured, operators)
-                    _print(rows[-len(measured) :])
+            for batch in batches:
+                for count in threads:
+                    measured = measure(candidates, batch, count, max(5, options.turns))
+                    rows += _rows(network, batch, count, measured, operators)
+                    _print(rows[-len(measured) :], absent)
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    result = {"turns": options.turns, "versions": versions, "rows": list(map(asdict, rows))}
+    result["absent"] = list(map(asdict, absent))
     if options.json:
-        result = {"turns": options.turns, "versions": versions, "rows": list(map(asdict, rows))}
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if options.chart:
+        drawn = chart(list(map(asdict, rows)), batch=batches[0], threads=threads[0])
+        options.chart.write_text(drawn, encoding="utf-8")
 
 
 def make(network: str, target: Target, folder: Path) -> dict[str, Path]:
@@ -168,6 +197,7 @@ def make(network: str, target: Target, folder: Path) -> dict[str, Path]:
     model = build_network(recipe) if recipe else VitTiny()
     images = torch.randn(CALIBRATION_IMAGES, 3, side, side)
     _settle(model, images)
+    np.save(folder / "images.npy", images.numpy())
     paths = {FLOAT: folder / "float.onnx", PEER: folder / "peer.onnx"}
     _export_float(model, images, paths[FLOAT])
     _quantize_static(paths[FLOAT], paths[PEER], images.numpy())
@@ -196,6 +226,9 @@ def _settle(model: nn.Module, images: Tensor) -> None:
             module.momentum = 1.0
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0.0, 0.2)
+            with torch.no_grad():
+                module.weight[::8] *= -1.0
+                module.weight[3::16] *= 1e-36
     with torch.no_grad():
         model.train()(images)
     model.eval()
@@ -228,6 +261,20 @@ def _quantize_static(source: Path, destination: Path, images: np.ndarray) -> Non
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
+
+
+def _modelopt(python: str, source: Path, destination: Path) -> str | None:
+    """Write ModelOpt's file; or say why there is none that onnxruntime runs."""
+    script, images = Path(__file__).with_name("modelopt_file.py"), source.with_name("images.npy")
+    command = [python, str(script), str(source), str(images), str(destination)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        return (made.stderr.strip().splitlines() or [f"exit code {made.returncode}"])[-1]
+    try:
+        optimized_operators(destination, session_options={})
+    except GraphError as error:
+        return f"onnxruntime does not load it: {error.got}"
+    return None
 
 
 def _ranges(canonical: CanonicalGraph, names: tuple[str, ...], images: np.ndarray) -> dict[str, TensorRange]:
@@ -312,7 +359,7 @@ def _rows(
     return rows
 
 
-def _print(rows: list[Row]) -> None:
+def _print(rows: list[Row], absent: list[Absent]) -> None:
     first = rows[0]
     print(f"\n{first.network}, batch {first.batch}, threads {first.threads}")
     print(f"{'candidate':<16} {'ms':>9} {'of quantize_static':>19} {'of float32':>11} {'spread':>7}")
@@ -321,6 +368,9 @@ def _print(rows: list[Row]) -> None:
             f"{row.candidate:<16} {row.median_ms:>9.3f} {row.ratio_to_quantize_static:>19.2f}"
             f" {row.ratio_to_float32:>11.2f} {row.spread:>7.0%}"
         )
+    for each in absent:
+        if each.network == first.network:
+            print(f"{each.candidate:<16} not measured: {each.reason}")
     sys.stdout.flush()
 
 

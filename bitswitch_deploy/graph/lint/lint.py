@@ -42,6 +42,7 @@ from bitswitch_deploy.graph.lint.rules.placement import (
     UnequalConcatScales,
 )
 from bitswitch_deploy.graph.lint.rules.scales import (
+    NegativeWeightScale,
     ScaleNotConstant,
     ScaleNotPositive,
     ScaleShape,
@@ -73,6 +74,7 @@ from bitswitch_deploy.graph.lint.rules.zero_points import (
 # Every rule, in the order of reports: errors first, and first what is wrong in itself.
 RULES: tuple[type[Rule], ...] = (
     ScaleNotPositive,
+    NegativeWeightScale,
     ScaleShape,
     ByteCount,
     OpsetTooOld,

@@ -21,7 +21,7 @@ NARROW = weight(1, "s1", "n0", codes="n") + "y = MatMul (x, wd)"
 
 # name: (the only rule that it breaks, text, options)
 REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "negative scale": ("scale-not-positive", BAD, {"constants": "float[4] bad = {-1, 1, 1, 1}"}),
+    "negative scale": ("negative-weight-scale", BAD, {"constants": "float[4] bad = {-1, 1, 1, 1}"}),
     "zero scale": ("scale-not-positive", BAD, {"constants": "float[4] bad = {0, 1, 1, 1}"}),
     "scale of another length": (
         "scale-shape",

@@ -18,8 +18,9 @@ _POSITIVE = "finite scales above 0"
 class ScaleNotPositive(Rule):
     """A scale that is zero, negative, infinite or not a number.
 
-    TensorRT refuses the graph (platforms 2.2). onnxruntime runs it: a negative scale mirrors the grid, so the code
-    -128 has no partner and ties round the other way; a zero scale divides by zero.
+    TensorRT refuses the graph (platforms 2.2). onnxruntime runs it: a negative scale of activations mirrors the grid,
+    so the code -128 has no partner and ties round the other way; a zero scale divides by zero. Negative scales of
+    constants are a rule of their own: onnxruntime computes with them as with any other.
     """
 
     id = "scale-not-positive"
@@ -31,10 +32,32 @@ class ScaleNotPositive(Rule):
             values = _numbers(qdq)
             if values is None:
                 continue
-            bad = ~(np.isfinite(values) & (values > 0))
+            bad = ~(np.isfinite(values) & ((values != 0) if _holds_constants(graph, qdq) else (values > 0)))
             if bad.any():
                 got = f"{_some(values, bad)} as a scale"
                 do = "flip the signs of the codes instead of the scale; a channel of zeros takes any scale, such as 1"
+                yield Breach(node=qdq.node, got=got, allowed=_POSITIVE, do=do)
+
+
+class NegativeWeightScale(Rule):
+    """A negative scale of a weight or bias: constant codes behind nothing but a DequantizeLinear.
+
+    TensorRT refuses the graph (platforms 2.2). The integer kernels of onnxruntime multiply with it (measured with 1.23
+    and 1.32 on x86: the codes of its float kernels, exactly).
+    """
+
+    id = "negative-weight-scale"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.nodes:
+            values = _numbers(qdq)
+            if values is None or not _holds_constants(graph, qdq):
+                continue
+            negative = np.isfinite(values) & (values < 0)
+            if negative.any():
+                got, do = f"{_some(values, negative)} as a scale", "flip the signs of the codes instead of the scale"
                 yield Breach(node=qdq.node, got=got, allowed=_POSITIVE, do=do)
 
 
@@ -104,6 +127,10 @@ def scale_type(graph: QdqGraph, qdq: QdqNode) -> str | None:
     """`float`, `float16`, ... of a constant scale."""
     constant = None if qdq.scale is None else graph.graph.source(qdq.scale).constant
     return None if constant is None else type_name(constant.data_type)
+
+
+def _holds_constants(graph: QdqGraph, qdq: QdqNode) -> bool:
+    return not qdq.is_quantizer and qdq.data is not None and graph.graph.is_constant(qdq.data)
 
 
 def _numbers(qdq: QdqNode) -> NDArray[np.float64] | None:

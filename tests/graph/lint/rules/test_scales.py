@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, model, nodes, pair, weight, with_zero
+from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, linted, model, nodes, pair, weight, with_zero
 
 
 def int8(body: str, constants: str = "", **options: object) -> onnx.ModelProto:
@@ -30,7 +30,20 @@ def test_scales_that_are_no_numbers(value: float, shown: str) -> None:
 
 def test_some_channels_of_many() -> None:
     graph = int8(IN + weight(scale="bad") + LAYER + OUT, "float[4] bad = {-1, 0, -2, -3}")
-    assert found(graph, "scale-not-positive") == [("dq_wd", "-1, 0, -2 and 1 more as a scale")]
+    assert found(graph, "scale-not-positive") == [("dq_wd", "0 as a scale")]
+    assert found(graph, "negative-weight-scale") == [("dq_wd", "-1, -2, -3 as a scale")]
+
+
+def test_negative_scales_of_weights_are_no_matter_for_onnxruntime() -> None:
+    graph = int8(IN + weight(scale="bad") + LAYER + OUT, "float[4] bad = {-1, 1, 2, 3}")
+    assert not linted(graph, "onnxruntime").errors
+    assert {finding.rule for finding in linted(graph, "tensorrt").errors} == {"negative-weight-scale"}
+
+
+@pytest.mark.parametrize("value", ["-1", "2"])
+def test_scales_of_activations_are_no_weights(value: str) -> None:
+    graph = int8(pair("x", "d", "bad") + WEIGHT + LAYER + OUT, f"float bad = {{{value}}}")
+    assert not found(graph, "negative-weight-scale")
 
 
 def test_a_scale_in_a_constant_node_behind_an_identity() -> None:
@@ -39,7 +52,14 @@ def test_a_scale_in_a_constant_node_behind_an_identity() -> None:
 
 
 def test_good_scales() -> None:
-    for rule in ("scale-not-positive", "tiny-scale", "scale-shape", "scale-not-constant", "half-scale"):
+    for rule in (
+        "scale-not-positive",
+        "negative-weight-scale",
+        "tiny-scale",
+        "scale-shape",
+        "scale-not-constant",
+        "half-scale",
+    ):
         assert not found(int8(CONV), rule)
 
 
