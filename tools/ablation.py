@@ -3,8 +3,9 @@
 python tools/ablation.py --recipe digits --seeds 1,2,3 -o runs
 python tools/ablation.py --recipe cifar10-resnet20-short --data DATA --seeds 1 --fast -o runs
 
-One log for each run, <folder>/<recipe>+<variant>-seed<n>.log.jsonl; a run that has ended is not repeated, and one that
-was interrupted goes on. Copy the logs to calibration/results and run tools/results_table.py.
+One log and one master for each run, <folder>/<recipe>+<variant>-seed<n>.log.jsonl and .safetensors; a run that has
+ended is not repeated, and one that was interrupted goes on. Copy the logs to calibration/results and run
+tools/results_table.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import click
 
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UsageError
+from bitswitch_deploy.master import write_master
 from bitswitch_deploy.tensors import Rounding
 from bitswitch_deploy.training.execution import choose_execution
 from bitswitch_deploy.training.metrics_log import MetricsLog
@@ -118,7 +120,8 @@ def run(recipe: Recipe, folder: Path, **choices: Any) -> None:
         click.echo(f"{name}: done before", err=True)
         return
     try:
-        run_session(Session(recipe=recipe, state=state, log=log, resume=True, **choices))
+        trained = run_session(Session(recipe=recipe, state=state, log=log, resume=True, **choices))
+        write_master(trained.master, folder / f"{name}.safetensors")
     except CheckFailedError as exc:
         MetricsLog(log).write("failed", reason=f"{exc.where}: {exc.got}")
     state.unlink(missing_ok=True)

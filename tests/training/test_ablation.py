@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import tools.ablation
+from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.errors import CheckFailedError
+from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.checkpoint import save_checkpoint
 from bitswitch_deploy.training.recipe import RECIPES, load_recipe
 from bitswitch_deploy.training.session import Session
@@ -53,14 +56,16 @@ def test_a_recipe_without_a_supernet_has_no_such_variant(tmp_path: Path) -> None
 
 def test_runs_variants_and_seeds_and_skips_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions: list[Session] = []
+    master = read_master(bundled_master())
 
-    def trained(session: Session) -> None:
+    def trained(session: Session) -> SimpleNamespace:
         sessions.append(session)
         assert session.log is not None
         if session.recipe.joint.alrs == "none":
             raise CheckFailedError(where="training of conv1 at 2 bits", got="loss nan", allowed="", do="")
         save_checkpoint({}, session.state)
         session.log.write_text(json.dumps({"event": "end"}) + "\n", encoding="utf-8")
+        return SimpleNamespace(master=master)
 
     monkeypatch.setattr(tools.ablation, "run_session", trained)
     words = ("--variants", "as-it-is,alrs-none", "--seeds", "1,2", "--steps", "3")
@@ -68,7 +73,8 @@ def test_runs_variants_and_seeds_and_skips_what_has_ended(tmp_path: Path, monkey
     assert [(s.recipe.name, s.recipe.seed, s.joint_steps, s.resume) for s in sessions] == [
         (f"digits+{variant}", seed, 3, True) for seed in (1, 2) for variant in ("as-it-is", "alrs-none")
     ]
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl"] * 4
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl"] * 4 + [".safetensors"] * 2
+    assert read_master(tmp_path / "digits+as-it-is-seed2.safetensors").sha256 == master.sha256
     failed: dict[str, Any] = json.loads((tmp_path / "digits+alrs-none-seed2.log.jsonl").read_text(encoding="utf-8"))
     assert failed == {"event": "failed", "reason": "training of conv1 at 2 bits: loss nan"}
     assert run(tmp_path, *words).count("done before") == 4
