@@ -66,6 +66,11 @@ FORMS = {
     "": USUAL,
     " fast": USUAL | {Approximation.PINNED_LAYERS, Approximation.FULL_RESOLUTION},
 }
+# What each of the two is worth.
+SPLIT = {
+    " pinned": USUAL | {Approximation.PINNED_LAYERS},
+    " full": USUAL | {Approximation.FULL_RESOLUTION},
+}
 PEER, FLOAT, MODELOPT = "quantize_static", "float32", "modelopt"
 TURN_SECONDS = 0.05
 CALIBRATION_IMAGES = 8
@@ -153,6 +158,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--turns", type=int, default=25, help="of each candidate; at least 5")
     parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
+    parser.add_argument("--split", action="store_true", help="each approximation for speed alone, too")
     parser.add_argument("--chart", type=Path, help="draw them here, as SVG")
     parser.add_argument(
         "--modelopt", default=sys.executable, metavar="PYTHON", help="a Python that has NVIDIA ModelOpt"
@@ -168,7 +174,8 @@ def main() -> None:
     absent: list[Absent] = []
     for network in options.networks.split(","):
         with tempfile.TemporaryDirectory(prefix="bitswitch-") as folder:
-            candidates = make(network, load_target(options.target).target, Path(folder))
+            target, forms = load_target(options.target).target, FORMS | SPLIT if options.split else FORMS
+            candidates = make(network, target, Path(folder), forms)
             reason = _modelopt(options.modelopt, candidates[FLOAT], candidates[FLOAT].with_name("modelopt.onnx"))
             if reason is None:
                 candidates[MODELOPT] = candidates[FLOAT].with_name("modelopt.onnx")
@@ -190,7 +197,7 @@ def main() -> None:
         options.chart.write_text(drawn, encoding="utf-8")
 
 
-def make(network: str, target: Target, folder: Path) -> dict[str, Path]:
+def make(network: str, target: Target, folder: Path, forms: dict[str, frozenset[Approximation]]) -> dict[str, Path]:
     """The graphs of every candidate, by name."""
     recipe, side = NETWORKS[network]
     torch.manual_seed(0)
@@ -210,7 +217,7 @@ def make(network: str, target: Target, folder: Path) -> dict[str, Path]:
     master = build_master(prepared, (images[:1],), TrainingRecord())
     for bits in WIDTHS:
         canonical = canonical_graph(master, WidthAssignment(default=bits))
-        for suffix, approximations in FORMS.items():
+        for suffix, approximations in forms.items():
             names = calibrated_tensors(canonical, target, approximations)
             ranges = _ranges(canonical, names, images.numpy())
             path = folder / f"w{bits}{suffix.strip()}.onnx"
