@@ -9,7 +9,7 @@ from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq, redirect_readers
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
-from bitswitch_deploy.lowering.ranges import best_scale
+from bitswitch_deploy.lowering.ranges import best_scale, dividing_scale
 from bitswitch_deploy.lowering.residuals import ResidualPoint, plan_residuals
 
 
@@ -17,8 +17,8 @@ class QuantizeResidual(LoweringPass):
     """Carry out `plan_residuals` with the observed ranges. Inexact, and recorded as such.
 
     Cases: a tensor for all its readers (`both_inputs`); only the edge into the Add (`skip_input`); a tensor behind data
-    movement takes the scale of its origin. Left alone: everything when there are no ranges, which the caller decides
-    and reports.
+    movement takes the scale of its origin; a tensor that a trained quantizer reads as well takes codes that do not
+    change what that one gives. Left alone: everything when there are no ranges, which the caller decides and reports.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -28,6 +28,8 @@ class QuantizeResidual(LoweringPass):
             return False
         points = plan_residuals(graph, self.context.target.quantization.residual)
         tensors = graph.tensors()
+        # looked up before any reader moves
+        steps = {point.like: _trained_step(tensors[point.like]) for point in points if point.reader is None}
         for point in points:
             if point.like not in ranges:
                 raise GraphError(
@@ -36,13 +38,12 @@ class QuantizeResidual(LoweringPass):
                     allowed="a range for every tensor of plan_residuals",
                     do="observe the ranges on the canonical graph that is lowered",
                 )
-            self._quantize(graph, tensors[point.tensor], point)
+            self._quantize(graph, tensors[point.tensor], point, self._codes(point, steps.get(point.like)))
         if points:
             self.record("residual branches", f"{len(points)} tensors in calibrated 8-bit codes", exact=False)
         return bool(points)
 
-    def _quantize(self, graph: gs.Graph, tensor: gs.Tensor, point: ResidualPoint) -> None:
-        codes = self._codes(point)
+    def _quantize(self, graph: gs.Graph, tensor: gs.Tensor, point: ResidualPoint, codes: ActivationCodes) -> None:
         suffix = f".{point.reader}" if point.reader is not None else ""
         readers = list(tensor.outputs)
         quantized = add_activation_qdq(graph, tensor, codes, name=f"{point.tensor}.residual{suffix}")
@@ -53,18 +54,26 @@ class QuantizeResidual(LoweringPass):
             if reader.name == point.reader:
                 reader.inputs = [quantized if each is tensor else each for each in reader.inputs]
 
-    def _codes(self, point: ResidualPoint) -> ActivationCodes:
+    def _codes(self, point: ResidualPoint, step: float | None) -> ActivationCodes:
         activation = self.context.target.quantization.activation
         # an int8 container with zero-point 0 leaves half of its codes to a tensor that is never negative
         halved = activation.dtype == "int8" and activation.zero_point == 0
         low, high = (0, 127 if halved else 255) if point.unsigned else (-128, 127)
+        seen = self.context.ranges[point.like]
+        scale = best_scale(seen, low=low, high=high) if step is None else dividing_scale(seen, step, low=low, high=high)
         return ActivationCodes(
-            scale=np.float32(best_scale(self.context.ranges[point.like], low=low, high=high)),
+            scale=np.float32(scale),
             zero_point=0,
             container=np.uint8 if point.unsigned else np.int8,
             low=low,
             high=high,
         )
+
+
+def _trained_step(tensor: gs.Tensor) -> float | None:
+    """The scale that the trained readers of `tensor` quantize it with; None where there is none, or several."""
+    scales = {float(node.inputs[1].values) for node in tensor.outputs if node.op == "QuantizeLinear"}
+    return scales.pop() if len(scales) == 1 else None
 
 
 def quantized_by(tensor: gs.Tensor, readers_before: list[gs.Node]) -> gs.Node:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 # Clipping to 40 % of the maximum is past every optimum of 8-bit codes on bell-shaped and one-sided activations.
 _CLIP_FRACTIONS = np.linspace(0.4, 1.0, 61)
 _MAX_SAMPLES = 1 << 16
+# How much more squared error a scale that divides a trained step may have: that of steps of three times the size.
+_DIVIDING_COST = 9.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +63,41 @@ def best_scale(seen: TensorRange, *, low: int, high: int) -> float:
     Source: the usual search over clipping thresholds (minimum mean squared error), as in post-training quantization.
     A tensor that is zero everywhere gets scale 1.
     """
-    steps = max(high, -low)
-    peak = max(abs(seen.minimum), abs(seen.maximum))
     smallest = float(np.finfo(np.float32).tiny)
-    if peak / steps < smallest:
+    peak = _peak(seen, low=low, high=high)
+    if peak < smallest:
         return 1.0
-    candidates = np.maximum(_CLIP_FRACTIONS * peak / steps, smallest).astype(np.float32)
-    errors = [_squared_error(seen.values, scale, low=low, high=high) for scale in candidates]
-    # the widest of equals: values that were not seen clip last
-    return float(candidates[len(errors) - 1 - int(np.argmin(errors[::-1]))])
+    return _best(seen, np.maximum(_CLIP_FRACTIONS[::-1] * peak, smallest), low=low, high=high)[0]
 
 
-def _squared_error(values: NDArray[np.float32], scale: np.float32, *, low: int, high: int) -> float:
-    restored = np.clip(np.rint(values / scale), low, high) * scale
+def dividing_scale(seen: TensorRange, step: float, *, low: int, high: int) -> float:
+    """The best scale step / k with an odd k, where that costs little against `best_scale`; else `best_scale` itself.
+
+    Args:
+        step: of a quantizer that reads the codes. Its thresholds, at odd multiples of step / 2, lie midway between two
+            multiples of step / k, so rounding to those first never takes a value across one: the quantizer finds in the
+            codes what it would have found in the values.
+    """
+    free = best_scale(seen, low=low, high=high)
+    most = step / (_CLIP_FRACTIONS[0] * max(_peak(seen, low=low, high=high), float(np.finfo(np.float32).tiny)))
+    odd = np.arange(1, min(max(most, 1.0), -low + high) + 1, 2)
+    scale, error = _best(seen, step / odd, low=low, high=high)
+    return scale if error <= _DIVIDING_COST * _squared_error(seen.values, free, low=low, high=high) else free
+
+
+def _peak(seen: TensorRange, *, low: int, high: int) -> float:
+    """The scale at which nothing is clipped."""
+    return max(abs(seen.minimum), abs(seen.maximum)) / max(high, -low)
+
+
+def _best(seen: TensorRange, candidates: NDArray[np.float64], *, low: int, high: int) -> tuple[float, float]:
+    """The first of the scales with the least error, and that error. Give wide ones first: unseen values clip last."""
+    scales = [float(scale) for scale in candidates.astype(np.float32)]
+    errors = [_squared_error(seen.values, scale, low=low, high=high) for scale in scales]
+    place = int(np.argmin(errors))
+    return scales[place], errors[place]
+
+
+def _squared_error(values: NDArray[np.float32], scale: float, *, low: int, high: int) -> float:
+    restored = np.clip(np.rint(values / np.float32(scale)), low, high) * np.float32(scale)
     return float(np.mean(np.square(restored - values, dtype=np.float64)))

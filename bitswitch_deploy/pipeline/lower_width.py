@@ -125,7 +125,7 @@ def _verdict(lowered: LoweredGraph, measured: WidthResult | None, least: float) 
     text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
     if agreement >= least:
         return _choice(f"{names}: {text}", exact=False)
-    return _choice(f"without {names}: {text}, {least:g} % is asked for", exact=True)
+    return _choice(f"without {names}: {text}, {least:g} % is asked for (--min-agreement)", exact=True)
 
 
 def _agreement(hop: HopResult) -> float:

@@ -12,7 +12,7 @@ from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.lowering.lower import LoweredGraph, calibrated_tensors, lower
-from bitswitch_deploy.lowering.ranges import best_scale
+from bitswitch_deploy.lowering.ranges import best_scale, dividing_scale
 from bitswitch_deploy.target import Target
 from tests.graph.running import initializer, look, run
 from tests.lowering.blocks import images, observed, residual_master
@@ -30,6 +30,10 @@ def both(shortcut: str, bits: int, target: Target, **options: Any) -> tuple[Cano
 
 def fast(model: onnx.ModelProto, target: Target) -> dict[str, int]:
     return dict(optimized_operators(model.SerializeToString(), session_options=dict(target.engine.session)))
+
+
+def quantizers(model: onnx.ModelProto, tensor: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == tensor]
 
 
 def readers(model: onnx.ModelProto, tensor: str) -> set[str]:
@@ -145,12 +149,31 @@ def test_codes_of_a_tensor_behind_a_relu(target: Target, low: int, high: int) ->
     result = applied("QuantizeResidual", graph.model, target, ranges=ranges)
     name = "start.residual" + (".add1" if target is RTX else "")
     scale = initializer(result.model, f"{name}.scale")
-    assert scale == np.float32(best_scale(ranges["start"], low=low, high=high))
+    if target is RTX:  # codes for the Add alone
+        assert scale == np.float32(best_scale(ranges["start"], low=low, high=high))
+    else:
+        (quantizer,) = quantizers(graph.model, "start")
+        step = initializer(graph.model, quantizer.input[1])
+        assert scale == np.float32(dividing_scale(ranges["start"], float(step), low=low, high=high))
     assert initializer(result.model, f"{name}.zero_point").dtype == np.uint8
     limits = {tensor.name: tensor for tensor in result.model.graph.initializer}
     assert (f"{name}.high" in limits) is (high == 127)
     codes = look(result.model, images() * 100, f"{name}.clipped" if high == 127 else f"{name}.codes")
     assert (codes.min(), codes.max()) == (low, high)
+
+
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+def test_a_trained_quantizer_gives_what_it_gave(target: Target) -> None:
+    """Its codes of the dequantized residual codes are its codes of the tensor, at every width."""
+    for bits in (8, 6, 4, 2):
+        graph = canonical(residual_master(), bits)
+        ranges = observed(graph.model, calibrated_tensors(graph, target))
+        result = applied("QuantizeResidual", graph.model, target, ranges=ranges)
+        (quantizer,) = quantizers(graph.model, "start")
+        x = images()
+        before, after = (look(model, x, quantizer.output[0]) for model in (graph.model, result.model))
+        assert before.dtype == after.dtype == np.uint8
+        assert (before == after).mean() > 0.9995, bits
 
 
 @pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])

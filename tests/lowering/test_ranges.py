@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from bitswitch_deploy.lowering import ranges
-from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange, best_scale
+from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange, best_scale, dividing_scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -111,3 +111,37 @@ def test_the_widest_of_equals() -> None:
 def test_a_scale_is_never_below_the_smallest_normal_number(peak: float) -> None:
     found = best_scale(seen(np.array([peak, 0])), low=0, high=255)
     assert found == 1.0 if peak < 1e-37 else found >= float(np.finfo(np.float32).smallest_normal)
+
+
+# --- a scale that a trained step is a multiple of ------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), bits=st.integers(2, 8), clip=st.floats(0.5, 3.0))
+def test_codes_of_a_dividing_scale_are_quantized_like_the_values(seed: int, bits: int, clip: float) -> None:
+    values = np.abs(np.random.default_rng(seed).normal(size=2000)).astype(np.float32)
+    high = 2**bits - 1
+    step = float(np.float32(clip / high))
+    scale = dividing_scale(seen(values), step, low=0, high=255)
+    parts = step / scale
+    if round(parts) % 2 == 0 or abs(parts - round(parts)) > 1e-5:
+        assert scale == best_scale(seen(values), low=0, high=255)
+        return
+    codes = np.clip(np.rint(values / np.float32(scale)), 0, 255)
+    twice = np.clip(np.rint(codes * np.float32(scale) / np.float32(step)), 0, high)
+    once = np.clip(np.rint(values / np.float32(step)), 0, high)
+    # apart from values so near to a threshold that float32 cannot tell
+    near = np.abs(values / np.float32(step) % 1 - 0.5) < 1e-4
+    assert (twice == once)[~near].all()
+
+
+def test_a_dividing_scale_is_the_best_of_the_odd_parts() -> None:
+    values = np.linspace(0, 5.1, 4000, dtype=np.float32)  # 255 codes of 0.02
+    assert dividing_scale(seen(values), 0.3, low=0, high=255) == pytest.approx(0.3 / 15)
+    # 14 parts would fit best; 15 clip a little, 13 are a little coarse
+    assert round(0.28 / dividing_scale(seen(values), 0.28, low=0, high=255)) in (13, 15)
+
+
+def test_a_step_too_small_for_the_range_is_not_divided() -> None:
+    values = np.linspace(0, 5.1, 4000, dtype=np.float32)
+    assert dividing_scale(seen(values), 0.004, low=0, high=255) == best_scale(seen(values), low=0, high=255)

@@ -100,7 +100,7 @@ def test_from_the_widest_set_to_the_exact_graph(master: Master, data: ExportData
     assert len(said(width)) == 5
     for text, exact in said(width):
         assert text.startswith("without ")
-        assert text.endswith("100.001 % is asked for")
+        assert text.endswith("100.001 % is asked for (--min-agreement)")
         assert exact
     # the graph that stays is the one without any, and so are the numbers
     assert width.lowered.exact
