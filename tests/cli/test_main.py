@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy() -> None:
         "from bitswitch_deploy.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'onnx', 'onnxruntime', 'numpy', 'torch', 'onnx_graphsurgeon', 'rich'} & set(sys.modules)\n"
+        "heavy = {'onnx', 'onnxruntime', 'numpy', 'torch', 'onnx_graphsurgeon', 'rich', 'pygal'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.filesize import decimal
 
 from bitswitch_deploy.report.export_report import ExportReport, WidthRow
-from bitswitch_deploy.report.html.charts import Plot, Point, Whisker, in_bytes, plot, whiskers
+from bitswitch_deploy.report.html.charts import Chart, Point, Whisker, in_bytes, plot, share, whiskers
 from bitswitch_deploy.report.html.document import (
     Block,
     Cell,
@@ -40,7 +40,7 @@ def nearest_to_device(width: WidthRow) -> HopResult | None:
     return measured[-1] if measured else None
 
 
-def accuracy_plot(points: Sequence[tuple[str, float, HopResult]], x_title: str) -> Plot:
+def accuracy_plot(points: Sequence[tuple[str, float, HopResult]], x_title: str) -> Chart:
     """Top-1 against something, of (label, x, hop); at least one."""
     found = [(label, x, interval(hop)) for label, x, hop in points]
     return plot(
@@ -102,9 +102,9 @@ def size_section(export: ExportReport) -> Section:
                 width.label,
                 width.file_name,
                 str(width.size_bytes),
-                Cell(text=f"{share} % of the largest", share=share),
+                Cell(text="", bar=share(percent, f"{percent} % of the largest")),
             )
-            for width, share in zip(widths, shares)
+            for width, percent in zip(widths, shares)
         ),
     )
     shared: list[Block] = []

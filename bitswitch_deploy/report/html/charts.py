@@ -1,9 +1,4 @@
-"""Where the marks of a chart stand: everything in percent of its width and height, so that it fits any screen.
-
-The template draws them as inline SVG: dots with whiskers and bars need no layout, take their colours from the page
-(dark mode, print) and give the same bytes everywhere. A plotting library would weigh 60 MB on every device, and its SVG
-changes between releases.
-"""
+"""What the charts of the pages show: values with their intervals, candidates and their front, counts, shares."""
 
 from __future__ import annotations
 
@@ -11,13 +6,24 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
-# Points nearer to each other than this share a label: percent of the width and of the height of a plot.
-_LABEL_WIDTH, _LABEL_HEIGHT = 12.0, 6.0
-_STEPS = 4
+from markupsafe import Markup
 
-Tick = tuple[float, str]
+from bitswitch_deploy.report.html.drawing import bar, for_each_screen, lines, outline, shortened, svg, xy
+
+# Names nearer to each other than this share one: parts of the axes.
+_NEAR_X, _NEAR_Y = 0.12, 0.06
+_STEPS = 4  # of an axis, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A chart, ready for the page: the SVG for each screen, and the line above it."""
+
+    kind: ClassVar[str] = "chart"
+    svg: Markup
+    caption: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,27 +34,6 @@ class Whisker:
     value: float
     low: float
     high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedWhisker:
-    """The same, in percent of the width."""
-
-    label: str
-    x: float
-    x_low: float
-    x_high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Whiskers:
-    """One line for each value, on one axis. text: what it shows. marks: values that the others are compared with."""
-
-    kind: ClassVar[str] = "whiskers"
-    text: str
-    rows: tuple[PlacedWhisker, ...]
-    ticks: tuple[Tick, ...]
-    marks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,59 +48,38 @@ class Point:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedPoint:
-    """The same in percent of width and height, y from above. text: names of all points that share this label."""
+def whiskers(text: str, rows: Sequence[Whisker], marks: Sequence[float] = ()) -> tuple[Chart, ...]:
+    """One line for each of `rows`, all on one axis; no chart where there are none.
 
-    x: float
-    y: float
-    y_low: float
-    y_high: float
-    on_front: bool
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plot:
-    """Points, and the steps of their front as lines (x1, y1, x2, y2)."""
-
-    kind: ClassVar[str] = "plot"
-    text: str
-    x_title: str
-    y_title: str
-    points: tuple[PlacedPoint, ...]
-    steps: tuple[tuple[float, float, float, float], ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    start: float
-    step: float
-    count: int
-
-    def place(self, value: float) -> float:
-        """Percent of the axis, at its ends for what lies outside."""
-        share = (value - self.start) / (self.step * self.count)
-        return round(100.0 * min(1.0, max(0.0, share)), 2)
-
-    @property
-    def ticks(self) -> tuple[Tick, ...]:
-        values = [round(self.start + index * self.step, 12) for index in range(self.count + 1)]
-        return tuple((self.place(value), f"{value + 0.0:g}") for value in values)
-
-
-def whiskers(text: str, rows: Sequence[Whisker], marks: Sequence[float] = ()) -> tuple[Whiskers, ...]:
-    """The chart of `rows`, none where there are none; `text` says what the marks are."""
+    text: what it shows. marks: values that the others are compared with.
+    """
     if not rows:
         return ()
-    axis = _axis([*(each for row in rows for each in (row.value, row.low, row.high)), *marks])
-    placed = tuple(
-        PlacedWhisker(label=row.label, x=axis.place(row.value), x_low=axis.place(row.low), x_high=axis.place(row.high))
-        for row in rows
-    )
-    return (Whiskers(text=text, rows=placed, ticks=axis.ticks, marks=tuple(map(axis.place, marks))),)
+    ticks = _ticks([*(each for row in rows for each in (row.value, row.low, row.high)), *marks])
+    places = range(len(rows))[::-1]
+    top, bottom = len(rows) - 0.5, -0.5
+    intervals = [((max(row.low, ticks[0]), y), (min(row.high, ticks[-1]), y)) for row, y in zip(rows, places)]
+    dots = [
+        {"value": (row.value, y), "tooltip": f"{row.label}: {row.value:.4g} ({row.low:.4g} to {row.high:.4g})"}
+        for row, y in zip(rows, places)
+    ]
+
+    def draw(screen: str) -> Any:
+        labels = [{"value": y, "label": shortened(row.label, screen)} for row, y in zip(rows, places)]
+        chart = xy(
+            screen,
+            height=20 * len(rows) + 34,
+            x_labels=ticks,
+            range=(bottom, top),
+            y_labels=labels,
+            show_y_guides=False,
+        )
+        chart.add("mark", lines([((mark, bottom), (mark, top)) for mark in marks]), show_dots=False)
+        chart.add("interval", lines(intervals), show_dots=False)
+        chart.add("dot", dots, stroke=False)
+        return chart
+
+    return (Chart(svg=for_each_screen(draw, f"{text}; the numbers are in the table"), caption=text),)
 
 
 def front(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -131,38 +95,64 @@ def _beats(a: Point, b: Point) -> bool:
     return a.x <= b.x and a.y >= b.y and (a.x, a.y) != (b.x, b.y)
 
 
-def plot(points: Sequence[Point], *, x_title: str, y_title: str) -> Plot:
+def plot(points: Sequence[Point], *, x_title: str, y_title: str) -> Chart:
     """The chart of `points`, at least one. x starts at 0, so that lengths can be compared; y does not."""
     best = front(points)
-    x_axis = _axis([0.0, *(each.x for each in points)])
-    y_axis = _axis([each for point in points for each in (point.y, point.y_low, point.y_high)])
+    x_ticks = _ticks([0.0, *(each.x for each in points)])
+    y_ticks = _ticks([each for point in points for each in (point.y, point.y_low, point.y_high)])
+    corners = [(each.x, each.y) for each in best]
+    steps = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]))] + corners[-1:]
+    intervals = [((each.x, each.y_low), (each.x, each.y_high)) for each in points]
+    # a name stands on the side of its dot where there is room
+    middle, names = x_ticks[-1] / 2, _shared_names(points, x_ticks[-1], y_ticks[-1] - y_ticks[0])
 
-    def above(value: float) -> float:
-        return round(100.0 - y_axis.place(value), 2)
+    def draw(screen: str) -> Any:
+        chart = xy(screen, height=300, x_labels=x_ticks, y_labels=y_ticks, x_title=x_title, print_labels=True)
+        chart.add("front", steps, show_dots=False)
+        chart.add("spread", lines(intervals), show_dots=False)
+        chart.add("dot", [_dot(each) for each in points if each in best], stroke=False)
+        chart.add("off", [_dot(each) for each in points if each not in best], stroke=False)
+        chart.add("left", [_name(each, name) for each, name in names if each.x > middle], stroke=False, dots_size=0)
+        chart.add("right", [_name(each, name) for each, name in names if each.x <= middle], stroke=False, dots_size=0)
+        return chart
 
-    corners = [(x_axis.place(each.x), above(each.y)) for each in best]
-    names = _shared_names([(x_axis.place(each.x), above(each.y), each.name) for each in points])
-    placed = tuple(
-        PlacedPoint(
-            x=x_axis.place(each.x),
-            y=above(each.y),
-            y_low=above(each.y_low),
-            y_high=above(each.y_high),
-            on_front=each in best,
-            text=name,
-        )
-        for each, name in zip(points, names)
-    )
     found = ", ".join(f"{each.label} ({each.y:.2f} at {each.x:.4g})" for each in best)
-    return Plot(
-        text=f"{y_title} against {x_title}. Nothing is better in both than {found}; the numbers are in the table",
-        x_title=x_title,
-        y_title=y_title,
-        points=placed,
-        steps=tuple(step for (x1, y1), (x2, y2) in pairwise(corners) for step in ((x1, y1, x2, y1), (x2, y1, x2, y2))),
-        x_ticks=x_axis.ticks,
-        y_ticks=tuple((round(100.0 - place, 2), text) for place, text in y_axis.ticks),
-    )
+    text = f"{y_title} against {x_title}. Nothing is better in both than {found}; the numbers are in the table"
+    return Chart(svg=for_each_screen(draw, text), caption=y_title)
+
+
+def _dot(point: Point) -> dict[str, Any]:
+    text = f"{point.label}: {point.y:.4g} ({point.y_low:.4g} to {point.y_high:.4g}) at {point.x:.4g}"
+    return {"value": (point.x, point.y), "tooltip": text}
+
+
+def _name(point: Point, name: str) -> dict[str, Any]:
+    return {"value": (point.x, point.y), "label": name}
+
+
+def _shared_names(points: Sequence[Point], width: float, height: float) -> list[tuple[Point, str]]:
+    """The points that have a name, and it: where several would cover each other the first one has all names."""
+    found: list[tuple[Point, list[str]]] = []
+    for point in (each for each in points if each.name):
+        for other, names in found:
+            if abs(other.x - point.x) < _NEAR_X * width and abs(other.y - point.y) < _NEAR_Y * height:
+                names.append(point.name)
+                break
+        else:
+            found.append((point, [point.name]))
+    return [(point, ", ".join(dict.fromkeys(names))) for point, names in found]
+
+
+def histogram(counts: Sequence[int], text: str) -> Markup:
+    """A bar for each of `counts`; `text` says what they are."""
+    # as one line, up and down: a page may have hundreds of them, and pygal.Bar writes a group of nodes for each bar
+    corners = [(x + side, y) for x, y in enumerate(counts) for side, y in ((0, 0), (0, y), (0.85, y), (0.85, 0))]
+    return svg(outline(corners, "histogram", width=240, height=44, range=(0, max(*counts, 1))), text)
+
+
+def share(percent: float, text: str) -> Markup:
+    """A bar of so many percent of its place; `text` says it."""
+    return svg(bar(percent, "share", width=160, height=10, range=(0, 100)), text)
 
 
 def in_bytes(sizes: Iterable[int]) -> tuple[float, str]:
@@ -171,26 +161,13 @@ def in_bytes(sizes: Iterable[int]) -> tuple[float, str]:
     return 1000.0**exponent, ("bytes", "kB", "MB", "GB")[exponent]
 
 
-def _axis(values: Sequence[float]) -> _Axis:
-    """Around the finite ones of `values`, in steps of 1, 2 or 5 times a power of ten."""
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Around the finite ones of `values`, in steps of 1, 2 or 5 times a power of ten: pygal's go by 4 and 8, too."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite), max(finite)
     raw = ((high - low) or abs(high) or 1.0) / _STEPS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
-    return _Axis(first * step, step, max(1, math.ceil(high / step - 1e-9) - first))
-
-
-def _shared_names(points: Sequence[tuple[float, float, str]]) -> list[str]:
-    """The label of each point (x, y, name): where several would cover each other the first one has all names."""
-    texts: list[list[str]] = [[] for _ in points]
-    for own, (x, y, name) in enumerate(points):
-        near = [
-            index
-            for index, (other_x, other_y, _) in enumerate(points[:own])
-            if texts[index] and abs(other_x - x) < _LABEL_WIDTH and abs(other_y - y) < _LABEL_HEIGHT
-        ]
-        if name:
-            texts[near[0] if near else own].append(name)
-    return [", ".join(dict.fromkeys(each)) for each in texts]
+    last = max(first + 1, math.ceil(high / step - 1e-9))
+    return [round(index * step, 12) for index in range(first, last + 1)]

@@ -13,6 +13,7 @@ from functools import cache
 from typing import ClassVar, Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 
 class Block(Protocol):
@@ -26,14 +27,14 @@ class Cell:
     """One cell of a table, or the value of a fact.
 
     value: what the column is sorted by, where that is not the text. code: after the text, in the type of code.
-    share: percent of a bar that is drawn in place of the text; the text is its description.
+    bar: an SVG that stands in place of the text.
     """
 
     text: str
     value: float | None = None
     bad: bool = False
     code: str = ""
-    share: float | None = None
+    bar: Markup | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,19 +111,11 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bars:
-    """A histogram: heights in percent of the highest bar, and the sentence that says what it shows."""
-
-    heights: tuple[float, ...]
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Histograms:
-    """Figures side by side: (caption, histograms below each other)."""
+    """Figures side by side: (caption, SVGs of the histograms below each other)."""
 
     kind: ClassVar[str] = "histograms"
-    figures: tuple[tuple[str, tuple[Bars, ...]], ...]
+    figures: tuple[tuple[str, tuple[Markup, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from bitswitch_deploy.diagnosis.blame_result import BlameResult, WidthBlame
 from bitswitch_deploy.diagnosis.layer_statistics import InputStatistics, LayerStatistics, WeightStatistics
 from bitswitch_deploy.diagnosis.lowering_errors import CutError
@@ -17,8 +19,8 @@ from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.blame_page import decibels
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.report.html.accuracy import accuracy_section, size_section
+from bitswitch_deploy.report.html.charts import histogram
 from bitswitch_deploy.report.html.document import (
-    Bars,
     Block,
     Cell,
     Column,
@@ -201,24 +203,21 @@ def _codes(content: HtmlContent) -> tuple[Block, ...]:
     )
 
 
-def _figure(layer: LayerStatistics) -> tuple[str, tuple[Bars, ...]]:
+def _figure(layer: LayerStatistics) -> tuple[str, tuple[Markup, ...]]:
     seen = () if layer.input is None else (_bars(layer.input, f"Inputs of {layer.layer}"),)
     caption = f"{layer.layer}, {layer.bits} bits: weights{', then inputs' if seen else ''}"
     return caption, (_bars(layer.weights, f"Weights of {layer.layer}"), *seen)
 
 
-def _bars(codes: WeightStatistics | InputStatistics, what: str) -> Bars:
+def _bars(codes: WeightStatistics | InputStatistics, what: str) -> Markup:
     """At most 32 bars: neighbouring codes share one where there are more."""
     counts = codes.counts
     together = -(-len(counts) // _BARS)
     sums = [sum(counts[start : start + together]) for start in range(0, len(counts), together)]
-    top, total = max(sums) or 1, max(sum(counts), 1)
+    total = max(sum(counts), 1)
     high = codes.low + len(counts) - 1
     ends = f"{100 * counts[0] / total:.1f} % at {codes.low}, {100 * counts[-1] / total:.1f} % at {high}"
-    return Bars(
-        heights=tuple(round(100.0 * each / top, 1) for each in sums),
-        text=f"{what}, codes {codes.low} to {high}: {ends}",
-    )
+    return histogram(sums, f"{what}, codes {codes.low} to {high}: {ends}")
 
 
 def _notes(export: ExportReport, *, looked: bool) -> Section:

@@ -26,13 +26,32 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-
 
 PHONE, DESK = (390, 844), (1280, 800)
 NAMES = ("export", "blame", "check", "profile", "search")
+# a drawing is scaled to the screen, and its text with it
 SMALLEST_TEXT = (
     "Math.min(...[...document.querySelectorAll('body *')].filter(e => e.innerText || e.tagName === 'text')"
-    ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
+    ".filter(e => e.getClientRects().length)"
+    ".map(e => parseFloat(getComputedStyle(e).fontSize) * (e.tagName === 'text' ? e.getScreenCTM().a : 1)))"
 )
 OUTSIDE = (
     "width => [...document.querySelectorAll('svg text')].filter(e => {"
     "const box = e.getBoundingClientRect(); return box.left < 0 || box.right > width; }).map(e => e.textContent)"
+)
+COVERED = (
+    "() => [...document.querySelectorAll('svg.chart')].flatMap(svg => {"
+    "const shown = name => [...svg.querySelectorAll(name)].filter(e => e.getClientRects().length);"
+    "const box = e => e.getBoundingClientRect(), texts = shown('text'), dots = shown('circle').map(box);"
+    "const over = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;"
+    "return texts.filter((text, i) => [...dots, ...texts.slice(0, i).map(box)].some(other => over(other, box(text))))"
+    ".map(text => text.textContent); })"
+)
+SHOWN = (
+    "() => [...document.querySelectorAll('figure > svg')].filter(e => e.getClientRects().length)"
+    ".map(e => e.classList[1])"
+)
+COLOURS = (
+    "() => { const colour = (name, kind) => getComputedStyle(document.querySelector(`.wide ${name}`))[kind];"
+    "return [colour('.dot circle', 'fill'), colour('.off circle', 'fill'), colour('.off circle', 'stroke'),"
+    "colour('.interval path', 'stroke'), colour('.axis path', 'stroke'), colour('.axis text', 'fill')]; }"
 )
 
 
@@ -88,6 +107,9 @@ def test_clean_readable_and_silent(browser: object, pages: dict[str, Path], name
         assert page.evaluate(SMALLEST_TEXT) >= 11
         # what is written in a chart is on the screen
         assert page.evaluate(OUTSIDE, size[0]) == []
+        # and covers neither a dot nor other text
+        assert page.evaluate(COVERED) == []
+        assert set(page.evaluate(SHOWN)) <= {"histogram", "narrow" if size == PHONE else "wide"}
         found = axe.Axe().run(page).response["violations"]
         assert [each["id"] for each in found if each["impact"] in ("serious", "critical", "moderate")] == []
     assert said == []
@@ -152,3 +174,19 @@ def test_printed_it_is_dark_on_white(browser: object, pages: dict[str, Path]) ->
     assert colours == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
     assert len(page.pdf()) > 10_000
     context.close()
+
+
+def test_charts_take_the_colours_of_the_page(browser: object, pages: dict[str, Path]) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    page.goto(pages["profile"].as_uri())
+    seen = {}
+    for media, scheme in (("screen", "light"), ("screen", "dark"), ("print", "dark")):
+        page.emulate_media(media=media, color_scheme=scheme)
+        seen[media, scheme] = page.evaluate(COLOURS)
+    mark, back, line, text = "rgb(10, 88, 168)", "rgb(255, 255, 255)", "rgb(208, 215, 222)", "rgb(27, 31, 36)"
+    assert seen["screen", "light"] == [mark, back, mark, mark, line, text]
+    mark, back, line, text = "rgb(121, 184, 255)", "rgb(13, 17, 23)", "rgb(48, 54, 61)", "rgb(230, 237, 243)"
+    assert seen["screen", "dark"] == [mark, back, mark, mark, line, text]
+    mark, back, line, text = "rgb(10, 88, 168)", "rgb(255, 255, 255)", "rgb(153, 153, 153)", "rgb(0, 0, 0)"
+    assert seen["print", "dark"] == [mark, back, mark, mark, line, text]
+    page.close()

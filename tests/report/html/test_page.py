@@ -9,6 +9,7 @@ from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics, WeightS
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.report.html.page import HtmlContent, render_html
+from tests.report.html.drawings import dots, drawings
 
 WEIGHTS = WeightStatistics(low=-128, counts=(3, *[1] * 254, 5), clipped_percent=0.0, zero_channels=0, channels=8)
 LAYER = LayerStatistics(layer="layer1.conv", bits=8, weights=WEIGHTS, input=None)
@@ -38,8 +39,12 @@ def test_everything_that_an_export_has_to_say(report: ExportReport) -> None:
     ):
         assert text in page, text
     assert 'class="bad">failed' in page
-    assert len(re.findall(r'class="whisker"', page)) == 6  # three hops with a top-1 at each of two widths
-    assert page.count("<rect") == 2 + 32
+    # three hops with a top-1 at each of two widths, and both widths against their bytes
+    assert dots(page)[:2] == ["w8 trained: 92.2 (90.37 to 93.71)", "w8 canonical: 92.2 (90.37 to 93.71)"]
+    assert len(dots(page)) + len(dots(page, "off")) == 6 + 2
+    assert len(drawings(page, "share")) == 2
+    (histogram,) = drawings(page, "histogram")
+    assert len(histogram.lines("bar")[0]) == 4 * 32
 
 
 def test_equal_content_gives_equal_text_without_time_and_place(report: ExportReport) -> None:
@@ -56,7 +61,8 @@ def test_a_name_is_text_only(report: ExportReport) -> None:
     page = render_html(HtmlContent(title=name, export=hostile, codes=((name, (layer,)),), command=(name,)))
     assert page.count("<script>") == 1
     assert "alert(1)</" not in page
-    assert 'aria-label="Weights of &lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;' in page
+    (histogram,) = drawings(page, "histogram")
+    assert histogram.root.get("aria-label", "").startswith(f"Weights of {name}, codes")
 
 
 def test_a_page_without_data_and_without_anything_left_to_do(report: ExportReport) -> None:

@@ -13,6 +13,7 @@ from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.html.search import search_html
 from tests.profiling.results import candidate
 from tests.report.check_results import CASES, check_result
+from tests.report.html.drawings import dots, drawings
 from tests.report.profile_results import RESULT
 from tests.report.search_results import report as search_report
 
@@ -44,7 +45,14 @@ def test_a_check_has_verdicts_intervals_p_and_what_would_tell() -> None:
         "bitswitch-deploy check &#39;my file&#39;",
     ):
         assert text in page, text
-    assert page.count('class="whisker"') == 3
+    (chart,) = drawings(page)
+    assert list(chart.dots()) == [
+        "net x86-cpu w8: 2.5 (1.5 to 3.5)",
+        "net x86-cpu w4: 0.1 (-0.9 to 1.1)",
+        "net x86-cpu w2: 0.3 (-0.7 to 1.3)",
+    ]
+    # what may be lost and what is not missed, from top to bottom
+    assert [line[0][0] for line in chart.lines("mark")] == [chart.ticks("axis x")["0"][0], chart.at("axis x", 1.0)]
     assert check_html(check_result(seconds=99.0), COMMAND) == page
 
 
@@ -55,7 +63,7 @@ def test_a_check_with_nothing_to_say_and_one_that_recorded() -> None:
     page = check_html(check_result(cases=recorded, updated=True, notes=()))
     assert cells(page, "net x86-cpu w8")[0][1:] == ["engine", "87.50", "1000"]
     assert "was compared" not in page
-    assert 'class="whisker"' not in page
+    assert drawings(page) == []
 
 
 def test_bounds_that_too_few_samples_leave_open() -> None:
@@ -64,7 +72,10 @@ def test_bounds_that_too_few_samples_leave_open() -> None:
     infinite = replace(CASES[0], evidence=replace(evidence, lower=-float("inf"), upper=float("inf")))
     page = check_html(check_result(cases=(infinite,)))
     assert cells(page, "net x86-cpu w8")[0][3:5] == ["?", "?"]
-    assert 'x1="0.0%" x2="100.0%" y1="9"' in page
+    (chart,) = drawings(page)
+    ((start, end),) = chart.lines("interval")
+    ticks = list(chart.ticks("axis x").values())
+    assert (start[0], end[0]) == (ticks[0][0], ticks[-1][0])
 
 
 def test_a_profile_has_spread_interval_reason_layers_board_and_front(report: ExportReport) -> None:
@@ -88,7 +99,9 @@ def test_a_profile_has_spread_interval_reason_layers_board_and_front(report: Exp
     # Wilson of 922 in 1000
     assert front[1:] == ["lowered", "92.15", "90.37", "93.71", "1.500"]
     # w8 is faster and better than w2
-    assert (page.count('class="dot"'), page.count('class="off"')) == (3 + 2 + 1, 1)
+    assert dots(page)[-1] == "w8: 92.2 (90.37 to 93.71) at 1.5"
+    assert dots(page, "off") == ["w2: 88.9 (86.8 to 90.7) at 3"]
+    assert len(dots(page)) == 3 + 2 + 1
     assert cells(page, "body.1") == [["body.1", "1.2500"]]
     assert "only_here" not in page
 
@@ -110,7 +123,8 @@ def test_a_search_has_its_front_its_test_and_how_to_go_on() -> None:
     assert chosen[1:] == ["3", "1.5", "88.75", "85.00", "95.00", "-1.25", "+2.50", "0.031", "0.1250", "yes"]
     assert cells(page, "w2")[0][-1] == "no"
     # w8 at 8 bits 90.00, mixed at 3 bits 88.75, w2 at 2 bits 86.25: all of them on the front
-    assert (page.count('class="dot"'), page.count('class="off"')) == (3, 0)
+    assert dots(page) == ["mixed, chosen: 88.75 (85 to 95) at 3", "w8: 90 (85 to 95) at 8", "w2: 86.25 (85 to 95) at 2"]
+    assert dots(page, "off") == []
     assert "w2 (86.25 at 2), mixed, chosen (88.75 at 3), w8 (90.00 at 8)" in page
     for text in (
         "avg_bits&lt;=4",
