@@ -247,13 +247,19 @@ def run_batches(session: ReferenceSession, x: Inputs) -> Outputs:
 
 
 def _configured(workers: Workers) -> AbstractContextManager[object]:
-    if workers.backend == "ray":
-        _wanted("ray.util.joblib", "the backend ray needs ray").register_ray()
-    if workers.backend == "dask":
-        # finds the scheduler as Dask does, DASK_SCHEDULER_ADDRESS for one; without one it starts workers here
-        _wanted("distributed", "the backend dask needs distributed").Client()
+    _connect(workers.backend)
     context: AbstractContextManager[object] = joblib.parallel_config(backend=workers.backend, n_jobs=workers.jobs)
     return context
+
+
+@lru_cache
+def _connect(backend: str) -> None:
+    """Once for each backend: without a scheduler to connect to, every `Client()` starts workers of its own."""
+    if backend == "ray":
+        _wanted("ray.util.joblib", "the backend ray needs ray").register_ray()
+    if backend == "dask":
+        # finds the scheduler as Dask does, DASK_SCHEDULER_ADDRESS for one; without one it starts workers here
+        _wanted("distributed", "the backend dask needs distributed").Client()
 
 
 def _wanted(module: str, reason: str) -> ModuleType:
