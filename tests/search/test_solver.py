@@ -18,6 +18,7 @@ from bitswitch_deploy.search.dominance import remove_dominated
 from bitswitch_deploy.search.dynamic_programme import frontier
 from bitswitch_deploy.search.problem import Group, Problem, Row, hamming
 from bitswitch_deploy.search.solver import Cut, solve
+from tests.search.hawq import hawq_resnet18
 from tests.search.problems import WIDTHS, average_row, every_selection, problem, random_problem, three_layers
 
 
@@ -62,6 +63,25 @@ def test_the_printed_objective_is_not_what_is_minimised() -> None:
     found = solve(given)
     assert found is not None
     assert found.cost == pytest.approx(3 / 256, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("resource", "eight", "cost"),
+    [
+        ("size", set(range(19)) - {15, 17, 18}, 0.074506),
+        ("bops", {0, 1, 2, 4, 5, 6, 7, 9, 10, 11}, 0.215689),
+        ("latency", {0, 1, 2, 3, 4, 6, 7, 9, 10, 11, 14, 16}, 0.202674),
+    ],
+)
+def test_published_tables_of_resnet18(resource: str, eight: set[int], cost: float) -> None:
+    """Oracle O4: traces, errors and T4 latencies of HAWQ-V3 (arXiv 2011.10680), budgets halfway, three ties."""
+    given = hawq_resnet18(resource)
+    found = solve(given)
+    assert found is not None
+    assert {int(layer) for layer, width in given.widths(found.selection).items() if width == 8} == eight
+    assert found.cost == pytest.approx(cost, abs=5e-7)
+    assert given.cost((1,) * 16) == pytest.approx(1.307713, abs=5e-7)
+    assert given.cost((0,) * 16) == pytest.approx(0.004258, abs=5e-7)
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e-6, 1.0, 1e12])
