@@ -56,6 +56,13 @@ def test_rows_of_bits() -> None:
     assert row(master, "bops<=5k").use[0] == (64000, 36000, 16000, 4000)
 
 
+def test_a_network_with_a_fixed_batch_size_is_seen_by_one_sample() -> None:
+    text = 'net (float[4, 2] x, float[2, 3] "fc.weight") => (float[4, 3] logits) { logits = MatMul (x, "fc.weight") }'
+    master = build(text, [layer("fc", "MatMul", activation="signed")])
+    for n in (1, 4):
+        assert count_macs(master, layer_shapes(master, np.zeros((n, 2), np.float32))) == {"fc": 6}
+
+
 def test_published_bit_operations_and_sizes_of_resnet18() -> None:
     """In G and MB at 2, 3, 4, 6 and 8 bits, first convolution and classifier at 8 (arXiv 2401.01543's accounting)."""
     widths = (8, 6, 4, 3, 2)
