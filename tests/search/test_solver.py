@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,6 +55,20 @@ def test_contradictory_budgets_say_what_one_needs_while_the_others_hold() -> Non
     with pytest.raises(UsageError, match=r"latency<=10: not possible together with bytes<=10\n.*10 or more"):
         solve(given)
     solve(replace(given, rows=(first, replace(second, cap=10))))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_many_budgets_only_those_in_the_way_are_named(seed: int) -> None:
+    """a and b contradict each other, as c and d do; e bothers nobody."""
+    pairs = (("a", 0, (9, 1)), ("b", 0, (1, 9)), ("c", 1, (9, 1)), ("d", 1, (1, 9)))
+    rows = [Row(name=name, use=((use, (0, 0))[k], (use, (0, 0))[1 - k]), cap=5) for name, k, use in pairs]
+    rows.append(Row(name="e", use=((1, 1), (1, 1)), cap=2))
+    order = np.random.default_rng(seed).permutation(5)
+    with pytest.raises(UsageError, match=r"not possible together with") as refused:
+        solve(problem([(0, 1), (0, 1)], *(rows[i] for i in order)))
+    named = set(re.findall(r"\b[a-e]\b", str(refused.value).split("\n")[0]))
+    assert named in ({"a", "b"}, {"c", "d"})
+    assert "9 or more while the others are kept" in str(refused.value)
 
 
 def test_the_printed_objective_is_not_what_is_minimised() -> None:
