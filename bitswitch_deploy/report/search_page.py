@@ -12,6 +12,8 @@ from bitswitch_deploy.report.search_report import Assigned, Measured, SearchRepo
 from bitswitch_deploy.search.statistics import Comparison, Interval
 
 _BAR = 24
+# Heads of columns that must leave room for numbers.
+_NARROW = {"latency_p50_ms": "p50 ms", "avg_weight_bits": "weight bits", "avg_bits": "avg bits", "agreement": "same"}
 _METHODS = {
     "cross_entropy": "loss of each layer at each width, measured",
     "divergence": "divergence of each layer at each width from the highest width, measured",
@@ -94,22 +96,22 @@ def search_facts(report: SearchReport) -> list[tuple[str, str]]:
 
 
 def _print_table(page: Page, report: SearchReport, rows: Sequence[Assigned], metric: str) -> None:
-    names = [
-        name for name, _ in rows[0].uses if name == "avg_bits" or any(name in each.name for each in report.budgets)
-    ]
-    columns = [("", False), *((name, True) for name in dict.fromkeys(names)), (metric, True), ("95 %", True)]
-    columns += [("against highest", True), (f"against {report.best_uniform or 'uniform'}", True), ("p", True)]
+    """One resource only, the first budget's or average bits: with more of them numbers do not fit 80 columns."""
+    resource = rows[0].uses[0][0].partition("@")[0]
+    columns = [("", False), (_NARROW.get(resource, resource), True), (_NARROW.get(metric, metric), True)]
+    columns += [("95 %", True)]
+    columns += [(f"against {each}", True) for each in (report.uniform[0].label, report.best_uniform or "uniform")]
     cells = []
     for index, each in enumerate(rows):
-        test, uses = each.test, dict(each.uses)
+        test = each.test
         if test is None:
             continue
         style = "bold" if index == 0 else ""
-        texts = [f"{each.label}{' *' if index == 0 else ''}", *(amount(uses[name]) for name in dict.fromkeys(names))]
+        texts = [f"{each.label}{' *' if index == 0 else ''}", _short(each.uses[0][1])]
         texts += [f"{test.right_percent.value:.2f}", f"{test.right_percent.low:.1f} .. {test.right_percent.high:.1f}"]
         texts += [_points(test.against_reference.points), *_against(test)]
         cells.append([(text, style) for text in texts])
-    page.table(columns, cells)
+    page.table([*columns, ("p", True)], cells)
     page.paragraph("*  chosen; differences are paired, in points, with 95 % intervals; p: exact McNemar test")
 
 
@@ -133,7 +135,7 @@ def _print_front(page: Page, report: SearchReport) -> None:
         bar = "#" * max(0, round(_BAR * drop / most))
         chosen = each.widths == report.chosen.widths
         style = "bold" if chosen else ""
-        cells = (f"{each.label}{' *' if chosen else ''}", amount(use), f"{each.search.loss:.4f}", f"{drop:.2f}", bar)
+        cells = (f"{each.label}{' *' if chosen else ''}", _short(use), f"{each.search.loss:.4f}", f"{drop:.2f}", bar)
         rows.append([(cell, style) for cell in cells])
     columns = (("", False), (name, True), ("search loss", True), ("points lost", True), ("", False))
     page.table(columns, rows)
@@ -179,3 +181,11 @@ def search_notes(report: SearchReport) -> list[str]:
 def amount(value: float) -> str:
     """An amount of any resource."""
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _short(value: float) -> str:
+    """An amount in a few characters, with the suffixes of --budget: 14.29M."""
+    for suffix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= unit:
+            return f"{value / unit:.4g}{suffix}"
+    return f"{value:.4g}"

@@ -11,8 +11,14 @@ Taking the statistics of the samples themselves would lose what training saw and
 images that have black borders, those of plain images cost ResNet-20 more than two points at its own widths.
 
 Each is measured in one pass in which every BatchNormalization normalises with the mean and variance of its batch, so
-all layers see inputs that fit already. The master handed in is not touched: the statistics go into a copy, in the rows
-that the assignment reads. Other assignments of the copy read some of these rows too, so it serves this one only.
+all layers see inputs that fit already. Samples that are too large for one batch pass in parts of equal size, each
+normalised by itself, and of the parts
+
+    mean = mean of their means                var = mean of their variances + variance of their means
+
+which is what the whole has where nothing was normalised before, and near it behind: mixture and uniform width are
+measured alike. The master handed in is not touched: the statistics go into a copy, in the rows that the assignment
+reads. Other assignments of the copy read some of these rows too, so it serves this one only.
 """
 
 from __future__ import annotations
@@ -26,13 +32,18 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.master import Master, assemble_master
-from bitswitch_deploy.search.samples import Inputs
+from bitswitch_deploy.search.samples import Inputs, at_a_time
 from bitswitch_deploy.tensors import WidthAssignment
 
 _DEFAULT_EPSILON = 1e-5
+# Input of one part: ResNet-50 takes 60 times as much for its activations.
+_PART_BYTES = 2**23
+# A batch of fewer samples has no statistics worth the name behind a layer that pools.
+_FEWEST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +61,16 @@ class BatchNormAdapter:
     """Adapts the BatchNorm statistics of a master to one assignment after the other.
 
     Args:
-        master: the trained one. x: samples [n, ...], one batch, the same for all assignments.
+        master: the trained one. x: samples [n, ...], the same for all assignments.
         threads: of the passes.
 
     Raises:
+        DataError: the network is fixed to a batch that is too small, or larger than the samples.
         GraphError: the network cannot be run.
     """
 
     def __init__(self, master: Master, x: Inputs, *, threads: int = 1) -> None:
-        self._master, self._x, self._threads = master, x, threads
+        self._master, self._parts, self._threads = master, _parts(master, x), threads
         self._uniform = {
             bits: self._moments(canonical_graph(master, WidthAssignment(default=bits))) for bits in master.spec.widths
         }
@@ -93,17 +105,42 @@ class BatchNormAdapter:
         replaced = _replace_batchnorms(model)
         with runnable(model, canonical.large) as runs:
             session = ReferenceSession(runs, threads=self._threads)
-        values = session.run_all({session.inputs[0].name: self._x})
-        return [
-            _Moments(
-                mean_name=node.input[3],
-                var_name=node.input[4],
-                mean=values[f"{name}_mean"].reshape(-1),
-                var=values[f"{name}_var"].reshape(-1),
-                epsilon=_epsilon(node),
-            )
-            for node, name in replaced
-        ]
+        found: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in session.output_names}
+        for part in self._parts:
+            for name, value in session.run_all({session.inputs[0].name: part}).items():
+                found[name].append(value.reshape(-1))
+        return [_joined(node, found[f"{name}_mean"], found[f"{name}_var"]) for node, name in replaced]
+
+
+def _parts(master: Master, x: Inputs) -> list[Inputs]:
+    """The samples in batches of one size, or nearly so; what is left over of a fixed batch size stays out."""
+    shape = master.spec.inputs[0].shape
+    fixed = shape[0] if shape and isinstance(shape[0], int) else None
+    if fixed is None:
+        size = max(_FEWEST, at_a_time(x, most=len(x), most_bytes=_PART_BYTES))
+        return np.array_split(x, max(1, len(x) // size))
+    if not _FEWEST <= fixed <= len(x):
+        raise DataError(
+            where="BatchNorm statistics",
+            got=f"a network that is fixed to batches of {fixed}, and {len(x)} samples",
+            allowed=f"batches of {_FEWEST} samples or more, or of any size",
+            do="search without --reestimate, or export the network with a batch size that is not fixed",
+        )
+    return np.split(x[: len(x) // fixed * fixed], len(x) // fixed)
+
+
+def _joined(
+    node: onnx.NodeProto, means: Sequence[npt.NDArray[np.float32]], variances: Sequence[npt.NDArray[np.float32]]
+) -> _Moments:
+    """Of all parts together, which are of one size."""
+    stacked, within = np.array(means, np.float64), np.array(variances, np.float64)
+    return _Moments(
+        mean_name=node.input[3],
+        var_name=node.input[4],
+        mean=np.asarray(stacked.mean(axis=0), np.float32),
+        var=np.asarray(within.mean(axis=0) + stacked.var(axis=0), np.float32),
+        epsilon=_epsilon(node),
+    )
 
 
 def _replace_batchnorms(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, str]]:

@@ -25,6 +25,8 @@ from bitswitch_deploy.tensors import WidthAssignment
 CANDIDATES = 8
 LEVELS = 12
 CANDIDATES_PER_LEVEL = 3
+# Levels of average bits are half a bit apart; so many halvings make that 0.03 bits where a drop has its limit.
+BISECTIONS = 4
 FIRST_ROUND = 512
 _FEWEST_TO_CORRELATE = 5
 
@@ -84,7 +86,8 @@ class Chooser:
     def on_front(self, swept: Row, *, max_drop: float | None, done: Callable[[], object] = lambda: None) -> Choice:
         """The front over one resource, and of it the cheapest that is right on at most `max_drop` points less.
 
-        The drop is that of right samples against the highest width. Without `max_drop` the best of the front is chosen.
+        The drop is that of right samples against the highest width. Between the levels where it crosses `max_drop`
+        more is measured. Without `max_drop` the best of the front is chosen.
 
         Raises:
             UsageError: the budgets leave nothing.
@@ -97,16 +100,42 @@ class Chooser:
         for level in sweep(fewer, row, levels=LEVELS, count=CANDIDATES_PER_LEVEL, done=done):
             self._best([self._selection(fewer, each.selection) for each in level.solutions])
         self._scores(self.feasible_uniform())
-        front = self._front(swept)
         if max_drop is None:
+            front = self._front(swept)
             return self._choice(min(front, key=lambda each: each.scores.mean_loss), front, 0, dominated)
         ((_, highest), *_) = self._problem.uniform()
         (reference,) = self._scores([highest])
         limit = reference.right_percent - max_drop
-        within = [each for each in front if each.scores.right_percent >= limit]
-        if not within:
+        chosen = self._within(swept, limit)
+        if chosen is None:
             raise LookupError(f"nothing within {max_drop:g} points")
-        return self._choice(within[-1], front, 0, dominated)
+        chosen = self._closer(fewer, row, swept, limit, chosen)
+        return self._choice(chosen, self._front(swept), 0, dominated)
+
+    def _within(self, swept: Row, limit: float) -> Measurement | None:
+        """The cheapest of the front that is right on `limit` percent."""
+        within = [each for each in self._front(swept) if each.scores.right_percent >= limit]
+        return within[-1] if within else None
+
+    def _closer(self, fewer: Problem, row: Row, swept: Row, limit: float, chosen: Measurement) -> Measurement:
+        """Measure between the cheapest within the limit and the next cheaper one, which is not, by halves."""
+        totals = [swept.total(each.selection) for each in self._front(swept)]
+        high = swept.total(chosen.selection)
+        low = max((total for total in totals if total < high), default=high)
+        for _ in range(BISECTIONS):
+            cap = (low + high) // 2
+            if cap <= low:
+                break
+            bound = replace(row, cap=cap)
+            bounded = replace(fewer, rows=tuple(bound if other is row else other for other in fewer.rows))
+            found = near_optimal(bounded, count=CANDIDATES_PER_LEVEL, distance=usual_distance(fewer))
+            self._best([self._selection(fewer, each.selection) for each in found])
+            cheaper = self._within(swept, limit)
+            if cheaper is not None and swept.total(cheaper.selection) <= cap:
+                chosen, high = cheaper, swept.total(cheaper.selection)
+            else:
+                low = cap
+        return chosen
 
     def feasible_uniform(self) -> list[Selection]:
         """Uniform widths that keep the budgets, highest first."""

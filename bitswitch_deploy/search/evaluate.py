@@ -10,6 +10,7 @@ joblib spreads the units: over threads here, over machines with its Dask and Ray
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,15 +28,19 @@ from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
-from bitswitch_deploy.search.samples import Inputs, SearchSamples
+from bitswitch_deploy.search.samples import Inputs, SearchSamples, at_a_time
 from bitswitch_deploy.search.score import Outputs, Scores, score_against, score_labelled
 from bitswitch_deploy.search.store import ScoreStore, key_of
 from bitswitch_deploy.tensors import WidthAssignment
 
 PIECE = 256
 BATCH = 64
+# Of one batch of inputs: a session keeps the memory of its activations, 60 times as much for ResNet-50.
+_BATCH_BYTES = 2**22
 BACKENDS = ("threading", "loky", "dask", "ray")
-_VERSION = 2
+_VERSION = 3
+# The other workers wait for the adapter that the first one builds, instead of building the same.
+_ONE_BUILDS = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +172,9 @@ class Evaluator:
 def _compute(task: _Task) -> list[Scores]:
     master = _loaded(str(task.master), task.master_sha256)
     if task.statistics is not None:
-        master = _adapter(str(task.master), task.master_sha256, task.statistics).adapted(task.assignment)
+        with _ONE_BUILDS:
+            adapter = _adapter(str(task.master), task.master_sha256, task.statistics)
+        master = adapter.adapted(task.assignment)
     runner = open_session(master, task.assignment)
     where = f"assignment {task.assignment.label}"
     results = []
@@ -221,7 +228,7 @@ def run_batches(session: ReferenceSession, x: Inputs) -> Outputs:
         DataError: the output is no row of class scores.
     """
     fixed = session.inputs[0].shape[0] if session.inputs[0].shape else None
-    size = fixed if isinstance(fixed, int) else BATCH
+    size = fixed if isinstance(fixed, int) else at_a_time(x, most=BATCH, most_bytes=_BATCH_BYTES)
     parts = []
     for start in range(0, len(x), size):
         part = fed = x[start : start + size]
@@ -240,13 +247,19 @@ def run_batches(session: ReferenceSession, x: Inputs) -> Outputs:
 
 
 def _configured(workers: Workers) -> AbstractContextManager[object]:
-    if workers.backend == "ray":
-        _wanted("ray.util.joblib", "the backend ray needs ray").register_ray()
-    if workers.backend == "dask":
-        # finds the scheduler as Dask does, DASK_SCHEDULER_ADDRESS for one; without one it starts workers here
-        _wanted("distributed", "the backend dask needs distributed").Client()
+    _connect(workers.backend)
     context: AbstractContextManager[object] = joblib.parallel_config(backend=workers.backend, n_jobs=workers.jobs)
     return context
+
+
+@lru_cache
+def _connect(backend: str) -> None:
+    """Once for each backend: without a scheduler to connect to, every `Client()` starts workers of its own."""
+    if backend == "ray":
+        _wanted("ray.util.joblib", "the backend ray needs ray").register_ray()
+    if backend == "dask":
+        # finds the scheduler as Dask does, DASK_SCHEDULER_ADDRESS for one; without one it starts workers here
+        _wanted("distributed", "the backend dask needs distributed").Client()
 
 
 def _wanted(module: str, reason: str) -> ModuleType:

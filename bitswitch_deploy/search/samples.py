@@ -100,6 +100,11 @@ def resolution_points(n: int) -> float:
     return float(100 * _Z95 * np.sqrt(_DISAGREEMENT / n))
 
 
+def at_a_time(x: Inputs, *, most: int, most_bytes: int) -> int:
+    """How many of the samples [n, ...] fit into `most_bytes`, one at least and `most` at most."""
+    return min(most, max(1, most_bytes * len(x) // max(x.nbytes, 1)))
+
+
 def sample_digests(x: npt.NDArray[Any]) -> list[bytes]:
     """SHA-256 of each sample as the network gets it."""
     return [hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in x]

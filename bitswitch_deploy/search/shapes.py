@@ -16,7 +16,7 @@ from bitswitch_deploy.tensors import WidthAssignment
 def layer_shapes(master: Master, sample: Inputs) -> dict[str, tuple[int, ...]]:
     """Shapes of what enters and leaves each quantized layer, by its name in the skeleton.
 
-    sample: input of the network, batch size 1, or the batch size that it is fixed to.
+    sample: input of the network, batch size 1; repeated where the network is fixed to another one.
     """
     canonical = canonical_graph(master, WidthAssignment(default=master.spec.widths[0]))
     model = onnx.ModelProto()
@@ -32,6 +32,9 @@ def layer_shapes(master: Master, sample: Inputs) -> dict[str, tuple[int, ...]]:
     )
     with runnable(model, canonical.large) as runs:
         session = ReferenceSession(runs)
+    fixed = session.inputs[0].shape[0] if session.inputs[0].shape else None
+    if isinstance(fixed, int) and len(sample) == 1:
+        sample = sample.repeat(fixed, axis=0)
     values = session.run_all({session.inputs[0].name: sample})
     shapes = {name: value.shape for name, value in values.items()} | {session.inputs[0].name: sample.shape}
     return {name: _of_one_sample(shapes[tap], len(sample)) for name, tap in wanted.items()}

@@ -166,25 +166,22 @@ def _check_minima(problem: Problem) -> None:
 
 
 def _contradiction(problem: Problem, time_limit_s: float) -> UsageError:
-    """Each budget can be kept alone; say what one of them needs while the others are kept."""
-    for row in reversed(problem.caps):
-        others = tuple(other for other in problem.rows if other is not row)
-        least = _least(problem, row, others, time_limit_s)
-        if least is not None:
-            return UsageError(
-                where=f"--budget {row.name}",
-                got=f"not possible together with {', '.join(other.name for other in others if other.cap is not None)}",
-                allowed=f"{row.shown(least)} or more while the others are kept",
-                do="raise one of these budgets",
-            )
-    names = ", ".join(row.name for row in problem.caps)
-    return UsageError(where=f"--budget {names}", got="contradict each other", allowed="-", do="raise some of them")
-
-
-def _least(problem: Problem, row: Row, others: tuple[Row, ...], time_limit_s: float) -> int | None:
+    """Each budget can be kept alone: name those that cannot be kept together, and what one needs beside the others."""
+    at_odds = problem.caps
+    for row in problem.caps:
+        others = tuple(other for other in at_odds if other is not row)
+        if _Programme(replace(problem, rows=others), (), 0.0).minimise(time_limit_s) is None:
+            at_odds = others
+    *beside, row = at_odds
     groups = tuple(replace(group, costs=tuple(map(float, use))) for group, use in zip(problem.groups, row.use))
-    found = _Programme(Problem(groups=groups, rows=others), (), 0.0).minimise(time_limit_s)
-    return None if found is None else row.total(found.selection)
+    found = solve(Problem(groups=groups, rows=tuple(beside)), time_limit_s=time_limit_s)
+    assert found is not None  # without `row` the others can be kept
+    return UsageError(
+        where=f"--budget {row.name}",
+        got=f"not possible together with {', '.join(other.name for other in beside)}",
+        allowed=f"{row.shown(row.total(found.selection))} or more while the others are kept",
+        do="raise one of these budgets",
+    )
 
 
 def _out_of_time(time_limit_s: float, message: str) -> UnavailableError:

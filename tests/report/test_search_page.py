@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from bitswitch_deploy.report.search_page import print_search
+from bitswitch_deploy.report.search_report import BudgetUse
+from bitswitch_deploy.search.statistics import Interval
 from tests.report.search_results import report
 
 
@@ -39,3 +42,29 @@ def test_rows_have_their_intervals_and_the_front_its_bars() -> None:
     assert chosen == ["mixed", "*", "3", "88.75", "85.0", "..", "95.0", "-1.25", "+-0.40", "+2.50", "+-0.40", "0.031"]
     (bar,) = [line for line in lines if line.rstrip().endswith("#")]
     assert bar.split()[:5] == ["mixed", "*", "3", "0.1250", "1.25"]
+
+
+def test_no_number_is_cut_off_in_a_log_of_80_columns() -> None:
+    """The longest names and numbers there are: a bar of the front may go, digits may not."""
+    found = report()
+    uses = (("latency_p50_ms@jetson-orin-nano", 1.234567), ("bops", 12_345_678_901.0), ("avg_bits", 3.714286))
+    interval = Interval(value=-12.34, low=-23.45, high=-1.23)
+    measured = replace(
+        found.chosen.search,
+        right_percent=Interval(value=87.65, low=76.5, high=98.7),
+        against_reference=replace(found.chosen.search.against_reference, points=interval, p_value=1.2e-17),
+        against_uniform=replace(found.chosen.search.against_reference, points=interval, p_value=1.2e-17),
+    )
+    chosen = replace(found.chosen, uses=uses, test=measured)
+    budgets = tuple(
+        BudgetUse(name=name, used=use, limit=12_345_678_901, minimum=1_234_567_890)
+        for name, use in (("latency_p50_ms<=12.34@jetson-orin-nano", 1.234567), ("bops<=12.345678901G", 12_345_678_901))
+    )
+    samples = replace(found.samples, labelled=False)
+    stream = io.StringIO()
+    print_search(replace(found, chosen=chosen, uniform=(chosen, chosen), budgets=budgets, samples=samples), stream)
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    first = ["1.235", "87.65", "76.5", "..", "98.7", "-12.34", "+-11.11", "-12.34", "+-11.11", "1.2e-17"]
+    assert [line[2:] for line in lines if line[:2] == ["mixed", "*"] and ".." in line] == [first]
+    assert ["12,345,678,901", "12,345,678,901", "1,234,567,890"] in [line[-3:] for line in lines]
+    assert ["p50", "ms", "same", "95", "%", "against", "mixed", "against", "w2", "p"] in lines

@@ -9,8 +9,10 @@ import onnx
 import pytest
 
 from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import Master
+from bitswitch_deploy.search import batchnorm
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.graph.masters import build, layer
@@ -116,6 +118,42 @@ def test_one_set_for_all_widths_moves_from_their_mean(x: Array) -> None:
     adapted = BatchNormAdapter(master, x).adapted(MIXED)
     expected = fed(master, MIXED, x)["n"][0] - np.mean([fed(master, each, x)["n"][0] for each in UNIFORM], axis=0)
     assert adapted.tensors["n.mean"] - master.tensors["n.mean"] == pytest.approx(expected, abs=1e-5)
+
+
+def _together(master: Master, assignment: WidthAssignment, parts: list[Array], norm: str) -> tuple[Array, Array]:
+    means, variances = zip(*(fed(master, assignment, part)[norm] for part in parts))
+    return np.mean(means, axis=0), np.mean(variances, axis=0) + np.var(means, axis=0)
+
+
+def test_large_samples_pass_in_parts(x: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part normalised by itself; nothing is normalised before the first norm, which sees the whole."""
+    monkeypatch.setattr(batchnorm, "_PART_BYTES", x[:10].nbytes)
+    x *= np.arange(1, 41, dtype=np.float32)[:, None, None, None]  # parts that differ
+    master, row = two_norms(), two_norms().spec.widths.index(4)
+    adapted = BatchNormAdapter(master, x).adapted(MIXED).tensors
+    mixed, uniform = (_together(master, each, np.split(x, 4), "n") for each in (MIXED, UNIFORM[2]))
+    assert adapted["n.mean"][row] == pytest.approx(master.tensors["n.mean"][row] + mixed[0] - uniform[0], abs=1e-5)
+    factor = (mixed[1] + EPSILON) / (uniform[1] + EPSILON)
+    assert adapted["n.var"][row] == pytest.approx(master.tensors["n.var"][row] * factor, rel=1e-3)
+
+    shared = build(TWO_NORMS, [layer("a", activation="signed"), layer("b")])
+    adapted = BatchNormAdapter(shared, x).adapted(MIXED).tensors
+    uniform_var = np.mean([fed(shared, each, x)["m"][1] for each in UNIFORM], axis=0)
+    factor = (fed(shared, MIXED, x)["m"][1] + EPSILON) / (uniform_var + EPSILON)
+    assert np.abs(factor - 1).min() > 1e-3
+    assert adapted["m.var"] == pytest.approx(shared.tensors["m.var"] * factor, rel=1e-5)
+
+
+def test_a_fixed_batch_size_is_kept_and_must_be_large_enough(x: Array) -> None:
+    layers = [layer("a", activation="signed"), layer("b")]
+    eight, four = (build(TWO_NORMS.replace("float[n,", f"float[{n},"), layers) for n in (8, 4))
+    free = build(TWO_NORMS, layers)
+    by_eight = BatchNormAdapter(eight, x[:23]).adapted(MIXED).tensors
+    whole = BatchNormAdapter(free, x[:16]).adapted(MIXED).tensors
+    assert by_eight["m.mean"] == pytest.approx(whole["m.mean"], rel=1e-5)
+    for master, n in ((four, 40), (eight, 7)):
+        with pytest.raises(DataError, match="batches of 8 samples or more"):
+            BatchNormAdapter(master, x[:n])
 
 
 def test_a_dead_channel_stays_finite(x: Array) -> None:

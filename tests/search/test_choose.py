@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bitswitch_deploy.search import choose
 from bitswitch_deploy.search.choose import Chooser, Measure
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.tensors import WidthAssignment
-from tests.search.problems import average_row, problem
+from tests.search.problems import average_row, every_selection, problem
 
 WIDTHS = (8, 6, 4)
 NAMES = "abcdef"
@@ -58,3 +59,20 @@ def test_fronts_and_drops() -> None:
     tight = replace(row, cap=24)
     with pytest.raises(LookupError, match="nothing within 1 points"):
         Chooser(replace(given, rows=(tight,)), measured_by(truth, []), 201).on_front(tight, max_drop=1.0)
+
+
+@pytest.mark.parametrize("max_drop", [5.0, 12.0, 20.0, 30.0])
+def test_between_levels_a_drop_is_closed_in_on(monkeypatch: pytest.MonkeyPatch, max_drop: float) -> None:
+    """Three levels are two bits apart; where predictions are right the cheapest of all assignments is found."""
+    monkeypatch.setattr(choose, "LEVELS", 3)
+    row = replace(average_row(6, 8, WIDTHS), cap=None, name="avg_bits")
+    given = problem([(0.0, 2.0 * s, 4.0 * s) for s in (6, 5, 4, 3, 2, 1)], row, widths=WIDTHS)
+    truth = lambda bits: sum(w * (8 - b) for w, b in zip((6, 5, 4, 3, 2, 1), bits)) / 100 + 0.5  # noqa: E731
+    measure = measured_by(truth, [])
+    every = {each: given.widths(each).items() for each in every_selection(given)}
+    scores = measure([WidthAssignment(default=8, overrides=tuple(widths)) for widths in every.values()], 201)
+    right = dict(zip(every, (each.right_percent for each in scores)))
+    cheapest = min(row.total(each) for each in right if right[each] >= right[(0,) * 6] - max_drop)
+    choice = Chooser(given, measure, 201).on_front(row, max_drop=max_drop)
+    assert row.total(choice.chosen.selection) == cheapest
+    assert choice.n_candidates <= 3 * choose.CANDIDATES_PER_LEVEL + len(WIDTHS) + 4 * choose.CANDIDATES_PER_LEVEL

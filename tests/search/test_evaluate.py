@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,17 @@ def test_outputs_that_are_no_class_scores() -> None:
     session = open_session(build(text, [layer("fc", "MatMul", activation="signed")]), WidthAssignment(default=8))
     with pytest.raises(DataError, match="one row of class scores"):
         run_batches(session, np.zeros((3, 5, 2), np.float32))
+
+
+def test_workers_of_a_cluster_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    fake = SimpleNamespace(Client=lambda: started.append("client"))
+    monkeypatch.setitem(sys.modules, "distributed", fake)
+    evaluate._connect.cache_clear()
+    for _ in range(3):
+        evaluate._connect("dask")
+    evaluate._connect.cache_clear()
+    assert started == ["client"]
 
 
 @pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray.util.joblib")])

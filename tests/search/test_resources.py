@@ -23,6 +23,7 @@ from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.graph.masters import build, layer
 from tests.search.masters import MACS, every_operator, two_blocks
+from tests.search.resnet18 import CLASSIFIER, STEM_MACS, STEM_WEIGHTS, resnet18
 
 WIDTHS = (8, 6, 4, 2)
 
@@ -53,6 +54,30 @@ def test_rows_of_bits() -> None:
     assert weighted.use == tuple(tuple(n * bits for bits in WIDTHS) for n in sizes)
     assert weighted.cap == int(3.5 * sum(sizes))
     assert row(master, "bops<=5k").use[0] == (64000, 36000, 16000, 4000)
+
+
+def test_a_network_with_a_fixed_batch_size_is_seen_by_one_sample() -> None:
+    text = 'net (float[4, 2] x, float[2, 3] "fc.weight") => (float[4, 3] logits) { logits = MatMul (x, "fc.weight") }'
+    master = build(text, [layer("fc", "MatMul", activation="signed")])
+    for n in (1, 4):
+        assert count_macs(master, layer_shapes(master, np.zeros((n, 2), np.float32))) == {"fc": 6}
+
+
+def test_published_bit_operations_and_sizes_of_resnet18() -> None:
+    """In G and MB at 2, 3, 4, 6 and 8 bits, first convolution and classifier at 8 (arXiv 2401.01543's accounting)."""
+    widths = (8, 6, 4, 3, 2)
+    master = resnet18()
+    names = [each.name for each in master.spec.layers if not each.pinned]
+    assert len(names) == 19
+    macs = count_macs(master, layer_shapes(master, np.zeros((1, 3, 224, 224), np.float32)))
+    choices = Choices(groups=tuple((name,) for name in names), widths=(widths,) * 19)
+    counted = {each.name: each for each in Resources(master, choices, macs=macs, targets={}, tables=()).counted()}
+    for k, (bops, megabytes) in enumerate(((116.1, 11.14), (68.63, 8.48), (34.71, 5.82), (22.85, 4.49), (14.37, 3.16))):
+        selection = (k,) * 19
+        total = counted["bops"].total(selection) + 64 * (STEM_MACS + CLASSIFIER)
+        assert total / 1e9 == pytest.approx(bops, abs=0.005 if bops < 100 else 0.05)
+        bits = counted["avg_weight_bits"].total(selection) + 8 * (STEM_WEIGHTS + CLASSIFIER)
+        assert bits / 8 / 2**20 == pytest.approx(megabytes, abs=0.005)
 
 
 def test_bytes_without_a_target_are_packed_without_gaps() -> None:

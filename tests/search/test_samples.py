@@ -9,6 +9,7 @@ import pytest
 
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.search.samples import (
+    at_a_time,
     check_samples,
     choose_samples,
     needed,
@@ -73,3 +74,8 @@ def test_stored_samples_are_named_by_their_content(tmp_path: Path) -> None:
     assert labels is not None
     assert (labels == y[2:5]).all()
     assert sample_digests(part) == sample_digests(x)[2:5]
+
+
+@pytest.mark.parametrize(("most", "n_bytes", "expected"), [(64, 10**6, 64), (64, 3200, 4), (64, 799, 1), (2, 3200, 2)])
+def test_how_many_samples_go_at_a_time(most: int, n_bytes: int, expected: int) -> None:
+    assert at_a_time(np.zeros((10, 2, 10, 10), np.float32), most=most, most_bytes=n_bytes) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from bitswitch_deploy.search.dominance import remove_dominated
 from bitswitch_deploy.search.dynamic_programme import frontier
 from bitswitch_deploy.search.problem import Group, Problem, Row, hamming
 from bitswitch_deploy.search.solver import Cut, solve
+from tests.search.hawq import hawq_resnet18
 from tests.search.problems import WIDTHS, average_row, every_selection, problem, random_problem, three_layers
 
 
@@ -55,6 +57,20 @@ def test_contradictory_budgets_say_what_one_needs_while_the_others_hold() -> Non
     solve(replace(given, rows=(first, replace(second, cap=10))))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_of_many_budgets_only_those_in_the_way_are_named(seed: int) -> None:
+    """a and b contradict each other, as c and d do; e bothers nobody."""
+    pairs = (("a", 0, (9, 1)), ("b", 0, (1, 9)), ("c", 1, (9, 1)), ("d", 1, (1, 9)))
+    rows = [Row(name=name, use=((use, (0, 0))[k], (use, (0, 0))[1 - k]), cap=5) for name, k, use in pairs]
+    rows.append(Row(name="e", use=((1, 1), (1, 1)), cap=2))
+    order = np.random.default_rng(seed).permutation(5)
+    with pytest.raises(UsageError, match=r"not possible together with") as refused:
+        solve(problem([(0, 1), (0, 1)], *(rows[i] for i in order)))
+    named = set(re.findall(r"\b[a-e]\b", str(refused.value).split("\n")[0]))
+    assert named in ({"a", "b"}, {"c", "d"})
+    assert "9 or more while the others are kept" in str(refused.value)
+
+
 def test_the_printed_objective_is_not_what_is_minimised() -> None:
     """Oracle O2: sensitive layers get more bits, and the answer is neither uniform nor all or nothing."""
     given = problem([tuple(a * 4.0**-b for b in WIDTHS) for a in (16, 1, 1 / 16)], average_row(3, 4))
@@ -62,6 +78,25 @@ def test_the_printed_objective_is_not_what_is_minimised() -> None:
     found = solve(given)
     assert found is not None
     assert found.cost == pytest.approx(3 / 256, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("resource", "eight", "cost"),
+    [
+        ("size", set(range(19)) - {15, 17, 18}, 0.074506),
+        ("bops", {0, 1, 2, 4, 5, 6, 7, 9, 10, 11}, 0.215689),
+        ("latency", {0, 1, 2, 3, 4, 6, 7, 9, 10, 11, 14, 16}, 0.202674),
+    ],
+)
+def test_published_tables_of_resnet18(resource: str, eight: set[int], cost: float) -> None:
+    """Oracle O4: traces, errors and T4 latencies of HAWQ-V3 (arXiv 2011.10680), budgets halfway, three ties."""
+    given = hawq_resnet18(resource)
+    found = solve(given)
+    assert found is not None
+    assert {int(layer) for layer, width in given.widths(found.selection).items() if width == 8} == eight
+    assert found.cost == pytest.approx(cost, abs=5e-7)
+    assert given.cost((1,) * 16) == pytest.approx(1.307713, abs=5e-7)
+    assert given.cost((0,) * 16) == pytest.approx(0.004258, abs=5e-7)
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e-6, 1.0, 1e12])
