@@ -8,6 +8,7 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
   when the example input never calls it, or when its parameters are also read by something else
   (nn.MultiheadAttention reads those of its `out_proj`): what quantizes its weight is its own call.
 * A layer may be called several times; it then has one input scale per width for all its calls.
+* What DataParallel, DistributedDataParallel and torch.compile put around a network or a part of it is taken off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master.spec import Container
@@ -102,6 +105,7 @@ def prepare(
     """
     options = options or PrepareOptions()
     _check_float(model)
+    model = _unwrapped(copy.deepcopy(model))
     trace = trace_calls(model, example_input, (*QUANTIZED_CLASS, *SWITCHABLE_CLASS))
     report = decide_layers(model, trace, options)
     decisions = {entry.name: entry for entry in report}
@@ -120,7 +124,7 @@ def prepare(
             return _switchable(path, module, options.widths, trace, decisions)
         return quantized_from(module, _settings(path, module, options))
 
-    prepared = replace_modules(copy.deepcopy(model), replacement)
+    prepared = replace_modules(model, replacement)
     _disable_fused_transformers(prepared)
     return PreparedNetwork(model=prepared, options=options, report=report)
 
@@ -237,6 +241,19 @@ def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(path)
     return owners
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network without wrappers, in place: neither the exporter nor a width that changes goes through them."""
+
+    def inner(_: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, OptimizedModule):
+            return _unwrapped(module._orig_mod)
+        if isinstance(module, (nn.DataParallel, DistributedDataParallel)):
+            return _unwrapped(module.module)
+        return None
+
+    return replace_modules(model, inner)
 
 
 def _disable_fused_transformers(model: nn.Module) -> None:

@@ -131,6 +131,31 @@ class ReadAsFunction(nn.Module):
         return result
 
 
+class TwoNames(nn.Module):
+    """A convolution and a BatchNorm that are registered under two names each and called by both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.n = nn.BatchNorm2d(4)
+        self.other_a, self.m = self.a, self.n
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.m(self.other_a(self.stem(x))))
+        x = self.b(x) - self.n(self.a(x))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+def wrapped_twice() -> nn.Module:
+    """DataParallel around a network of which a part is compiled, and the rest compiles itself."""
+    model = TorchvisionStyle()
+    model.features = torch.compile(model.features, backend="eager")  # type: ignore[assignment]
+    model.compile(backend="eager")
+    return nn.DataParallel(model)
+
+
 def hooked(change: Callable[[nn.Module], object]) -> nn.Sequential:
     layers = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)]
     change(layers[1])
@@ -165,6 +190,8 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "timm": (TimmStyle, ["fc1", "fc2"]),
     "norm-behind-norm": (NormBehindNorm, ["a", "b"]),
     "called-twice": (CalledTwice, ["a", "b"]),
+    "two-names": (TwoNames, ["a", "b"]),
+    "wrapped": (wrapped_twice, ["features.1.0.0", "features.1.1", "features.2.0", "classifier.1"]),
     "read-as-function": (ReadAsFunction, ["b"]),
     "parametrized": (lambda: hooked(parametrizations.weight_norm), ["3"]),
 }

@@ -80,6 +80,13 @@ def test_a_divergence_ends_all_processes_with_its_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_data_of_one_process_that_are_no_numbers_end_all_with_the_same_message(tmp_path: Path) -> None:
+    done = run(*LAUNCH, "-m", "tests.training.replicated", str(tmp_path / "x"), json.dumps([{"nan_at": 5}]))
+    assert done.returncode == 1
+    assert done.stderr.count("CheckFailedError: training of network input at 8 bits: loss nan") == 2, done.stderr
+    assert "Connection closed" not in done.stderr
+
+
 def test_the_tool_under_torchrun_writes_one_master(tmp_path: Path) -> None:
     tool, output = str(ROOT / "tools" / "train_master.py"), tmp_path / "m.safetensors"
     recipe = tmp_path / "quick.yaml"
