@@ -63,8 +63,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def import_checkpoint(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint into a network: a float one, or one that `prepare` made.
 
-    The file is a state dict, or a mapping that holds one under `state_dict` or `model`; a `module.` prefix on every
-    key and `_orig_mod.` in any are dropped. Every tensor must be there with its shape and finite; nothing is loaded unless all are.
+    The file is a state dict, or a mapping that holds one under `state_dict` or `model`; `module.` before every key and
+    `_orig_mod.` in any are dropped. Every tensor must be there with its shape and finite; nothing is loaded unless all
+    are.
 
     Raises:
         CheckpointError: the file is bad or belongs to another network.
