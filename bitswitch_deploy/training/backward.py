@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.training.execution import Execution
-from bitswitch_deploy.training.replicas import averaged
+from bitswitch_deploy.training.replicas import averaged, smallest
 from bitswitch_deploy.training.tracing import tensors_in
 
 
@@ -36,7 +36,8 @@ class Suspect:
 
     def first_bad_layer(self) -> str:
         """Path of the first innermost module whose output is not finite, seen in one more run."""
-        if not self.inputs.isfinite().all():
+        # all replicas must agree: of the forward pass below none can go through a BatchNorm without the others
+        if not bool(smallest(self.inputs.isfinite().all().int())):
             return "network input"
         bad: list[str] = []
 

@@ -83,6 +83,7 @@ def capture_skeleton(
     parameters = _float_parameters(model)
     program = _export(model.eval(), example_input, input_names, output_names)
     graph_model = program.model
+    _merge_aliases(graph_model.graph, _first_names(model))
     _parameters_to_inputs(graph_model.graph, parameters)
     optimizer.optimize(graph_model, input_size_limit=1024, output_size_limit=4096)
     transposed = _absorb_transposed_weights(graph_model.graph, parameters)
@@ -162,6 +163,29 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """For each further name of a parameter or buffer that has several, the first one, which everything else uses."""
+    first: dict[int, str] = {}
+    again: dict[str, str] = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            if first.setdefault(id(tensor), name) != name:
+                again[name] = first[id(tensor)]
+    return again
+
+
+def _merge_aliases(graph: ir.Graph, first_names: dict[str, str]) -> None:
+    """The exporter names a shared tensor by any of its names, or has it once for each of them."""
+    for name in [name for name in graph.initializers if name in first_names]:
+        value = graph.initializers.pop(name)
+        kept = graph.initializers.get(first_names[name])
+        if kept is not None:
+            ir.convenience.replace_all_uses_with(value, kept)
+        else:
+            value.name = first_names[name]
+            graph.initializers.add(value)
 
 
 def _parameters_to_inputs(graph: ir.Graph, parameters: dict[str, torch.Tensor]) -> None:

@@ -18,7 +18,8 @@ from bitswitch_deploy.errors import CheckpointError
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 
 _COUNTER = "num_batches_tracked"  # old checkpoints lack it, and a fixed momentum does not read it
-_PARALLEL_PREFIX = "module."
+_PARALLEL_PREFIX = "module."  # of DataParallel
+_COMPILED_INFIX = "_orig_mod."  # of torch.compile
 
 # what torch's readers raise on bytes that are no archive, or a cut or edited one; found by flipping bytes at random
 _DAMAGED = (
@@ -62,8 +63,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def import_checkpoint(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint into a network: a float one, or one that `prepare` made.
 
-    The file is a state dict, or a mapping that holds one under `state_dict` or `model`; a `module.` prefix on every
-    key is dropped. Every tensor must be there with its shape and finite; nothing is loaded unless all are.
+    The file is a state dict, or a mapping that holds one under `state_dict` or `model`; `module.` before every key and
+    `_orig_mod.` in any are dropped. Every tensor must be there with its shape and finite; nothing is loaded unless all
+    are.
 
     Raises:
         CheckpointError: the file is bad or belongs to another network.
@@ -81,9 +83,8 @@ def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
     Raises:
         CheckpointError: keys, shapes, types or values that do not fit `model`.
     """
-    if state and all(str(key).startswith(_PARALLEL_PREFIX) for key in state):
-        state = {str(key).removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
     wanted = model.state_dict()
+    state = _unwrapped_keys(state, wanted)
     missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
     unknown = [str(key) for key in state if key not in wanted]
     if missing or unknown:
@@ -95,6 +96,16 @@ def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
         if isinstance(module, ActivationQuantizer) and int(state[f"{name}.signed"]) not in (-1, 0, 1):
             raise _bad(Path(source), f"{name}.signed = {int(state[f'{name}.signed'])}", "-1, 0 or 1")
     model.load_state_dict(dict(state), strict=False)
+
+
+def _unwrapped_keys(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state without what wrappers put into its names, unless `wanted` has it there, too."""
+    if not any(_COMPILED_INFIX in name for name in wanted):
+        state = {str(key).replace(_COMPILED_INFIX, ""): value for key, value in state.items()}
+    is_wrapped = all(str(key).startswith(_PARALLEL_PREFIX) for key in state)
+    if is_wrapped and not all(name.startswith(_PARALLEL_PREFIX) for name in wanted):
+        state = {str(key).removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
+    return state
 
 
 def _check_tensor(key: str, value: object, wanted: Tensor, source: str) -> None:

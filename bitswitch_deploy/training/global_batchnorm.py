@@ -13,19 +13,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.training.layers import replace_modules
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.training.layers import SWITCHABLE_CLASS, is_batchnorm, replace_modules
 from bitswitch_deploy.training.replicas import replica_count, summed
 
 
 def synchronise_batchnorm(model: nn.Module) -> None:
-    """Let every BatchNorm of `model`, in place, take its training statistics over all replicas; alone, do nothing."""
+    """Let every BatchNorm of `model`, in place, take its training statistics over all replicas; alone, do nothing.
+
+    Raises:
+        UsageError: a subclass of BatchNorm, whose own code knows of one replica.
+    """
     if replica_count() > 1:
         replace_modules(model, _synchronised)
 
 
-def _synchronised(_: str, norm: nn.Module) -> nn.Module | None:
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+def _synchronised(path: str, norm: nn.Module) -> nn.Module | None:
+    if not is_batchnorm(norm) or isinstance(norm, GlobalBatchNorm):
         return None
+    if type(norm) not in SWITCHABLE_CLASS:
+        raise UsageError(
+            where=path,
+            got=f"{type(norm).__name__} on {replica_count()} replicas",
+            allowed="BatchNorm as torch has it, whose statistics can be taken over all replicas",
+            do="write it as BatchNorm with what it adds behind it, or train in one process",
+        )
     if any(tensor.is_cuda for tensor in norm.buffers()):
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
     norm.__class__ = GlobalBatchNorm

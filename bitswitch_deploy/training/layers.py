@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
@@ -41,18 +41,30 @@ class LayerQuantization:
     weight_only: bool = False
 
 
-class QuantConv2d(nn.Conv2d):
-    """Conv2d on quantized input [n, in, h, w] with a quantized weight [out, in/groups, kh, kw]."""
+class _QuantConv(nn.modules.conv._ConvNd):
+    """Convolution on quantized input [n, in, ...] with a quantized weight [out, in/groups, ...]."""
 
     input_quantizer: ActivationQuantizer | FloatInput
     weight_quantizer: WeightQuantizer
     bits: int
 
     def forward(self, input: Tensor) -> Tensor:
-        """[n, in, h, w] to [n, out, h', w'] at `self.bits`."""
+        """[n, in, ...] to [n, out, ...] at `self.bits`."""
         x = self.input_quantizer(input, self.bits)
         weight = self.weight_quantizer(self.weight, self.bits)
-        return cast(Tensor, self._conv_forward(x, weight, self.bias))
+        return self._conv_forward(x, weight, self.bias)
+
+
+class QuantConv1d(_QuantConv, nn.Conv1d):
+    """Conv1d on [n, in, l]."""
+
+
+class QuantConv2d(_QuantConv, nn.Conv2d):
+    """Conv2d on [n, in, h, w]."""
+
+
+class QuantConv3d(_QuantConv, nn.Conv3d):
+    """Conv3d on [n, in, d, h, w]."""
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
@@ -85,12 +97,14 @@ class QuantLinear(nn.Linear):
         return F.linear(x, self.weight_quantizer(self.weight, self.bits), self.bias)
 
 
-QuantizedLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear
-QUANTIZED_LAYERS = (QuantConv2d, QuantConvTranspose2d, QuantLinear)
+QuantizedLayer = QuantConv1d | QuantConv2d | QuantConv3d | QuantConvTranspose2d | QuantLinear
+QUANTIZED_LAYERS = (QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d, QuantLinear)
 
 # float class -> (quantized class, axis of the output channels in its weight)
 QUANTIZED_CLASS: dict[type[nn.Module], tuple[type[QuantizedLayer], int]] = {
+    nn.Conv1d: (QuantConv1d, 0),
     nn.Conv2d: (QuantConv2d, 0),
+    nn.Conv3d: (QuantConv3d, 0),
     nn.ConvTranspose2d: (QuantConvTranspose2d, 1),
     nn.Linear: (QuantLinear, 0),
 }
@@ -107,7 +121,7 @@ class SwitchableBatchNorm(nn.Module):
 
     def __init__(
         self,
-        plain: nn.BatchNorm1d | nn.BatchNorm2d,
+        plain: nn.Module,
         widths: tuple[int, ...],
         partner: str | None,
         previous: str | None = None,
@@ -139,14 +153,32 @@ class SwitchableBatchNorm2d(SwitchableBatchNorm):
     """Switchable nn.BatchNorm2d on [n, c, h, w]."""
 
 
+class SwitchableBatchNorm3d(SwitchableBatchNorm):
+    """Switchable nn.BatchNorm3d on [n, c, d, h, w]."""
+
+
+# BatchNorm and its subclasses, such as timm's with an activation -> the switchable class
 SWITCHABLE_CLASS: dict[type[nn.Module], type[SwitchableBatchNorm]] = {
     nn.BatchNorm1d: SwitchableBatchNorm1d,
     nn.BatchNorm2d: SwitchableBatchNorm2d,
+    nn.BatchNorm3d: SwitchableBatchNorm3d,
+    nn.SyncBatchNorm: SwitchableBatchNorm,
 }
 
 
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm of which every width can have a copy."""
+    return isinstance(module, tuple(SWITCHABLE_CLASS))
+
+
+def switchable_from(norm: nn.Module, widths: tuple[int, ...], partner: str | None, **links: Any) -> SwitchableBatchNorm:
+    """The switchable BatchNorm of a float one; the arguments are those of `SwitchableBatchNorm`."""
+    cls = next(switchable for plain, switchable in SWITCHABLE_CLASS.items() if isinstance(norm, plain))
+    return cls(norm, widths, partner, **links)
+
+
 def quantized_from(plain: nn.Module, settings: LayerQuantization) -> QuantizedLayer:
-    """The quantized layer of a Conv2d, ConvTranspose2d or Linear; shares its parameters."""
+    """The quantized layer of one of `QUANTIZED_CLASS`; shares its parameters."""
     layer = _recast(plain, QUANTIZED_CLASS[type(plain)][0])
     if not isinstance(layer, QUANTIZED_LAYERS):
         raise AssertionError("QUANTIZED_CLASS maps to quantized layers")
@@ -190,7 +222,7 @@ def replace_modules(model: nn.Module, replacement: Callable[[str, nn.Module], nn
 def float_skeleton(model: nn.Module) -> nn.Module:
     """A float copy of a prepared network: same module paths and parameter names, values of the highest width.
 
-    Quantized layers become nn.Conv2d, nn.ConvTranspose2d, nn.Linear, a switchable BatchNorm its first copy.
+    Quantized layers become what they were, a switchable BatchNorm its first copy.
     """
     return replace_modules(copy.deepcopy(model), _plain)
 

@@ -2,12 +2,14 @@
 
 What happens to each layer is decided first, as data (`LayerDecision`), then carried out. The rules:
 
-* Conv2d, ConvTranspose2d and Linear are quantized; BatchNorm1d and BatchNorm2d get one copy per width.
+* Conv1d, Conv2d, Conv3d, ConvTranspose2d and Linear are quantized; BatchNorm, with its subclasses, gets one copy per
+  width, unless parts of it hold parameters or buffers of their own.
 * The first and the last of these layers in execution order are pinned to float, and every layer that is named in `pin`.
-* A layer stays float, and the report says why, when it is a subclass, when it shares parameters with another module,
-  when the example input never calls it, or when its parameters are also read by something else
+* A layer stays float, and the report says why, when it is a subclass of a layer to quantize, when it shares parameters
+  with another module, when the example input never calls it, or when its parameters are also read by something else
   (nn.MultiheadAttention reads those of its `out_proj`): what quantizes its weight is its own call.
 * A layer may be called several times; it then has one input scale per width for all its calls.
+* What DataParallel, DistributedDataParallel and torch.compile put around a network or a part of it is taken off.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master.spec import Container
@@ -25,11 +29,12 @@ from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, PER_TENSOR, Granularity
 from bitswitch_deploy.training.layers import (
     QUANTIZED_CLASS,
     QUANTIZED_LAYERS,
-    SWITCHABLE_CLASS,
     LayerQuantization,
     SwitchableBatchNorm,
+    is_batchnorm,
     quantized_from,
     replace_modules,
+    switchable_from,
 )
 from bitswitch_deploy.training.tracing import Trace, trace_calls
 
@@ -102,25 +107,26 @@ def prepare(
     """
     options = options or PrepareOptions()
     _check_float(model)
-    trace = trace_calls(model, example_input, (*QUANTIZED_CLASS, *SWITCHABLE_CLASS))
+    model = _unwrapped(copy.deepcopy(model))
+    trace = trace_calls(model, example_input, _is_watched)
     report = decide_layers(model, trace, options)
     decisions = {entry.name: entry for entry in report}
     if not any(entry.decision == "quantized" for entry in report):
         raise UsageError(
             where=type(model).__name__,
             got="no layer is left to quantize: " + "; ".join(f"{e.name}: {e.reason}" for e in report),
-            allowed="at least one Conv2d, ConvTranspose2d or Linear that is not pinned",
+            allowed="at least one convolution or Linear that is not pinned",
             do="set pin_ends=False, or name fewer layers in pin",
         )
 
     def replacement(path: str, module: nn.Module) -> nn.Module | None:
         if path not in decisions or decisions[path].decision in ("pinned", "float"):
             return None
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if is_batchnorm(module):
             return _switchable(path, module, options.widths, trace, decisions)
         return quantized_from(module, _settings(path, module, options))
 
-    prepared = replace_modules(copy.deepcopy(model), replacement)
+    prepared = replace_modules(model, replacement)
     _disable_fused_transformers(prepared)
     return PreparedNetwork(model=prepared, options=options, report=report)
 
@@ -158,7 +164,7 @@ def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tu
         _require_known(name, known, "pin, signed or weight_only")
     report = []
     for path, module in model.named_modules():
-        if not any(True for _ in module.parameters(recurse=False)) and type(module) not in SWITCHABLE_CLASS:
+        if not any(True for _ in module.parameters(recurse=False)) and not is_batchnorm(module):
             continue
         decision, reason = _decide(path, module, trace, owners)
         if decision == "quantized" and path in options.pin:
@@ -171,9 +177,15 @@ def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tu
     return tuple(report)
 
 
+def _is_watched(module: nn.Module) -> bool:
+    return type(module) in QUANTIZED_CLASS or is_batchnorm(module)
+
+
 def _decide(path: str, module: nn.Module, trace: Trace, owners: dict[int, list[str]]) -> tuple[Decision, str]:
-    if type(module) not in SWITCHABLE_CLASS and type(module) not in QUANTIZED_CLASS:
+    if not _is_watched(module):
         return "float", f"{type(module).__name__} is not quantized"
+    if any(True for child in module.children() for _ in child.state_dict()):
+        return "float", "parts of it hold parameters or buffers of their own"
     sharers = sorted({name for p in module.parameters(recurse=False) for name in owners[id(p)]} - {path})
     if sharers:
         return "float", f"shares its parameters with {', '.join(sharers)}"
@@ -181,7 +193,7 @@ def _decide(path: str, module: nn.Module, trace: Trace, owners: dict[int, list[s
         return "float", "the example input does not call it as a module"
     if path in trace.read_elsewhere:
         return "float", "its parameters are also read outside of it"
-    return ("switchable", "one copy per width") if type(module) in SWITCHABLE_CLASS else ("quantized", "")
+    return ("switchable", "one copy per width") if is_batchnorm(module) else ("quantized", "")
 
 
 def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> str | None:
@@ -190,11 +202,10 @@ def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> st
     It is the layer whose output it reads, BatchNorms in between apart, else the weighted one called last before it;
     where that one is float, the first quantized one called after it.
     """
-    norms = {cls.__name__ for cls in SWITCHABLE_CLASS}
     position = trace.order.index(norm)
-    weighted = [name for name in trace.order[:position] if decisions[name].kind not in norms]
+    weighted = [name for name in trace.order[:position] if name not in trace.norms]
     producer = trace.producers.get(norm)
-    while producer is not None and decisions[producer].kind in norms:
+    while producer is not None and producer in trace.norms:
         producer = trace.producers.get(producer)
     before = producer or (weighted[-1] if weighted else None)
     if before is not None and decisions[before].decision == "quantized":
@@ -204,7 +215,7 @@ def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> st
 
 def _switchable(
     path: str,
-    norm: nn.BatchNorm1d | nn.BatchNorm2d,
+    norm: nn.Module,
     widths: tuple[int, ...],
     trace: Trace,
     decisions: dict[str, LayerDecision],
@@ -214,7 +225,7 @@ def _switchable(
     while previous is not None and decisions[previous].decision != "quantized":
         previous = trace.sources.get(previous)
     reads_partner = partner is not None and trace.sources.get(path) == partner
-    return SWITCHABLE_CLASS[type(norm)](norm, widths, partner, previous, reads_partner=reads_partner)
+    return switchable_from(norm, widths, partner, previous=previous, reads_partner=reads_partner)
 
 
 def _settings(path: str, module: nn.Module, options: PrepareOptions) -> LayerQuantization:
@@ -237,6 +248,19 @@ def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(path)
     return owners
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network without wrappers, in place: neither the exporter nor a width that changes goes through them."""
+
+    def inner(_: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, OptimizedModule):
+            return _unwrapped(module._orig_mod)
+        if isinstance(module, (nn.DataParallel, DistributedDataParallel)):
+            return _unwrapped(module.module)
+        return None
+
+    return replace_modules(model, inner)
 
 
 def _disable_fused_transformers(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ class Trace:
 
     order: module paths by first call. producers: for a module whose input is the very output of another watched
     module, that module's path. read_elsewhere: modules whose parameters or buffers were used outside of their own call.
+    norms: those among them that are BatchNorm.
     sources: for a module, the watched one that is no BatchNorm and last worked on its input; of several inputs, as of a
     sum, the first one counts, which is the main branch where the code is written `main + shortcut`.
     """
@@ -27,16 +28,18 @@ class Trace:
     order: tuple[str, ...]
     producers: dict[str, str]
     sources: dict[str, str]
+    norms: frozenset[str]
     read_elsewhere: frozenset[str]
 
 
-def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tuple[type[nn.Module], ...]) -> Trace:
-    """Run `model` once in evaluation mode and record the calls of modules whose class is exactly one of `watched`.
+def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched: Callable[[nn.Module], bool]) -> Trace:
+    """Run `model` once in evaluation mode and record the calls of modules that are watched.
 
     Raises:
         UsageError: the network does not run on the example.
     """
-    modules = {path: module for path, module in model.named_modules() if type(module) in watched}
+    modules = {path: module for path, module in model.named_modules() if is_watched(module)}
+    norms = {path for path, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     reads, origins = _ReadsElsewhere(modules), _Origins()
     sources: dict[str, str] = {}
     order: dict[str, None] = {}
@@ -44,12 +47,12 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
     made: dict[int, tuple[str, Any]] = {}  # id of an output -> its maker; the output is kept so that ids stay unique
 
     def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             order.setdefault(path)
             source = origins.of(args)
             if source is not None:
                 sources.setdefault(path, source)
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if path not in norms:
                 origins.set(output, path)
             if args and id(args[0]) in made:
                 producers.setdefault(path, made[id(args[0])][0])
@@ -68,14 +71,20 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], watched: tu
         model.eval()
         with torch.no_grad(), reads, origins:
             model(*example_input)
-    except (RuntimeError, TypeError, ValueError) as exc:
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as exc:
         raise _refused(model, example_input, exc) from exc
     finally:
         for handle in handles:
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return Trace(order=tuple(order), producers=producers, sources=sources, read_elsewhere=frozenset(reads.found))
+    return Trace(
+        order=tuple(order),
+        producers=producers,
+        sources=sources,
+        norms=frozenset(norms),
+        read_elsewhere=frozenset(reads.found),
+    )
 
 
 class _Origins(TorchFunctionMode):
@@ -142,7 +151,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _refused(model: nn.Module, example_input: tuple[Tensor, ...], reason: Exception) -> UsageError:
     return UsageError(
         where=f"example input of {type(model).__name__}",
-        got=f"shapes {', '.join(str(tuple(x.shape)) for x in example_input)}: {reason}",
+        got=f"shapes {', '.join(str(tuple(x.shape)) for x in example_input)}: {str(reason) or type(reason).__name__}",
         allowed="inputs that the network accepts",
         do="pass one tensor for each argument of forward, with a batch axis",
     )

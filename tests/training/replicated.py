@@ -1,6 +1,8 @@
 """Joint runs on several replicas or alone; each replica writes what each run ends with, OUTPUT.<run>.<replica>.
 
 torchrun --nproc-per-node 2 -m tests.training.replicated OUTPUT JSON      a list of changes of the settings
+
+`nan_at` among the changes: the place of a sample that has no number in it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitswitch_deploy.training.batches import Augmentation, Batches
+from bitswitch_deploy.training.batches import Augmentation, Batch, Batches
 from bitswitch_deploy.training.checkpoint import save_checkpoint
 from bitswitch_deploy.training.evaluation import measure_widths
 from bitswitch_deploy.training.prepare import PrepareOptions, prepare
@@ -42,12 +44,25 @@ def network() -> nn.Sequential:
     )
 
 
+class Damaged(Batches):
+    """Batches in which one sample is not a number; -1: none."""
+
+    nan_at = -1
+
+    def batch(self, step: int) -> Batch:
+        batch = super().batch(step)
+        batch.inputs[batch.indices == self.nan_at] = float("nan")
+        return batch
+
+
 def train(changes: dict[str, Any]) -> dict[str, Any]:
+    nan_at = changes.pop("nan_at", -1)
     prepared = prepare(network(), EXAMPLE, PrepareOptions(widths=(8, 4, 2)))
     settings = JointSettings(**{"epochs": 1, "batch_size": 16, "learning_rate": 6e-3, "weight_decay": 1e-4, **changes})
     stage = JointStage(prepared, settings, samples=64)
     augmentation = Augmentation(shift=0)
-    batches = Batches(halves(), preprocessing=PREPROCESSING, augmentation=augmentation, batch_size=16, seed=3)
+    batches = Damaged(halves(), preprocessing=PREPROCESSING, augmentation=augmentation, batch_size=16, seed=3)
+    batches.nan_at = nan_at
     reached: list[Milestone] = []
     run_stage(stage, batches, RunPlan(start=0, stop=8, total=8, save_every=100), reached.append)
     accuracy = measure_widths(stage.result, (8, 4, 2), halves(n=41, seed=2), PREPROCESSING)

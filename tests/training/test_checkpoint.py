@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bitswitch_deploy.errors import CheckpointError, OutputError
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
@@ -38,7 +39,19 @@ class TestImport:
         model, other = tiny_model(1), tiny_model(2)
         state = {f"module.{key}": value for key, value in model.state_dict().items()}
         import_checkpoint(saved(tmp_path, state), other)
-        assert torch.equal(other[0].weight, model[0].weight)  # type: ignore[arg-type]
+        assert torch.equal(other.get_parameter("0.weight"), model.get_parameter("0.weight"))
+
+    def test_what_compiling_puts_into_names_is_dropped(self, tmp_path: Path) -> None:
+        model, other = tiny_model(1), tiny_model(2)
+        state = {f"module._orig_mod.{key}": value for key, value in model.state_dict().items()}
+        import_checkpoint(saved(tmp_path, state), other)
+        assert torch.equal(other.get_parameter("0.weight"), model.get_parameter("0.weight"))
+
+    def test_a_network_whose_only_child_is_called_module_takes_its_own_state(self, tmp_path: Path) -> None:
+        model, other = (nn.ModuleDict({"module": tiny_model(seed)}) for seed in (1, 2))
+        import_checkpoint(saved(tmp_path, model.state_dict()), other)
+        for actual, expected in zip(other.parameters(), model.parameters(), strict=True):
+            assert torch.equal(actual, expected)
 
     def test_batch_counters_may_be_missing(self, tmp_path: Path) -> None:
         state = {key: value for key, value in tiny_model().state_dict().items() if "num_batches" not in key}

@@ -131,6 +131,77 @@ class ReadAsFunction(nn.Module):
         return result
 
 
+class TwoNames(nn.Module):
+    """A convolution and a BatchNorm that are registered under two names each and called by both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.n = nn.BatchNorm2d(4)
+        self.other_a, self.m = self.a, self.n
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.m(self.other_a(self.stem(x))))
+        x = self.b(x) - self.n(self.a(x))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """timm's BatchNorm with its activation."""
+
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__(channels)
+        self.act = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self.act(super().forward(input))
+        return result
+
+
+class ActivationInNorm(nn.Module):
+    """Its last BatchNorm holds a parameter of another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn1 = nn.Conv2d(3, 4, 3), BatchNormAct(4, nn.ReLU())
+        self.conv, self.bn2 = nn.Conv2d(4, 4, 3), BatchNormAct(4, nn.SiLU())
+        self.last, self.bn3 = nn.Conv2d(4, 4, 1), BatchNormAct(4, nn.PReLU())
+        self.norm, self.head = nn.SyncBatchNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn2(self.conv(self.bn1(self.stem(x))))
+        x = self.norm(x + self.bn3(self.last(x)))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+class Dimensions(nn.Module):
+    """Convolutions and BatchNorm over one, two and three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.n1 = nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4)
+        self.d1 = nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=2)
+        self.c3, self.n3 = nn.Conv3d(4, 4, 3, padding=1, padding_mode="circular"), nn.BatchNorm3d(4)
+        self.c2, self.head = nn.Conv2d(4, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.d1(F.relu(self.n1(self.c1(x.flatten(2)))))
+        x = F.relu(self.n3(self.c3(x.reshape(-1, 4, 4, 4, 4))))
+        result: Tensor = self.head(self.c2(x.flatten(3)).mean((2, 3)))
+        return result
+
+
+def wrapped_twice() -> nn.Module:
+    """DataParallel around a network of which a part is compiled, and the rest compiles itself."""
+    model = TorchvisionStyle()
+    model.features = torch.compile(model.features, backend="eager")  # type: ignore[assignment]
+    model.compile(backend="eager")
+    return nn.DataParallel(model)
+
+
 def hooked(change: Callable[[nn.Module], object]) -> nn.Sequential:
     layers = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)]
     change(layers[1])
@@ -165,6 +236,10 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "timm": (TimmStyle, ["fc1", "fc2"]),
     "norm-behind-norm": (NormBehindNorm, ["a", "b"]),
     "called-twice": (CalledTwice, ["a", "b"]),
+    "norm-with-activation": (ActivationInNorm, ["conv", "last"]),
+    "dimensions": (Dimensions, ["d1", "c3", "c2"]),
+    "two-names": (TwoNames, ["a", "b"]),
+    "wrapped": (wrapped_twice, ["features.1.0.0", "features.1.1", "features.2.0", "classifier.1"]),
     "read-as-function": (ReadAsFunction, ["b"]),
     "parametrized": (lambda: hooked(parametrizations.weight_norm), ["3"]),
 }
@@ -214,10 +289,14 @@ def test_the_saved_master_computes_what_the_network_does(
         ("read-as-function", "a", "float: its parameters are also read outside of it"),
         ("read-as-function", "n", "float: its parameters are also read outside of it"),
         ("timm", "attn.out_proj", "float: NonDynamicallyQuantizableLinear is not quantized"),
+        ("norm-with-activation", "bn2", "switchable: one copy per width"),
+        ("norm-with-activation", "norm", "switchable: one copy per width"),
+        ("norm-with-activation", "bn3", "float: parts of it hold parameters or buffers of their own"),
+        ("dimensions", "n3", "switchable: one copy per width"),
         ("parametrized", "1", "float: ParametrizedConv2d is not quantized"),
     ],
 )
-def test_the_report_says_why_a_layer_stays_float(name: str, layer: str, words: str) -> None:
+def test_the_report_says_what_became_of_a_layer(name: str, layer: str, words: str) -> None:
     assert reason(prepare(STYLES[name][0](), EXAMPLE), layer).startswith(words)
 
 

@@ -227,6 +227,16 @@ class TestPrepare:
         with pytest.raises(UsageError, match=r"example input of Sequential: shapes \(2, 3\)"):
             prepare(conv_net(), (torch.zeros(2, 3),))
 
+    def test_what_a_network_asserts_of_its_input_is_passed_on(self) -> None:
+        class Picky(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                assert x.shape[-1] == 4, "image size"
+                result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+                return result
+
+        with pytest.raises(UsageError, match=r"example input of Picky: shapes \(2, 3\): image size"):
+            prepare(Picky(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)), (torch.zeros(2, 3),))
+
     def test_half_precision_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"parameter 0\.weight: dtype torch\.float64"):
             prepare(conv_net().double(), IMAGES)

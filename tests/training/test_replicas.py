@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.training.batches import Order
 from bitswitch_deploy.training.checkpoint import load_checkpoint
+from bitswitch_deploy.training.global_batchnorm import GlobalBatchNorm, synchronise_batchnorm
 from bitswitch_deploy.training.replicas import gathered, is_first_process, local_device, summed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +82,13 @@ def test_a_divergence_ends_all_processes_with_its_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_data_of_one_process_that_are_no_numbers_end_all_with_the_same_message(tmp_path: Path) -> None:
+    done = run(*LAUNCH, "-m", "tests.training.replicated", str(tmp_path / "x"), json.dumps([{"nan_at": 5}]))
+    assert done.returncode == 1
+    assert done.stderr.count("CheckFailedError: training of network input at 8 bits: loss nan") == 2, done.stderr
+    assert "Connection closed" not in done.stderr
+
+
 def test_the_tool_under_torchrun_writes_one_master(tmp_path: Path) -> None:
     tool, output = str(ROOT / "tools" / "train_master.py"), tmp_path / "m.safetensors"
     recipe = tmp_path / "quick.yaml"
@@ -109,6 +118,18 @@ def test_each_process_of_a_machine_has_its_device(monkeypatch: pytest.MonkeyPatc
     assert local_device("cuda") == torch.device("cuda", 3)
     assert local_device("cuda:1") == torch.device("cuda", 1)
     assert local_device("cpu") == torch.device("cpu")
+
+
+def test_a_batchnorm_with_code_of_its_own_is_refused_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.BatchNorm2d):
+        pass
+
+    monkeypatch.setattr("bitswitch_deploy.training.global_batchnorm.replica_count", lambda: 2)
+    model = nn.Sequential(nn.BatchNorm3d(2), nn.SyncBatchNorm(2))
+    synchronise_batchnorm(model)
+    assert [type(norm) for norm in model] == [GlobalBatchNorm, GlobalBatchNorm]
+    with pytest.raises(UsageError, match=r"^0: Own on 2 replicas"):
+        synchronise_batchnorm(nn.Sequential(Own(2)))
 
 
 def test_a_batch_that_replicas_cannot_share_equally_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
