@@ -41,7 +41,8 @@ def print_search(report: SearchReport, stream: TextIO, *, width: int | None = No
             ],
         )
     page.section(f"Final test, {metric} in % on {report.samples.n_test:,} samples that the search has not seen")
-    _print_table(page, report, [report.chosen, *report.uniform], metric)
+    others = [each for each in report.uniform if each.widths != report.chosen.widths]
+    _print_table(page, report, [report.chosen, *others], metric)
     if report.front:
         page.section(f"Front over {report.swept}, dear to cheap, with points lost against the highest width")
         _print_front(page, report)
@@ -77,8 +78,11 @@ def search_facts(report: SearchReport) -> list[tuple[str, str]]:
     samples = report.samples
     correlation = report.rank_correlation
     statistics = "fitted to each assignment" if report.reestimated else "the master's, as exported"
+    master = f"{report.master_path} (sha256 {report.master_sha256[:12]})"
+    if report.reestimated:  # the hash is that of the master it was made from
+        master = f"sha256 {report.master_sha256[:12]}; with the statistics of this assignment: {report.master_path}"
     facts = [
-        ("master", f"{report.master_path} (sha256 {report.master_sha256[:12]})"),
+        ("master", master),
         (
             "searched on",
             f"{samples.n_search:,} samples of {samples.name}, the same number of each class where labelled",

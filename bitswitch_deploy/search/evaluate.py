@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
+from bitswitch_deploy.search.busy import Busy
 from bitswitch_deploy.search.samples import Inputs, SearchSamples, at_a_time
 from bitswitch_deploy.search.score import Outputs, Scores, score_against, score_labelled
 from bitswitch_deploy.search.store import ScoreStore, key_of
@@ -41,6 +43,7 @@ BACKENDS = ("threading", "loky", "dask", "ray")
 _VERSION = 3
 # The other workers wait for the adapter that the first one builds, instead of building the same.
 _ONE_BUILDS = threading.Lock()
+_BUSY = Busy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +118,11 @@ class Evaluator:
         """
         n = self.n if n is None else min(n, self.n)
         tasks = list(self._tasks(assignments, n))
-        for task, results in zip(tasks, self._run(tasks)):
-            for (start, stop), scores in zip(task.pieces, results):
-                self._store.save(self._key(task.assignment, start, stop), scores)
-                self._computed(stop - start)
+        with closing(self._run(tasks)) as computed:
+            for task, results in zip(tasks, computed):
+                for (start, stop), scores in zip(task.pieces, results):
+                    self._store.save(self._key(task.assignment, start, stop), scores)
+                    self._computed(stop - start)
         return tuple(self._load(assignment, n) for assignment in assignments)
 
     def _tasks(self, assignments: Iterable[WidthAssignment], n: int) -> Iterator[_Task]:
@@ -161,15 +165,29 @@ class Evaluator:
             right=np.concatenate([part.right for part in found])[:n],
         )
 
-    def _run(self, tasks: Sequence[_Task]) -> Iterator[list[Scores]]:
+    def _run(self, tasks: Sequence[_Task]) -> Generator[list[Scores]]:
         if self._workers.jobs == 1 or len(tasks) < 2:
-            return map(_compute, tasks)
+            yield from map(_compute, tasks)
+            return
         with _configured(self._workers):
             parallel = joblib.Parallel(return_as="generator")
-            return iter(parallel(joblib.delayed(_compute)(task) for task in tasks))
+            results = parallel(joblib.delayed(_compute)(task) for task in tasks)
+        try:
+            for result in results:  # noqa: UP028 - `yield from` would close it, and joblib warns about that
+                yield result
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results.close()
+            _BUSY.stop()
 
 
 def _compute(task: _Task) -> list[Scores]:
+    with _BUSY.working():
+        return _scores(task)
+
+
+def _scores(task: _Task) -> list[Scores]:
     master = _loaded(str(task.master), task.master_sha256)
     if task.statistics is not None:
         with _ONE_BUILDS:
@@ -231,6 +249,7 @@ def run_batches(session: ReferenceSession, x: Inputs) -> Outputs:
     size = fixed if isinstance(fixed, int) else at_a_time(x, most=BATCH, most_bytes=_BATCH_BYTES)
     parts = []
     for start in range(0, len(x), size):
+        _BUSY.check()
         part = fed = x[start : start + size]
         if isinstance(fixed, int) and len(part) < size:  # filled up with the last sample
             fed = np.concatenate([part, part[-1:].repeat(size - len(part), axis=0)])

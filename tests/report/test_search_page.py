@@ -68,3 +68,17 @@ def test_no_number_is_cut_off_in_a_log_of_80_columns() -> None:
     assert [line[2:] for line in lines if line[:2] == ["mixed", "*"] and ".." in line] == [first]
     assert ["12,345,678,901", "12,345,678,901", "1,234,567,890"] in [line[-3:] for line in lines]
     assert ["p50", "ms", "same", "95", "%", "against", "mixed", "against", "w2", "p"] in lines
+
+
+def test_a_uniform_width_that_was_chosen_stands_there_once() -> None:
+    stream = io.StringIO()
+    print_search(replace(report(), chosen=report().uniform[1], front=()), stream)
+    rows = stream.getvalue().split("Final test")[1].split("chosen;")[0].splitlines()
+    assert [line.split()[0] for line in rows if ".." in line] == ["w2", "w8"]
+
+
+def test_a_hash_stands_beside_its_own_file() -> None:
+    stream = io.StringIO()
+    print_search(replace(report(), reestimated=True), stream)
+    text = " ".join(stream.getvalue().split())
+    assert f"sha256 {'a' * 12}; with the statistics of this assignment: m [4].safetensors" in text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ from bitswitch_deploy.search import evaluate
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.evaluate import Evaluator, Workers, open_session, run_batches
 from bitswitch_deploy.search.samples import SearchSamples, store_samples
-from bitswitch_deploy.search.score import score_against, score_labelled
+from bitswitch_deploy.search.score import Scores, score_against, score_labelled
 from bitswitch_deploy.search.store import ScoreStore
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.graph.masters import build, layer
@@ -85,6 +87,33 @@ def test_an_interrupted_search_goes_on(master: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(evaluate, "_compute", lambda task: pytest.fail("computed twice"))
     cached = evaluator(master, tmp_path).measure(UNIFORM)
     assert all((a.loss == b.loss).all() for a, b in zip(scores, cached))
+
+
+@pytest.mark.parametrize("fails_in", ["a worker", "the caller"])
+def test_no_thread_is_left_at_work(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_in: str
+) -> None:
+    """One that comes back from onnxruntime after Python has ended would abort the process, exit code and all."""
+    entered = threading.Event()
+
+    def compute(task: evaluate._Task) -> list[Scores]:
+        if task.assignment != UNIFORM[0]:
+            entered.set()
+            for _ in range(500):
+                evaluate._BUSY.check()
+                time.sleep(0.01)
+        assert entered.wait(5)
+        if fails_in == "a worker":
+            raise DataError(where="here", got="a failure", allowed="none", do="nothing")
+        return [Scores(loss=np.zeros(b - a), right=np.zeros(b - a, bool)) for a, b in task.pieces]
+
+    def interrupt(n: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_scores", compute)
+    with pytest.raises((DataError, KeyboardInterrupt)):
+        evaluator(master, tmp_path, workers=Workers(jobs=2), computed=interrupt).measure(UNIFORM)
+    assert evaluate._BUSY.n == 0
 
 
 def test_a_damaged_file_is_computed_again(master: Path, tmp_path: Path) -> None:
