@@ -147,14 +147,17 @@ def load_recipe(name: str) -> Recipe:
 
 
 def stage_decisions(recipe: Recipe, settings: StageSettings) -> dict[str, str]:
-    """What the steps of a stage depend on beside its length, as JSON by name, for a checkpoint."""
+    """What the steps of a stage depend on, as JSON by name, for a checkpoint.
+
+    Left out are its length, which the state itself tells, and the learning rate, which may be lowered where it diverged.
+    """
     common = ("seed", "network", "dataset", "preprocessing", "augmentation", "quantization")
     whole = asdict(recipe)
     flat: dict[str, Any] = {name: whole[name] for name in common if not isinstance(whole[name], dict)}
     for name in common:
         if isinstance(whole[name], dict):
             flat |= {f"{name}.{key}": value for key, value in whole[name].items()}
-    flat |= {key: value for key, value in asdict(settings).items() if key != "epochs"}
+    flat |= {key: value for key, value in asdict(settings).items() if key not in ("epochs", "learning_rate")}
     return {name: json.dumps(value) for name, value in flat.items()}
 
 

@@ -252,6 +252,12 @@ def test_a_state_of_another_recipe_is_refused(
     assert (tmp_path / "state").read_bytes() == begun.read_bytes()
 
 
+def test_a_run_may_go_on_at_a_lower_rate(tmp_path: Path, data: Path, begun: Path) -> None:
+    shutil.copy(begun, tmp_path / "state")
+    recipe = replace(SHORT, joint=replace(SHORT.joint, learning_rate=1e-5))
+    run_session(Session(recipe=recipe, data=data, state=tmp_path / "state", joint_steps=1, resume=True))
+
+
 def test_a_state_that_tells_no_recipe_is_taken(tmp_path: Path, data: Path, begun: Path) -> None:
     state = load_checkpoint(begun)
     del state["decisions"]
