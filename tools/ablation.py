@@ -87,6 +87,18 @@ def chosen_variants(names: str | None, recipe: Recipe) -> list[str]:
     return chosen
 
 
+def chosen_seeds(text: str) -> list[int]:
+    """The seeds that a comma-separated list names.
+
+    Raises:
+        UsageError: one is no whole number from 0.
+    """
+    seeds = text.split(",")
+    if not all(seed.strip().isdecimal() for seed in seeds):
+        raise UsageError(where="--seeds", got=text, allowed="whole numbers from 0", do="write them like 1,2,3")
+    return [int(seed) for seed in seeds]
+
+
 @click.command()
 @click.option("--recipe", "recipe_name", required=True, help="Name of a bundled recipe, or the path of a .yaml file.")
 @click.option("--data", type=click.Path(path_type=Path), default=CALIBRATION, help="Folder that holds the data set.")
@@ -104,7 +116,7 @@ def main(recipe_name: str, seeds: str, variants: str | None, output: Path, devic
         recipe = load_recipe(recipe_name)
         execution = choose_execution(device, precision=choices.pop("precision"), fast=choices.pop("fast"))
         output.mkdir(parents=True, exist_ok=True)
-        for seed in map(int, seeds.split(",")):
+        for seed in chosen_seeds(seeds):
             for variant in chosen_variants(variants, recipe):
                 run(varied(recipe, variant, seed), output, execution=execution, **choices)
     except BitswitchError as exc:

@@ -15,6 +15,8 @@ from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.replicas import averaged, smallest
 from bitswitch_deploy.training.tracing import tensors_in
 
+_INPUT = "network input"
+
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
@@ -31,14 +33,16 @@ class Suspect:
             where=f"training of {layer} at {self.width}",
             got=got,
             allowed="finite numbers",
-            do="resume from the last checkpoint with a lower learning rate",
+            do="correct the images or their preprocessing"
+            if layer == _INPUT
+            else "resume from the last checkpoint with a lower learning rate",
         )
 
     def first_bad_layer(self) -> str:
         """Path of the first innermost module whose output is not finite, seen in one more run."""
         # all replicas must agree: of the forward pass below none can go through a BatchNorm without the others
         if not bool(smallest(self.inputs.isfinite().all().int())):
-            return "network input"
+            return _INPUT
         bad: list[str] = []
 
         def record(path: str, output: Any) -> None:

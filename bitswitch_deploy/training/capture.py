@@ -22,6 +22,7 @@ from torch import nn
 
 from bitswitch_deploy.errors import GraphError, UsageError
 from bitswitch_deploy.master.spec import Operator, ValueSpec
+from bitswitch_deploy.training.tracing import check_example
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,9 +78,11 @@ def capture_skeleton(
         input_names: names for the graph inputs. output_names: names for the graph outputs.
 
     Raises:
-        UsageError: a parameter is not float32, or the module cannot be exported with a dynamic batch.
+        UsageError: the example is no tuple, a parameter is not float32, or the module cannot be exported with a dynamic
+            batch.
         GraphError: the captured graph does not pass the ONNX checker.
     """
+    check_example(example_input)
     parameters = _float_parameters(model)
     program = _export(model.eval(), example_input, input_names, output_names)
     graph_model = program.model
@@ -142,13 +145,20 @@ def _export(
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as exc:
         raise UsageError(
             where=f"capture of {type(model).__name__}",
-            got=f"torch.onnx.export failed: {exc}",
+            got=f"torch.onnx.export failed: {_root_cause(exc)}",
             allowed="a module that torch.export can trace with a dynamic first axis",
             do="mend what the message names: data-dependent branches and a hard-coded batch size are the usual causes",
         ) from exc
     if program is None:
         raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
     return program
+
+
+def _root_cause(exc: BaseException) -> str:
+    """What went wrong first; the exporter's own message is advice to developers of the exporter."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    return f"{type(exc).__name__}: {str(exc).strip()}"
 
 
 @contextlib.contextmanager

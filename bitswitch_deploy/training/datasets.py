@@ -128,9 +128,10 @@ def _npz_split(folder: Path, name: str, entry: dict[str, Any]) -> ImageSet:
             images, labels = arrays["x"], arrays["y"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
         raise _bad(path, f"not an .npz file with x and y: {exc}", "arrays x and y") from exc
-    if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != (entry.get("n"),) or len(images) != len(labels):
+    fits = images.dtype == np.uint8 and images.ndim == 3 and labels.dtype.kind in "iu"
+    if not fits or not len(labels) or labels.shape != (entry.get("n"),) or len(images) != len(labels):
         got = f"x {images.dtype} {images.shape}, y {labels.dtype} {labels.shape}"
-        raise _bad(path, got, f"x uint8 [n, H, W] and y [n] with n = {entry.get('n')}")
+        raise _bad(path, got, f"x uint8 [n, H, W] and integers y [n] with n = {entry.get('n')}, 1 or more")
     return ImageSet(images=images[..., None], labels=labels.astype(np.int64), name=name, sha256=digest)
 
 

@@ -1,6 +1,7 @@
 """The log of a run: one JSON object a line, first what ran where, then one for each epoch.
 
     {"event": "start", "recipe": ..., "seed": ..., "step": 0, "versions": {...}, "host": ..., "threads": ..., ...}
+    {"event": "prepared", "layers": {"conv1": "pinned: first layer", ...}}
     {"event": "epoch", "stage": "joint", "step": 390, "total": 2340, "losses": {"w8": ...}, "top1": {"w8": ...},
      "seconds": ..., "images_per_s": ...}
     {"event": "end", "float_top1": ..., "top1": {...}, "master_sha256": ...}

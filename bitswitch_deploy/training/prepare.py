@@ -15,7 +15,8 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -48,9 +49,10 @@ class PrepareOptions:
     widths: trained widths, highest first. rounding: tie rule of derived weights.
     activation_container: unsigned 8-bit codes reach 127 (`int8`, exact on TensorRT) or 255 (`uint8`).
     granularity: one weight scale per output channel or per tensor.
-    pin_ends: keep the first and the last layer in float. pin: more layers to keep in float.
+    pin_ends: keep the first and the last layer in float. pin: more layers to keep in float, by name or by pattern, as
+        `blocks.0.*`.
     signed: (layer, bool) pairs where the first batch shall not decide the sign of the input codes.
-    weight_only: layers whose input stays float, such as the linear layers of a language model.
+    weight_only: layers, named likewise, whose input stays float, such as the linear layers of a language model.
     """
 
     widths: tuple[int, ...] = (8, 6, 4, 2)
@@ -85,7 +87,10 @@ class LayerDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedNetwork:
-    """A network to train at `options.widths`, and the report of what was done to each layer."""
+    """A network to train at `options.widths`, and the report of what was done to each layer.
+
+    options: with the names of the layers in place of patterns.
+    """
 
     model: nn.Module
     options: PrepareOptions
@@ -109,6 +114,7 @@ def prepare(
     _check_float(model)
     model = _unwrapped(copy.deepcopy(model))
     trace = trace_calls(model, example_input, _is_watched)
+    options = _without_patterns(options, model)
     report = decide_layers(model, trace, options)
     decisions = {entry.name: entry for entry in report}
     if not any(entry.decision == "quantized" for entry in report):
@@ -159,9 +165,6 @@ def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tu
     owners = _owners_of_parameters(model)
     eligible = [name for name in trace.order if type(model.get_submodule(name)) in QUANTIZED_CLASS]
     ends = {eligible[0], eligible[-1]} if eligible and options.pin_ends else set()
-    known = tuple(path for path, module in model.named_modules() if type(module) in QUANTIZED_CLASS)
-    for name in (*options.pin, *(name for name, _ in options.signed), *options.weight_only):
-        _require_known(name, known, "pin, signed or weight_only")
     report = []
     for path, module in model.named_modules():
         if not any(True for _ in module.parameters(recurse=False)) and not is_batchnorm(module):
@@ -288,6 +291,24 @@ def _check_float(model: nn.Module) -> None:
             raise UsageError(
                 where=f"parameter {name}", got=f"dtype {parameter.dtype}", allowed="float32", do="call model.float()"
             )
+
+
+def _without_patterns(options: PrepareOptions, model: nn.Module) -> PrepareOptions:
+    """The options with the names of the layers that its patterns match, all of which are there."""
+    known = tuple(path for path, module in model.named_modules() if type(module) in QUANTIZED_CLASS)
+    for name, _ in options.signed:
+        _require_known(name, known, "signed")
+
+    def named(patterns: tuple[str, ...], where: str) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            matching = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
+            if not matching:
+                _require_known(pattern, known, where)
+            found |= dict.fromkeys(matching)
+        return tuple(found)
+
+    return replace(options, pin=named(options.pin, "pin"), weight_only=named(options.weight_only, "weight_only"))
 
 
 def _require_known(name: str, known: tuple[str, ...], where: str) -> None:

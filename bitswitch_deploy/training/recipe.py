@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
-from bitswitch_deploy.errors import InputFileError, UsageError
+from bitswitch_deploy.errors import CheckpointError, InputFileError, UsageError
 from bitswitch_deploy.master.spec import Preprocessing
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.training.batches import Augmentation
@@ -142,3 +144,38 @@ def load_recipe(name: str) -> Recipe:
             where=str(path), got=f"cannot be read: {exc}", allowed="a YAML file", do="check the path and the file"
         ) from exc
     return _READER.decode(Recipe, content, where=str(path))
+
+
+def stage_decisions(recipe: Recipe, settings: StageSettings) -> dict[str, str]:
+    """What the steps of a stage depend on, as JSON by name, for a checkpoint.
+
+    Left out are its length, which the state itself tells, and the learning rate, which may be lowered where it diverged.
+    """
+    common = ("seed", "network", "dataset", "preprocessing", "augmentation", "quantization")
+    whole = asdict(recipe)
+    flat: dict[str, Any] = {name: whole[name] for name in common if not isinstance(whole[name], dict)}
+    for name in common:
+        if isinstance(whole[name], dict):
+            flat |= {f"{name}.{key}": value for key, value in whole[name].items()}
+    flat |= {key: value for key, value in asdict(settings).items() if key not in ("epochs", "learning_rate")}
+    return {name: json.dumps(value) for name, value in flat.items()}
+
+
+def check_decisions(saved: object, wanted: Mapping[str, str], source: str) -> None:
+    """See that a stage goes on as it began; what only one of them names is passed over, as versions differ in it.
+
+    Args:
+        saved: what `stage_decisions` gave, from a checkpoint. wanted: the same of this run. source: the file.
+
+    Raises:
+        CheckpointError: a decision is another one.
+    """
+    before = saved if isinstance(saved, Mapping) else {}
+    changed = [name for name in wanted if name in before and before[name] != wanted[name]]
+    if changed:
+        raise CheckpointError(
+            where=source,
+            got="a run with " + ", ".join(f"{name} {before[name]}" for name in changed),
+            allowed=", ".join(f"{name} {wanted[name]}" for name in changed) + ", as this recipe says",
+            do="resume with the recipe and the seed that the run was started with, or start again without its state",
+        )

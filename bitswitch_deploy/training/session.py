@@ -27,7 +27,13 @@ from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_width
-from bitswitch_deploy.training.recipe import Recipe, StageSettings, SupernetSettings
+from bitswitch_deploy.training.recipe import (
+    Recipe,
+    StageSettings,
+    SupernetSettings,
+    check_decisions,
+    stage_decisions,
+)
 from bitswitch_deploy.training.replicas import from_first, joined_replicas, replica_count, replica_index
 from bitswitch_deploy.training.roulette import sensitive_layers
 from bitswitch_deploy.training.sensitivity import (
@@ -123,7 +129,9 @@ def _run(session: Session) -> TrainedNetwork:
     run = _Run(session=session, dataset=dataset, saved=saved, log=MetricsLog(session.log if is_first else None))
     run.log.write("start", **_circumstances(session), step=saved.get("step", 0))
     model, float_top1 = run.float_network(model)
-    network, accuracy = run.train_jointly(prepare(model, (_example(recipe),), recipe.quantization), float_top1)
+    prepared = prepare(model, (_example(recipe),), recipe.quantization)
+    run.log.write("prepared", layers={each.name: f"{each.decision}: {each.reason}" for each in prepared.report})
+    network, accuracy = run.train_jointly(prepared, float_top1)
     mixed = None
     if recipe.supernet is not None:
         network, accuracy, mixed = run.train_supernet(network, recipe.supernet, float_top1)
@@ -245,7 +253,11 @@ class _Run:
     def _drive(
         self, stage: Stage, settings: StageSettings, extra: dict[str, float], measure: Callable[[], dict[str, float]]
     ) -> None:
-        """Run a stage to its end, from `saved` when that is a state of this stage; `extra` is saved with it."""
+        """Run a stage to its end, from `saved` when that is a state of this stage; `extra` is saved with it.
+
+        Raises:
+            CheckpointError: the state is of another stage, schedule, network or recipe.
+        """
         session, recipe = self.session, self.session.recipe
         batches = self._batches(settings)
         total = settings.epochs * batches.per_epoch
@@ -253,10 +265,13 @@ class _Run:
             total = session.joint_steps
         resumed = self.saved.get("stage") == stage.name
         start = restore_stage(stage, self.saved, total, str(session.state)) if resumed else 0
+        decided = stage_decisions(recipe, settings)
+        if resumed:
+            check_decisions(self.saved.get("decisions", {}), decided, str(session.state))
 
         def reached(milestone: Milestone) -> dict[str, float]:
             if replica_index() == 0:
-                save_checkpoint({**milestone.state, **extra}, session.state)
+                save_checkpoint({**milestone.state, **extra, "decisions": decided}, session.state)
             accuracies = measure()
             self.log.write_epoch(
                 stage.name,

@@ -200,7 +200,7 @@ def mean_scale_gradient(model: nn.Module) -> float:
         if isinstance(layer, QUANTIZED_LAYERS):
             scales = (layer.weight_quantizer.scale, *layer.input_quantizer.scales)
             gradients = [scale.grad.abs().max() for scale in scales if scale.grad is not None]
-            peak = torch.stack(gradients).max() if gradients else torch.zeros_like(scales[-1])
+            peak = torch.stack(gradients).max() if gradients else scales[0].new_zeros(())  # it had no part in the step
             peaks.append(peak.detach().clamp_max(1.0))
     return float(torch.stack(peaks).mean())
 

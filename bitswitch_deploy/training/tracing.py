@@ -36,8 +36,9 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
     """Run `model` once in evaluation mode and record the calls of modules that are watched.
 
     Raises:
-        UsageError: the network does not run on the example.
+        UsageError: the network does not run on the example, or that is no tuple of tensors.
     """
+    check_example(example_input)
     modules = {path: module for path, module in model.named_modules() if is_watched(module)}
     norms = {path for path, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     reads, origins = _ReadsElsewhere(modules), _Origins()
@@ -146,6 +147,21 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(entry)
     elif isinstance(value, Mapping):
         yield from tensors_in(tuple(value.values()))
+
+
+def check_example(example_input: object) -> None:
+    """See that an example is a tuple of tensors: a tensor alone would be taken apart along its batch axis.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(example_input, (tuple, list)) or not all(isinstance(each, Tensor) for each in example_input):
+        raise UsageError(
+            where="example_input",
+            got=f"a {type(example_input).__name__}",
+            allowed="a tuple of tensors, [batch, ...] each",
+            do="write (x,) for a network with one input x",
+        )
 
 
 def _refused(model: nn.Module, example_input: tuple[Tensor, ...], reason: Exception) -> UsageError:

@@ -54,6 +54,13 @@ def test_a_recipe_without_a_supernet_has_no_such_variant(tmp_path: Path) -> None
     assert "--variants: supernet-hasb\n  allowed: as-it-is" in done.output
 
 
+@pytest.mark.parametrize("seeds", ["", "1,,2", "one", "-1", "1.5"])
+def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path, seeds: str) -> None:
+    done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(tmp_path), "--seeds", seeds])
+    assert done.exit_code == 2
+    assert f"--seeds: {seeds}\n  allowed: whole numbers from 0" in done.output
+
+
 def test_runs_variants_and_seeds_and_skips_what_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions: list[Session] = []
     master = read_master(bundled_master())

@@ -172,3 +172,35 @@ def test_a_network_with_a_fixed_batch_is_refused() -> None:
 
     with pytest.raises(UsageError, match="a first axis that takes any batch size"):
         capture_skeleton(Fixed(), (torch.randn(2, 3, 4),))
+
+
+def test_a_network_that_cannot_be_traced_is_refused_with_its_cause_and_line() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(UsageError, match=r"data-dependent expression[\s\S]*if x\.sum\(\) > 0") as refused:
+        capture_skeleton(Branch(), (torch.randn(2, 4),))
+    assert "\x1b" not in str(refused.value)
+
+
+def test_an_example_that_is_no_tuple_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"example_input: a Tensor[\s\S]*write \(x,\)"):
+        capture_skeleton(nn.Linear(4, 4), torch.zeros(2, 4))  # type: ignore[arg-type]
+
+
+def test_a_tied_weight_has_its_first_name_whatever_the_exporter_calls_it() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z, self.a = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.a.weight = self.z.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast("Tensor", self.z(F.relu(self.a(x))))
+
+    model = network(Tied)
+    captured = capture_skeleton(model, (torch.randn(2, 4),))
+    assert set(captured.parameters) == {"z.weight", "z.bias", "a.bias"}
+    x = torch.randn(3, 4)
+    np.testing.assert_allclose(run(captured, model, x), model(x).detach().numpy(), rtol=1e-5, atol=1e-5)

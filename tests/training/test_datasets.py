@@ -15,7 +15,7 @@ from bitswitch_deploy.training.datasets import check_labels, load_cifar10, load_
 CALIBRATION = Path(__file__).resolve().parents[2] / "calibration"
 
 
-def write_npz_dataset(folder: Path, **arrays: np.ndarray) -> Path:
+def write_npz_dataset(folder: Path, *, n: int = 2, **arrays: np.ndarray) -> Path:
     x = arrays.get("x", np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
     y = arrays.get("y", np.array([1, 0]))
     listing: dict[str, object] = {"name": "tiny", "splits": {}}
@@ -23,7 +23,7 @@ def write_npz_dataset(folder: Path, **arrays: np.ndarray) -> Path:
         path = folder / f"{split}.npz"
         np.savez(path, x=x, y=y)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        listing["splits"][split] = {"file": path.name, "n": 2, "sha256": digest}  # type: ignore[index]
+        listing["splits"][split] = {"file": path.name, "n": n, "sha256": digest}  # type: ignore[index]
     (folder / "dataset.yaml").write_text(yaml.safe_dump(listing), encoding="utf-8")
     return folder
 
@@ -49,12 +49,20 @@ class TestNpz:
         [
             {"x": np.zeros((2, 3, 3), dtype=np.float32)},
             {"x": np.zeros((2, 9), dtype=np.uint8)},
-            {"y": np.zeros(3)},
+            {"y": np.zeros(3, dtype=np.int64)},
+            {"y": np.zeros(2)},
+            {"y": np.array(["0", "1"])},
+            {"y": np.array([True, False])},
         ],
     )
     def test_other_arrays_are_refused(self, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
-        write_npz_dataset(tmp_path, **arrays)
-        with pytest.raises(DataError, match=r"allowed: x uint8 \[n, H, W\] and y \[n\] with n = 2"):
+        write_npz_dataset(tmp_path, n=2, **arrays)
+        with pytest.raises(DataError, match=r"allowed: x uint8 \[n, H, W\] and integers y \[n\] with n = 2"):
+            load_npz_dataset(tmp_path)
+
+    def test_a_split_without_images_is_refused(self, tmp_path: Path) -> None:
+        write_npz_dataset(tmp_path, x=np.zeros((0, 3, 3), dtype=np.uint8), y=np.zeros(0, dtype=np.int64), n=0)
+        with pytest.raises(DataError, match=r"with n = 0, 1 or more"):
             load_npz_dataset(tmp_path)
 
     def test_pickled_arrays_are_refused(self, tmp_path: Path) -> None:

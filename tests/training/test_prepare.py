@@ -155,6 +155,15 @@ class TestPrepare:
         assert quantized(network) == ["0", "3", "7", "9"]
         assert decisions(network)["5"] == ("pinned", "named in pin")
 
+    def test_pins_by_pattern(self) -> None:
+        network = prepare(Attention(), (torch.zeros(2, 3, 6),), PrepareOptions(pin=("block.*1",), weight_only=("*2",)))
+        made = decisions(network)
+        assert made["block.linear1"] == ("pinned", "named in pin")
+        assert made["block.linear2"] == ("quantized", "weights only")
+        assert (network.options.pin, network.options.weight_only) == (("block.linear1",), ("block.linear2",))
+        with pytest.raises(UsageError, match=r"weight_only: no layer is called 'head\.\*'"):
+            prepare(Attention(), (torch.zeros(2, 3, 6),), PrepareOptions(weight_only=("head.*",)))
+
     def test_explicit_sign_of_an_input(self) -> None:
         model = prepare(conv_net(), IMAGES, PrepareOptions(signed=(("3", False),))).model
         states = model.state_dict()

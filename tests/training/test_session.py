@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import yaml
 from bitswitch_deploy.errors import CheckpointError, InputFileError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import read_master, write_master
-from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.networks import build_network
@@ -61,6 +62,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> TrainedNetwor
     return run_session(Session(recipe=SHORT, data=data, state=tmp_path_factory.mktemp("whole") / "state"))
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The state of a run with one step of the joint stage."""
+    folder = tmp_path_factory.mktemp("begun")
+    save_checkpoint(build_network("digits-resnet").state_dict(), folder / "float.pt")
+    session = Session(recipe=SHORT, data=data, state=folder / "state", checkpoint=folder / "float.pt", joint_steps=1)
+    run_session(session)
+    return session.state
+
+
 class Killed(Exception):
     pass
 
@@ -84,10 +95,11 @@ def test_the_same_run_gives_the_same_file_and_logs_each_epoch(
     session = Session(recipe=SHORT, data=data, state=tmp_path / "state", log=tmp_path / "log.jsonl")
     assert run_session(session).master.sha256 == whole.master.sha256
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["event"] for line in lines] == ["start", *["epoch"] * 33, "end"]
+    assert [line["event"] for line in lines] == ["start", *["epoch"] * 30, "prepared", *["epoch"] * 3, "end"]
     assert (lines[0]["recipe"], lines[0]["seed"], lines[0]["step"]) == ("digits", 1, 0)
     assert [line["step"] for line in lines if line.get("stage") == "joint"] == [2, 4, 6]
     assert lines[-2]["top1"] == lines[-1]["top1"] == {f"w{e.bits}": e.value for e in whole.master.spec.accuracy}
+    assert lines[31]["layers"]["conv1"] == "pinned: first layer"
     assert lines[30]["top1"]["float"] == lines[-1]["float_top1"] == whole.float_top1
     assert lines[-1]["master_sha256"] == whole.master.sha256
     assert set(lines[-2]["losses"]) == {"w8", "w6", "w4", "w2"}
@@ -217,6 +229,40 @@ def test_a_state_of_another_schedule_is_refused(tmp_path: Path, data: Path) -> N
     run_session(replace(session, joint_steps=1))
     with pytest.raises(CheckpointError, match="step 1 of 1\n  allowed: stage joint, a schedule of 6 steps"):
         run_session(session)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("", {"seed": 2}, r"a run with seed 1\n  allowed: seed 2, as this recipe says"),
+        ("quantization", {"rounding": Rounding.HALF_EVEN}, r'quantization\.rounding "half_up"'),
+        ("quantization", {"activation_container": "uint8"}, r'quantization\.activation_container "int8"'),
+        ("augmentation", {"shift": 0}, r"augmentation\.shift 1"),
+        ("joint", {"alrs": "none", "distillation": "ps_kd"}, r'alrs "eta", distillation "none"'),
+    ],
+)
+def test_a_state_of_another_recipe_is_refused(
+    tmp_path: Path, data: Path, begun: Path, part: str, changes: dict[str, Any], words: str
+) -> None:
+    shutil.copy(begun, tmp_path / "state")
+    recipe = replace(SHORT, **({part: replace(getattr(SHORT, part), **changes)} if part else changes))
+    session = Session(recipe=recipe, data=data, state=tmp_path / "state", joint_steps=1, resume=True)
+    with pytest.raises(CheckpointError, match=words):
+        run_session(session)
+    assert (tmp_path / "state").read_bytes() == begun.read_bytes()
+
+
+def test_a_run_may_go_on_at_a_lower_rate(tmp_path: Path, data: Path, begun: Path) -> None:
+    shutil.copy(begun, tmp_path / "state")
+    recipe = replace(SHORT, joint=replace(SHORT.joint, learning_rate=1e-5))
+    run_session(Session(recipe=recipe, data=data, state=tmp_path / "state", joint_steps=1, resume=True))
+
+
+def test_a_state_that_tells_no_recipe_is_taken(tmp_path: Path, data: Path, begun: Path) -> None:
+    state = load_checkpoint(begun)
+    del state["decisions"]
+    save_checkpoint(state, tmp_path / "state")
+    run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", joint_steps=1, resume=True))
 
 
 def test_a_state_is_not_overwritten(tmp_path: Path, data: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.training.execution import Execution
-from bitswitch_deploy.training.layers import QUANTIZED_LAYERS
-from bitswitch_deploy.training.prepare import set_width
+from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantLinear
+from bitswitch_deploy.training.prepare import PrepareOptions, set_width
 from bitswitch_deploy.training.recipe import JointSettings
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, JointStage, is_scale, mean_scale_gradient
@@ -113,6 +113,13 @@ class TestJointStage:
         second.input_quantizer.scales[1].grad = torch.tensor(-0.5)
         assert mean_scale_gradient(model) == pytest.approx((1.0 + 0.5) / 2)
 
+    def test_a_layer_that_had_no_part_in_the_step_counts_as_zero(self) -> None:
+        model = tiny_network(PrepareOptions(widths=(8, 4, 2), weight_only=("3",))).model
+        second = model.get_submodule("6")
+        assert isinstance(second, QuantLinear)
+        second.weight_quantizer.scale.grad = torch.full((8,), 0.25)
+        assert mean_scale_gradient(model) == pytest.approx(0.25 / 2)
+
     def test_accumulated_gradients_step_once_at_the_rate_of_the_highest_width(self) -> None:
         stage = joint_stage(update="accumulated")
         reference = joint_stage()
@@ -206,7 +213,9 @@ class TestJointStage:
         batch.inputs[3] = float("inf")
         stage = joint_stage()
         stage.step(tiny_batches().batch(0), at(0, 100))
-        with pytest.raises(CheckFailedError, match="training of network input at 8 bits"):
+        with pytest.raises(
+            CheckFailedError, match=r"training of network input at 8 bits.*\n.*\n  do: correct the images"
+        ):
             stage.step(batch, at(0, 100))
 
 

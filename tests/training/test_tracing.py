@@ -71,3 +71,8 @@ def test_leaves_no_hooks_after_a_failure() -> None:
         trace_calls(model, (torch.zeros(1, 3),), is_watched)
     assert not model[0]._forward_hooks
     assert model.training
+
+
+def test_an_example_that_is_no_tuple_is_refused() -> None:
+    with pytest.raises(UsageError, match="example_input: a Tensor"):
+        trace_calls(nn.Linear(2, 2), torch.zeros(2, 2), is_watched)  # type: ignore[arg-type]
