@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.latency_table import read_latency_table
+from bitswitch_deploy.latency_table import LatencyTable, read_latency_table
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.costs import CostTable
@@ -61,7 +61,8 @@ def budget_rows(
     sample: one input of the network, to see the shapes of its layers.
 
     Raises:
-        UsageError: an unknown target, a budget given twice, or a latency table that is missing or of another master.
+        UsageError: an unknown target, a budget or a table given twice, or a latency table that is missing or of another
+            master.
         InputFileError: a latency table that cannot be read or does not add up.
     """
     names = [f"{budget.resource}@{budget.target}" for budget in budgets]
@@ -83,11 +84,26 @@ def budget_rows(
         choices,
         macs=count_macs(master, layer_shapes(master, sample)),
         targets=targets,
-        tables=[read_latency_table(path) for path in tables],
+        tables=_read_tables(tables),
     )
     named = {budget.resource for budget in budgets if budget.target is None}
     counted = tuple(row for row in resources.counted() if row.name not in named)
     return Budgeted(rows=(*(resources.row(budget) for budget in budgets), *counted), checks=resources.checks)
+
+
+def _read_tables(paths: Sequence[Path]) -> list[LatencyTable]:
+    tables: dict[str, LatencyTable] = {}
+    for path in paths:
+        table = read_latency_table(path)
+        if table.target in tables:
+            raise UsageError(
+                where=f"--latency-table {path}",
+                got=f"another table of target {table.target}",
+                allowed="one for each target",
+                do="leave one of them out",
+            )
+        tables[table.target] = table
+    return list(tables.values())
 
 
 def make_problem(choices: Choices, table: CostTable, rows: Sequence[Row], *, where: str) -> Problem:

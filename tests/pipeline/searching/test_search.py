@@ -120,6 +120,8 @@ def test_formats_that_a_target_does_not_speed_up_collapse_and_are_named(tmp_path
     assert len(report.dominated) == 14
     assert report.budgets[0].used <= 2.5
     assert report.method == "hessian_trace"
+    with pytest.raises(UsageError, match="another table of target jetson-orin-nano"):
+        search(request(tmp_path, cache, budget, tables=(latency, latency), costs=costs))
 
 
 def test_samples_that_the_search_has_seen_are_not_tested_on(tmp_path: Path, cache: Path) -> None:
