@@ -107,8 +107,9 @@ def prepare(
         options: None means the defaults of `PrepareOptions`.
 
     Raises:
-        UsageError: the network is prepared already, is not float32, computes a weight by a hook, does not run on the
-            example, has no layer to quantize, or `pin`, `signed` or `weight_only` names a layer that is not there.
+        UsageError: the network is prepared already, is not float32, has lazy layers that never ran, computes a weight
+            by a hook, does not run on the example, has no layer to quantize, or `pin`, `signed` or `weight_only` names
+            a layer that is not there.
     """
     options = options or PrepareOptions()
     _check_float(model)
@@ -287,6 +288,13 @@ def _check_float(model: nn.Module) -> None:
                 do="make it permanent: remove_weight_norm, remove_spectral_norm or prune.remove",
             )
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise UsageError(
+                where=f"parameter {name}",
+                got="no shape yet, as of a lazy layer",
+                allowed="a network that has run",
+                do="call it once on an example first",
+            )
         if parameter.dtype != torch.float32:
             raise UsageError(
                 where=f"parameter {name}", got=f"dtype {parameter.dtype}", allowed="float32", do="call model.float()"

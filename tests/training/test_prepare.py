@@ -246,6 +246,13 @@ class TestPrepare:
         with pytest.raises(UsageError, match=r"example input of Picky: shapes \(2, 3\): image size"):
             prepare(Picky(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)), (torch.zeros(2, 3),))
 
+    def test_a_lazy_layer_must_have_run(self) -> None:
+        model = nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(4), nn.LazyLinear(2))
+        with pytest.raises(UsageError, match=r"parameter 0\.weight: no shape yet"):
+            prepare(model, (torch.zeros(2, 3),))
+        model(torch.zeros(2, 3))
+        assert quantized(prepare(model, (torch.zeros(2, 3),))) == ["1"]
+
     def test_half_precision_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"parameter 0\.weight: dtype torch\.float64"):
             prepare(conv_net().double(), IMAGES)

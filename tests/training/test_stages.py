@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckFailedError
-from bitswitch_deploy.training.execution import Execution
+from bitswitch_deploy.training.execution import Execution, Precision
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantLinear
 from bitswitch_deploy.training.prepare import PrepareOptions, set_width
 from bitswitch_deploy.training.recipe import JointSettings
@@ -188,13 +188,16 @@ class TestJointStage:
     # torch's own tracer of autograd functions does what it warns of
     @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
     @pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch 2.13 says so on Python 3.13.0
-    def test_is_traced_without_a_break_and_computes_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_is_traced_without_a_break_and_computes_the_same(
+        self, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def traced(model: nn.Module) -> nn.Module:
             return cast(nn.Module, torch.compile(model, backend="aot_eager", fullgraph=True))
 
         monkeypatch.setattr("bitswitch_deploy.training.execution.compiled", traced)
-        fast = JointStage(tiny_network(), SETTINGS, samples=64, execution=Execution(fast=True))
-        plain = JointStage(tiny_network(), SETTINGS, samples=64)
+        fast = JointStage(tiny_network(), SETTINGS, samples=64, execution=Execution(precision=precision, fast=True))
+        plain = JointStage(tiny_network(), SETTINGS, samples=64, execution=Execution(precision=precision))
         for step in range(3):
             batch = tiny_batches().batch(step)
             assert fast.step(batch, at(step, 3)) == plain.step(batch, at(step, 3))
