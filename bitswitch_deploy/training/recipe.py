@@ -149,7 +149,7 @@ def load_recipe(name: str) -> Recipe:
 def stage_decisions(recipe: Recipe, settings: StageSettings) -> dict[str, str]:
     """What the steps of a stage depend on, as JSON by name, for a checkpoint.
 
-    Left out are its length, which the state itself tells, and the learning rate, which may be lowered where it
+    Left out are its length, which the state itself tells, and the learning rate, which may fall where it diverged.
     diverged.
     """
     common = ("seed", "network", "dataset", "preprocessing", "augmentation", "quantization")
