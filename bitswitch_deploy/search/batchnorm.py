@@ -7,8 +7,8 @@ mixture changes is measured on samples, and the trained statistics are moved by 
     var  = trained var * (var in the mixture + epsilon) / (var at the uniform width + epsilon)
 
 The uniform width is the one that the row of statistics was trained at, so uniform widths keep what they have, exactly.
-Taking the statistics of the samples themselves would lose what training saw and plain samples do not show: with shifted
-images that have black borders, those of plain images cost ResNet-20 more than two points at its own widths.
+Taking the statistics of the samples themselves would lose what training saw and plain samples do not show, such as the
+black borders of shifted images. What both have by chance cancels in the difference, so few samples do.
 
 Each is measured in one pass in which every BatchNormalization normalises with the mean and variance of its batch, so
 all layers see inputs that fit already. Samples that are too large for one batch pass in parts of equal size, each
