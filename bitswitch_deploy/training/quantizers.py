@@ -25,7 +25,8 @@ Python values, never tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -105,6 +106,21 @@ def _dequantize(value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange, *
     return cast(Tensor, result)
 
 
+def quantize_activations(x: Tensor, raw_scale: Tensor, low: int, high: int, replicas: int) -> Tensor:
+    """Dequantized codes low..high of `x`, float32 in its shape. raw_scale: parameter of the scale, a scalar."""
+    x = x.float()
+    scale, limits = positive(raw_scale), CodeRange(low=low, high=high)
+    with torch.no_grad():
+        codes = nearest_codes(x, scale, limits)
+    return _dequantize(x, scale, codes, limits, replicas=replicas)
+
+
+@cache
+def _compiled_activations() -> Callable[[Tensor, Tensor, int, int, int], Tensor]:
+    # limits and sizes are variables of the compiled code, so that neither a width nor a layer needs code of its own
+    return torch.compile(quantize_activations, dynamic=True)
+
+
 class WeightQuantizer(nn.Module):
     """Double Rounding of one weight; the state is `scale`, of `granularity.scale_shape(weight.shape)`.
 
@@ -176,6 +192,8 @@ class ActivationQuantizer(nn.Module):
     Args:
         name: module path of the layer, for messages. widths: trained widths, highest first.
         container: how far unsigned 8-bit codes reach. signed: None lets the first batch decide.
+
+    is_compiled: set it to compile this step alone, for a network that is not compiled as a whole.
     """
 
     initialised: Tensor
@@ -186,6 +204,7 @@ class ActivationQuantizer(nn.Module):
         self.name = name
         self.widths = tuple(widths)
         self.container = container
+        self.is_compiled = False
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in self.widths])
         self.register_buffer("initialised", torch.zeros(len(self.widths), dtype=torch.bool))
         state = _UNDECIDED if signed is None else int(signed)
@@ -224,14 +243,11 @@ class ActivationQuantizer(nn.Module):
             UsageError: in evaluation mode, before any training batch at this width.
         """
         index = self.widths.index(bits)
-        x = x.float()
         if not self._seen[index]:
-            self._initialise(x.detach(), index)
+            self._initialise(x.detach().float(), index)
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
-        scale = positive(self.scales[index])
-        with torch.no_grad():
-            codes = nearest_codes(x, scale, limits)
-        return _dequantize(x, scale, codes, limits, replicas=replica_count())
+        quantize = _compiled_activations() if self.is_compiled else quantize_activations
+        return quantize(x, self.scales[index], limits.low, limits.high, replica_count())
 
     def exported_scales(self) -> Tensor:
         """The scales that `forward` divides by, float32 [len(widths)], order of `widths`.

@@ -6,7 +6,8 @@
               drawn evenly; RFQuant has it with `update: accumulated`, `distillation: in_batch`, `teacher_share: 0.5`
 
 The scales' ALRS rate is that of the pass's base width b. Draws depend on (seed, step, pass) alone, on all replicas
-alike. Steps are never compiled: every assignment would be compiled anew.
+alike. A step is never compiled as a whole, as every assignment would be compiled anew; a fast execution compiles the
+quantizers of activations.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bitswitch_deploy.training.bit_schedule import is_event, resting_layers, res
 from bitswitch_deploy.training.distortion import NormOutputs
 from bitswitch_deploy.training.execution import Execution, Forward
 from bitswitch_deploy.training.prepare import PreparedNetwork
+from bitswitch_deploy.training.quantizers import ActivationQuantizer
 from bitswitch_deploy.training.recipe import SupernetSettings
 from bitswitch_deploy.training.roulette import draw_widths, threshold
 from bitswitch_deploy.training.schedule import Position
@@ -57,6 +59,9 @@ class SupernetStage(JointStage):
         if settings.batchnorm == "transitional":
             with_transitions(network.model)
         super().__init__(network, settings, samples=samples, execution=execution)
+        for module in self.model.modules():
+            if isinstance(module, ActivationQuantizer):
+                module.is_compiled = self._execution.fast
         self._seed = seed
         self._layers = quantized_layers(self.model)
         self._sensitive = tuple(sensitive)

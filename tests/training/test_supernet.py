@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from bitswitch_deploy.errors import CheckpointError
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.layers import SwitchableBatchNorm
 from bitswitch_deploy.training.prepare import set_width
 from bitswitch_deploy.training.recipe import JointSettings, SupernetSettings
@@ -67,6 +68,20 @@ class TestDraws:
             assert stage.step(batch, at(step)) == joint.step(batch, at(step))
         for actual, expected in zip(stage.model.parameters(), joint.model.parameters(), strict=True):
             assert torch.equal(actual, expected)
+
+    @pytest.mark.filterwarnings("ignore")  # those of torch's own compiler
+    def test_a_fast_execution_compiles_the_quantizers_once_and_computes_the_same(self) -> None:
+        torch._dynamo.reset()
+        counters = torch._dynamo.utils.counters["stats"]
+        counters.clear()
+        fast = SupernetStage(seen_network(), SETTINGS, samples=64, seed=3, execution=Execution(fast=True))
+        plain = SupernetStage(seen_network(), SETTINGS, samples=64, seed=3)
+        for step in range(4):
+            batch = tiny_batches().batch(step)
+            assert fast.step(batch, at(step)) == pytest.approx(plain.step(batch, at(step)), rel=1e-3)
+        for (name, actual), expected in zip(fast.model.named_parameters(), plain.model.parameters(), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3, msg=name)
+        assert 0 < counters["unique_graphs"] < 4
 
     def test_passes_mix_widths_and_depend_on_seed_and_step_alone(self) -> None:
         seen = []
