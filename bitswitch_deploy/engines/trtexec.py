@@ -206,12 +206,17 @@ class TrtexecSession:
         words = (f"--iterations={runs}", "--duration=0", f"--warmUp={_WARMUP_MS}", "--dumpProfile")
         return parse_layers(self._export("exportProfile", feeds, words), where=str(self._engine))
 
+    def layer_information(self, feeds: Mapping[str, np.ndarray]) -> str:
+        """What the engine inspector says about its layers, as JSON; empty where this trtexec does not write it.
+
+        Raises:
+            UnavailableError: trtexec hangs or cannot be started.
+        """
+        words = ("--iterations=1", "--duration=0", "--warmUp=0")
+        return self._run("exportLayerInfo", feeds, words).exported or ""
+
     def _export(self, what: str, feeds: Mapping[str, np.ndarray], words: Sequence[str]) -> str:
-        shapes = ",".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
-        is_open = any(not isinstance(size, int) for value in self.inputs for size in value.shape)
-        given = (f"--shapes={shapes}",) if is_open else ()
-        engine = f"--loadEngine={self._trtexec.place(self._engine)}"
-        ran = self._trtexec.run((engine, *given, *self._flags, *words), export=what)
+        ran = self._run(what, feeds, words)
         if ran.code != 0:
             raise GraphError(
                 where=str(self._engine),
@@ -224,6 +229,13 @@ class TrtexecSession:
         if ran.exported is None:
             raise _refusal(str(self._engine), "nothing", what)
         return ran.exported
+
+    def _run(self, what: str, feeds: Mapping[str, np.ndarray], words: Sequence[str]) -> Ran:
+        shapes = ",".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        is_open = any(not isinstance(size, int) for value in self.inputs for size in value.shape)
+        given = (f"--shapes={shapes}",) if is_open else ()
+        engine = f"--loadEngine={self._trtexec.place(self._engine)}"
+        return self._trtexec.run((engine, *given, *self._flags, *words), export=what)
 
 
 def _list(text: str, *, where: str, what: str) -> list[dict[str, Any]]:

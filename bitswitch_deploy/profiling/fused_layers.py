@@ -21,36 +21,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bitswitch_deploy.engines.engine_layers import EngineLayer
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode
 from bitswitch_deploy.engines.read_back import WEIGHTED
-from bitswitch_deploy.profiling.layers import LayerName, input_owner, owners, weight_owner
+from bitswitch_deploy.profiling.layers import LayerName, Ownership, Unsplit, input_owner, owners, weight_owner
 
 _FOREIGN = re.compile(r"\{ForeignNode\[(.*?)\.\.\.(.*)\]\}")
 _MYELIN = re.compile(r"_myl\d+_\d+$")
 _BETWEEN_NAMES = re.compile(r"[\s,(){}\[\]]+")
 # It names the layer that it copies for.
 _COPY = "Reformatting CopyNode"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unsplit:
-    """A layer of the master without a time of its own. engine_layer: what computes it together with others, None where
-    no layer of the engine names it.
-    """
-
-    layer: str
-    engine_layer: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ownership:
-    """owner_of: layer of the master, by what the profiler times. unsplit: quantized layers, in the master's order."""
-
-    owner_of: Mapping[str, str]
-    unsplit: tuple[Unsplit, ...] = ()
 
 
 def fused_owners(

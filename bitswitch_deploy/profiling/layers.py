@@ -39,6 +39,24 @@ class LayerName:
     is_quantized: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsplit:
+    """A layer of the master without a time of its own. engine_layer: what computes it together with others, None where
+    no layer of the engine names it.
+    """
+
+    layer: str
+    engine_layer: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """owner_of: layer of the master, by what the profiler times. unsplit: quantized layers, in the master's order."""
+
+    owner_of: Mapping[str, str]
+    unsplit: tuple[Unsplit, ...] = ()
+
+
 def owners(nodes: Sequence[OptimizedNode], layers: Sequence[LayerName]) -> dict[str, str]:
     """Name of the layer by name of the node, for every node that a layer owns.
 

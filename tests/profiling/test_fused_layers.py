@@ -15,8 +15,8 @@ from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.profiling.steps import layer_names
-from bitswitch_deploy.profiling.fused_layers import Ownership, Unsplit, fused_owners
-from bitswitch_deploy.profiling.layers import LayerName
+from bitswitch_deploy.profiling.fused_layers import fused_owners
+from bitswitch_deploy.profiling.layers import LayerName, Ownership, Unsplit
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.pipeline.conftest import export_to
 
