@@ -1,9 +1,9 @@
 """From the layers of a TensorRT engine to the layers of the master.
 
 A layer of an engine is a fusion of nodes of the ONNX graph: those that the engine inspector lists for it, else those
-in its name. Forms of names, of TensorRT 8.5 to 11 and of TensorRT for RTX:
+in its name. Forms of names, in logs of TensorRT 8 to 10 that users published and in engines for RTX that were built:
 
-    a.weight + QuantizeLinear_9 + node_Conv_1 + node_relu       one kernel after the other, in one
+    a.weight + q_quantize_scale_node + node_Conv_1 + node_relu  one behind the other; the suffix is of 8.x
     node_Conv_1 || node_Conv_2                                  two that read the same tensor
     PWN(PWN(node_sigmoid), node_mul)
     Reformatting CopyNode for Input Tensor 0 to node_Conv_1
@@ -29,10 +29,10 @@ from bitswitch_deploy.engines.read_back import WEIGHTED
 from bitswitch_deploy.profiling.layers import LayerName, Ownership, Unsplit, input_owner, owners, weight_owner
 
 _FOREIGN = re.compile(r"\{ForeignNode\[(.*?)\.\.\.(.*)\]\}")
-_MYELIN = re.compile(r"_myl\d+_\d+$")
+_SUFFIX = re.compile(r"_myl\d+_\d+$|_(de)?quantize_scale_node$")
 _BETWEEN_NAMES = re.compile(r"[\s,(){}\[\]]+")
-# It names the layer that it copies for.
-_COPY = "Reformatting CopyNode"
+# They name the layer that they copy for; the second form is of older releases.
+_COPY = re.compile(r"Reformatting CopyNode|.* (in|out)put reformatter \d+$")
 
 
 def fused_owners(
@@ -71,7 +71,7 @@ def _holding(node: str, engine: Sequence[EngineLayer]) -> list[str]:
 
     A copy in front of a kernel of several layers is no time of one of them.
     """
-    naming = [layer for layer in engine if node in layer.nodes and not layer.name.startswith(_COPY)]
+    naming = [layer for layer in engine if node in layer.nodes and not _COPY.match(layer.name)]
     return [layer.name for layer in [layer for layer in naming if layer.weights] or naming]
 
 
@@ -92,7 +92,9 @@ def _with_nodes(names: Iterable[str], inspected: Sequence[EngineLayer], graph: S
     found = []
     for name in dict.fromkeys(names):
         layer = by_name.get(name) or EngineLayer(name=name, kind="", nodes=(), inputs=(), outputs=())
-        listed = [node for node in layer.nodes if node in place] or _named(name, place)
+        # the inspector lists no nodes for a copy
+        listed = [] if _COPY.match(name) else [node for node in layer.nodes if node in place]
+        listed = listed or _named(name, place)
         found.append((layer, sorted(set(listed), key=place.__getitem__)))
     taken = {node for _, listed in found for node in listed}
     return [
@@ -104,14 +106,16 @@ def _with_nodes(names: Iterable[str], inspected: Sequence[EngineLayer], graph: S
 def _named(name: str, place: Mapping[str, int]) -> list[str]:
     if _FOREIGN.search(name):
         return []
-    return [word for word in _BETWEEN_NAMES.split(_MYELIN.sub("", name)) if word in place]
+    words = (_SUFFIX.sub("", word) for word in _BETWEEN_NAMES.split(name))
+    return [word for word in words if word in place]
 
 
 def _foreign(name: str, place: Mapping[str, int]) -> Sequence[str]:
-    """All nodes between the two that a foreign node names; where one is no node of the graph, from its start or to its
-    end.
+    """All nodes between the two ends that a foreign node names; from the start or to the end of the graph where one of
+    them is no node of it.
     """
     ends = _FOREIGN.search(name)
     if ends is None:
         return ()
-    return list(place)[place.get(ends[1], 0) : place.get(ends[2], len(place) - 1) + 1]
+    first, last = ([place[word] for word in _named(end, place)] for end in ends.groups())
+    return list(place)[min(first, default=0) : max(last, default=len(place) - 1) + 1]

@@ -163,7 +163,8 @@ class Engine:
     def create_engine_inspector(self) -> types.SimpleNamespace:
         def information(form: str) -> str:
             assert form == "JSON"
-            layers = self.device.inspected or [name for name, _ in self.device.layers]
+            names: list[Any] = [name for name, _ in self.device.layers]
+            layers = self.device.inspected or names
             return json.dumps({"Layers": layers, "Bindings": ["x", "y"]})
 
         return types.SimpleNamespace(get_engine_information=information)

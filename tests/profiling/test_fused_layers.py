@@ -66,6 +66,9 @@ def inspected(name: str, *nodes: str, weights: bool = False) -> EngineLayer:
         ("b.weight/DQ + a.input/Q + /a/Conv + /relu + b.input/Q", "a"),
         ("b.weight + QuantizeLinear_9_quantize_scale_node + /b/Conv + /add", "b"),
         ("/add + /b/Conv", "b"),
+        ("b.input/Q_quantize_scale_node", "b"),
+        ("/a/Conv output reformatter 0", "a"),
+        ("Reformatting CopyNode for Output Tensor 0 to {ForeignNode[a.input/Q.../relu]}", "a"),
         ("Reformatting CopyNode for Input Tensor 0 to /a/Conv", "a"),
         ("PWN(PWN(/relu), b.input/Q)", "b"),
         ("/relu", "a"),
@@ -98,6 +101,13 @@ def test_one_kernel_of_two_layers_is_neither_of_them() -> None:
     assert ownership.unsplit == (Unsplit(layer="b", engine_layer=both), Unsplit(layer="c", engine_layer=both))
 
 
+def test_a_copy_is_told_by_its_name_where_the_inspector_tells_nothing() -> None:
+    """What is listed for it are the parts of its name."""
+    name = "Reformatting CopyNode for Input Tensor 0 to /a/Conv + /relu + b.input/Q"
+    listed = inspected(name, "Reformatting CopyNode for Input Tensor 0 to /a/Conv", "/relu", "b.input/Q")
+    assert found(name, inspected=(listed,)).owner_of == {name: "a"}
+
+
 def test_a_quantized_layer_in_one_kernel_with_one_in_float() -> None:
     ownership = found("stem/Conv + /a/Conv", "/b/Conv", "/c/Conv", "/d/MatMul")
     assert ownership.unsplit == (Unsplit(layer="a", engine_layer="stem/Conv + /a/Conv"),)
@@ -118,8 +128,11 @@ def test_a_foreign_node_of_one_layer_is_its() -> None:
     assert (ownership.owner_of[foreign], ownership.unsplit) == ("a", ())
 
 
-@pytest.mark.parametrize("ends", ["a.weight.../flatten", "/b/Conv...(Unnamed Layer* 12) [Constant]"])
-def test_an_end_that_is_no_node_is_the_end_of_the_graph(ends: str) -> None:
+@pytest.mark.parametrize(
+    "ends", ["a.weight.../flatten", "/b/Conv...(Unnamed Layer* 12) [Constant]", "w + /b/Conv + /add...y + /d/MatMul"]
+)
+def test_ends_of_a_foreign_node(ends: str) -> None:
+    """Several names in one, and none of a node: then it may begin or end with the graph."""
     foreign = f"{{ForeignNode[{ends}]}}"
     unsplit = {each.layer: each.engine_layer for each in found("stem/Conv", "/a/Conv", "/c/Conv", foreign).unsplit}
     assert unsplit == {"b": foreign, "d": foreign}
@@ -127,6 +140,11 @@ def test_an_end_that_is_no_node_is_the_end_of_the_graph(ends: str) -> None:
 
 def test_a_layer_that_no_layer_of_the_engine_names() -> None:
     assert found("/a/Conv", "/b/Conv", "/c/Conv", "fused_3").unsplit == (Unsplit(layer="d", engine_layer=None),)
+
+
+def test_a_copy_is_not_the_time_of_its_layer() -> None:
+    copy = "Reformatting CopyNode for Input Tensor 0 to /d/MatMul"
+    assert found(*ALONE[:4], copy).unsplit == (Unsplit(layer="d", engine_layer=None),)
 
 
 def test_the_inspector_knows_better_than_the_name() -> None:

@@ -22,7 +22,12 @@ __all__ = ["packages"]  # a fixture
 MASTER = "digits.safetensors"
 
 
-def run(package: Path, host: Host | None = None, board: Board | None = None, **changes: object) -> ProfileResult:
+def run(package: Path, host: Host | None = None, **changes: object) -> ProfileResult:
+    return run_on(None, package, host, **changes)
+
+
+def run_on(board: Board | None, package: Path, host: Host | None, **changes: object) -> ProfileResult:
+    """board: where trtexec runs."""
     arguments = {"package": package, "master": package.parent / MASTER, "turns": 6, "threads": 1}
     return profile(ProfileRequest(**{**arguments, **changes}), Silent(), host=host, board=board)  # type: ignore[arg-type]
 

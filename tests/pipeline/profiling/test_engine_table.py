@@ -22,7 +22,7 @@ from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.resources import NS_PER_MS, Choices
 from tests.engines import fake_trtexec
 from tests.engines.tensorrt_device import install, plan
-from tests.pipeline.profiling.conftest import MASTER, run
+from tests.pipeline.profiling.conftest import MASTER, run, run_on
 from tests.profiling.board.machines import JETSON_FILES, machine
 from tests.runtime.conftest import Packages
 
@@ -71,7 +71,7 @@ def profiled(
     path, host = tmp_path / "table.json", machine(tmp_path / "board", JETSON_FILES)
     board = Board(trtexec=LocalTrtexec(), facts=ORIN) if changes.get("engine") == "trtexec" else None
     master = packages.own.parent / MASTER
-    result = run(package, host, board, master=master, trust=True, latency_table=path, **changes)
+    result = run_on(board, package, host, master=master, trust=True, latency_table=path, **changes)
     return result, read_latency_table(path)
 
 
