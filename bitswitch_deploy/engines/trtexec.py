@@ -24,7 +24,7 @@ from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.errors import GraphError, InputFileError, UnavailableError
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec",)
-_BANNER = re.compile(r"\[TensorRT v(\d+)\]")
+_BANNER = re.compile(r"\[TensorRT v(\d+(?:\.\d+)*)\]")
 _CAPTURED = "captured CUDA graph"
 # These are set for each turn; the percentiles are computed from the exported times.
 _SET_HERE = ("--warmUp", "--duration", "--percentile", "--iterations")
@@ -120,10 +120,15 @@ def not_running(program: str, reason: str | None, command: Sequence[str]) -> Una
 
 
 def parse_version(output: str) -> str | None:
-    """`[TensorRT v100300]` in the banner is 10.3.0, `[TensorRT v8502]` 8.5.2; None where there is no banner."""
+    """The release in the banner, None where there is none.
+
+    `[TensorRT v100300]` is 10.3.0, `[TensorRT v8502]` 8.5.2, `[TensorRT v11.1.0.106]` 11.1.0.
+    """
     match = _BANNER.search(output)
     if match is None:
         return None
+    if "." in match[1]:
+        return ".".join(match[1].split(".")[:3])
     number = int(match[1])
     unit = 1000 if number < 10_000 else 10_000  # the minor release took one digit before TensorRT 10
     return f"{number // unit}.{number % unit // 100}.{number % 100}"

@@ -285,6 +285,21 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     assert result.candidates[0].energy is None
 
 
+def test_since_tensorrt_11_the_same_is_measured_with_fewer_flags(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Spin wait and CUDA graph became defaults, transfers are off."""
+    log = fake_trtexec.install(tmp_path / "bin", monkeypatch, number="11.1.0.106")
+    package = jetson_package(lambda bits: json.dumps({"ms": 1.0, "layers": {"a": 1.0}}).encode())
+    result = run(package, machine(tmp_path / "board", {}), engine="trtexec", master=None, trust=True, widths=("w8",))
+    assert (result.engine_version, result.candidates[0].statistics.p95_ms) == ("11.1.0", 1.0)
+    timed = [line.split() for line in log.read_text().splitlines() if "--exportTimes" in line]
+    assert {word for words in timed for word in words if word.startswith(("--use", "--no", "--inf"))} == {
+        "--infStreams=1"
+    }
+    assert result.notes[-1] != "w8: no CUDA graph was captured, so launches count as well"
+
+
 def test_an_engine_that_is_not_the_one_of_its_record(
     jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
