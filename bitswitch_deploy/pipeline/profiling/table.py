@@ -103,12 +103,14 @@ def latency_table(
 def _state(board: BoardRecord) -> list[tuple[str, str]]:
     """What the machine was set to, and the clocks that it had meanwhile."""
     state = board.after
+    # nvidia-smi does not tell whether the clocks of a GPU are locked; on a board the kernel does
+    is_known = not state.gpus or any(not clock.name.startswith("cpu") for clock in state.clocks)
     readings = [f"{span.name} {_span_mhz(span)}" for span in board.clocks_mhz]
     return [
         ("driver", ", ".join(dict.fromkeys(gpu.driver for gpu in state.gpus))),
         ("power mode", state.power_mode or ""),
         ("governor", " ".join(state.governors)),
-        ("clocks", {True: "locked", False: "not locked", None: ""}[state.clocks_locked]),
+        ("clocks", {True: "locked", False: "not locked", None: ""}[state.clocks_locked if is_known else None]),
         ("MHz", ", ".join(readings)),
     ]
 

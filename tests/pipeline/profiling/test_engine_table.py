@@ -15,15 +15,18 @@ from bitswitch_deploy.engines.trtexec import LocalTrtexec
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.latency_table import LatencyTable, read_latency_table
 from bitswitch_deploy.master import read_master
+from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
 from bitswitch_deploy.pipeline.searching.problem import budget_rows, layer_groups
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.resources import NS_PER_MS, Choices
+from bitswitch_deploy.tensors import WidthAssignment
 from tests.engines import fake_trtexec
 from tests.engines.tensorrt_device import install, plan
+from tests.pipeline.conftest import export_to
 from tests.pipeline.profiling.conftest import MASTER, run, run_on
-from tests.profiling.board.machines import JETSON_FILES, machine
+from tests.profiling.board.machines import JETSON_FILES, X86_FILES, machine
 from tests.runtime.conftest import Packages
 
 MakePackage = Callable[[Callable[[int], bytes]], Path]
@@ -202,6 +205,42 @@ def test_the_python_package_of_tensorrt_makes_the_same_table(
         assert times / times.sum() == pytest.approx(expected / expected.sum())
         assert 0 < times.sum() < dict(table.end_to_end_ms)[bits]
     assert min(each.error for each in result.residuals) == pytest.approx(0.0)
+
+
+def test_an_rtx_gpu_and_its_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that the export built, each replaced by one that the stand-in runs; a kernel for each convolution."""
+    pytest.importorskip("tensorrt_rtx")
+    widths = tuple(WidthAssignment(default=bits) for bits in (8, 4))
+    package = export_to(tmp_path / "package", "rtx", widths=widths).package
+    document = json.loads((package / "manifest.json").read_text())
+    for entry in document["files"]:
+        path = package / entry["path"]
+        if entry["role"] == "engine":
+            path.write_bytes(plan(1.0))
+        elif entry["role"] == "record":
+            sha256, size = hash_file(path.with_suffix(""))
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": sha256, "size_bytes": size}))
+        if entry["role"] in ("engine", "record"):
+            entry["sha256"], entry["size_bytes"] = hash_file(path)
+    (package / "manifest.json").write_text(json.dumps(document))
+    device = install(monkeypatch, "1.7.1.116", "tensorrt_rtx")
+    device.layers = tuple((f"node_Conv_{number}_myl0_{number}", 1e-6) for number in range(118, 126))
+    monkeypatch.setattr(
+        "bitswitch_deploy.pipeline.profiling.tensorrt_bench.device_facts",
+        lambda: DeviceFacts(arch="x86_64", module="NVIDIA GeForce RTX 4090", sm="8.9"),
+    )
+    smi = {"nvidia-smi": "NVIDIA GeForce RTX 4090, 570.86.10, 2520, 3105, 41, 60.25, 0x0000000000000000"}
+    host = machine(tmp_path / "host", X86_FILES, smi)
+    run(package, host, master=None, latency_table=tmp_path / "table.json")
+    table = read_latency_table(tmp_path / "table.json")
+    assert (table.engine, table.engine_version, table.target) == ("tensorrt_rtx", "1.7.1.116", "rtx")
+    for _, times in ((layer.name, dict(layer.latency_ms)) for layer in table.layers):
+        assert times == pytest.approx(dict(table.layers[0].latency_ms))
+        assert min(times.values()) > 0
+    facts = dict(table.device)
+    assert (facts["module"], facts["sm"], facts["driver"]) == ("NVIDIA GeForce RTX 4090", "8.9", "570.86.10")
+    assert facts["MHz"] == "fastest cpu 4500, GPU 0 2520"
+    assert "clocks" not in facts
 
 
 @pytest.mark.usefixtures("trtexec_log")
