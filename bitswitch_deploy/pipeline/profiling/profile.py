@@ -97,7 +97,7 @@ def profile(
     widths = package_widths(request.package, manifest, request.widths)
     master = wanted_master(request, manifest)
     if request.latency_table is not None:
-        check_table_request(widths, request.batches, master=master)
+        check_table_request(widths, request.batches, engine=engine, target=target, master=master)
     check_turns(request.turns, request.duration_s)
     with ExitStack() as stack:
         stack.enter_context(host.alone())

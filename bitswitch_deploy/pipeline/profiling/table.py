@@ -13,20 +13,29 @@ from bitswitch_deploy.profiling.board.state import BoardRecord, Span
 from bitswitch_deploy.profiling.layer_table import layer_times, residuals
 from bitswitch_deploy.profiling.layers import Ownership, Unsplit
 from bitswitch_deploy.profiling.result import ProfileResult, Residual
+from bitswitch_deploy.target import Target
 
 
-def check_table_request(widths: Sequence[Width], batches: Sequence[int], *, master: Master | None) -> None:
+def check_table_request(
+    widths: Sequence[Width], batches: Sequence[int], *, engine: str, target: Target, master: Master | None
+) -> None:
     """Refuse what no table can be made of, before anything is opened.
 
     Raises:
-        UsageError: no master, several batch sizes, or no uniform width.
+        UsageError: no master, several batch sizes, no uniform width, or an engine that is not the target's.
     """
     problems = {
         "no master at hand": ("the master of the package, for the names of its layers", "name it with --master FILE"),
         f"{len(batches)} batch sizes": ("one batch size for each table", "measure them one after the other"),
         "no uniform width": ("at least one uniform width", "export the package with --bits as well"),
+        # the search takes a table for what its target does
+        f"the engine {engine}, and {target.name} runs in {target.engine.name}": (
+            f"times of {target.name}",
+            "measure it there, without --engine or with --engine trtexec; for a CPU export a package for it",
+        ),
     }
-    is_wrong = (master is None, len(batches) > 1, all(width.bits is None for width in widths))
+    is_other = engine != target.engine.name and (engine, target.engine.name) != ("trtexec", "tensorrt")
+    is_wrong = (master is None, len(batches) > 1, all(width.bits is None for width in widths), is_other)
     for wrong, (got, (allowed, do)) in zip(is_wrong, problems.items()):
         if wrong:
             raise UsageError(where="--latency-table", got=got, allowed=allowed, do=do)

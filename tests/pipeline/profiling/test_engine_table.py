@@ -12,7 +12,7 @@ import pytest
 
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.trtexec import LocalTrtexec
-from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.latency_table import LatencyTable, read_latency_table
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.package.files import hash_file
@@ -183,6 +183,21 @@ def test_a_layer_that_the_engine_does_not_name_is_refused(
     package = jetson_package(lambda bits: engine(bits, times))
     with pytest.raises(UnavailableError, match=r"w8: no time of their own: blocks.2.conv2, which no layer of the"):
         profiled(packages, package, tmp_path, engine="trtexec")
+
+
+@pytest.mark.usefixtures("trtexec_log")
+def test_times_of_another_engine_are_no_times_of_the_target(
+    packages: Packages, jetson_package: MakePackage, tmp_path: Path
+) -> None:
+    """The search would take what this processor needs for what the board needs."""
+    message = (
+        r"--latency-table: the engine onnxruntime, and jetson-orin-nano runs in tensorrt\n"
+        r"  allowed: times of jetson-orin-nano"
+    )
+    with pytest.raises(UsageError, match=message):
+        profiled(packages, jetson_package(engine), tmp_path, engine="onnxruntime")
+    with pytest.raises(UsageError, match="the engine trtexec, and x86-cpu runs in onnxruntime"):
+        profiled(packages, packages.own, tmp_path, engine="trtexec")
 
 
 def test_the_python_package_of_tensorrt_makes_the_same_table(
