@@ -38,8 +38,9 @@ class LayerLatency:
 class LatencyTable:
     """Times of one network on one device.
 
-    engine: `onnxruntime`, `tensorrt`; engine_version: as it says itself.
-    device: (name, value) facts that the times depend on: processor, power mode, clocks.
+    engine: `onnxruntime`, `tensorrt`, `tensorrt_rtx`, `trtexec`; engine_version: as it says itself, of TensorRT for the
+        last three.
+    device: (name, value) facts that the times depend on: processor or board, GPU, power mode, clocks, as far as known.
     end_to_end_ms: (width, p50 of the whole network in ms) of the uniform widths, measured without per-layer timing.
 
     Raises:

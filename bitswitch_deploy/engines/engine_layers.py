@@ -1,7 +1,7 @@
 """The layers of a built engine, as TensorRT describes them: in the inspector's JSON, or in the log of the RTX builder.
 
 Each layer of an engine is a fusion of nodes of the ONNX graph. Newer releases name those nodes in `Metadata`; 8.5 has
-the fused names only, joined with ` + `. No vendor import.
+the fused names only, joined with ` + ` or ` || `. No vendor import.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Precision = Literal["int8", "int4", "fp8", "fp16", "bf16", "fp32", "other"]
 
 _READER = Reader(error=GraphError, do="build the engine again; please report it if it stays", plain_text=False)
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_FUSED = " + "
+_FUSED = re.compile(r" \+ | \|\| ")
 # Of names such as "Half", "Row major linear FP16 format", "Thirty-two wide channel vectorized row major Int8 format";
 # the first that matches.
 _PRECISIONS: tuple[tuple[str, Precision], ...] = (
@@ -101,7 +101,7 @@ def _of_match(match: re.Match[str]) -> EngineLayer:
 
 def _nodes(name: str, metadata: str) -> tuple[str, ...]:
     named = _ONNX_LAYER.findall(metadata)
-    return tuple(dict.fromkeys(named or (part.strip() for part in name.split(_FUSED))))
+    return tuple(dict.fromkeys(named or (part.strip() for part in _FUSED.split(name))))
 
 
 def _types(tensors: Any) -> tuple[Precision, ...]:

@@ -17,7 +17,7 @@ from bitswitch_deploy.engines.engine_layers import EngineLayer, Precision
 from bitswitch_deploy.errors import PackageError
 from bitswitch_deploy.records import Reader
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _READER = Reader(error=PackageError, do="build the engine again: bitswitch-deploy build PACKAGE --force")
 SCHEMA: Literal["bitswitch-layers/1"] = "bitswitch-layers/1"
@@ -117,7 +117,7 @@ def _nodes_by_kind(model: onnx.ModelProto, names: list[str]) -> tuple[list[str],
     floating: list[str] = []
     quantizers: list[str] = []
     for name, node in zip(names, model.graph.node, strict=True):
-        if node.op_type in _WEIGHTED:
+        if node.op_type in WEIGHTED:
             (quantized if all(map(is_dequantized, node.input[:2])) else floating).append(name)
         elif node.op_type in _QUANTIZERS and not is_of_weight(node.input[0]):
             quantizers.append(name)

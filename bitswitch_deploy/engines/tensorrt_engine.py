@@ -230,11 +230,13 @@ def _load_timing_cache(trt: Any, config: Any, path: Path | None, where: str) -> 
     if trt.__name__ in _NO_TIMING_CACHE:
         do = "leave the timing cache out"
         raise UsageError(where=where, got=f"timing cache {path}", allowed="none: it has no timing cache", do=do)
-    content = read_timing_cache(path)
-    if config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False):
+    # None where it is damaged: trtexec, which takes the same file, may have been killed while it wrote it
+    cache = config.create_timing_cache(read_timing_cache(path))
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return ()
     config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-    return (f"timing cache {path} is of another device or TensorRT: not used, started again",)
+    reason = "damaged" if cache is None else "of another device or TensorRT"
+    return (f"timing cache {path} is {reason}: not used, started again",)
 
 
 def _read_back(

@@ -133,6 +133,12 @@ class TensorRtSession:
                 found.append(tuple(times))
         return tuple(found[1:])
 
+    def layer_information(self) -> str:
+        """What the engine inspector says about the layers, as the vendor's JSON."""
+        with self._device.lock:
+            inspector = self._engine.create_engine_inspector()
+            return str(inspector.get_engine_information(self._device.trt.LayerInformationFormat.JSON))
+
     def _run(self, context: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         for name, array in held.items():

@@ -24,7 +24,7 @@ from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.errors import GraphError, InputFileError, UnavailableError
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec",)
-_BANNER = re.compile(r"\[TensorRT v(\d+)\]")
+_BANNER = re.compile(r"\[TensorRT v(\d+(?:\.\d+)*)\]")
 _CAPTURED = "captured CUDA graph"
 # These are set for each turn; the percentiles are computed from the exported times.
 _SET_HERE = ("--warmUp", "--duration", "--percentile", "--iterations")
@@ -120,10 +120,15 @@ def not_running(program: str, reason: str | None, command: Sequence[str]) -> Una
 
 
 def parse_version(output: str) -> str | None:
-    """`[TensorRT v100300]` in the banner is 10.3.0, `[TensorRT v8502]` 8.5.2; None where there is no banner."""
+    """The release in the banner, None where there is none.
+
+    `[TensorRT v100300]` is 10.3.0, `[TensorRT v8502]` 8.5.2, `[TensorRT v11.1.0.106]` 11.1.0.
+    """
     match = _BANNER.search(output)
     if match is None:
         return None
+    if "." in match[1]:
+        return ".".join(match[1].split(".")[:3])
     number = int(match[1])
     unit = 1000 if number < 10_000 else 10_000  # the minor release took one digit before TensorRT 10
     return f"{number // unit}.{number % unit // 100}.{number % 100}"
@@ -206,12 +211,17 @@ class TrtexecSession:
         words = (f"--iterations={runs}", "--duration=0", f"--warmUp={_WARMUP_MS}", "--dumpProfile")
         return parse_layers(self._export("exportProfile", feeds, words), where=str(self._engine))
 
+    def layer_information(self, feeds: Mapping[str, np.ndarray]) -> str:
+        """What the engine inspector says about its layers, as JSON; empty where this trtexec does not write it.
+
+        Raises:
+            UnavailableError: trtexec hangs or cannot be started.
+        """
+        words = ("--iterations=1", "--duration=0", "--warmUp=0")
+        return self._run("exportLayerInfo", feeds, words).exported or ""
+
     def _export(self, what: str, feeds: Mapping[str, np.ndarray], words: Sequence[str]) -> str:
-        shapes = ",".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
-        is_open = any(not isinstance(size, int) for value in self.inputs for size in value.shape)
-        given = (f"--shapes={shapes}",) if is_open else ()
-        engine = f"--loadEngine={self._trtexec.place(self._engine)}"
-        ran = self._trtexec.run((engine, *given, *self._flags, *words), export=what)
+        ran = self._run(what, feeds, words)
         if ran.code != 0:
             raise GraphError(
                 where=str(self._engine),
@@ -224,6 +234,13 @@ class TrtexecSession:
         if ran.exported is None:
             raise _refusal(str(self._engine), "nothing", what)
         return ran.exported
+
+    def _run(self, what: str, feeds: Mapping[str, np.ndarray], words: Sequence[str]) -> Ran:
+        shapes = ",".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        is_open = any(not isinstance(size, int) for value in self.inputs for size in value.shape)
+        given = (f"--shapes={shapes}",) if is_open else ()
+        engine = f"--loadEngine={self._trtexec.place(self._engine)}"
+        return self._trtexec.run((engine, *given, *self._flags, *words), export=what)
 
 
 def _list(text: str, *, where: str, what: str) -> list[dict[str, Any]]:

@@ -160,6 +160,8 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
     """(name, command, seconds that it may take) of everything that can work on this machine."""
     tool = (sys.executable, "-m", "bitswitch_deploy")
     cpu, engines = str(folder / "cpu"), str(folder / "engines")
+    timed = (*tool, "profile", engines, *_FEW_TURNS, "--json")
+    table = ("--latency-table", str(folder / "table.json"))
     steps: list[tuple[str, tuple[str, ...], int]] = [
         ("export for this CPU", (*tool, "export", "--target", "cpu", "--output", cpu, "--json"), _TRIAL_SECONDS),
         ("verify the package", (*tool, "verify", cpu, "--json"), _TRIAL_SECONDS),
@@ -175,19 +177,18 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
             ("export for this board", board, _TRIAL_SECONDS),
             ("build engines from Python", build, _BUILD_SECONDS),
             ("run an engine", run, _TRIAL_SECONDS),
-            ("time the engines", (*tool, "profile", engines, *_FEW_TURNS, "--json"), _TRIAL_SECONDS),
+            ("time the engines", timed, _TRIAL_SECONDS),
+            ("time their layers", (*timed, "--widths", "8", *table), _TRIAL_SECONDS),
             ("build engines with trtexec", script, _BUILD_SECONDS),
-            (
-                "time them with trtexec",
-                (*tool, "profile", engines, *_FEW_TURNS, *_TRTEXEC_ONE, "--json"),
-                _TRIAL_SECONDS,
-            ),
+            ("time them with trtexec", (*timed, *_TRTEXEC_ONE), _TRIAL_SECONDS),
+            ("time their layers with trtexec", (*timed, *_TRTEXEC_ONE, *table), _TRIAL_SECONDS),
         ]
     elif importlib.util.find_spec("tensorrt_rtx") is not None:
         export = (*tool, "export", "--target", "rtx", "--bits", "8", "--output", engines, "--json")
         steps.append(("export for RTX, engines built", export, _TRIAL_SECONDS))
         if device.sm is not None:
             steps.append(("run an engine", (sys.executable, "-c", _RUN, engines), _TRIAL_SECONDS))
+            steps.append(("time its layers", (*timed, *table), _TRIAL_SECONDS))
     return steps
 
 

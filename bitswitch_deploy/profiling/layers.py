@@ -39,6 +39,24 @@ class LayerName:
     is_quantized: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsplit:
+    """A layer of the master without a time of its own. engine_layer: what computes it together with others, None where
+    no layer of the engine names it.
+    """
+
+    layer: str
+    engine_layer: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """owner_of: layer of the master, by what the profiler times. unsplit: quantized layers, in the master's order."""
+
+    owner_of: Mapping[str, str]
+    unsplit: tuple[Unsplit, ...] = ()
+
+
 def owners(nodes: Sequence[OptimizedNode], layers: Sequence[LayerName]) -> dict[str, str]:
     """Name of the layer by name of the node, for every node that a layer owns.
 
@@ -47,13 +65,27 @@ def owners(nodes: Sequence[OptimizedNode], layers: Sequence[LayerName]) -> dict[
     found: dict[str, str] = {}
     makers: dict[str, tuple[int, str | None]] = {}
     for index, node in enumerate(nodes):
-        owner = _named_owner(node, layers)
+        owner = weight_owner(node, layers) or input_owner(node, layers)
         if owner is None:
             owner = max((makers[name] for name in node.inputs if name in makers), default=(0, None), key=_place)[1]
         if owner is not None:
             found[node.name] = owner
         makers |= dict.fromkeys(node.outputs, (index, owner))
     return found
+
+
+def weight_owner(node: OptimizedNode, layers: Sequence[LayerName]) -> str | None:
+    """Name of the layer whose weight a node reads."""
+    found = [layer for layer in layers if any(_is_form_of(name, layer.weight) for name in node.inputs)]
+    # of `conv` and `conv.weight.next` the longer name is meant
+    return max(found, key=lambda layer: len(layer.weight)).name if found else None
+
+
+def input_owner(node: OptimizedNode, layers: Sequence[LayerName]) -> str | None:
+    """Name of the layer whose input a node prepares."""
+    names = (node.name, *node.outputs)
+    found = [layer for layer in layers if any(_is_form_of(name, f"{layer.name}.input") for name in names)]
+    return max(found, key=lambda layer: len(layer.name)).name if found else None
 
 
 def _place(maker: tuple[int, str | None]) -> int:
@@ -111,16 +143,6 @@ def _cost_of_profiling(times_ms: NDArray[np.float64], whole_ms: float) -> float:
     # with the k longest nodes above c: sum of them - k * c = whole
     costs = (np.cumsum(ordered) - whole_ms) / np.arange(1, len(ordered) + 1)
     return float(costs[int(np.flatnonzero(costs < ordered)[-1])])
-
-
-def _named_owner(node: OptimizedNode, layers: Sequence[LayerName]) -> str | None:
-    by_weight = [layer for layer in layers if any(_is_form_of(name, layer.weight) for name in node.inputs)]
-    if by_weight:
-        # of `conv` and `conv.weight.next` the longer name is meant
-        return max(by_weight, key=lambda layer: len(layer.weight)).name
-    names = (node.name, *node.outputs)
-    by_input = [layer for layer in layers if any(_is_form_of(name, f"{layer.name}.input") for name in names)]
-    return max(by_input, key=lambda layer: len(layer.name)).name if by_input else None
 
 
 def _is_form_of(name: str, base: str) -> bool:

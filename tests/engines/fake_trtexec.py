@@ -1,7 +1,9 @@
-"""A program that answers like trtexec: banner, log, and the JSON of --exportTimes and --exportProfile.
+"""A program that answers like trtexec: banner, log, and the JSON of --exportTimes, --exportProfile and
+--exportLayerInfo.
 
-An engine is a JSON text {"ms": latency, "layers": {name: ms}}. Forms: samples/common of TensorRT 10.3 (sampleReporting,
-sampleOptions); no board has confirmed them.
+An engine is a JSON text {"ms": latency, "layers": {name: ms}, "info": {name: nodes}}, the last one for engines that
+were built with details. Forms: samples/common of TensorRT 10.3 (sampleReporting, sampleOptions); no board has confirmed
+them.
 """
 
 from __future__ import annotations
@@ -41,6 +43,13 @@ if "exportProfile" in options:
         for name, ms in engine["layers"].items()
     ]
     open(options["exportProfile"], "w").write(json.dumps([{{"count": runs}}, *layers]))
+if "exportLayerInfo" in options:
+    details = [
+        {{"Name": name, "LayerType": "kgen", "Metadata": "".join(f"[ONNX Layer: {{node}}]" for node in nodes)}}
+        for name, nodes in engine.get("info", {{}}).items()
+    ]
+    entries = details or list(engine["layers"])
+    open(options["exportLayerInfo"], "w").write(json.dumps({{"Layers": entries, "Bindings": []}}))
 print("&&&& PASSED TensorRT.trtexec [TensorRT v{number}]")
 """
 

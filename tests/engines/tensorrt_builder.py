@@ -76,10 +76,12 @@ def _config(record: Record) -> type:
         def can_run_on_DLA(self, layer: Any) -> bool:
             return record.network[layer.name]
 
-        def create_timing_cache(self, content: bytes) -> bytes:
-            return content
+        def create_timing_cache(self, content: bytes) -> bytes | None:
+            return None if content == b"cut sh" else content
 
         def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            if not isinstance(cache, bytes):
+                raise TypeError("set_timing_cache(): incompatible function arguments")
             record.calls.append(("cache", cache, ignore_mismatch))
             return cache != b"of another board"
 

@@ -39,6 +39,8 @@ class Device:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     # of each engine, what a profiler is told
     layers: tuple[tuple[str, float], ...] = (("conv1", 0.25), ("conv2 + relu", 0.5))
+    # what the engine inspector says of them; nothing: names only
+    inspected: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
     gpu: str = "one GPU"
@@ -158,6 +160,15 @@ class Engine:
             self.device_memory_size_v2 = values["scratch"]
             self.create_execution_context = self._context
 
+    def create_engine_inspector(self) -> types.SimpleNamespace:
+        def information(form: str) -> str:
+            assert form == "JSON"
+            names: list[Any] = [name for name, _ in self.device.layers]
+            layers = self.device.inspected or names
+            return json.dumps({"Layers": layers, "Bindings": ["x", "y"]})
+
+        return types.SimpleNamespace(get_engine_information=information)
+
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.device)
 
@@ -196,6 +207,7 @@ def _tensorrt(device: Device, name: str) -> types.ModuleType:
         module.IRuntimeCache = RuntimeCache
         module.DynamicShapesKernelSpecializationStrategy = types.SimpleNamespace(EAGER="eager")
     module.TensorIOMode = Mode
+    module.LayerInformationFormat = types.SimpleNamespace(JSON="JSON")
 
     def nptype(name: str) -> np.dtype[Any]:
         if name == "bfloat16":

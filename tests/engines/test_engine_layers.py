@@ -51,6 +51,11 @@ def test_names_are_the_nodes_where_there_is_no_metadata() -> None:
     )
 
 
+def test_two_convolutions_of_one_tensor_in_one_kernel_are_both_named() -> None:
+    (layer,) = layers(OLD | {"Name": "conv + relu || shortcut"})
+    assert layer.nodes == ("conv", "relu", "shortcut")
+
+
 def test_metadata_name_the_nodes_once() -> None:
     (layer,) = layers(NEW)
     assert layer.nodes == ("blocks.0/conv", "relu")

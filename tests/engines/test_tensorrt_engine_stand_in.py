@@ -97,14 +97,21 @@ def test_a_profile_that_the_builder_refuses_is_said(orin: Record) -> None:
         _build(profile=(shapes,))
 
 
-def test_a_timing_cache_of_another_board_is_started_again(orin: Record, tmp_path: Path) -> None:
-    (tmp_path / "timing.cache").write_bytes(b"of another board")
-    build = _build(timing_cache=tmp_path / "timing.cache")
-    assert build.notes == (
-        f"timing cache {tmp_path / 'timing.cache'} is of another device or TensorRT: not used, started again",
-    )
-    assert [call[1] for call in orin.calls if call[0] == "cache"] == [b"of another board", b""]
-    assert (tmp_path / "timing.cache").read_bytes() == b"new cache"
+@pytest.mark.parametrize(
+    ("content", "reason", "handed_over"),
+    [
+        (b"of another board", "of another device or TensorRT", [b"of another board", b""]),
+        (b"cut sh", "damaged", [b""]),
+    ],
+)
+def test_a_timing_cache_that_is_of_no_use_is_started_again(
+    orin: Record, tmp_path: Path, content: bytes, reason: str, handed_over: list[bytes]
+) -> None:
+    cache = tmp_path / "timing.cache"
+    cache.write_bytes(content)
+    assert _build(timing_cache=cache).notes == (f"timing cache {cache} is {reason}: not used, started again",)
+    assert [call[1] for call in orin.calls if call[0] == "cache"] == handed_over
+    assert cache.read_bytes() == b"new cache"
 
 
 def test_the_timing_cache_is_read_and_updated(orin: Record, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -152,7 +153,10 @@ def test_the_vendors_classes_have_what_is_called() -> None:
     engine = ("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape", "get_tensor_dtype")
     context = ("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3", "set_device_memory")
     for kind, names in (
-        (trt.ICudaEngine, (*engine, "create_execution_context", "device_memory_size_v2")),
+        (trt.ICudaEngine, (*engine, "create_execution_context", "device_memory_size_v2", "create_engine_inspector")),
+        (trt.EngineInspector, ("get_engine_information",)),
+        (trt.LayerInformationFormat, ("JSON",)),
+        (trt.IProfiler, ("report_layer_time",)),
         (trt.IExecutionContext, context),
         (trt.ExecutionContextAllocationStrategy, ("USER_MANAGED",)),
         (trt.TensorIOMode, ("INPUT",)),
@@ -178,3 +182,8 @@ def test_layers_are_timed_in_a_context_of_their_own(device: Device) -> None:
     assert len([call for call in device.calls if call[0] == "context"]) == 2
     np.testing.assert_array_equal(session.run_all({"x": X})["y"], X * 2)
     assert session.profile({"x": X}, 1) == (device.layers,)
+
+
+def test_layers_are_described_by_the_inspector(device: Device) -> None:
+    session = TensorRtSession(plan(2.0), TensorRtDevice("tensorrt"))
+    assert json.loads(session.layer_information())["Layers"] == ["conv1", "conv2 + relu"]

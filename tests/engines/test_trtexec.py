@@ -27,7 +27,10 @@ FEEDS = {"x": np.zeros((4, 3, 8, 8), np.float32)}
 
 @pytest.mark.parametrize(
     ("number", "version"),
-    [("8502", "8.5.2"), ("8602", "8.6.2"), ("100300", "10.3.0"), ("101602", "10.16.2"), ("110401", "11.4.1")],
+    [
+        *(("8502", "8.5.2"), ("8602", "8.6.2"), ("100300", "10.3.0"), ("101602", "10.16.2"), ("110401", "11.4.1")),
+        *(("11.1.0.106", "11.1.0"), ("10.3.0", "10.3.0")),
+    ],
 )
 def test_the_banner_tells_the_version(number: str, version: str) -> None:
     assert parse_version(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{number}] [b26] # trtexec") == version
@@ -99,6 +102,13 @@ def test_a_graph_that_was_not_captured_is_noticed(tmp_path: Path, monkeypatch: p
     opened = session(tmp_path, 4, 3, 8, 8, uncaptured=True)
     opened.time_runs(FEEDS, 1)
     assert opened.is_graph_captured is False
+
+
+def test_layers_are_described_where_trtexec_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "bin", monkeypatch)
+    described = session(tmp_path, "n", 3, 8, 8, info={"k": ["conv", "relu"]}).layer_information(FEEDS)
+    assert json.loads(described)["Layers"][0]["Metadata"] == "[ONNX Layer: conv][ONNX Layer: relu]"
+    assert session(tmp_path, "n", 3, 8, 8, fail=1).layer_information(FEEDS) == ""
 
 
 def test_an_engine_that_trtexec_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,15 +105,19 @@ def test_paths_with_blanks_and_long_names_of_machines(monkeypatch: pytest.Monkey
 
 
 def test_steps_of_a_board_build_with_both_builders(tmp_path: Path) -> None:
-    names = [name for name, _, _ in module._steps(tmp_path, ORIN)]
-    assert names[4:] == [
+    steps = module._steps(tmp_path, ORIN)
+    assert [name for name, _, _ in steps][4:] == [
         "export for this board",
         "build engines from Python",
         "run an engine",
         "time the engines",
+        "time their layers",
         "build engines with trtexec",
         "time them with trtexec",
+        "time their layers with trtexec",
     ]
+    tables = [command for name, command, _ in steps if "layers" in name]
+    assert all(command[-2:] == ("--latency-table", str(tmp_path / "table.json")) for command in tables)
 
 
 def test_a_trial_that_fails_or_hangs_is_a_line_of_the_report() -> None:

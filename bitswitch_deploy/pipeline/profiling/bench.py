@@ -12,12 +12,11 @@ import onnx
 from numpy.typing import NDArray
 
 from bitswitch_deploy.engines.input_signature import InputSignature
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode
 from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
-from bitswitch_deploy.profiling.layers import ProfiledRuns
+from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns
 from bitswitch_deploy.tensors import WidthAssignment
 
 Feeds = Mapping[str, NDArray[np.generic]]
@@ -37,12 +36,14 @@ class TimedSession(Protocol):
 class Bench(Protocol):
     """Candidates that are open in one engine.
 
-    name, version: of the engine. timed: what a latency covers. threads: inside one operator, None where that says
-    nothing. turn_ms: of one turn. reference: label of the float network, None where there is none. sessions: by label.
+    name, version: of the engine. device: (name, value) facts about what it runs on. timed: what a latency covers.
+    threads: inside one operator, None where that says nothing. turn_ms: of one turn. reference: label of the float
+    network, None where there is none. sessions: by label.
     """
 
     name: str
     version: str
+    device: tuple[tuple[str, str], ...]
     timed: str
     threads: int | None
     turn_ms: float
@@ -53,8 +54,11 @@ class Bench(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What the numbers need beside them, once everything is measured."""
 
-    def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
-        """What really runs; empty where the engine does not tell."""
+    def ownership(self, label: str, layers: Sequence[LayerName], profile: ProfiledRuns) -> Ownership:
+        """Whose time each of the profiled nodes of a candidate is.
+
+        layers: all layers of the master. profile: what `profile` found out about the candidate.
+        """
 
     def read_back(self, label: str) -> ReadBack | None:
         """What became of its graph in a TensorRT engine, where that is known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import trusted_record
 from bitswitch_deploy.errors import CheckFailedError, UnavailableError
@@ -34,7 +35,7 @@ def engine_file(package: Path, manifest: Manifest, graph: FileEntry, loader: Loa
         UnavailableError: it is not built, or for another device or TensorRT.
         CheckFailedError: it has no record, without `trust`; or it is not the engine of its record.
     """
-    built = package / f"{manifest.built_on_device}/{PurePosixPath(graph.path).stem}.engine"
+    built = package / (manifest.built_on_device or BUILD_FOLDER) / f"{PurePosixPath(graph.path).stem}.engine"
     exported = [entry for entry in manifest.files if entry.role == "engine" and entry.label == graph.label]
     if built.is_file():
         _check_record(built, loader)

@@ -10,16 +10,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode, optimized_nodes
+from bitswitch_deploy.engines.optimized_operators import optimized_nodes
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
 from bitswitch_deploy.profiling.interleave import TURN_MS
-from bitswitch_deploy.profiling.layers import ProfiledRuns
+from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns, owners
 
 REFERENCE = "float32"
 _PROFILE_TURNS = 10
@@ -37,6 +38,7 @@ class OnnxRuntimeBench:
     timed: str = "arrays in to arrays out, wall time of each call"
     turn_ms: float = TURN_MS
     notes: tuple[str, ...] = ()
+    device: tuple[tuple[str, str], ...]
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class OnnxRuntimeBench:
         stack: ExitStack,
     ) -> None:
         self.threads: int | None = threads
+        self.device = (("cpu features", " ".join(cpu_features())),)
         self._options = {key: value for key, value in manifest.stack if key.startswith("session.")}
         self._graphs: dict[str, bytes | Path] = {width.label: package / width.entry.path for width in widths}
         self.reference = REFERENCE if master is not None else None
@@ -59,12 +62,12 @@ class OnnxRuntimeBench:
         self.sessions: Mapping[str, TimedSession] = opened
         self.version = next(iter(opened.values())).environment.onnxruntime
 
-    def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
-        """What really runs."""
-        return optimized_nodes(self._graphs[label], session_options=self._options)
+    def ownership(self, label: str, layers: Sequence[LayerName], profile: ProfiledRuns) -> Ownership:
+        """By the graph that really runs."""
+        return Ownership(owner_of=owners(optimized_nodes(self._graphs[label], session_options=self._options), layers))
 
     def read_back(self, label: str) -> None:
-        """Nothing: its nodes tell."""
+        """Nothing: it is for TensorRT."""
 
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
         """The time of every operator of all candidates, in turns, and of whole runs without profiler next to them.

@@ -23,16 +23,18 @@ from bitswitch_deploy.pipeline.profiling.steps import (
     TimedBatch,
     batch_results,
     layer_names,
+    look_at_layers,
     measure_energy,
     profile_layers,
     time_batch,
 )
-from bitswitch_deploy.pipeline.profiling.table import check_table_request, latency_table, table_residuals
+from bitswitch_deploy.pipeline.profiling.table import check_layers, check_table_request, latency_table, table_residuals
 from bitswitch_deploy.pipeline.profiling.tensorrt_bench import TensorRtBench
 from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board, TrtexecBench, this_board
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import find_meter
 from bitswitch_deploy.profiling.board.host import Host
+from bitswitch_deploy.profiling.board.sensors import device_name
 from bitswitch_deploy.profiling.board.state import BoardRecord, BoardWatch
 from bitswitch_deploy.profiling.budget import judge_budget
 from bitswitch_deploy.profiling.drift import disturbance, drift
@@ -84,7 +86,8 @@ def profile(
         CheckFailedError: a file of the package is not as it was exported.
         PackageError: the manifest cannot be read.
         UsageError: an unknown width or engine, a master of another package, a batch that the graphs do not take.
-        UnavailableError: the engine is not here, or another profile is running on this machine.
+        UnavailableError: the engine is not here, it has no times for a latency table, or another profile is running on
+            this machine.
         OutputError: a file cannot be written.
     """
     host = host or Host()
@@ -94,14 +97,17 @@ def profile(
     widths = package_widths(request.package, manifest, request.widths)
     master = wanted_master(request, manifest)
     if request.latency_table is not None:
-        check_table_request(widths, request.batches, engine=engine, master=master)
+        check_table_request(widths, request.batches, engine=engine, target=target, master=master)
     check_turns(request.turns, request.duration_s)
     with ExitStack() as stack:
         stack.enter_context(host.alone())
         bench = _open(request, manifest, widths, master=master, board=board, stack=stack)
+        if request.latency_table is not None and engine != "onnxruntime":
+            # before minutes are spent: onnxruntime runs its nodes one by one, TensorRT may run several layers in one
+            check_layers(look_at_layers(bench, request.batches[0], layer_names(master), progress), widths)
         measured = _measured(bench, request, target, master, host, progress)
     result = _result(request, manifest, widths, measured)
-    return _with_files(request, result, widths, measured.layers[0], master, host)
+    return _with_files(request, result, widths, measured, master, host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,16 +184,19 @@ def _with_files(
     request: ProfileRequest,
     result: ProfileResult,
     widths: Sequence[Width],
-    layers: LayerProfiles,
+    measured: _Measured,
     master: Master | None,
     host: Host,
 ) -> ProfileResult:
     """Write the files that were asked for, of the first batch size; the result says how well the table predicts."""
+    layers = measured.layers[0]
     if request.trace is not None:
-        replace_file(request.trace, chrome_trace(layers.runs, layers.owners).encode())
+        owners = {label: ownership.owner_of for label, ownership in layers.ownership.items()}
+        replace_file(request.trace, chrome_trace(layers.runs, owners).encode())
     if request.latency_table is None:
         return result
-    table = latency_table(result, layers, widths, master, host)
+    about = (("processor", device_name(host) or "unknown"), *measured.bench.device)
+    table = latency_table(result, layers, widths, master, about)
     table.write(request.latency_table)
     return replace(result, residuals=table_residuals(table, result, widths))
 

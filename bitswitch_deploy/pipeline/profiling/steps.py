@@ -11,7 +11,6 @@ from time import perf_counter
 import numpy as np
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode
 from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.profiling.bench import Bench, Feeds
@@ -20,7 +19,7 @@ from bitswitch_deploy.profiling.board.energy import EnergyMeter
 from bitswitch_deploy.profiling.board.state import BoardWatch
 from bitswitch_deploy.profiling.feeds import make_feeds
 from bitswitch_deploy.profiling.interleave import Schedule, interleave, turn_medians
-from bitswitch_deploy.profiling.layers import LayerName, ProfiledRuns, operator_times, owners
+from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns, operator_times
 from bitswitch_deploy.profiling.result import CandidateResult, Energy, OperatorTime
 from bitswitch_deploy.profiling.statistics import Milliseconds, describe, ratio
 from bitswitch_deploy.profiling.verdict import cause_in_engine, cause_in_graph, speed_verdict
@@ -43,11 +42,10 @@ class TimedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProfiles:
-    """By label: the profiled runs, the layer of each node, the nodes that run, their times, and engines read back."""
+    """By label: the profiled runs, whose time each node is, the times, and engines read back."""
 
     runs: Mapping[str, ProfiledRuns] = field(default_factory=dict)
-    owners: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    nodes: Mapping[str, tuple[OptimizedNode, ...]] = field(default_factory=dict)
+    ownership: Mapping[str, Ownership] = field(default_factory=dict)
     times: Mapping[str, tuple[OperatorTime, ...]] = field(default_factory=dict)
     engines: Mapping[str, ReadBack] = field(default_factory=dict)
 
@@ -111,15 +109,30 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
         label: int(np.clip(_PROFILE_MS / _median(turns), 1, _MAX_PROFILED_RUNS)) for label, turns in timed.turns.items()
     }
     runs = bench.profile(timed.feeds, runs_of)
-    nodes = {label: bench.nodes(label) for label in runs}
-    owner_of = {label: owners(nodes[label], layers) for label in runs}
+    ownership = {label: bench.ownership(label, layers, profile) for label, profile in runs.items()}
     times = {
-        label: operator_times(profile, owner_of[label], p50_ms=_median(timed.turns[label]))
+        label: operator_times(profile, ownership[label].owner_of, p50_ms=_median(timed.turns[label]))
         for label, profile in runs.items()
     }
     progress.advance()
     engines = {label: found for label in runs if (found := bench.read_back(label)) is not None}
-    return LayerProfiles(runs=runs, owners=owner_of, nodes=nodes, times=times, engines=engines)
+    return LayerProfiles(runs=runs, ownership=ownership, times=times, engines=engines)
+
+
+def look_at_layers(
+    bench: Bench, batch: int, layers: Sequence[LayerName], progress: Progress
+) -> Mapping[str, Ownership]:
+    """Whose time the layers of each candidate would be, by a few runs of each.
+
+    Raises:
+        UsageError: the graphs do not take this batch.
+        BitswitchError: as the engine.
+    """
+    progress.start(f"looking at the layers, batch {batch}", 1)
+    feeds = make_feeds(next(iter(bench.sessions.values())).inputs, batch)
+    runs = bench.profile(feeds, dict.fromkeys(bench.sessions, 1))
+    progress.advance()
+    return {label: bench.ownership(label, layers, profile) for label, profile in runs.items()}
 
 
 def batch_results(

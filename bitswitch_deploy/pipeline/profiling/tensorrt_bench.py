@@ -10,17 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitswitch_deploy.engines.device_facts import device_facts
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
-from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
 from bitswitch_deploy.engines.timed_calls import time_calls
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
-from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
-from bitswitch_deploy.pipeline.profiling.tensorrt_layers import graph_of, layer_run
+from bitswitch_deploy.pipeline.profiling.engine_bench import EngineBench, layer_run
+from bitswitch_deploy.pipeline.profiling.engine_files import Loader
 from bitswitch_deploy.profiling.interleave import TURN_MS
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.runtime.load import RuntimeOptions, load
@@ -52,7 +49,7 @@ class _Timed:
         return time_calls(self._session.run_all, feeds, runs)
 
 
-class TensorRtBench:
+class TensorRtBench(EngineBench):
     """The engines of a package, as an application runs them. Unproven on hardware: see engines/tensorrt_session.py.
 
     Raises:
@@ -61,9 +58,7 @@ class TensorRtBench:
     """
 
     timed: str = "arrays in to arrays out, copies to and from the device included"
-    threads: int | None = None
     turn_ms: float = TURN_MS
-    reference: str | None
     notes: tuple[str, ...] = ()
 
     def __init__(
@@ -76,49 +71,41 @@ class TensorRtBench:
         stack: ExitStack,
         trust: bool,
     ) -> None:
-        self.reference = None
         self.name: str = module
-        try:
-            self.version = str(load_module(module).__version__)
-        except UnavailableError as exc:
-            raise UnavailableError(
-                where=f"--engine {module}",
-                got=f"no {module} on this machine: {exc.got}",
-                allowed=f"a machine that runs {module}",
-                do=f"copy the package to the board, and there: bitswitch-deploy profile {package.name}"
-                " (or time the graphs on this processor: --engine onnxruntime)",
-            ) from exc
+        version = _version(module, package)
         labels = tuple(width.label for width in widths)
         options = RuntimeOptions(warm=labels, trust_engines=trust)
         switcher = stack.enter_context(load(package, provider="tensorrt", width=labels[0], options=options))
+        loader = Loader(device=device_facts(), module=module, version=version, trust=trust)
+        super().__init__(package, manifest, widths, loader)
         sessions: dict[str, TimedSession] = {label: _AtWidth(switcher, label) for label in labels}
-        loader = Loader(device=device_facts(), module=module, version=self.version, trust=trust)
-        entries = {width.label: width.entry for width in widths}
-        for entry in reference_graphs(manifest):
-            self.reference = entry.label or entry.path
-            entries[self.reference] = entry
-        self._models = {label: graph_of(package / entry.path) for label, entry in entries.items()}
-        self._engines = {label: engine_file(package, manifest, entry, loader) for label, entry in entries.items()}
         self._device = TensorRtDevice(module)
         if self.reference is not None:
             sessions[self.reference] = _Timed(self._open(self.reference))
         self.sessions: Mapping[str, TimedSession] = sessions
 
-    def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
-        """The nodes of the ONNX graph, each under the name of the TensorRT layer that holds it."""
-        return graph_nodes(self._models[label].graph)
-
-    def read_back(self, label: str) -> ReadBack | None:
-        """What `build` found out."""
-        return kept_layers(self._engines[label], self._models[label])
-
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
         """The time of every TensorRT layer by IProfiler, in runs of their own, and whole runs without it."""
         profiles = {}
-        for label, model in self._models.items():
-            runs = tuple(layer_run(layers, model) for layers in self._open(label).profile(feeds, runs_of[label]))
+        for label in self._engines:
+            session = self._open(label)
+            self._inspected[label] = session.layer_information()
+            runs = tuple(layer_run(layers) for layers in session.profile(feeds, runs_of[label]))
             profiles[label] = ProfiledRuns(runs=runs, plain_ms=self.sessions[label].time_runs(feeds, runs_of[label]))
         return profiles
 
     def _open(self, label: str) -> TensorRtSession:
         return TensorRtSession(self._engines[label].read_bytes(), self._device)
+
+
+def _version(module: Module, package: Path) -> str:
+    try:
+        return str(load_module(module).__version__)
+    except UnavailableError as exc:
+        raise UnavailableError(
+            where=f"--engine {module}",
+            got=f"no {module} on this machine: {exc.got}",
+            allowed=f"a machine that runs {module}",
+            do=f"copy the package to the board, and there: bitswitch-deploy profile {package.name}"
+            " (or time the graphs on this processor: --engine onnxruntime)",
+        ) from exc

@@ -11,15 +11,12 @@ import onnx
 
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.input_signature import InputSignature
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode, graph_nodes
-from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.engines.trtexec import LocalTrtexec, Trtexec, TrtexecSession, parse_version, timing_flags
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
-from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
-from bitswitch_deploy.pipeline.profiling.tensorrt_layers import graph_of, layer_run
+from bitswitch_deploy.pipeline.profiling.engine_bench import EngineBench, layer_run
+from bitswitch_deploy.pipeline.profiling.engine_files import Loader
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
 
@@ -44,7 +41,7 @@ def this_board() -> Board:
     return Board(trtexec=LocalTrtexec(), facts=device_facts())
 
 
-class TrtexecBench:
+class TrtexecBench(EngineBench):
     """One trtexec for each turn of each width. Unproven on hardware: see engines/trtexec.py.
 
     Args:
@@ -58,9 +55,7 @@ class TrtexecBench:
 
     name: str = "trtexec"
     timed: str = "GPU time of an inference by trtexec, without copies, in a CUDA graph"
-    threads: int | None = None
     turn_ms: float = TURN_MS
-    reference: str | None
 
     def __init__(
         self,
@@ -72,16 +67,10 @@ class TrtexecBench:
         *,
         trust: bool,
     ) -> None:
-        self.version = parse_version(board.trtexec.run(("--help",)).log) or "of unknown version"
-        entries = {width.label: width.entry for width in widths}
-        self.reference = None
-        for entry in reference_graphs(manifest):
-            self.reference = entry.label or entry.path
-            entries[self.reference] = entry
-        self._models = {label: graph_of(package / entry.path) for label, entry in entries.items()}
-        flags = _flags(target, self.version)
-        loader = Loader(device=board.facts, module="tensorrt", version=self.version, trust=trust)
-        self._engines = {label: engine_file(package, manifest, entry, loader) for label, entry in entries.items()}
+        version = parse_version(board.trtexec.run(("--help",)).log) or "of unknown version"
+        flags = _flags(target, version)
+        loader = Loader(device=board.facts, module="tensorrt", version=version, trust=trust)
+        super().__init__(package, manifest, widths, loader)
         self._opened = {
             label: TrtexecSession(board.trtexec, engine, _inputs(self._models[label]), flags=flags)
             for label, engine in self._engines.items()
@@ -94,22 +83,15 @@ class TrtexecBench:
         lost = [label for label, session in self._opened.items() if session.is_graph_captured is False]
         return (f"{', '.join(lost)}: no CUDA graph was captured, so launches count as well",) if lost else ()
 
-    def nodes(self, label: str) -> tuple[OptimizedNode, ...]:
-        """The nodes of the ONNX graph, each under the name of the TensorRT layer that holds it."""
-        return graph_nodes(self._models[label].graph)
-
-    def read_back(self, label: str) -> ReadBack | None:
-        """What was found out when it was built."""
-        return kept_layers(self._engines[label], self._models[label])
-
     def profile(self, feeds: Feeds, runs_of: Mapping[str, int]) -> dict[str, ProfiledRuns]:
-        """The median time of each TensorRT layer, as one run; it belongs to the first ONNX node in its name."""
+        """The median time of each TensorRT layer, as one run, and whole runs without the profiler."""
         profiles = {}
         for label, session in self._opened.items():
-            layers = session.layer_times(feeds, runs_of[label])
-            run = layer_run([(layer.name, layer.median_ms) for layer in layers], self._models[label])
+            run = layer_run([(layer.name, layer.median_ms) for layer in session.layer_times(feeds, runs_of[label])])
             plain = session.time_runs(feeds, runs_of[label])
             profiles[label] = ProfiledRuns(runs=(run,), plain_ms=plain)
+            if label not in self._inspected:  # which takes seconds
+                self._inspected[label] = session.layer_information(feeds)
         return profiles
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -65,6 +65,8 @@ def budget_rows(
             master.
         InputFileError: a latency table that cannot be read or does not add up.
     """
+    read = _read_tables(tables)
+    budgets = [_with_table(budget, read) for budget in budgets]
     names = [f"{budget.resource}@{budget.target}" for budget in budgets]
     for name in names:
         if names.count(name) > 1:
@@ -84,11 +86,20 @@ def budget_rows(
         choices,
         macs=count_macs(master, layer_shapes(master, sample)),
         targets=targets,
-        tables=_read_tables(tables),
+        tables=read,
     )
     named = {budget.resource for budget in budgets if budget.target is None}
     counted = tuple(row for row in resources.counted() if row.name not in named)
     return Budgeted(rows=(*(resources.row(budget) for budget in budgets), *counted), checks=resources.checks)
+
+
+def _with_table(budget: Budget, tables: Sequence[LatencyTable]) -> Budget:
+    """A budget of latency under the name that tables have for its target: `jetson` is an alias, and a table of a target
+    of one's own may be all that is here of it.
+    """
+    if budget.resource != "latency_p50_ms" or budget.target is None or budget.target in [x.target for x in tables]:
+        return budget
+    return replace(budget, target=load_target(budget.target).target.name)
 
 
 def _read_tables(paths: Sequence[Path]) -> list[LatencyTable]:

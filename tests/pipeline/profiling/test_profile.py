@@ -17,25 +17,15 @@ from bitswitch_deploy.engines.read_back import NodePrecision, ReadBack
 from bitswitch_deploy.errors import CheckFailedError, InputFileError, UnavailableError, UsageError
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.master import assemble_master, read_master, write_master
-from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, profile, schedule_for
-from bitswitch_deploy.pipeline.progress import Silent
+from bitswitch_deploy.pipeline.profiling.profile import schedule_for
 from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.result import ProfileResult
 from tests.engines import fake_trtexec
 from tests.engines.tensorrt_device import install, plan
+from tests.pipeline.profiling.conftest import MASTER, put_reference, run
 from tests.profiling.board.machines import JETSON_FILES, X86_FILES, machine
-from tests.runtime.conftest import MIXED, Packages, packages
-
-__all__ = ["packages"]  # a fixture
-
-MASTER = "digits.safetensors"
-
-
-def run(package: Path, host: Host | None = None, **changes: object) -> ProfileResult:
-    arguments = {"package": package, "master": package.parent / MASTER, "turns": 6, "threads": 1}
-    return profile(ProfileRequest(**{**arguments, **changes}), Silent(), host=host)  # type: ignore[arg-type]
+from tests.runtime.conftest import MIXED, Packages
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +183,6 @@ def test_a_package_that_was_changed_is_not_timed(packages: Packages, tmp_path: P
         ({"latency_table": Path("t"), "batches": (1, 2)}, r"--latency-table: 2 batch sizes"),
         ({"latency_table": Path("t"), "widths": ("mixed",)}, r"--latency-table: no uniform width"),
         ({"latency_table": Path("t"), "master": None}, r"--latency-table: no master at hand"),
-        (
-            {"latency_table": Path("t"), "engine": "trtexec"},
-            r"--latency-table: the engine trtexec\n  allowed: onnxruntime",
-        ),
         ({"engine": "tensorrt"}, r"no tensorrt on this machine(.|\n)*bitswitch-deploy profile own"),
     ],
 )
@@ -216,38 +202,6 @@ def test_the_target_says_how_long() -> None:
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def jetson_package(packages: Packages, tmp_path: Path) -> Callable[[Callable[[int], bytes]], Path]:
-    """Turn the graphs into a package for a board, with engines that were built there."""
-
-    def write(engine: Callable[[int], bytes]) -> Path:
-        package = Path(copytree(packages.own, tmp_path / "package"))
-        document = json.loads((package / "manifest.json").read_text())
-        document["files"] = [each for each in document["files"] if each["label"] in ("w8", "w4")]
-        names = {each["path"] for each in document["files"]}
-        for path in package.iterdir():
-            if path.name not in (*names, "manifest.json"):
-                path.unlink()
-        document |= {"target": "jetson-orin-nano", "built_on_device": "on_device", "results": None}
-        document["stack"] = {"name": "6.2", "engine": "tensorrt"}
-        (package / "manifest.json").write_text(Manifest.from_json(json.dumps(document)).to_json())
-        (package / "on_device").mkdir()
-        for bits in (8, 4):
-            (package / "on_device" / f"digits-w{bits}.engine").write_bytes(engine(bits))
-        return package
-
-    return write
-
-
-def put_reference(package: Path) -> None:
-    """Add a graph that is the float network's, as far as a package is concerned."""
-    document = json.loads((package / "manifest.json").read_text())
-    entry = next(each for each in document["files"] if each["label"] == "w8")
-    document["files"].append(entry | {"path": "digits-fp16.onnx", "role": "reference", "label": "fp16"})
-    (package / "digits-fp16.onnx").write_bytes((package / entry["path"]).read_bytes())
-    (package / "manifest.json").write_text(json.dumps(document))
 
 
 def test_engines_are_timed_as_an_application_runs_them(
@@ -291,7 +245,7 @@ def test_the_fp16_engine_is_the_reference_where_the_package_has_one(
     # what IProfiler told, for each engine; by share, as all is scaled to what the whole takes without it
     for each in result.candidates:
         layers = {node.name: node.layer for node in each.layers}
-        assert layers == {"node_Conv_118": "conv1", "node_Conv_119": "blocks.0.conv1", "[x]": None}
+        assert layers == dict(zip((name for name, _ in device.layers), ("conv1", "blocks.0.conv1", None)))
         assert each.operators == (("TensorRT layer", 3),)
 
 
@@ -325,14 +279,25 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
         ("w4", 1.0),
     ]
     nodes = {node.name: (node.layer, node.ms) for node in result.candidates[0].layers}
-    assert nodes == {
-        "node_Conv_118": ("conv1", 0.5),
-        "node_Conv_119": ("blocks.0.conv1", 1.0),
-        "[x]": (None, 0.25),
-    }
+    assert nodes == dict(zip(names, (("conv1", 0.5), ("blocks.0.conv1", 1.0), (None, 0.25))))
     timed = [line for line in log.read_text().splitlines() if "--exportTimes" in line]
     assert all(" --useSpinWait --noDataTransfers --useCudaGraph --infStreams=1 " in line for line in timed)
     assert result.candidates[0].energy is None
+
+
+def test_since_tensorrt_11_the_same_is_measured_with_fewer_flags(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Spin wait and CUDA graph became defaults, transfers are off."""
+    log = fake_trtexec.install(tmp_path / "bin", monkeypatch, number="11.1.0.106")
+    package = jetson_package(lambda bits: json.dumps({"ms": 1.0, "layers": {"a": 1.0}}).encode())
+    result = run(package, machine(tmp_path / "board", {}), engine="trtexec", master=None, trust=True, widths=("w8",))
+    assert (result.engine_version, result.candidates[0].statistics.p95_ms) == ("11.1.0", 1.0)
+    timed = [line.split() for line in log.read_text().splitlines() if "--exportTimes" in line]
+    assert {word for words in timed for word in words if word.startswith(("--use", "--no", "--inf"))} == {
+        "--infStreams=1"
+    }
+    assert result.notes[-1] != "w8: no CUDA graph was captured, so launches count as well"
 
 
 def test_an_engine_that_is_not_the_one_of_its_record(

@@ -16,6 +16,7 @@ from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
 from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.pipeline.profiling import remote_host
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest
@@ -134,6 +135,27 @@ def test_turns_are_driven_from_here(board: Server, package: Path, tmp_path: Path
     assert board.left() == []
     check_board(result.board)
     wait_for_end(f"{board.home}/bin/tegrastats")
+
+
+def test_a_latency_table_of_that_board(board: Server, package: Path, tmp_path: Path) -> None:
+    """One kernel for each layer, in the order of the master, and nothing of the machine that drives it."""
+    convolutions = ("119", "120", "121", "122", "123", "124", "125")
+    times = {f"node_Conv_{number} + node_relu": (index + 1) / 64 for index, number in enumerate(convolutions)}
+    for label, ms in (("w8", 2.0), ("w4", 1.0)):
+        put_engine(package, label, {"ms": ms, "layers": times})
+    result = profiled(board, package, latency_table=tmp_path / "table.json")
+    table = read_latency_table(tmp_path / "table.json")
+    assert [[ms for _, ms in layer.latency_ms] for layer in table.layers] == [
+        [(each + 1) / 64] * 2 for each in (0, 1, 2, 3, 4, 5, 6)
+    ]
+    owned = sum(times.values())
+    assert (table.overhead_ms, table.end_to_end_ms) == (2.0 - owned, ((8, 2.0), (4, 1.0)))
+    assert [(each.label, each.predicted_ms) for each in result.residuals] == [("w8", 2.0), ("w4", 2.0)]
+    facts = dict(table.device)
+    assert (facts["processor"], facts["module"]) == ("NVIDIA Jetson Orin Nano Developer Kit", "p3767-0005")
+    assert (facts["power mode"], facts["l4t"], "cpu features" in facts) == ("15W", "36.4.3", False)
+    assert facts["MHz"] == "17000000.gpu 918, fastest cpu 1344, tegrastats GR3D 918"
+    assert board.left() == []
 
 
 def check_board(state: BoardRecord) -> None:
