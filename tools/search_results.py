@@ -216,8 +216,8 @@ def _printed(
 @main.command("against-uniform")
 @click.option("--master", type=PATH, required=True)
 @click.option("--data", type=PATH, help="Samples to search on, .npz.")
-@click.option("--test", type=PATH, help="Samples of the final test, .npz.")
-@click.option("--cifar10", type=PATH, help="The folder of CIFAR-10 instead of --data and --test.")
+@click.option("--test", type=PATH, help="Samples of the final test, .npz.  [default: the rest of --data]")
+@click.option("--cifar10", type=PATH, help="The folder of CIFAR-10 instead: its test images, for both.")
 @click.option("--averages", default="3,4,5", show_default=True)
 @click.option(
     "--per", type=click.Choice(list(BUDGETS)), default="weight", show_default=True, help="What averages count."
@@ -235,16 +235,19 @@ def against_uniform(
     """Searched, uniform and random assignments of the same average on the same test samples."""
     cache: Path = options["cache"]
     if cifar10 is not None:
-        data, test = _cifar10_files(cifar10, cache, options["test_samples"])
-    if data is None or test is None:
-        raise click.UsageError("name --cifar10, or --data and --test")
+        # on images that it was trained on a network is right at every width that it was trained at
+        data, test = _cifar10_files(cifar10, cache, options["test_samples"])[1], None
+    if data is None:
+        raise click.UsageError("name --cifar10 or --data")
     runs = [_run_average(master, data, test, float(word), options) for word in averages.split(",")]
     result = {"experiment": "against-uniform", "master_sha256": read_master(master).sha256, "runs": runs}
     result |= {key: options[key] for key in ("per", "samples", "randoms", "reestimate", "seed")}
     write(options["output"], {**result, **circumstances()})
 
 
-def _run_average(master: Path, data: Path, test: Path, average: float, options: dict[str, Any]) -> dict[str, Any]:
+def _run_average(
+    master: Path, data: Path, test: Path | None, average: float, options: dict[str, Any]
+) -> dict[str, Any]:
     cache: Path = options["cache"]
     request = SearchRequest(
         master=master,
