@@ -124,6 +124,30 @@ def test_formats_that_a_target_does_not_speed_up_collapse_and_are_named(tmp_path
         search(request(tmp_path, cache, budget, tables=(latency, latency), costs=costs))
 
 
+def test_costs_that_mislead_are_fitted_and_the_user_is_told(tmp_path: Path, cache: Path) -> None:
+    """Costs by hand that call the last layers the sensitive ones."""
+    master = read_master(bundled_master())
+    names = [layer.name for layer in master.spec.layers if not layer.pinned]
+    groups = tuple(
+        GroupCosts(
+            layers=(name,),
+            costs=tuple(
+                Cost(width=w, value=2**place * v, standard_error=0) for w, v in ((8, 0), (6, 1), (4, 4), (2, 16))
+            ),
+        )
+        for place, name in enumerate(names)
+    )
+    fields = {"master_sha256": master.sha256, "method": "hessian_trace", "samples_sha256": "", "n": 1, "groups": groups}
+    CostTable(**fields).write(tmp_path / "costs.json")  # type: ignore[arg-type]
+    report = search(request(tmp_path, cache, "avg_bits<=3", costs=tmp_path / "costs.json"))
+    assert report.rank_correlation is not None
+    assert report.rank_correlation < 0.7
+    assert report.n_refits >= 1
+    (note,) = [each for each in report.notes if "fitted to what was measured" in each]
+    assert f"(correlation {report.rank_correlation:.2f})" in note
+    assert f"{report.n_refit_candidates} more candidates came of it, {report.n_refit_taken or 'none'} of them" in note
+
+
 def test_samples_that_the_search_has_seen_are_not_tested_on(tmp_path: Path, cache: Path) -> None:
     found = sample_set("digits")
     assert found is not None
