@@ -174,10 +174,13 @@ def search_notes(report: SearchReport) -> list[str]:
     notes = []
     for check in report.table_checks:
         worst = max(check.errors_percent, key=lambda error: abs(error[1]))
+        predicted = dict(report.chosen.uses)[f"latency_p50_ms@{check.target}"]
         notes.append(
-            f"latency table of {check.target}: its layers add up to {worst[1]:+.1f} % of the whole at w{worst[0]}, the "
-            f"worst uniform width; {check.margin_ns / 1e6:.3g} ms are added to every prediction. Measure the exported "
-            "assignment with `profile` before relying on it"
+            f"latency table of {check.target}: {predicted:.4g} ms predicted for {report.chosen.label}. The layers add "
+            f"up to {worst[1]:+.1f} % of the whole at w{worst[0]}, the worst uniform width; "
+            f"{check.margin_ns / 1e6:.3g} ms are added to every prediction. "
+            "Before relying on it, measure what `export` makes of the assignment: "
+            "`bitswitch-deploy profile PACKAGE --latency-table FILE` shows each width, mixed too, beside its prediction"
         )
     return [*notes, *report.notes]
 

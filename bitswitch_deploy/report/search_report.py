@@ -72,6 +72,8 @@ class SearchReport:
     best_uniform: label of the best uniform width that keeps the budgets, empty where none does.
     front: assignments from dear to cheap, each better than all that are cheaper; empty without --pareto or --max-drop.
     swept: the resource of the front. rank_correlation: of predicted costs and measured losses, None below 5 candidates.
+    n_refits: times that costs which predicted poorly were fitted to what was measured; n_refit_candidates: what these
+    proposed; n_refit_taken: those of them that became the best so far, or part of the front.
     dominated: choices left out because another one is as good in everything.
     """
 
@@ -92,6 +94,9 @@ class SearchReport:
     n_candidates: int
     refine_moves: int
     rank_correlation: float | None
+    n_refits: int
+    n_refit_candidates: int
+    n_refit_taken: int
     dominated: tuple[Dominated, ...]
     table_checks: tuple[TableCheck, ...]
     notes: tuple[str, ...]

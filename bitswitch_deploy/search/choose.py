@@ -1,6 +1,7 @@
 """From a problem and a way to measure to the assignment that is taken: under budgets, or from a front.
 
-Predicted costs propose, measured losses decide. Uniform widths that keep the budgets are among the candidates always,
+Predicted costs propose, measured losses decide. Costs that rank the proposed assignments poorly are fitted to what was
+measured, and propose again. Uniform widths that keep the budgets are among the candidates always,
 so what comes out is as good as the best of them on the samples of the search.
 """
 
@@ -13,10 +14,11 @@ import numpy as np
 
 from bitswitch_deploy.search.candidates import near_optimal, sweep, usual_distance
 from bitswitch_deploy.search.costs import assignment_of
-from bitswitch_deploy.search.dominance import Dominated, remove_dominated
+from bitswitch_deploy.search.dominance import Dominated, remove_dominated, without
 from bitswitch_deploy.search.halving import halve
 from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.refine import refine
+from bitswitch_deploy.search.refit import refitted
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.search.statistics import rank_correlation
 from bitswitch_deploy.tensors import WidthAssignment
@@ -29,6 +31,11 @@ CANDIDATES_PER_LEVEL = 3
 BISECTIONS = 4
 FIRST_ROUND = 512
 _FEWEST_TO_CORRELATE = 5
+# Below this rank correlation costs of single layers do not say much about whole assignments.
+POOR_CORRELATION = 0.7
+MAX_REFITS = 2
+# Few: a fit adds a tenth to what a search of ResNet-20 measures.
+CANDIDATES_PER_REFIT = 4
 
 Measure = Callable[[Sequence[WidthAssignment], int], Sequence[Scores]]
 
@@ -42,12 +49,32 @@ class Measurement:
     scores: Scores
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """How well costs of single layers predicted whole assignments, and what was done about it.
+
+    correlation: rank correlation of predicted costs and losses on the samples of the first round, over all candidates;
+    None for fewer than 5, or where all have the same loss. refits: fits of the costs to these losses.
+    n_proposed: candidates that these proposed. n_taken: those of them that became the best, or part of the front.
+    """
+
+    correlation: float | None
+    refits: int = 0
+    n_proposed: int = 0
+    n_taken: int = 0
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether the costs ranked the candidates too poorly to rely on them."""
+        return self.correlation is not None and self.correlation < POOR_CORRELATION
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Choice:
     """What was chosen and from what.
 
-    front: from dear to cheap in the swept resource. n_candidates: measured ones. correlation: of predicted cost and
-    measured loss over them.
+    front: from dear to cheap in the swept resource. n_candidates: those that were measured on all samples.
+    dominated: choices that no candidate was proposed with.
     """
 
     chosen: Measurement
@@ -55,7 +82,7 @@ class Choice:
     n_candidates: int
     moves: int
     dominated: tuple[Dominated, ...]
-    correlation: float | None
+    prediction: Prediction
 
 
 class Chooser:
@@ -68,6 +95,8 @@ class Chooser:
     def __init__(self, problem: Problem, measure: Measure, n: int) -> None:
         self._problem, self._measure, self._n = problem, measure, n
         self._known: dict[Selection, Measurement] = {}
+        # of everything that was measured at all, on the samples that all of it has seen
+        self._first_losses: dict[Selection, float] = {}
 
     def under_budgets(self) -> Choice:
         """The assignment of least measured loss that keeps every budget.
@@ -75,13 +104,21 @@ class Chooser:
         Raises:
             UsageError: the budgets leave none.
         """
-        fewer, dominated = remove_dominated(self._problem)
-        solutions = near_optimal(fewer, count=CANDIDATES, distance=usual_distance(fewer))
-        best = self._best([self._selection(fewer, each.selection) for each in solutions] + self.feasible_uniform())
-        refined = refine(self._problem, best.selection, best.scores, self._scores, tries=len(self._problem.groups))
+        _, dominated = remove_dominated(self._problem)
+
+        def propose(problem: Problem, count: int) -> list[Selection]:
+            fewer = without(problem, dominated)
+            solutions = near_optimal(fewer, count=count, distance=usual_distance(fewer))
+            return [self._selection(fewer, each.selection) for each in solutions]
+
+        self._compete(propose(self._problem, CANDIDATES) + self.feasible_uniform())
+        problem, prediction, proposed = self._refit(self._problem, lambda fit: propose(fit, CANDIDATES_PER_REFIT))
+        best = min(self._known.values(), key=lambda each: each.scores.mean_loss)
+        prediction = replace(prediction, n_taken=int(best.selection in proposed))
+        refined = refine(problem, best.selection, best.scores, self._scores, tries=len(problem.groups))
         self._remember(refined.selection, refined.scores)
         chosen = self._known[refined.selection]
-        return self._choice(chosen, (), refined.moves, dominated)
+        return self._choice(chosen, (), refined.moves, dominated, prediction)
 
     def on_front(self, swept: Row, *, max_drop: float | None, done: Callable[[], object] = lambda: None) -> Choice:
         """The front over one resource, and of it the cheapest that is right on at most `max_drop` points less.
@@ -95,30 +132,66 @@ class Chooser:
         """
         bounded = replace(swept, cap=swept.maximum if swept.cap is None else swept.cap)
         problem = replace(self._problem, rows=tuple(bounded if row is swept else row for row in self._problem.rows))
-        fewer, dominated = remove_dominated(problem)
-        row = fewer.rows[problem.rows.index(bounded)]
-        for level in sweep(fewer, row, levels=LEVELS, count=CANDIDATES_PER_LEVEL, done=done):
-            self._best([self._selection(fewer, each.selection) for each in level.solutions])
+
+        _, dominated = remove_dominated(problem)
+        place = self._problem.rows.index(swept)
+
+        def levels(problem: Problem, count: int) -> list[list[Selection]]:
+            fewer = without(problem, dominated)
+            found = sweep(fewer, fewer.rows[place], levels=LEVELS, count=count, done=done)
+            return [[self._selection(fewer, each.selection) for each in level.solutions] for level in found]
+
+        for level in levels(problem, CANDIDATES_PER_LEVEL):
+            self._compete(level)
         self._scores(self.feasible_uniform())
+        fit, prediction, proposed = self._refit(problem, lambda fit: [each for (each,) in levels(fit, 1)])
+        prediction = replace(prediction, n_taken=sum(each.selection in proposed for each in self._front(swept)))
         if max_drop is None:
             front = self._front(swept)
-            return self._choice(min(front, key=lambda each: each.scores.mean_loss), front, 0, dominated)
+            chosen = min(front, key=lambda each: each.scores.mean_loss)
+            return self._choice(chosen, front, 0, dominated, prediction)
         ((_, highest), *_) = self._problem.uniform()
         (reference,) = self._scores([highest])
         limit = reference.right_percent - max_drop
-        chosen = self._within(swept, limit)
-        if chosen is None:
+        within = self._within(swept, limit)
+        if within is None:
             raise LookupError(f"nothing within {max_drop:g} points")
-        chosen = self._closer(fewer, row, swept, limit, chosen)
-        return self._choice(chosen, self._front(swept), 0, dominated)
+        chosen = self._closer(without(fit, dominated), swept, limit, within)
+        return self._choice(chosen, self._front(swept), 0, dominated, prediction)
+
+    def _refit(
+        self, problem: Problem, propose: Callable[[Problem], list[Selection]]
+    ) -> tuple[Problem, Prediction, set[Selection]]:
+        """Fit costs that predict poorly to what was measured, and measure what they propose, twice at most.
+
+        Returns:
+            The problem with the costs to rely on, what became of them, and what was proposed.
+        """
+        prediction, proposed, fit = Prediction(correlation=self._correlation()), set[Selection](), problem
+        while prediction.is_poor and prediction.refits < MAX_REFITS:
+            fit = refitted(problem, self._first_losses)
+            new = [each for each in propose(fit) if each not in self._first_losses]
+            prediction = replace(prediction, refits=prediction.refits + 1, n_proposed=prediction.n_proposed + len(new))
+            if not new:
+                break
+            self._compete(new)
+            proposed |= set(new)
+        return fit, prediction, proposed
+
+    def _correlation(self) -> float | None:
+        costs = np.array([self._problem.cost(each) for each in self._first_losses])
+        losses = np.array(list(self._first_losses.values()))
+        is_telling = len(losses) >= _FEWEST_TO_CORRELATE and losses.min() < losses.max()
+        return rank_correlation(costs, losses) if is_telling else None
 
     def _within(self, swept: Row, limit: float) -> Measurement | None:
         """The cheapest of the front that is right on `limit` percent."""
         within = [each for each in self._front(swept) if each.scores.right_percent >= limit]
         return within[-1] if within else None
 
-    def _closer(self, fewer: Problem, row: Row, swept: Row, limit: float, chosen: Measurement) -> Measurement:
+    def _closer(self, fewer: Problem, swept: Row, limit: float, chosen: Measurement) -> Measurement:
         """Measure between the cheapest within the limit and the next cheaper one, which is not, by halves."""
+        row = fewer.rows[self._problem.rows.index(swept)]
         totals = [swept.total(each.selection) for each in self._front(swept)]
         high = swept.total(chosen.selection)
         low = max((total for total in totals if total < high), default=high)
@@ -129,7 +202,7 @@ class Chooser:
             bound = replace(row, cap=cap)
             bounded = replace(fewer, rows=tuple(bound if other is row else other for other in fewer.rows))
             found = near_optimal(bounded, count=CANDIDATES_PER_LEVEL, distance=usual_distance(fewer))
-            self._best([self._selection(fewer, each.selection) for each in found])
+            self._compete([self._selection(fewer, each.selection) for each in found])
             cheaper = self._within(swept, limit)
             if cheaper is not None and swept.total(cheaper.selection) <= cap:
                 chosen, high = cheaper, swept.total(cheaper.selection)
@@ -150,12 +223,18 @@ class Chooser:
                 front.append(each)
         return tuple(reversed(front))
 
-    def _best(self, selections: Sequence[Selection]) -> Measurement:
+    def _compete(self, selections: Sequence[Selection]) -> None:
+        """Measure by halving; the survivors are known then."""
         by_assignment = {assignment_of(self._problem.widths(each)): each for each in selections}
-        survivors = halve(list(by_assignment), self._measure, start=FIRST_ROUND, total=self._n)
-        for survivor in survivors:
+
+        def measure(wanted: Sequence[WidthAssignment], n: int) -> Sequence[Scores]:
+            scores = self._measure(wanted, n)
+            for assignment, each in zip(wanted, scores):
+                self._first_losses[by_assignment[assignment]] = each.first(FIRST_ROUND).mean_loss
+            return scores
+
+        for survivor in halve(list(by_assignment), measure, start=FIRST_ROUND, total=self._n):
             self._remember(by_assignment[survivor.assignment], survivor.scores)
-        return self._known[by_assignment[survivors[0].assignment]]
 
     def _scores(self, selections: Sequence[Selection]) -> Sequence[Scores]:
         scores = self._measure([assignment_of(self._problem.widths(each)) for each in selections], self._n)
@@ -165,22 +244,25 @@ class Chooser:
 
     def _remember(self, selection: Selection, scores: Scores) -> None:
         assignment = assignment_of(self._problem.widths(selection))
+        self._first_losses[selection] = scores.first(FIRST_ROUND).mean_loss
         self._known[selection] = Measurement(selection=selection, assignment=assignment, scores=scores)
 
     def _selection(self, fewer: Problem, selection: Selection) -> Selection:
         return self._problem.selection(fewer.widths(selection))
 
     def _choice(
-        self, chosen: Measurement, front: tuple[Measurement, ...], moves: int, dominated: tuple[Dominated, ...]
+        self,
+        chosen: Measurement,
+        front: tuple[Measurement, ...],
+        moves: int,
+        dominated: tuple[Dominated, ...],
+        prediction: Prediction,
     ) -> Choice:
-        known = list(self._known.values())
-        costs = np.array([self._problem.cost(each.selection) for each in known])
-        losses = np.array([each.scores.mean_loss for each in known])
         return Choice(
             chosen=chosen,
             front=front,
-            n_candidates=len(known),
+            n_candidates=len(self._known),
             moves=moves,
             dominated=dominated,
-            correlation=rank_correlation(costs, losses) if len(known) >= _FEWEST_TO_CORRELATE else None,
+            prediction=prediction,
         )

@@ -6,6 +6,7 @@ the bytes of 8 bits, and lose accuracy.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from bitswitch_deploy.search.problem import Group, Problem
@@ -25,21 +26,26 @@ def remove_dominated(problem: Problem) -> tuple[Problem, tuple[Dominated, ...]]:
 
     Of two choices that are equal in everything the wider one stays.
     """
-    kept: list[list[int]] = []
-    removed = []
-    for index, group in enumerate(problem.groups):
-        winners = {k: _dominator(problem, index, k) for k in range(len(group.widths))}
-        kept.append([k for k, winner in winners.items() if winner is None])
-        removed += [
-            Dominated(group=group.name, width=group.widths[k], by=group.widths[winner])
-            for k, winner in winners.items()
-            if winner is not None
-        ]
+    dominated = tuple(
+        Dominated(group=group.name, width=group.widths[k], by=group.widths[winner])
+        for index, group in enumerate(problem.groups)
+        for k in range(len(group.widths))
+        if (winner := _dominator(problem, index, k)) is not None
+    )
+    return without(problem, dominated), dominated
+
+
+def without(problem: Problem, dominated: Iterable[Dominated]) -> Problem:
+    """The problem without these choices; its rows stay in order."""
+    left_out = {(each.group, each.width) for each in dominated}
+    kept = [
+        [k for k, width in enumerate(group.widths) if (group.name, width) not in left_out] for group in problem.groups
+    ]
     groups = tuple(_only(group, ks) for group, ks in zip(problem.groups, kept))
     rows = tuple(
         replace(row, use=tuple(tuple(use[k] for k in ks) for use, ks in zip(row.use, kept))) for row in problem.rows
     )
-    return Problem(groups=groups, rows=rows), tuple(removed)
+    return Problem(groups=groups, rows=rows)
 
 
 def _only(group: Group, ks: list[int]) -> Group:

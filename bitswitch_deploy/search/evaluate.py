@@ -40,6 +40,7 @@ BATCH = 64
 # Of one batch of inputs: a session keeps the memory of its activations, 60 times as much for ResNet-50.
 _BATCH_BYTES = 2**22
 BACKENDS = ("threading", "loky", "dask", "ray")
+_TASKS_PER_PART = 4
 _VERSION = 3
 # The other workers wait for the adapter that the first one builds, instead of building the same.
 _ONE_BUILDS = threading.Lock()
@@ -169,6 +170,9 @@ class Evaluator:
         if self._workers.jobs == 1 or len(tasks) < 2:
             yield from map(_compute, tasks)
             return
+        if self._workers.backend == "ray":
+            yield from self._run_in_parts(tasks)
+            return
         with _configured(self._workers):
             parallel = joblib.Parallel(return_as="generator")
             results = parallel(joblib.delayed(_compute)(task) for task in tasks)
@@ -180,6 +184,13 @@ class Evaluator:
                 warnings.simplefilter("ignore")
                 results.close()
             _BUSY.stop()
+
+    def _run_in_parts(self, tasks: Sequence[_Task]) -> Generator[list[Scores]]:
+        """For Ray, whose backend (2.60) hands out no result before all are there: an interrupt loses one part only."""
+        size = _TASKS_PER_PART * self._workers.jobs
+        with _configured(self._workers), joblib.Parallel() as parallel:
+            for start in range(0, len(tasks), size):
+                yield from parallel(joblib.delayed(_compute)(task) for task in tasks[start : start + size])
 
 
 def _compute(task: _Task) -> list[Scores]:

@@ -98,8 +98,10 @@ class Resources:
         return self._row(budget.resource, budget.text, budget.limit, budget.target)
 
     def counted(self) -> tuple[Row, ...]:
-        """Rows without a limit of everything that needs no target and no table."""
-        return tuple(self._row(name, name, None, None) for name in ("avg_bits", "avg_weight_bits", "bytes", "bops"))
+        """Rows without a limit of everything that needs no target, and of every latency table."""
+        plain = tuple(self._row(name, name, None, None) for name in ("avg_bits", "avg_weight_bits", "bytes", "bops"))
+        times = (self._row("latency_p50_ms", f"latency_p50_ms@{target}", None, target) for target in self._tables)
+        return (*plain, *times)
 
     def _row(self, resource: str, name: str, limit: object, target: str | None) -> Row:
         use, base, per_unit = self._measure(resource, target, name)

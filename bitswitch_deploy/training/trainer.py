@@ -56,13 +56,17 @@ def run_stage(
     plan: RunPlan,
     reached: Callable[[Milestone], dict[str, float] | None] | None = None,
 ) -> None:
-    """Train from `plan.start` to `plan.stop`.
+    """Train from `plan.start` to `plan.stop`; where no step is left, say so and leave the stage as it is.
 
     reached: called every `save_every` steps and at the end; gives accuracies to show, if it measured.
 
     Raises:
         CheckFailedError: the loss or a gradient is not finite; the message names width and layer.
     """
+    if plan.start >= plan.stop:
+        if replica_index() == 0:
+            Console(stderr=True).print(f"{stage.name}: done before, {plan.start} of {plan.total} mini-batches")
+        return
     recent: list[tuple[float, ...]] = []
     with _progress() as progress:
         task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss=float("nan"))

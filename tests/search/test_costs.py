@@ -91,6 +91,22 @@ def test_where_losses_add_up_the_prediction_is_exact() -> None:
     assert table[0].costs[2].standard_error == pytest.approx(spread, rel=1e-6)
 
 
+def test_costs_of_parts_of_the_samples_average_to_those_of_all() -> None:
+    losses = {width: np.random.default_rng(width).normal(9 - width, 1, 90) for width in (8, 4, 2)}
+
+    def of(part: slice) -> list[float]:
+        def measure(wanted: Sequence[WidthAssignment]) -> list[Scores]:
+            rows = [losses[each.bits_of("a")][part] for each in wanted]
+            return [Scores(loss=row, right=np.ones(len(row), bool)) for row in rows]
+
+        (group,) = measured_costs([("a",)], (8, 4, 2), {"a": 8}, measure)
+        return [cost.value for cost in group.costs]
+
+    parts = [of(slice(start, start + 30)) for start in (0, 30, 60)]
+    assert np.mean(parts, axis=0) == pytest.approx(of(slice(0, 90)), abs=1e-12)
+    assert [part[0] for part in parts] == [0, 0, 0]
+
+
 def test_the_default_of_an_assignment_is_what_most_layers_have() -> None:
     assert assignment_of({"a": 4, "b": 4, "c": 8}) == WidthAssignment(
         default=4, overrides=(("a", 4), ("b", 4), ("c", 8))

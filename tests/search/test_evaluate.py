@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -172,6 +174,51 @@ def test_workers_of_a_cluster_are_started_once(monkeypatch: pytest.MonkeyPatch) 
         evaluate._connect("dask")
     evaluate._connect.cache_clear()
     assert started == ["client"]
+
+
+_ON_RAY = """
+import sys
+from pathlib import Path
+import ray
+from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.master import read_master
+from bitswitch_deploy.pipeline.inputs import load_samples
+from bitswitch_deploy.search import evaluate
+from bitswitch_deploy.search.evaluate import Evaluator, Workers
+from bitswitch_deploy.search.samples import store_samples
+from bitswitch_deploy.search.store import ScoreStore
+from bitswitch_deploy.tensors import WidthAssignment
+folder = Path(sys.argv[1])
+pool = load_samples(read_master(bundled_master()), sample_set("digits").test, limit=None)
+samples = store_samples(folder, pool.source.read(0, 300), pool.y[:300])
+mixed = WidthAssignment(default=8, overrides=(("blocks.0.conv1", 2), ("blocks.2.conv2", 4)))
+wanted = [mixed, *(WidthAssignment(default=bits) for bits in (8, 6, 4, 2))]
+evaluate._TASKS_PER_PART = 1  # so five tasks go in three parts
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+for name, workers in (("serial", Workers()), ("ray", Workers(jobs=2, backend="ray"))):
+    computed = []
+    store = ScoreStore(folder=folder / name)
+    found = Evaluator(bundled_master(), samples, store, workers=workers, computed=computed.append).measure(wanted)
+    print(name, [each.mean_loss for each in found], sum(computed))
+"""
+
+
+def test_two_workers_of_ray_give_the_same_scores(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="extra `ray` is not installed")
+    # in a process of its own: Ray leaves threads and sockets behind that warn, and warnings are errors here
+    root, patient = Path(__file__).parents[2], {**os.environ, "RAY_raylet_start_wait_time_s": "120"}
+    command = [sys.executable, "-c", _ON_RAY, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=patient)
+    assert run.returncode == 0, run.stderr
+    serial, on_ray = (line.partition(" ")[2] for line in run.stdout.splitlines() if line.startswith(("serial", "ray ")))
+    assert on_ray == serial
+    assert serial.endswith("] 1500")
+    files = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).glob("??/*.npz")}
+        for name in ("serial", "ray")
+    ]
+    assert len(files[0]) == 5 * 2
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray.util.joblib")])

@@ -56,6 +56,18 @@ def test_rows_of_bits() -> None:
     assert row(master, "bops<=5k").use[0] == (64000, 36000, 16000, 4000)
 
 
+@pytest.mark.parametrize("k", range(4))
+def test_average_bits_of_a_uniform_width_are_that_width_by_layer_by_weight_and_by_bytes(k: int) -> None:
+    master = every_operator()
+    selection = (k,) * 4
+    for name in ("avg_bits", "avg_weight_bits"):
+        counted = row(master, f"{name}<=8")
+        assert counted.total(selection) == WIDTHS[k] * counted.per_unit
+    scales = sum(4 * master.tensors[each.weight_scale].size for each in master.spec.layers)
+    n_weights = sum(master.tensors[each.weight].size for each in master.spec.layers)
+    assert 8 * (row(master, "bytes<=1M").total(selection) - scales) == WIDTHS[k] * n_weights
+
+
 def test_a_network_with_a_fixed_batch_size_is_seen_by_one_sample() -> None:
     text = 'net (float[4, 2] x, float[2, 3] "fc.weight") => (float[4, 3] logits) { logits = MatMul (x, "fc.weight") }'
     master = build(text, [layer("fc", "MatMul", activation="signed")])

@@ -120,7 +120,7 @@ def test_equal_layers_get_equal_widths() -> None:
     assert bits(problem([tuple(4.0**-b for b in WIDTHS)] * 5, average_row(5, 4))) == (4,) * 5
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(200))
 def test_solver_programme_and_brute_force_agree(seed: int) -> None:
     random = np.random.default_rng(seed)
     n_layers, n_rows = int(random.integers(2, 7)), int(random.integers(1, 5))

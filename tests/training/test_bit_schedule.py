@@ -40,6 +40,16 @@ def test_evenly_spread_weights(bits: int) -> None:
     assert near_boundaries(x, bits) == pytest.approx(0.25 - 0.25 / 2**bits)
 
 
+def test_restlessness_of_evenly_spread_weights() -> None:
+    """Mean over the widths 2 to 6 of the share near a boundary, divided by the width."""
+    shares = {}
+    for bits in (2, 3, 4, 5, 6):
+        low, high, n = -(2 ** (bits - 1)) - 0.5, 2 ** (bits - 1) - 0.5, 2**bits * 64
+        shares[bits] = near_boundaries(torch.linspace(low, high, 2 * n + 1, dtype=torch.float64)[1::2], bits)
+    assert list(shares.values()) == [0.1875, 0.21875, 0.234375, 0.2421875, 0.24609375]
+    assert sum(share / bits for bits, share in shares.items()) / 5 == pytest.approx(0.0629427, abs=5e-8)
+
+
 def test_the_outer_sides_have_no_boundary() -> None:
     assert near_boundaries(torch.tensor([-2.5, 1.5, 1.49, -2.49]), 2) == 0.0
     assert near_boundaries(torch.tensor([-1.5, -0.5, 0.5]), 2) == 1.0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitswitch_deploy.training.hessian import Trace, hessian_traces
+from tests.graph.masters import build, layer
+from tests.search.masters import EVERY_OPERATOR
+from tools.hessian_costs import costs_of
 
 NOTHING = [(torch.zeros(1, 1), torch.zeros(1))]
 
@@ -31,6 +37,22 @@ def test_the_standard_error_is_honest() -> None:
     assert 50 <= inside <= 60
 
 
+def test_two_hundred_estimates_stay_within_four_standard_errors() -> None:
+    """Of 64 vectors each, and the error shrinks with the root of their number: variance of one vector 180."""
+    w = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+
+    def found(seed: int, vectors: int) -> float:
+        return hessian_traces(lambda x, y: 0.5 * w.sum() ** 2, {"w": w}, NOTHING, seed=seed, max_vectors=vectors)[
+            "w"
+        ].trace
+
+    many, few = ([found(seed, vectors) for seed in range(200)] for vectors in (64, 16))
+    assert max(abs(trace - 10) for trace in many) < 4 * (180 / 64) ** 0.5
+    assert statistics.mean(many) == pytest.approx(10, abs=4 * (180 / 64 / 200) ** 0.5)
+    spreads = [statistics.pstdev(traces) for traces in (few, many)]
+    assert spreads == pytest.approx([(180 / vectors) ** 0.5 for vectors in (16, 64)], rel=0.2)  # root of 4 apart
+
+
 def test_it_goes_on_until_the_error_is_small_or_time_is_up() -> None:
     w = torch.zeros(10, dtype=torch.float64, requires_grad=True)
 
@@ -41,6 +63,56 @@ def test_it_goes_on_until_the_error_is_small_or_time_is_up() -> None:
     assert found.standard_error <= 0.1 * found.trace
     assert 100 < found.n_vectors < 400
     assert hessian_traces(loss, {"w": w}, NOTHING, seed=0, max_vectors=40)["w"].n_vectors == 40
+
+
+def test_linear_least_squares() -> None:
+    """Loss ||Wx - y||^2 / 2: the trace is outputs x mean ||x||^2, and per weight mean ||x||^2 / inputs."""
+    torch.manual_seed(1)
+    x, y = torch.randn(20, 6, dtype=torch.float64), torch.zeros(20)
+    w = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    norm = float((x**2).sum(1).mean())
+    for batches in ([(x, y)], [(x[:13], y[:13]), (x[13:], y[13:])]):
+        found = hessian_traces(
+            lambda a, b: 0.5 * ((a @ w.T) ** 2).sum(1).mean(), {"w": w}, batches, seed=0, tolerance=0.02
+        )["w"]
+        assert abs(found.trace - 3 * norm) < 4 * found.standard_error
+        assert found.trace == pytest.approx(3 * norm, rel=0.06)
+        assert found.mean == pytest.approx(norm / 6, rel=0.06)
+
+
+def test_weights_that_the_loss_does_not_see_halve_the_mean_and_leave_the_cost_alone() -> None:
+    """tr(H) / n * ||dW||^2: twice the weights, the new half without an error, at half the mean."""
+    torch.manual_seed(4)
+    x = torch.randn(30, 5, dtype=torch.float64)
+
+    def mean_of(unseen: int) -> float:
+        w = torch.randn(5 + unseen, dtype=torch.float64, requires_grad=True)
+        loss = lambda a, _: 0.5 * ((a @ w[:5]) ** 2).mean()  # noqa: E731
+        found = hessian_traces(loss, {"w": w}, [(x, x[:, 0])], seed=0, tolerance=0.01, max_vectors=2000)["w"]
+        return found.mean
+
+    assert mean_of(5) == pytest.approx(mean_of(0) / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_width_loses_grows_sixteenfold_with_two_bits_less(seed: int) -> None:
+    """Gaussian codes; the stored width loses nothing. Costs are traces per weight times ||dW||^2, with their errors."""
+    weights = np.random.default_rng(seed).normal(0, 40, (144, 6)).round().clip(-128, 127).astype(np.int8)
+    names = (("conv", "Conv"), ("up", "ConvTranspose"), ("mat", "MatMul"), ("fc", "Gemm"))
+    layers = [layer(name, operator) for name, operator in names]  # type: ignore[arg-type]
+    master = build(EVERY_OPERATOR, layers, tensors={"mat.weight": weights})
+    trace = Trace(trace=864.0, standard_error=86.4, n_vectors=32, n_weights=864)
+    costs = {each.width: each for each in costs_of(master, layers[2], trace).costs}
+    scale = float(np.asarray(master.tensors[layers[2].weight_scale]).reshape(-1)[0])
+    wide = weights.astype(np.int64)
+    for bits in (6, 4, 2):
+        step = 2 ** (8 - bits)
+        codes = np.floor(wide / step + 0.5).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        assert costs[bits].value == pytest.approx(scale**2 * ((wide - step * codes) ** 2).sum(), rel=1e-5)
+        assert costs[bits].standard_error == pytest.approx(0.1 * costs[bits].value)
+    assert costs[8].value == 0
+    ratios = [costs[narrow].value / costs[wider].value for wider, narrow in ((6, 4), (4, 2))]
+    assert all(8 < ratio < 24 for ratio in ratios), ratios
 
 
 def test_softmax_regression() -> None:

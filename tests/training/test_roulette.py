@@ -64,6 +64,22 @@ def test_simulated_shares(sigma: float, sensitive: bool) -> None:
     assert both == pytest.approx(expected[3] * sigma / 4, abs=0.02)
 
 
+def test_no_draw_of_many_leaves_the_wheel() -> None:
+    rs = [*np.random.default_rng(0).random(20_000).tolist(), 0.0, math.nextafter(1.0, 0), 1.0]
+    for sensitive in (True, False):
+        assert {spin(r, WIDTHS, sensitive=sensitive) for r in rs} == set(WIDTHS)
+
+
+@pytest.mark.parametrize("sigma", [0.25, 0.5, 1.0])
+def test_mean_bits_over_the_passes_of_a_step(sigma: float) -> None:
+    """(1 - sigma) * 5 + sigma * 6 of a sensitive layer, whatever the threshold 5 of another."""
+    generator, n = np.random.default_rng(1), 1500
+    drawn = [draw_widths(base, LAYERS, ("a",), sigma=sigma, generator=generator) for base in WIDTHS for _ in range(n)]
+    means = {name: float(np.mean([each.bits_of(name) for each in drawn])) for name in LAYERS}
+    allowed = 4 * np.std([each.bits_of("b") for each in drawn]) / math.sqrt(len(drawn))
+    assert means == pytest.approx({"a": (1 - sigma) * 5 + sigma * 6, "b": 5.0}, abs=float(allowed))
+
+
 def test_without_a_chance_to_leave_all_keep_the_base() -> None:
     for base in WIDTHS:
         drawn = draw_widths(base, LAYERS, ("a",), sigma=0.0, generator=np.random.default_rng(0))

@@ -151,3 +151,13 @@ class TestResume:
         state = {**stage_state(stage, 2, 12), **change}
         with pytest.raises(CheckpointError, match=message):
             restore_stage(stage, state, 12, "run.state")
+
+
+def test_a_stage_without_a_step_left_says_so_and_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = joint()
+    run_stage(stage, tiny_batches(), plan(0, 12))
+    capsys.readouterr()
+    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    run_stage(stage, tiny_batches(), plan(12, 12), lambda _: pytest.fail("nothing was reached"))
+    assert capsys.readouterr().err == "joint: done before, 12 of 12 mini-batches\n"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stage.model.state_dict().items())

@@ -88,8 +88,9 @@ def budget_rows(
         targets=targets,
         tables=read,
     )
-    named = {budget.resource for budget in budgets if budget.target is None}
-    counted = tuple(row for row in resources.counted() if row.name not in named)
+    counted = tuple(
+        row for row in resources.counted() if row.name not in {name.removesuffix("@None") for name in names}
+    )
     return Budgeted(rows=(*(resources.row(budget) for budget in budgets), *counted), checks=resources.checks)
 
 

@@ -24,7 +24,7 @@ from bitswitch_deploy.pipeline.searching.problem import Budgeted, budget_rows, l
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.budget import Budget
-from bitswitch_deploy.search.choose import Choice, Chooser, Measurement
+from bitswitch_deploy.search.choose import Choice, Chooser, Measurement, Prediction
 from bitswitch_deploy.search.costs import CostTable, assignment_of, measured_costs, read_costs
 from bitswitch_deploy.search.evaluate import Evaluator, Workers
 from bitswitch_deploy.search.problem import Problem, Row, Selection
@@ -37,8 +37,6 @@ from bitswitch_deploy.tensors import WidthAssignment
 
 DEFAULT_SAMPLES = 2048
 DEFAULT_MAX_DROP = 1.0
-# Below this the additive costs do not say much about whole assignments.
-_POOR_CORRELATION = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +257,10 @@ class _Reporting:
             swept=self._problem.rows[0].name if choice.front else "",
             n_candidates=choice.n_candidates,
             refine_moves=choice.moves,
-            rank_correlation=choice.correlation,
+            rank_correlation=choice.prediction.correlation,
+            n_refits=choice.prediction.refits,
+            n_refit_candidates=choice.prediction.n_proposed,
+            n_refit_taken=choice.prediction.n_taken,
             dominated=choice.dominated,
             table_checks=budgeted.checks,
             notes=(*data.notes, *self._notes(choice)),
@@ -291,12 +292,21 @@ class _Reporting:
                 "the highest width is right on every sample of the search, as on samples that it was trained on: "
                 "their loss says little about others. Name samples with --data that training has not seen"
             )
-        if choice.correlation is not None and choice.correlation < _POOR_CORRELATION:
-            notes.append(
-                f"predicted costs rank the candidates poorly (correlation {choice.correlation:.2f}): "
-                "what was measured decided, and more candidates may hold a better one"
-            )
-        return notes
+        return [*notes, *_prediction_notes(choice.prediction)]
+
+
+def _prediction_notes(prediction: Prediction) -> list[str]:
+    if not prediction.is_poor:
+        return []
+    if prediction.n_proposed == 0:
+        outcome = "the same candidates came of it"
+    else:
+        kept = f"{prediction.n_taken or 'none'} of them good enough to be kept"
+        outcome = f"{prediction.n_proposed} more candidates came of it, {kept}"
+    return [
+        f"costs of single layers rank the candidates poorly (correlation {prediction.correlation:.2f}): they were "
+        f"fitted to what was measured, and {outcome}. Others that nobody has measured may be better still"
+    ]
 
 
 def _measurement(scores: Scores, reference: Scores, best: Scores | None) -> Measured:

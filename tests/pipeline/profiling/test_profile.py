@@ -21,6 +21,8 @@ from bitswitch_deploy.pipeline.profiling.profile import schedule_for
 from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 from bitswitch_deploy.profiling.board.host import Host
 from bitswitch_deploy.profiling.result import ProfileResult
+from bitswitch_deploy.search.resources import Choices, Resources
+from bitswitch_deploy.tensors import WidthAssignment
 from tests.engines import fake_trtexec
 from tests.engines.tensorrt_device import install, plan
 from tests.pipeline.profiling.conftest import MASTER, put_reference, run
@@ -98,6 +100,24 @@ def test_the_latency_table_holds_what_the_result_says(whole: tuple[ProfileResult
     bits = {layer.name: MIXED.bits_of(layer.name) for layer in table.layers}
     expected = table.overhead_ms + sum(dict(layer.latency_ms)[bits[layer.name]] for layer in table.layers)
     assert mixed.predicted_ms == pytest.approx(expected)
+
+
+def test_search_predicts_what_the_profile_compares_with_its_measurement(
+    packages: Packages, whole: tuple[ProfileResult, Path]
+) -> None:
+    """The sum of a row of `search` over a mixed assignment, less its margin, is the prediction beside `mixed`."""
+    result, folder = whole
+    table, master = read_latency_table(folder / "table.json"), read_master(packages.own.parent / MASTER)
+    names = [layer.name for layer in table.layers]
+    choices = Choices(groups=tuple((name,) for name in names), widths=(table.widths,) * len(names))
+    resources = Resources(master, choices, macs=dict.fromkeys(names, 1), targets={}, tables=(table,))
+    (row,) = [each for each in resources.counted() if each.name == f"latency_p50_ms@{table.target}"]
+    for residual in result.residuals:
+        bits = MIXED if residual.label == "mixed" else WidthAssignment(default=int(residual.label[1:]))
+        total = row.total(tuple(table.widths.index(bits.bits_of(name)) for name in names))
+        predicted_ms = (total - resources.checks[0].margin_ns) / row.per_unit
+        assert predicted_ms == pytest.approx(residual.predicted_ms, abs=1e-6 * (len(names) + 1))  # ns, rounded up
+    assert result.residuals[-1].label == "mixed"
 
 
 def test_the_trace_shows_every_candidate(whole: tuple[ProfileResult, Path]) -> None:

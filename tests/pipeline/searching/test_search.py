@@ -13,12 +13,14 @@ from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, DataError, UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import load_samples, read_mixed
+from bitswitch_deploy.pipeline.searching.data import STATISTICS, Sampling, load_search_data
 from bitswitch_deploy.pipeline.searching.problem import layer_groups
 from bitswitch_deploy.pipeline.searching.search import SearchRequest, search
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts, assignment_of
 from bitswitch_deploy.search.evaluate import open_session, run_batches
+from bitswitch_deploy.search.samples import sample_digests
 from bitswitch_deploy.search.score import score_labelled
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.search.masters import every_operator
@@ -120,8 +122,38 @@ def test_formats_that_a_target_does_not_speed_up_collapse_and_are_named(tmp_path
     assert len(report.dominated) == 14
     assert report.budgets[0].used <= 2.5
     assert report.method == "hessian_trace"
+    # without a budget of its own a table is counted all the same: overhead, seven layers, and what it was short of
+    counted = search(request(tmp_path, cache, "avg_bits<=4", tables=(latency,), costs=costs))
+    by_width = {8: 0.4, 6: 0.4, 4: 0.3, 2: 0.3}
+    expected = 0.1 + sum(by_width[width] for _, width in counted.chosen.widths)
+    assert dict(counted.chosen.uses)["latency_p50_ms@jetson-orin-nano"] == pytest.approx(expected, abs=1e-5)
+    assert [name for name, _ in report.chosen.uses].count("latency_p50_ms@jetson-orin-nano") == 1
     with pytest.raises(UsageError, match="another table of target jetson-orin-nano"):
         search(request(tmp_path, cache, budget, tables=(latency, latency), costs=costs))
+
+
+def test_costs_that_mislead_are_fitted_and_the_user_is_told(tmp_path: Path, cache: Path) -> None:
+    """Costs by hand that call the last layers the sensitive ones."""
+    master = read_master(bundled_master())
+    names = [layer.name for layer in master.spec.layers if not layer.pinned]
+    groups = tuple(
+        GroupCosts(
+            layers=(name,),
+            costs=tuple(
+                Cost(width=w, value=2**place * v, standard_error=0) for w, v in ((8, 0), (6, 1), (4, 4), (2, 16))
+            ),
+        )
+        for place, name in enumerate(names)
+    )
+    fields = {"master_sha256": master.sha256, "method": "hessian_trace", "samples_sha256": "", "n": 1, "groups": groups}
+    CostTable(**fields).write(tmp_path / "costs.json")  # type: ignore[arg-type]
+    report = search(request(tmp_path, cache, "avg_bits<=3", costs=tmp_path / "costs.json"))
+    assert report.rank_correlation is not None
+    assert report.rank_correlation < 0.7
+    assert report.n_refits >= 1
+    (note,) = [each for each in report.notes if "fitted to what was measured" in each]
+    assert f"(correlation {report.rank_correlation:.2f})" in note
+    assert f"{report.n_refit_candidates} more candidates came of it, {report.n_refit_taken or 'none'} of them" in note
 
 
 def test_samples_that_the_search_has_seen_are_not_tested_on(tmp_path: Path, cache: Path) -> None:
@@ -136,6 +168,18 @@ def test_samples_that_the_search_has_seen_are_not_tested_on(tmp_path: Path, cach
         search(
             request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "all.npz", test=tmp_path / "all.npz", samples=400)
         )
+
+
+def test_samples_of_search_statistics_and_final_test_are_disjoint(tmp_path: Path) -> None:
+    sampling = Sampling(count=200, seed=1, reestimate=True)
+    data = load_search_data(read_master(bundled_master()), data=None, test=None, sampling=sampling, folder=tmp_path)
+    assert data.statistics is not None
+    parts = [set(sample_digests(each.read(0, each.n)[0])) for each in (data.search, data.statistics)]
+    tested = {digest for x, _, _ in data.test_blocks() for digest in sample_digests(x)}
+    assert [len(part) for part in parts] == [200, STATISTICS]
+    assert not parts[0] & parts[1]
+    assert not tested & (parts[0] | parts[1])
+    assert len(tested) >= 590  # of 600, some alike
 
 
 def test_without_labels(tmp_path: Path, cache: Path) -> None:
