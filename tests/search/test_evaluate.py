@@ -176,10 +176,21 @@ def test_workers_of_a_cluster_are_started_once(monkeypatch: pytest.MonkeyPatch) 
     assert started == ["client"]
 
 
-_ON_RAY = """
+_CLUSTERS = {
+    "ray": """
+import ray
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+""",
+    "dask": """
+import dask
+from distributed import LocalCluster
+cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+dask.config.set(scheduler_address=cluster.scheduler_address)  # as DASK_SCHEDULER_ADDRESS does
+""",
+}
+_ON_A_CLUSTER = """
 import sys
 from pathlib import Path
-import ray
 from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import load_samples
@@ -194,8 +205,8 @@ samples = store_samples(folder, pool.source.read(0, 300), pool.y[:300])
 mixed = WidthAssignment(default=8, overrides=(("blocks.0.conv1", 2), ("blocks.2.conv2", 4)))
 wanted = [mixed, *(WidthAssignment(default=bits) for bits in (8, 6, 4, 2))]
 evaluate._TASKS_PER_PART = 1  # so five tasks go in three parts
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-for name, workers in (("serial", Workers()), ("ray", Workers(jobs=2, backend="ray"))):
+backend = sys.argv[2]
+for name, workers in (("serial", Workers()), (backend, Workers(jobs=2, backend=backend))):
     computed = []
     store = ScoreStore(folder=folder / name)
     found = Evaluator(bundled_master(), samples, store, workers=workers, computed=computed.append).measure(wanted)
@@ -203,19 +214,21 @@ for name, workers in (("serial", Workers()), ("ray", Workers(jobs=2, backend="ra
 """
 
 
-def test_two_workers_of_ray_give_the_same_scores(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="extra `ray` is not installed")
-    # in a process of its own: Ray leaves threads and sockets behind that warn, and warnings are errors here
+@pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray")])
+def test_two_workers_of_a_cluster_give_the_same_scores(tmp_path: Path, backend: str, module: str) -> None:
+    pytest.importorskip(module, reason=f"extra `{backend}` is not installed")
+    # in a process of its own: a cluster leaves threads and sockets behind that warn, and warnings are errors here
     root, patient = Path(__file__).parents[2], {**os.environ, "RAY_raylet_start_wait_time_s": "120"}
-    command = [sys.executable, "-c", _ON_RAY, str(tmp_path)]
+    command = [sys.executable, "-c", _CLUSTERS[backend] + _ON_A_CLUSTER, str(tmp_path), backend]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=patient)
     assert run.returncode == 0, run.stderr
-    serial, on_ray = (line.partition(" ")[2] for line in run.stdout.splitlines() if line.startswith(("serial", "ray ")))
-    assert on_ray == serial
+    lines = dict(line.split(" ", 1) for line in run.stdout.splitlines() if line.startswith(("serial", f"{backend} ")))
+    serial, on_cluster = lines["serial"], lines[backend]
+    assert on_cluster == serial
     assert serial.endswith("] 1500")
     files = [
         {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).glob("??/*.npz")}
-        for name in ("serial", "ray")
+        for name in ("serial", backend)
     ]
     assert len(files[0]) == 5 * 2
     assert files[0] == files[1]
