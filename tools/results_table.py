@@ -45,21 +45,24 @@ class Run:
 
     @property
     def length(self) -> str:
-        """Length of the joint stage."""
-        steps = self.start["joint_steps"]
-        return f"{self.start['joint_epochs']} epochs" if steps is None else f"{steps} mini-batches"
+        """Length of the joint stage, and of that which trains mixtures where there is one."""
+        steps, supernet = self.start["joint_steps"], self.start.get("supernet")
+        joint = f"{self.start['joint_epochs']} epochs" if steps is None else f"{steps} mini-batches"
+        return f"{joint}, then {supernet['epochs']} of mixtures" if supernet else joint
 
     @property
-    def command(self) -> str:
-        """What makes it again, up to the place of the data."""
-        words = ["python tools/train_master.py --recipe", self.recipe]
-        if self.variant:
-            words = ["python tools/ablation.py --recipe", self.recipe, "--variants", self.variant]
-        words += ["--seeds" if self.variant else "--seed", str(self.start["seed"])]
+    def inherited(self) -> int:
+        """Mini-batches that were done when the log begins: those in the state file that the run found."""
+        return int(self.start["step"])
+
+    @property
+    def options(self) -> list[str]:
+        """How the command was called, where that is not as usual."""
+        words = []
         for option, usual in (("threads", 1), ("precision", "float32"), ("joint_steps", None)):
             if self.start.get(option, usual) != usual:
                 words += [f"--{option.removeprefix('joint_')}", str(self.start[option])]
-        return " ".join([*words, *(["--fast"] if self.start["fast"] else [])])
+        return [*words, *(["--fast"] if self.start["fast"] else [])]
 
     @property
     def machine(self) -> str:
@@ -109,8 +112,9 @@ def table(runs: list[Run]) -> Iterator[str]:
         cells = [run.length, str(run.start["seed"]), figure([run], None), *figures, f"{run.images_per_s:.0f}"]
         yield f"| {' | '.join([*cells, run.machine, versions])} |"
     yield ""
-    for command in dict.fromkeys(run.command for run in runs):
-        yield f"    {command}"
+    for run in runs:
+        seed = str(run.start["seed"])
+        yield " ".join(["    python tools/train_master.py --recipe", run.recipe, "--seed", seed, *run.options])
 
 
 def ablation(runs: list[Run]) -> Iterator[str]:
@@ -129,7 +133,14 @@ def ablation(runs: list[Run]) -> Iterator[str]:
         cells = [figure(good, None), *(figure(good, width) for width in widths)] if good else []
         failed = [f"seed {run.start['seed']}: {run.failure}" for run in of_variant if run.failure is not None]
         yield f"| {' | '.join([variant, seeds, *cells, *failed])} |"
-    yield f"\n    {runs[0].command.partition(' --variants')[0]} --seeds {seeds.replace(' ', '')}"
+    inherited = sorted({run.inherited for run in runs if run.inherited})
+    if inherited:
+        counts = ", ".join(f"{steps:,}" for steps in inherited)
+        yield f"\nThe first {counts} mini-batches are those of one run: all were started from copies of its state file."
+    variants = ",".join(dict.fromkeys(run.variant for run in runs))
+    seeds = ",".join(dict.fromkeys(str(run.start["seed"]) for run in runs))
+    words = ["python tools/ablation.py --recipe", runs[0].recipe, "--variants", variants, "--seeds", seeds]
+    yield f"\n    {' '.join([*words, *runs[0].options])}"
 
 
 def figure(runs: list[Run], width: str | None) -> str:

@@ -44,6 +44,8 @@ def test_the_page_of_a_few_logs(tmp_path: Path) -> None:
         "| alrs-none | 1, 2 | 97.50 [97.00..98.00] | 97.75 (+0.25) [97.50..98.00] | 96.00 (-1.50) [95.00..97.00] |"
     ) in lines
     assert "| scale-per-tensor | 1 | seed 1: loss nan |" in lines
+    variants = "alrs-none,scale-per-tensor"
+    assert f"    python tools/ablation.py --recipe digits --variants {variants} --seeds 1,2 --threads 2 --fast" in lines
     assert "container-uint8" not in "".join(lines)
 
 
@@ -51,7 +53,23 @@ def test_a_run_on_several_devices_says_so(tmp_path: Path) -> None:
     run = read_run(log(tmp_path, "x", end(98.0, 98.0, 97.0), device="Some GPU", replicas=4, precision="bfloat16"))
     assert run is not None
     assert run.machine == "4 x Some GPU"
-    assert "--precision bfloat16" in run.command
+    assert run.options == ["--threads", "2", "--precision", "bfloat16", "--fast"]
+
+
+def test_a_stage_of_mixtures_from_the_state_of_another_run(tmp_path: Path) -> None:
+    for variant in ("a", "b"):
+        start = {"recipe": f"digits+{variant}", "supernet": {"epochs": 3}, "step": 1200}
+        log(tmp_path, variant, end(98.0, 98.0, 97.0), **start)
+    found = [read_run(tmp_path / f"{variant}.log.jsonl") for variant in ("a", "b")]
+    lines = page([run for run in found if run is not None]).splitlines()
+    assert (
+        "Variants, 60 epochs, then 3 of mixtures, means over seeds (lowest to highest where there are several):"
+        in lines
+    )
+    assert (
+        "The first 1,200 mini-batches are those of one run: all were started from copies of its state file."
+    ) in lines
+    assert "    python tools/ablation.py --recipe digits --variants a,b --seeds 1 --threads 2 --fast" in lines
 
 
 def test_the_results_page_is_that_of_the_logs() -> None:
