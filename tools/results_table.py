@@ -133,14 +133,25 @@ def ablation(runs: list[Run]) -> Iterator[str]:
         cells = [figure(good, None), *(figure(good, width) for width in widths)] if good else []
         failed = [f"seed {run.start['seed']}: {run.failure}" for run in of_variant if run.failure is not None]
         yield f"| {' | '.join([variant, seeds, *cells, *failed])} |"
-    inherited = sorted({run.inherited for run in runs if run.inherited})
-    if inherited:
-        counts = ", ".join(f"{steps:,}" for steps in inherited)
-        yield f"\nThe first {counts} mini-batches are those of one run: all were started from copies of its state file."
-    variants = ",".join(dict.fromkeys(run.variant for run in runs))
-    seeds = ",".join(dict.fromkeys(str(run.start["seed"]) for run in runs))
-    words = ["python tools/ablation.py --recipe", runs[0].recipe, "--variants", variants, "--seeds", seeds]
-    yield f"\n    {' '.join([*words, *runs[0].options])}"
+    for steps in sorted({run.inherited for run in runs} - {0}):
+        of_these = [f"{run.variant} (seed {run.start['seed']})" for run in runs if run.inherited == steps]
+        named = "all of them" if len(of_these) == len(runs) else ", ".join(of_these)
+        yield f"\nThe first {steps:,} mini-batches of {named} are those of a state file, from which training went on."
+    yield ""
+    yield from ablation_commands(runs)
+
+
+def ablation_commands(runs: list[Run]) -> Iterator[str]:
+    """What makes runs of one recipe again: a command for all variants that had the same seeds and options."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        seeds.setdefault((run.variant, " ".join(run.options)), []).append(str(run.start["seed"]))
+    variants: dict[tuple[str, str], list[str]] = {}
+    for (variant, options), of_variant in seeds.items():
+        variants.setdefault((",".join(of_variant), options), []).append(variant)
+    for (all_seeds, options), names in variants.items():
+        words = f"--recipe {runs[0].recipe} --variants {','.join(names)} --seeds {all_seeds} {options}"
+        yield f"    python tools/ablation.py {words}".rstrip()
 
 
 def figure(runs: list[Run], width: str | None) -> str:

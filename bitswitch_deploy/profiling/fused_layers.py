@@ -53,7 +53,9 @@ def fused_owners(
     inputs = {node.name: input_owner(node, layers) for node in nodes}
     computed, prepared = ({name: owner for name, owner in kind.items() if owner} for kind in (weights, inputs))
     found = {layer.name: _owner(layer.nodes, computed, prepared, by_node) for layer in engine}
-    unsplit: dict[str, Unsplit] = {}
+    # without a node of its own a layer has no time either, and not one of 0 ms
+    nowhere = {each.name for each in layers} - set(computed.values())
+    unsplit = {name: Unsplit(layer=name, engine_layer=None) for name in nowhere}
     for node, owner in computed.items():
         holding = _holding(node, engine)
         shared = [name for name in holding if found[name] != owner]

@@ -174,13 +174,14 @@ def search_notes(report: SearchReport) -> list[str]:
     notes = []
     for check in report.table_checks:
         worst = max(check.errors_percent, key=lambda error: abs(error[1]))
+        bits = ",".join(str(width) for width, _ in check.errors_percent)
         predicted = dict(report.chosen.uses)[f"latency_p50_ms@{check.target}"]
         notes.append(
             f"latency table of {check.target}: {predicted:.4g} ms predicted for {report.chosen.label}. The layers add "
             f"up to {worst[1]:+.1f} % of the whole at w{worst[0]}, the worst uniform width; "
             f"{check.margin_ns / 1e6:.3g} ms are added to every prediction. "
-            "Before relying on it, measure what `export` makes of the assignment: "
-            "`bitswitch-deploy profile PACKAGE --latency-table FILE` shows each width, mixed too, beside its prediction"
+            f"Before relying on it, measure it: `export` with `--bits {bits}` beside `--mixed`, then `bitswitch-deploy "
+            "profile PACKAGE --latency-table NEW` shows each width, mixed too, beside what the new table predicts"
         )
     return [*notes, *report.notes]
 

@@ -6,7 +6,6 @@ in a layer or two would tell nothing new: each must differ from all before it in
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bitswitch_deploy.errors import UsageError
@@ -47,9 +46,7 @@ def near_optimal(problem: Problem, *, count: int, distance: int) -> tuple[Soluti
     return tuple(found)
 
 
-def sweep(
-    problem: Problem, row: Row, *, levels: int, count: int, done: Callable[[], object] = lambda: None
-) -> tuple[Level, ...]:
+def sweep(problem: Problem, row: Row, *, levels: int, count: int) -> tuple[Level, ...]:
     """Candidates at `levels` caps of `row`, from its cap (or what the widest selection uses) down to its minimum.
 
     Caps that lead to an optimum that is known already are left out. The other budgets hold at every level; where they
@@ -57,7 +54,7 @@ def sweep(
 
     Args:
         problem: with `row` among its rows. row: the resource that is swept. levels: caps to try.
-        count: candidates of each. done: called after each level.
+        count: candidates of each.
     """
     distance = usual_distance(problem)
     top = row.maximum if row.cap is None else min(row.cap, row.maximum)
@@ -74,7 +71,6 @@ def sweep(
             break
         if all(level.solutions[0].selection != solutions[0].selection for level in found):
             found.append(Level(cap=cap, solutions=solutions))
-        done()
     return tuple(found)
 
 

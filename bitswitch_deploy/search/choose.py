@@ -34,7 +34,7 @@ _FEWEST_TO_CORRELATE = 5
 # Below this rank correlation costs of single layers do not say much about whole assignments.
 POOR_CORRELATION = 0.7
 MAX_REFITS = 2
-# Few: a fit adds a tenth to what a search of ResNet-20 measures.
+# Few: a fit adds a tenth to what a search of ResNet-20 measures. For a front it is one for each level.
 CANDIDATES_PER_REFIT = 4
 
 Measure = Callable[[Sequence[WidthAssignment], int], Sequence[Scores]]
@@ -53,9 +53,10 @@ class Measurement:
 class Prediction:
     """How well costs of single layers predicted whole assignments, and what was done about it.
 
-    correlation: rank correlation of predicted costs and losses on the samples of the first round, over all candidates;
-    None for fewer than 5, or where all have the same loss. refits: fits of the costs to these losses.
-    n_proposed: candidates that these proposed. n_taken: those of them that became the best, or part of the front.
+    correlation: rank correlation of predicted costs and losses on the samples of the first round, over the candidates
+    that were measured before any fit; None for fewer than 5, or where all have the same loss.
+    refits: fits of the costs to these losses. n_proposed: candidates that these proposed.
+    n_taken: those of them that were the best, or part of the front, when the fits were done.
     """
 
     correlation: float | None
@@ -112,15 +113,16 @@ class Chooser:
             return [self._selection(fewer, each.selection) for each in solutions]
 
         self._compete(propose(self._problem, CANDIDATES) + self.feasible_uniform())
-        problem, prediction, proposed = self._refit(self._problem, lambda fit: propose(fit, CANDIDATES_PER_REFIT))
-        best = min(self._known.values(), key=lambda each: each.scores.mean_loss)
-        prediction = replace(prediction, n_taken=int(best.selection in proposed))
+        problem, prediction = self._refit(
+            self._problem, lambda fit: [propose(fit, CANDIDATES_PER_REFIT)], kept=lambda: (self._best(),)
+        )
+        best = self._best()
         refined = refine(problem, best.selection, best.scores, self._scores, tries=len(problem.groups))
         self._remember(refined.selection, refined.scores)
         chosen = self._known[refined.selection]
         return self._choice(chosen, (), refined.moves, dominated, prediction)
 
-    def on_front(self, swept: Row, *, max_drop: float | None, done: Callable[[], object] = lambda: None) -> Choice:
+    def on_front(self, swept: Row, *, max_drop: float | None) -> Choice:
         """The front over one resource, and of it the cheapest that is right on at most `max_drop` points less.
 
         The drop is that of right samples against the highest width. Between the levels where it crosses `max_drop`
@@ -132,20 +134,18 @@ class Chooser:
         """
         bounded = replace(swept, cap=swept.maximum if swept.cap is None else swept.cap)
         problem = replace(self._problem, rows=tuple(bounded if row is swept else row for row in self._problem.rows))
-
         _, dominated = remove_dominated(problem)
         place = self._problem.rows.index(swept)
 
         def levels(problem: Problem, count: int) -> list[list[Selection]]:
             fewer = without(problem, dominated)
-            found = sweep(fewer, fewer.rows[place], levels=LEVELS, count=count, done=done)
+            found = sweep(fewer, fewer.rows[place], levels=LEVELS, count=count)
             return [[self._selection(fewer, each.selection) for each in level.solutions] for level in found]
 
         for level in levels(problem, CANDIDATES_PER_LEVEL):
             self._compete(level)
         self._scores(self.feasible_uniform())
-        fit, prediction, proposed = self._refit(problem, lambda fit: [each for (each,) in levels(fit, 1)])
-        prediction = replace(prediction, n_taken=sum(each.selection in proposed for each in self._front(swept)))
+        fit, prediction = self._refit(problem, lambda fit: levels(fit, 1), kept=lambda: self._front(swept))
         if max_drop is None:
             front = self._front(swept)
             chosen = min(front, key=lambda each: each.scores.mean_loss)
@@ -160,23 +160,36 @@ class Chooser:
         return self._choice(chosen, self._front(swept), 0, dominated, prediction)
 
     def _refit(
-        self, problem: Problem, propose: Callable[[Problem], list[Selection]]
-    ) -> tuple[Problem, Prediction, set[Selection]]:
+        self,
+        problem: Problem,
+        propose: Callable[[Problem], list[list[Selection]]],
+        *,
+        kept: Callable[[], Sequence[Measurement]],
+    ) -> tuple[Problem, Prediction]:
         """Fit costs that predict poorly to what was measured, and measure what they propose, twice at most.
 
+        propose: lists of candidates that compete among themselves. kept: the best so far, or the front.
+
         Returns:
-            The problem with the costs to rely on, what became of them, and what was proposed.
+            The problem with the costs to rely on, and what became of them.
         """
-        prediction, proposed, fit = Prediction(correlation=self._correlation()), set[Selection](), problem
-        while prediction.is_poor and prediction.refits < MAX_REFITS:
-            fit = refitted(problem, self._first_losses)
-            new = [each for each in propose(fit) if each not in self._first_losses]
-            prediction = replace(prediction, refits=prediction.refits + 1, n_proposed=prediction.n_proposed + len(new))
-            if not new:
+        prediction, fit, refits = Prediction(correlation=self._correlation()), problem, 0
+        proposed: set[Selection] = set()
+        while prediction.is_poor and refits < MAX_REFITS:
+            fit, refits = refitted(problem, self._first_losses), refits + 1
+            n_before = len(proposed)
+            for crowd in propose(fit):
+                new = [each for each in crowd if each not in self._first_losses]
+                if new:
+                    self._compete(new)
+                proposed.update(new)
+            if len(proposed) == n_before:
                 break
-            self._compete(new)
-            proposed |= set(new)
-        return fit, prediction, proposed
+        n_taken = sum(each.selection in proposed for each in kept())
+        return fit, replace(prediction, refits=refits, n_proposed=len(proposed), n_taken=n_taken)
+
+    def _best(self) -> Measurement:
+        return min(self._known.values(), key=lambda each: each.scores.mean_loss)
 
     def _correlation(self) -> float | None:
         costs = np.array([self._problem.cost(each) for each in self._first_losses])

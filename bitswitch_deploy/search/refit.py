@@ -24,6 +24,7 @@ from bitswitch_deploy.search.problem import Problem, Selection
 
 # One measured assignment says as much about a sum of costs as the prediction does about each of them.
 RIDGE = 1.0
+_ROUNDING = 1e-12
 
 
 def refitted(problem: Problem, losses: Mapping[Selection, float]) -> Problem:
@@ -38,7 +39,9 @@ def refitted(problem: Problem, losses: Mapping[Selection, float]) -> Problem:
     measured = np.array(list(losses.values()))
     predicted = chosen @ costs
     spread = float(predicted.std())
-    costs *= float(measured.std()) / spread if spread else 1.0
+    # sums that should be equal differ in their last bits, which is no spread to divide by
+    is_spread = spread > _ROUNDING * float(np.abs(predicted).max())
+    costs *= float(measured.std()) / spread if is_spread else 1.0
     centred = chosen - chosen.mean(axis=0)
     missed = measured - measured.mean() - centred @ costs
     fitted = costs + centred.T @ np.linalg.solve(centred @ centred.T + RIDGE * np.eye(len(centred)), missed)

@@ -142,6 +142,13 @@ def test_a_layer_that_no_layer_of_the_engine_names() -> None:
     assert found("/a/Conv", "/b/Conv", "/c/Conv", "fused_3").unsplit == (Unsplit(layer="d", engine_layer=None),)
 
 
+def test_a_layer_that_no_node_of_the_graph_computes_has_no_time() -> None:
+    """It would be in the table with 0 ms."""
+    lost = LayerName(name="e", weight="e.weight", is_quantized=True)
+    ownership = fused_owners(ALONE, (), GRAPH, (*LAYERS, lost))
+    assert ownership.unsplit == (Unsplit(layer="e", engine_layer=None),)
+
+
 def test_a_copy_is_not_the_time_of_its_layer() -> None:
     copy = "Reformatting CopyNode for Input Tensor 0 to /d/MatMul"
     assert found(*ALONE[:4], copy).unsplit == (Unsplit(layer="d", engine_layer=None),)

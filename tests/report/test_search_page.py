@@ -28,7 +28,7 @@ def test_everything_that_matters_is_on_it() -> None:
         "2 of 2 layers: a, b",
         "latency table of rtx: 1.5 ms predicted for mixed.",
         "-6.5 % of the whole at w4",
-        "`bitswitch-deploy profile PACKAGE --latency-table FILE` shows each width, mixed too",
+        "`export` with `--bits 8,4` beside `--mixed`, then `bitswitch-deploy profile PACKAGE --latency-table NEW`",
         "0.04 ms are added to every prediction",
         "- a note",
         "--master 'm [4].safetensors' --target NAME --mixed widths.json",

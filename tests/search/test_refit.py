@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,10 @@ from bitswitch_deploy.search import choose
 from bitswitch_deploy.search.choose import Choice, Chooser
 from bitswitch_deploy.search.problem import Problem, Selection
 from bitswitch_deploy.search.refit import RIDGE, refitted
+from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.search.problems import average_row, every_selection, problem
-from tests.search.test_choose import WIDTHS, measured_by
+from tests.search.test_choose import NAMES, WIDTHS, measured_by
 
 SHAPE = np.array([0.0, 1.0, 4.0])
 
@@ -55,6 +57,13 @@ def test_costs_that_were_right_stay_whatever_their_unit(factor: float) -> None:
     fitted = refitted(given, losses)
     assert np.array(costs_of(fitted)) == pytest.approx(np.array(costs_of(given)) / factor, rel=1e-9, abs=1e-12)
     assert fitted.rows == given.rows
+
+
+def test_predictions_that_are_equal_but_for_rounding_set_no_unit() -> None:
+    """0.1 + 0.2 and 0.3: divided by the difference, costs would be of the order of 1e15."""
+    given = problem([(0.0, 0.1, 0.3), (0.0, 0.1, 0.2), (0.0, 0.2, 0.3)], widths=WIDTHS)
+    losses: dict[Selection, float] = {(1, 0, 1): 1.0, (2, 0, 0): 2.0, (0, 1, 1): 1.5}
+    assert max(abs(cost) for costs in costs_of(refitted(given, losses)) for cost in costs) < 1
 
 
 def searched(seed: int, *, off: float = 1.2) -> tuple[Choice, list[WidthAssignment], int]:
@@ -126,3 +135,26 @@ def test_a_front_is_swept_again_with_fitted_costs(monkeypatch: pytest.MonkeyPatc
     assert set(before) == set(after) == {36, 32, 28, 24}
     assert all(after[bits] <= before[bits] for bits in before)
     assert after[32] < 0.5 * before[32]
+
+
+def test_what_a_fit_proposes_for_a_front_competes_within_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More levels than a halving keeps, on more samples than its first round: cheap ones always lose more."""
+    monkeypatch.setattr(choose, "LEVELS", 7)
+    monkeypatch.setattr(choose, "POOR_CORRELATION", 0.9)  # levels rank themselves, however wrong the costs
+    row = average_row(6, 6, WIDTHS)
+    given = problem([tuple(float(w * s) for s in SHAPE) for w in (32, 16, 8, 4, 2, 1)], row, widths=WIDTHS)
+    noise = np.random.default_rng(0).uniform(-0.005, 0.005, 4 * choose.FIRST_ROUND)
+    seen: dict[WidthAssignment, int] = {}
+
+    def measure(wanted: Sequence[WidthAssignment], n: int) -> list[Scores]:
+        seen.update((each, n) for each in wanted)
+        losses = [
+            noise[:n] + sum(w * SHAPE[WIDTHS.index(each.bits_of(name))] for w, name in zip((1, 2, 4, 8, 16, 32), NAMES))
+            for each in wanted
+        ]
+        return [Scores(loss=loss, right=loss < 1) for loss in losses]
+
+    choice = Chooser(given, measure, len(noise)).on_front(row, max_drop=None)
+    assert choice.prediction.n_proposed > 4
+    assert set(seen.values()) == {len(noise)}
+    assert choice.n_candidates == len(seen)

@@ -44,8 +44,10 @@ def test_the_page_of_a_few_logs(tmp_path: Path) -> None:
         "| alrs-none | 1, 2 | 97.50 [97.00..98.00] | 97.75 (+0.25) [97.50..98.00] | 96.00 (-1.50) [95.00..97.00] |"
     ) in lines
     assert "| scale-per-tensor | 1 | seed 1: loss nan |" in lines
-    variants = "alrs-none,scale-per-tensor"
-    assert f"    python tools/ablation.py --recipe digits --variants {variants} --seeds 1,2 --threads 2 --fast" in lines
+    assert [line for line in lines if "ablation.py" in line] == [
+        "    python tools/ablation.py --recipe digits --variants alrs-none --seeds 1,2 --threads 2 --fast",
+        "    python tools/ablation.py --recipe digits --variants scale-per-tensor --seeds 1 --threads 2 --fast",
+    ]
     assert "container-uint8" not in "".join(lines)
 
 
@@ -67,9 +69,15 @@ def test_a_stage_of_mixtures_from_the_state_of_another_run(tmp_path: Path) -> No
         in lines
     )
     assert (
-        "The first 1,200 mini-batches are those of one run: all were started from copies of its state file."
-    ) in lines
+        "The first 1,200 mini-batches of all of them are those of a state file, from which training went on." in lines
+    )
     assert "    python tools/ablation.py --recipe digits --variants a,b --seeds 1 --threads 2 --fast" in lines
+    alone = read_run(log(tmp_path, "c", end(98.0, 98.0, 97.0), recipe="digits+c", seed=2))
+    assert alone is not None
+    lines = page([alone, *(run for run in found if run is not None)]).splitlines()
+    assert any(line.startswith("The first 1,200 mini-batches of a (seed 1), b (seed 1) are") for line in lines)
+    # which seed and which options were of which variant
+    assert "    python tools/ablation.py --recipe digits --variants c --seeds 2 --threads 2 --fast" in lines
 
 
 def test_the_results_page_is_that_of_the_logs() -> None:

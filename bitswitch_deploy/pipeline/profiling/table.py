@@ -24,18 +24,18 @@ def check_table_request(
     Raises:
         UsageError: no master, several batch sizes, no uniform width, or an engine that is not the target's.
     """
+    engines = (target.engine.name, *(["trtexec"] if target.engine.name == "tensorrt" else []))
     problems = {
         "no master at hand": ("the master of the package, for the names of its layers", "name it with --master FILE"),
         f"{len(batches)} batch sizes": ("one batch size for each table", "measure them one after the other"),
         "no uniform width": ("at least one uniform width", "export the package with --bits as well"),
         # the search takes a table for what its target does
         f"the engine {engine}, and {target.name} runs in {target.engine.name}": (
-            f"times of {target.name}",
-            "measure it there, without --engine or with --engine trtexec; for a CPU export a package for it",
+            f"times of {target.name}, in {' or '.join(engines)}",
+            f"measure it there without --engine, or export a package for a target that runs in {engine}",
         ),
     }
-    is_other = engine != target.engine.name and (engine, target.engine.name) != ("trtexec", "tensorrt")
-    is_wrong = (master is None, len(batches) > 1, all(width.bits is None for width in widths), is_other)
+    is_wrong = (master is None, len(batches) > 1, all(width.bits is None for width in widths), engine not in engines)
     for wrong, (got, (allowed, do)) in zip(is_wrong, problems.items()):
         if wrong:
             raise UsageError(where="--latency-table", got=got, allowed=allowed, do=do)

@@ -98,9 +98,12 @@ def _with_table(budget: Budget, tables: Sequence[LatencyTable]) -> Budget:
     """A budget of latency under the name that tables have for its target: `jetson` is an alias, and a table of a target
     of one's own may be all that is here of it.
     """
-    if budget.resource != "latency_p50_ms" or budget.target is None or budget.target in [x.target for x in tables]:
+    if budget.resource != "latency_p50_ms" or budget.target is None:
         return budget
-    return replace(budget, target=load_target(budget.target).target.name)
+    if budget.target in [table.target for table in tables]:
+        return budget
+    name = load_target(budget.target).target.name
+    return replace(budget, target=name, text=f"{budget.text.partition('@')[0]}@{name}")
 
 
 def _read_tables(paths: Sequence[Path]) -> list[LatencyTable]:

@@ -192,11 +192,12 @@ def test_times_of_another_engine_are_no_times_of_the_target(
     """The search would take what this processor needs for what the board needs."""
     message = (
         r"--latency-table: the engine onnxruntime, and jetson-orin-nano runs in tensorrt\n"
-        r"  allowed: times of jetson-orin-nano"
+        r"  allowed: times of jetson-orin-nano, in tensorrt or trtexec\n"
     )
     with pytest.raises(UsageError, match=message):
         profiled(packages, jetson_package(engine), tmp_path, engine="onnxruntime")
-    with pytest.raises(UsageError, match="the engine trtexec, and x86-cpu runs in onnxruntime"):
+    message = r"the engine trtexec, and x86-cpu runs in onnxruntime\n  allowed: times of x86-cpu, in onnxruntime\n"
+    with pytest.raises(UsageError, match=message):
         profiled(packages, packages.own, tmp_path, engine="trtexec")
 
 

@@ -17,6 +17,7 @@ from bitswitch_deploy.pipeline.searching.data import STATISTICS, Sampling, load_
 from bitswitch_deploy.pipeline.searching.problem import layer_groups
 from bitswitch_deploy.pipeline.searching.search import SearchRequest, search
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.search_page import search_notes
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts, assignment_of
 from bitswitch_deploy.search.evaluate import open_session, run_batches
@@ -117,7 +118,10 @@ def test_formats_that_a_target_does_not_speed_up_collapse_and_are_named(tmp_path
     fields = {"master_sha256": master.sha256, "method": "hessian_trace", "samples_sha256": "", "n": 1, "groups": groups}
     CostTable(**fields).write(costs)  # type: ignore[arg-type]
     budget = "latency_p50_ms<=2.5@jetson-orin-nano"
-    report = search(request(tmp_path, cache, budget, tables=(latency,), costs=costs))
+    # `jetson` is the Orin Nano where this is no board
+    report = search(request(tmp_path, cache, budget.removesuffix("-orin-nano"), tables=(latency,), costs=costs))
+    assert report.budgets[0].name == budget
+    assert "ms predicted for" in search_notes(report)[0]
     assert {(each.width, each.by) for each in report.dominated} == {(6, 8), (2, 4)}
     assert len(report.dominated) == 14
     assert report.budgets[0].used <= 2.5
