@@ -136,7 +136,7 @@ def test_weights_of_float_inputs_are_shared_too(tmp_path: Path) -> None:
 
 
 def with_negative_gains(path: Path) -> Path:
-    """Write the bundled master with every third gain of its BatchNormalizations negative; half of its channels hold -128."""
+    """Write the bundled master with every third gain behind a quantized layer negative."""
     bundled = read_master(bundled_master())
     tensors = {name: np.array(tensor) for name, tensor in bundled.tensors.items()}
     for name, tensor in tensors.items():
