@@ -56,6 +56,14 @@ def test_values_are_those_of_onnx() -> None:
         tensor.values(data[:-2])
 
 
+def test_dimensions_may_be_packed() -> None:
+    """As writers do that follow the third version of the protobuf language, unlike onnx."""
+    tensor = b"\x0a\x03\x03\x80\x02" + initializer("w", 3, (), location="d", offset=4).SerializeToString()
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    (found,) = external_tensors(b"\x3a" + bytes([len(graph)]) + graph, where="net.onnx")
+    assert (found.name, found.shape, found.offset) == ("w", (3, 256), 4)
+
+
 def test_types_that_numpy_lacks_and_tensors_in_the_graph_are_left_out() -> None:
     four_bits = initializer("w", onnx.TensorProto.INT4, (4,), location="d", offset=0)
     assert external_tensors(model(four_bits, initializer("v", 1, (0,))), where="net.onnx") == ()
