@@ -42,7 +42,7 @@ def images() -> np.ndarray:
     samples = sample_set("digits")
     assert samples is not None
     pixels = np.load(samples.test)["x"]
-    return pixels.reshape(len(pixels), 1, 8, 8).astype(np.float32)
+    return np.asarray(pixels.reshape(len(pixels), 1, 8, 8), np.float32)
 
 
 def test_every_graph_is_the_same_to_onnxruntime(shared: Exported, separate: Exported) -> None:
