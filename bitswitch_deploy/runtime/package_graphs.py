@@ -16,6 +16,7 @@ from bitswitch_deploy.package.weights_index import NOT_READ, SharedGraph, Stored
 from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.runtime.checked_file import CheckedFile
 from bitswitch_deploy.runtime.declare_tensors import declare_tensors
+from bitswitch_deploy.runtime.external_tensors import external_tensors
 
 Array = npt.NDArray[Any]
 
@@ -29,28 +30,43 @@ class LoadableGraph:
 
 
 class OwnGraphs:
-    """Graphs that hold their own weights. onnxruntime reads the files; nothing is kept in memory here.
+    """Graphs that hold their own weights, or have them in a file beside them. Nothing is kept in memory here.
+
+    onnxruntime reads the graphs. What lies beside them is read here: it would map that file, and a file that is cut
+    short while it is mapped kills the process.
 
     Raises:
         CheckFailedError: a file is not as it was exported.
     """
 
     def __init__(self, package: Path, manifest: Manifest, *, trust: bool) -> None:
-        # of large networks: tensors in a file beside the graph
-        files = [entry for entry in manifest.files if entry.role in ("graph", "weights")]
-        self._files: dict[str, list[CheckedFile]] = {}
-        for entry in sorted(files, key=lambda entry: entry.role):
-            self._files.setdefault(entry.label or entry.path, []).append(CheckedFile(package, entry, trust=trust))
+        self._graphs: dict[str, CheckedFile] = {}
+        self._data: dict[str, list[CheckedFile]] = {}
+        for entry in manifest.files:
+            label = entry.label or entry.path
+            if entry.role == "graph":
+                self._graphs[label] = CheckedFile(package, entry, trust=trust)
+            elif entry.role == "weights":
+                self._data.setdefault(label, []).append(CheckedFile(package, entry, trust=trust))
 
     def get(self, label: str) -> LoadableGraph:
-        """The graph of one width.
+        """The graph of one width, and its tensors that lie beside it.
 
         Raises:
-            CheckFailedError: its file is not the one that was loaded any more.
+            CheckFailedError: a file is not the one that was loaded any more.
+            PackageError: the graph is no ONNX, or its tensors do not fit the file beside it.
         """
-        for file in self._files[label]:
-            file.check()
-        return LoadableGraph(model=self._files[label][0].path)
+        graph = self._graphs[label]
+        graph.check()
+        if label not in self._data:
+            return LoadableGraph(model=graph.path)
+        data = {file.path.name: file.read() for file in self._data[label]}
+        tensors = external_tensors(graph.read(), where=str(graph.path))
+        try:
+            values = {each.name: each.values(data[each.location]) for each in tensors}
+        except (KeyError, ValueError) as exc:
+            raise _misfit(str(graph.path), f"tensors that {', '.join(data)} does not hold") from exc
+        return LoadableGraph(model=graph.path, initializers=values)
 
 
 class SharedGraphs:
@@ -138,5 +154,5 @@ def _view(stored: npt.NDArray[np.int8], tensor: StoredTensor) -> Array:
 
 def _misfit(where: str, got: str) -> PackageError:
     return PackageError(
-        where=where, got=got, allowed="an index of this package", do="export the package again with this release"
+        where=where, got=got, allowed="a file of this package", do="export the package again with this release"
     )

@@ -17,6 +17,7 @@ from bitswitch_deploy.lowering.lower import LoweredGraph, lower
 from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
 from bitswitch_deploy.master import Master, assemble_master, read_master
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
+from tests.graph.masters import BATCH_NORM, build, layer, per_channel
 from tests.graph.optimised import optimised
 
 TARGET = load_target("x86-cpu").target
@@ -176,3 +177,29 @@ def test_packed_codes_stay_in_the_graph(tmp_path: Path) -> None:
     assert name not in shared.tensors
     kept = onnx.load_model_from_string(shared.data).graph.initializer
     assert any(each.name == name and each.raw_data for each in kept)
+
+
+@pytest.mark.parametrize("lowest", [-127, -128])
+def test_scales_that_differ_from_the_masters_in_their_sign_alone_are_not_shared(lowest: int, tmp_path: Path) -> None:
+    """256 scales are as many bytes as shared floats have, and gains of 1 and -1 leave their sizes what they were.
+
+    A code of -128 makes the scale of a channel with a negative gain negative.
+    """
+    norm = ", ".join(f'"n.{each}"' for each in BATCH_NORM)
+    inputs = ", ".join(f'float[256] "n.{each}"' for each in BATCH_NORM)
+    text = f"""net (float[n, 4, 5, 5] x, float[256, 4, 3, 3] "a.weight", {inputs}) => (float[n, 256, h, w] y) {{
+        a = Conv (x, "a.weight") b = BatchNormalization <epsilon: float = 0.0> (a, {norm}) y = Relu (b) }}"""
+    gains = np.where(np.arange(256) % 3, 1, -1)
+    codes = np.random.default_rng(2).integers(-127, 128, (256, 4, 3, 3))
+    codes[3:90, 0, 0, 0] = lowest
+    tensors = {"a.weight": codes, "n.gamma": gains, "n.var": np.ones(256)}
+    master = build(text, (layer("a", granularity=per_channel(0)),), tensors=tensors)
+    canonical, model = lowered(master, WidthAssignment(default=8))
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert (constants["a.weight.scale"] < 0).any() == (lowest == -128)
+    made = share(master, canonical, model, Weights(tmp_path))
+    shared.write_bytes(made.data)
+    assert ("a.weight.scale" in made.tensors) == (lowest == -127)
+    assert optimised(shared) == optimised(own)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bitswitch_deploy.errors import CheckFailedError
+from bitswitch_deploy.errors import CheckFailedError, PackageError
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.runtime import RuntimeOptions, load
 from bitswitch_deploy.runtime.package_graphs import SharedGraphs
-from bitswitch_deploy.tensors import Rounding
+from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from tests.graph import slow
 from tests.pipeline.conftest import WIDTHS, export_to
 from tests.runtime.conftest import MIXED, Packages
@@ -93,3 +96,46 @@ def test_graphs_with_data_beside_them_are_switched_too(data_beside: Path, packag
         np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w4"][:1])
         switcher.switch(8)
         np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w8"][:1])
+
+
+@pytest.mark.parametrize("bits", WIDTHS, ids=lambda each: each.label)
+def test_data_that_are_cut_short_while_their_width_serves_change_no_answer(
+    data_beside: Path, packages: Packages, bits: WidthAssignment
+) -> None:
+    """Were the file mapped, reading behind its new end would kill the process, so this has one of its own."""
+    code = f"""
+import os
+import numpy as np
+from bitswitch_deploy.runtime import RuntimeOptions, load
+x = np.load("x.npy")
+with load({str(data_beside)!r}, width={bits.label!r}, options=RuntimeOptions(threads=1)) as switcher:
+    os.truncate({str(data_beside / f"digits-{bits.label}.onnx.data")!r}, 1)
+    np.save("y.npy", switcher.run(x))
+"""
+    np.save(data_beside.parent / "x.npy", packages.inputs[:1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=data_beside.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    np.testing.assert_array_equal(np.load(data_beside.parent / "y.npy"), packages.outputs[bits.label][:1])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("digits-w2.onnx.data", b"short", r"digits-w2.onnx: tensors that digits-w2.onnx.data does not hold"),
+        ("digits-w2.onnx", b"\x3a\x07no", r"digits-w2.onnx: its protobuf does not parse"),
+    ],
+)
+def test_a_graph_and_data_that_do_not_fit_leave_the_width(
+    data_beside: Path,
+    packages: Packages,
+    rehash: Callable[[Path, str], None],
+    file: str,
+    content: bytes,
+    message: str,
+) -> None:
+    (data_beside / file).write_bytes(content)
+    rehash(data_beside, file)
+    with load(data_beside, width=4, options=RuntimeOptions(threads=1)) as switcher:
+        with pytest.raises(PackageError, match=message):
+            switcher.switch(2)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w4"][:1])

@@ -43,6 +43,25 @@ def test_the_policy_chooses_the_width_of_each_request(package: Path, packages: P
     assert all(latency > 0 for _, latency in policy.observed)
 
 
+def test_a_policy_may_go_by_what_it_looks_up(package: Path, packages: Packages) -> None:
+    """As the charge of a battery, or the load of the machine."""
+
+    class Battery:
+        percent = 100
+
+        def choose(self, widths: tuple[str, ...], active: str) -> str:
+            return "w8" if self.percent > 50 else "w4" if self.percent > 20 else "w2"
+
+        def observe(self, width: str, latency_ms: float) -> None:
+            pass
+
+    battery = Battery()
+    with load(package, policy=battery, options=ALL) as switcher:
+        for battery.percent, expected in ((90, "w8"), (40, "w4"), (10, "w2"), (80, "w8")):
+            answer = switcher.run(packages.inputs[:1])[0]
+            assert np.array_equal(answer, packages.outputs[expected][0])
+
+
 def test_calls_of_switch_beside_a_policy_are_refused(package: Path) -> None:
     with load(package, policy=InTurn(), options=ALL) as switcher, pytest.raises(UsageError, match="beside a policy"):
         switcher.switch(4)

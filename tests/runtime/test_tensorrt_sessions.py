@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
-from bitswitch_deploy.errors import CheckFailedError, UnavailableError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, DataError, UnavailableError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.package.writer import PackageWriter
@@ -121,6 +123,70 @@ def test_the_budget_drops_the_engine_that_was_used_longest_ago(device: Device, t
         switcher.switch(4)
         assert list(switcher.open_widths) == ["w2", "w4"]
         np.testing.assert_array_equal(switcher.run(X), X * 4)
+
+
+def test_an_engine_that_the_budget_drops_gives_its_memory_back(device: Device, tmp_path: Path) -> None:
+    options = RuntimeOptions(memory_budget_mb=5)
+    with load(write(tmp_path / "p"), provider="tensorrt", options=options) as switcher:
+        for bits in (8, 2, 4):
+            switcher.switch(bits)
+            np.testing.assert_array_equal(switcher.run(X), X * bits)
+        gc.collect()
+        # input and output of w2 and w4; the scratch memory that w8 needed stays for when it comes back
+        assert device.allocated == [24, 24, 24, 24, 800]
+        switcher.switch(8)
+        assert [call[0] for call in device.calls].count("load") == 4
+
+
+def test_wrong_inputs_are_refused_and_the_next_one_is_answered(device: Device, tmp_path: Path) -> None:
+    hole = X.copy()
+    hole[1, 2] = np.nan
+    with load(write(tmp_path / "p"), provider="tensorrt", width=4) as switcher:
+        for bad, message in (
+            (hole, r"1 NaN, the first at \[1, 2\]"),
+            (X[:, :2], r"shape \[2, 2\]"),
+            (X.astype(np.float64), "float64"),
+            (np.ones((9, 3), np.float32), "shapes that the engine was built for"),
+        ):
+            with pytest.raises(DataError, match=message):
+                switcher.run(bad)
+        with pytest.raises(UsageError, match="allowed: exactly 'x'"):
+            switcher.run_all({"pixels": X})
+        with pytest.raises(UsageError, match="allowed: w8, w4, w2"):
+            switcher.switch(6)
+        np.testing.assert_array_equal(switcher.run(X), X * 4)
+
+
+def test_an_engine_that_is_cut_short_leaves_the_width(device: Device, tmp_path: Path) -> None:
+    package = write(tmp_path / "p")
+    with load(package, provider="tensorrt", width=2) as switcher:
+        for bits in (2, 4):
+            (package / "engines" / f"net-w{bits}.engine").write_bytes(b"short")
+        with pytest.raises(CheckFailedError, match=r"net-w4\.engine: cut short to 5 bytes since it was loaded"):
+            switcher.switch(4)
+        np.testing.assert_array_equal(switcher.run(X), X * 2)
+
+
+def test_a_policy_goes_on_without_a_width_beyond_the_budget(
+    device: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Highest:
+        def choose(self, widths: tuple[str, ...], active: str) -> str:
+            return widths[0]
+
+        def observe(self, width: str, latency_ms: float) -> None:
+            pass
+
+    options = RuntimeOptions(memory_budget_mb=2)
+    package = write(tmp_path / "p")
+    switcher = load(package, provider="tensorrt", width=2, policy=Highest(), options=options)
+    with caplog.at_level(logging.WARNING), switcher:
+        answers = [switcher.run(X) for _ in range(3)]
+    # the width of the last good request answers the one that asked for too much
+    for answer, factor in zip(answers, (2, 4, 4), strict=True):
+        np.testing.assert_array_equal(answer, X * factor)
+    (record,) = caplog.records
+    assert "w8 cannot be used, going on at w2: width w8: 4,194,304 bytes of engines" in record.getMessage()
 
 
 def test_a_width_beyond_the_budget_is_refused_and_the_last_one_serves(device: Device, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 from bitswitch_deploy.catalogue import bundled_master, sample_set, target_names
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.master import read_master, write_master
+from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.package.weights_index import WeightsIndex
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.pipeline.revalidate import revalidate
+from bitswitch_deploy.runtime import RuntimeOptions, load
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.optimised import optimised
@@ -35,18 +37,22 @@ def separate(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_to(tmp_path_factory.mktemp("separate") / "p", "x86-cpu", widths=ASSIGNMENTS)
 
 
-def test_every_graph_is_the_same_to_onnxruntime(shared: Exported, separate: Exported) -> None:
+def images() -> np.ndarray:
+    """Test images of the digits [n, 1, 8, 8]."""
     samples = sample_set("digits")
     assert samples is not None
-    images = np.load(samples.test)["x"]
-    images = images.reshape(len(images), 1, 8, 8).astype(np.float32)
+    pixels = np.load(samples.test)["x"]
+    return np.asarray(pixels.reshape(len(pixels), 1, 8, 8), np.float32)
+
+
+def test_every_graph_is_the_same_to_onnxruntime(shared: Exported, separate: Exported) -> None:
     for ours, own in zip(shared.report.widths, separate.report.widths, strict=True):
         # residual branches are decided before weights are shared
         assert ours.changes == own.changes
         paths = shared.package / ours.file_name, separate.package / own.file_name
         assert optimised(paths[0]) == optimised(paths[1])
         outputs = [
-            OnnxRuntimeSession(path, optimisation=level, threads=1, session_options={}).run(images)
+            OnnxRuntimeSession(path, optimisation=level, threads=1, session_options={}).run(images())
             for path in paths
             for level in ("all", "off")
         ]
@@ -127,3 +133,46 @@ def test_weights_of_float_inputs_are_shared_too(tmp_path: Path) -> None:
         ]
         np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
         assert b"MatMulNBits" not in graphs[1].read_bytes()
+
+
+def with_negative_gains(path: Path) -> Path:
+    """Write the bundled master with every third gain behind a quantized layer negative."""
+    bundled = read_master(bundled_master())
+    tensors = {name: np.array(tensor) for name, tensor in bundled.tensors.items()}
+    for name, tensor in tensors.items():
+        if name.startswith("blocks.") and name.endswith((".bn1.weight", ".bn2.weight", ".bn.weight")):
+            tensor[:, ::3] *= -1
+    # what it says of its accuracy is no longer true
+    spec = replace(bundled.spec, accuracy=())
+    write_master(assemble_master(spec=spec, tensors=tensors, skeleton=bundled.skeleton), path)
+    return path
+
+
+@pytest.mark.parametrize("target", ["x86-cpu", "arm64-cpu"])
+def test_negative_gains_leave_both_forms_the_same(target: str, tmp_path: Path) -> None:
+    """At 8 bits channels that hold -128 get negative scales, everywhere else codes are multiplied by -1."""
+    master = with_negative_gains(tmp_path / "digits.safetensors")
+    kinds = {"shared": True, "own": False}
+    made = {
+        kind: export_to(tmp_path / kind, target, master=master, widths=ASSIGNMENTS, shared_weights=shared)
+        for kind, shared in kinds.items()
+    }
+    x, one_thread = images(), RuntimeOptions(threads=1)
+    with load(made["shared"].package, options=one_thread) as switcher:
+        for row in made["own"].report.widths:
+            own, shared = (made[kind].package / row.file_name for kind in ("own", "shared"))
+            scales = [
+                onnx.numpy_helper.to_array(tensor)
+                for tensor in onnx.load(str(own)).graph.initializer
+                if tensor.name.endswith(".weight.scale")
+            ]
+            # of the mixture, the layers of 8 bits
+            assert any((scale < 0).any() for scale in scales) == (row.label in ("w8", "mixed"))
+            assert any("signs flipped" in change for change in row.changes)
+            assert optimised(shared) == optimised(own)
+            expected = OnnxRuntimeSession(own, optimisation="all", threads=1, session_options={}).run(x)
+            assert len(np.unique(expected.argmax(axis=1))) > 1
+            found = OnnxRuntimeSession(shared, optimisation="all", threads=1, session_options={}).run(x)
+            np.testing.assert_array_equal(found, expected)
+            switcher.switch(row.label)
+            np.testing.assert_array_equal(switcher.run(x), expected)
