@@ -2,8 +2,8 @@
 
 python tools/search_results.py exhaustive --tie "blocks.1.conv1,blocks.1.shortcut.conv" \
     -o calibration/results/search-exhaustive-digits.json
-python tools/search_results.py against-uniform --master resnet20.safetensors --cifar10 DATA/cifar10 \
-    -o calibration/results/search-resnet20.json
+python tools/search_results.py against-uniform --master resnet20.safetensors --cifar10 DATA/cifar10 --reestimate \
+    --bits 8,7,6,5,4,3,2 -o calibration/results/search-resnet20-all-widths.json
 python tools/search_results.py statistics --master resnet20.safetensors --cifar10 DATA/cifar10 \
     -o calibration/results/search-statistics-resnet20.json
 python tools/search_results.py page        # calibration/results/search-*.json -> calibration/SEARCH.md
@@ -39,7 +39,7 @@ from bitswitch_deploy.search.costs import GroupCosts, assignment_of, measured_co
 from bitswitch_deploy.search.evaluate import Evaluator, Workers
 from bitswitch_deploy.search.problem import Group, Problem, Row, Selection
 from bitswitch_deploy.search.samples import MIN_SAMPLES, SearchSamples, store_samples
-from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.search.score import CRITERIA, Scores
 from bitswitch_deploy.search.statistics import compare, rank_correlation
 from bitswitch_deploy.search.store import ScoreStore
 from bitswitch_deploy.tensors import WidthAssignment
@@ -114,6 +114,7 @@ class Exhaustive:
                     samples,
                     ScoreStore(folder=cache),
                     workers=Workers(jobs=usable_cores()),
+                    criterion="cross_entropy" if samples.labelled else "divergence",
                     computed=progress.advance,
                 )
                 progress.start(name, evaluator.missing(every, samples.n))
@@ -225,6 +226,8 @@ def _printed(
 @click.option("--randoms", type=int, default=30, show_default=True, help="Random assignments of each average.")
 @click.option("--samples", type=int, default=2048, show_default=True)
 @click.option("--test-samples", type=int, help="Only the first so many.  [default: all]")
+@click.option("--criterion", type=click.Choice(CRITERIA), default=CRITERIA[0], show_default=True)
+@click.option("--bits", help="Widths to choose from.  [default: the trained ones]")
 @click.option("--reestimate", is_flag=True, help="BatchNorm statistics fitted to each assignment.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--cache", type=PATH, default=Path(".bitswitch-search"), show_default=True)
@@ -241,7 +244,7 @@ def against_uniform(
         raise click.UsageError("name --cifar10 or --data")
     runs = [_run_average(master, data, test, float(word), options) for word in averages.split(",")]
     result = {"experiment": "against-uniform", "master_sha256": read_master(master).sha256, "runs": runs}
-    result |= {key: options[key] for key in ("per", "samples", "randoms", "reestimate", "seed")}
+    result |= {key: options[key] for key in ("per", "samples", "randoms", "reestimate", "seed", "criterion")}
     write(options["output"], {**result, **circumstances()})
 
 
@@ -256,6 +259,8 @@ def _run_average(
         budgets=(parse_budget(f"{BUDGETS[options['per']]}<={average:g}"),),
         output=cache / f"average-{average:g}.json",
         cache=cache,
+        criterion=options["criterion"],
+        widths=tuple(map(int, options["bits"].split(","))) if options["bits"] else None,
         samples=options["samples"],
         seed=options["seed"],
         reestimate=options["reestimate"],
@@ -269,7 +274,7 @@ def _run_average(
         layers = [name for name, _ in report.chosen.widths]
         counts = {each.name: loaded.tensors[each.weight].size for each in loaded.spec.layers}
         sizes = {name: counts[name] if options["per"] == "weight" else 1 for name in layers}
-        others = _random_assignments(sizes, loaded.spec.widths, average, options)
+        others = _random_assignments(sizes, request.widths or loaded.spec.widths, average, options)
         chosen = assignment_of(dict(report.chosen.widths))
         uniform = {bits: assignment_of(dict.fromkeys(layers, bits)) for bits in (*loaded.spec.widths, round(average))}
         scores = run_final_test(loaded, samples, [chosen, *uniform.values(), *others], progress).scores
@@ -413,10 +418,10 @@ def _uniform_page(result: dict[str, Any]) -> list[str]:
         rows.append(["", f"{len(top1)} random, {below} of them lower", f"{min(top1):.2f} .. {max(top1):.2f}", "", ""])
     n = result["runs"][0]["n_test"]
     statistics = "fitted to each assignment" if result["reestimate"] else "those of the master"
-    lines = [
-        f"Top-1 in % on {n:,} test samples, BatchNorm statistics {statistics}; the search saw {result['samples']:,}"
-    ]
-    lines += ["other samples. Differences are paired, in points, with 95 % intervals and exact McNemar p.", ""]
+    criterion = result.get("criterion", "cross_entropy").replace("_", " ")
+    lines = [f"Top-1 in % on {n:,} test samples, BatchNorm statistics {statistics}; the search went by {criterion} on"]
+    lines += [f"{result['samples']:,} other samples. Differences are paired, in points, with 95 % intervals and exact"]
+    lines += ["McNemar p.", ""]
     return lines + _table([f"average of a {result['per']}", "assignment", "top-1", "searched has more", "p"], rows)
 
 

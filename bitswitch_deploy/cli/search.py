@@ -17,6 +17,7 @@ from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.search_page import print_search
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.evaluate import BACKENDS, Workers
+from bitswitch_deploy.search.score import CRITERIA
 
 _CACHE = ".bitswitch-search"
 
@@ -44,6 +45,13 @@ _CACHE = ".bitswitch-search"
     "--reestimate",
     is_flag=True,
     help="Fit BatchNorm statistics to each assignment; a master with the chosen one's is written beside it.",
+)
+@click.option(
+    "--criterion",
+    type=click.Choice(CRITERIA),
+    default=CRITERIA[0],
+    show_default=True,
+    help="What is kept small: divergence from the outputs at the highest width, or the loss with labels.",
 )
 @click.option("--bits", metavar="LIST", help="Widths to choose from, each in 2..8.  [default: the trained ones]")
 @click.option("--tie", "ties", multiple=True, metavar="NAMES", help="Layers, with * for any text, that take one width.")

@@ -31,7 +31,7 @@ from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.busy import Busy
 from bitswitch_deploy.search.samples import Inputs, SearchSamples, at_a_time
-from bitswitch_deploy.search.score import Outputs, Scores, score_against, score_labelled
+from bitswitch_deploy.search.score import Criterion, Outputs, Scores, score_against, score_labelled
 from bitswitch_deploy.search.store import ScoreStore, key_of
 from bitswitch_deploy.tensors import WidthAssignment
 
@@ -41,7 +41,7 @@ BATCH = 64
 _BATCH_BYTES = 2**22
 BACKENDS = ("threading", "loky", "dask", "ray")
 _TASKS_PER_PART = 4
-_VERSION = 3
+_VERSION = 4
 # The other workers wait for the adapter that the first one builds, instead of building the same.
 _ONE_BUILDS = threading.Lock()
 _BUSY = Busy()
@@ -57,7 +57,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """Pieces of one assignment that are missing. reference: the width to diverge from, None with labels.
+    """Pieces of one assignment that are missing. reference: the width to diverge from, None for cross entropy.
 
     statistics: samples to adapt BatchNorm statistics on, None where the master's are used.
     """
@@ -77,6 +77,7 @@ class Evaluator:
     Args:
         master: the file. sha256: of it. samples: what to measure on.
         store: where scores are kept. workers: who computes them.
+        criterion: the loss; without labels it is the divergence.
         statistics: samples to adapt the BatchNorm statistics of each assignment on; None takes those of the master.
         computed: called with the number of samples that were computed just now.
     """
@@ -88,13 +89,15 @@ class Evaluator:
         store: ScoreStore,
         *,
         workers: Workers,
+        criterion: Criterion = "divergence",
         statistics: SearchSamples | None = None,
         computed: Callable[[int], object] = lambda n: None,
     ) -> None:
         loaded = read_master(master)
         self._master, self._sha256 = master, loaded.sha256
         self._samples, self._store, self._workers, self._computed = samples, store, workers, computed
-        self._reference = None if samples.labelled else loaded.spec.widths[0]
+        by_labels = samples.labelled and criterion == "cross_entropy"
+        self._reference = None if by_labels else loaded.spec.widths[0]
         self._statistics = statistics
         self._host = host_text()
 
@@ -210,11 +213,11 @@ def _scores(task: _Task) -> list[Scores]:
     for start, stop in task.pieces:
         x, y = task.samples.read(start, stop)
         outputs = run_batches(runner, x)
-        if y is not None:
-            results.append(score_labelled(outputs, y, where=where))
-        elif task.reference is not None:
+        if task.reference is not None:
             reference = _reference(str(task.master), task.master_sha256, task.reference, task.samples, start, stop)
-            results.append(score_against(outputs, reference, where=where))
+            results.append(score_against(outputs, reference, y, where=where))
+        elif y is not None:
+            results.append(score_labelled(outputs, y, where=where))
     return results
 
 

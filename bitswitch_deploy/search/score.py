@@ -1,20 +1,26 @@
 """How good the outputs for each sample are: its loss, and whether the choice is right. Float64, one row a sample.
 
-    with labels      loss = -log softmax(z)[y]                    right: argmax z = y
-    without          loss = KL(softmax(r) || softmax(z))          right: argmax z = argmax r
+    divergence       loss = KL(softmax(r) || softmax(z))    right: argmax z = y, without labels argmax z = argmax r
+    cross_entropy    loss = -log softmax(z)[y]              right: argmax z = y
 
 z are the outputs [n, classes], r those of the reference, which is the master at its highest trained width.
+
+Divergence is what a search goes by. Cross entropy rewards a network for being less sure where it is wrong, and noise of
+quantization makes it so: an assignment can have less of it and more errors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import CheckFailedError
+
+Criterion = Literal["divergence", "cross_entropy"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 Outputs = npt.NDArray[np.floating[Any]]
 
@@ -51,8 +57,10 @@ def score_labelled(outputs: Outputs, y: npt.NDArray[np.int64], *, where: str) ->
     return Scores(loss=-log_p[np.arange(len(y)), y], right=outputs.argmax(axis=1) == y)
 
 
-def score_against(outputs: Outputs, reference: Outputs, *, where: str) -> Scores:
-    """Divergence of outputs [n, classes] from those of the reference [n, classes].
+def score_against(
+    outputs: Outputs, reference: Outputs, y: npt.NDArray[np.int64] | None = None, *, where: str
+) -> Scores:
+    """Divergence of outputs [n, classes] from those of the reference [n, classes]; right by labels [n], if any.
 
     Raises:
         CheckFailedError: an output is not finite.
@@ -60,7 +68,7 @@ def score_against(outputs: Outputs, reference: Outputs, *, where: str) -> Scores
     log_p, log_q = _log_softmax(reference, where), _log_softmax(outputs, where)
     # a sum of rounded terms may fall a hair below 0, which no divergence does
     loss = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0.0)
-    return Scores(loss=loss, right=outputs.argmax(axis=1) == reference.argmax(axis=1))
+    return Scores(loss=loss, right=outputs.argmax(axis=1) == (reference.argmax(axis=1) if y is None else y))
 
 
 def _log_softmax(outputs: Outputs, where: str) -> npt.NDArray[np.float64]:

@@ -48,7 +48,7 @@ def evaluator(master: Path, folder: Path, *, labelled: bool = True, **more: obje
 
 
 def test_scores_are_those_of_the_canonical_graph(master: Path, tmp_path: Path) -> None:
-    (scores,) = evaluator(master, tmp_path).measure([MIXED])
+    (scores,) = evaluator(master, tmp_path, criterion="cross_entropy").measure([MIXED])
     x, y = samples(tmp_path).read(0, N)
     assert y is not None
     expected = score_labelled(run_batches(open_session(two_blocks(), MIXED), x), y, where="")
@@ -56,12 +56,26 @@ def test_scores_are_those_of_the_canonical_graph(master: Path, tmp_path: Path) -
     assert (scores.right == expected.right).all()
 
 
-def test_without_labels_it_is_the_divergence_from_the_highest_width(master: Path, tmp_path: Path) -> None:
-    by_width = evaluator(master, tmp_path, labelled=False).measure([UNIFORM[0], MIXED])
+def test_labels_say_what_is_right_and_the_loss_is_the_divergence(master: Path, tmp_path: Path) -> None:
+    by_labels, by_outputs = (
+        evaluator(master, tmp_path, labelled=labelled).measure([MIXED])[0] for labelled in (True, False)
+    )
+    x, y = samples(tmp_path).read(0, N)
+    outputs = run_batches(open_session(two_blocks(), MIXED), x)
+    assert (by_labels.loss == by_outputs.loss).all()
+    assert (by_labels.right == (outputs.argmax(axis=1) == y)).all()
+    assert (by_labels.right != by_outputs.right).any()
+
+
+@pytest.mark.parametrize("criterion", ["divergence", "cross_entropy"])
+def test_without_labels_it_is_the_divergence_from_the_highest_width(
+    master: Path, tmp_path: Path, criterion: str
+) -> None:
+    by_width = evaluator(master, tmp_path, labelled=False, criterion=criterion).measure([UNIFORM[0], MIXED])
     assert (by_width[0].loss == 0).all()
     x, _ = samples(tmp_path).read(0, N)
-    outputs = [run_batches(open_session(two_blocks(), each), x) for each in (MIXED, UNIFORM[0])]
-    assert (by_width[1].loss == score_against(*outputs, where="").loss).all()
+    mixed, highest = (run_batches(open_session(two_blocks(), each), x) for each in (MIXED, UNIFORM[0]))
+    assert (by_width[1].loss == score_against(mixed, highest, where="").loss).all()
     assert by_width[1].mean_loss > 0
 
 
@@ -141,7 +155,7 @@ def test_another_master_other_samples_and_other_statistics_share_nothing(master:
 def test_fitted_statistics_leave_the_master_alone(master: Path, tmp_path: Path) -> None:
     before = master.read_bytes()
     statistics = samples(tmp_path, labelled=False, seed=2)
-    (scores,) = evaluator(master, tmp_path, statistics=statistics).measure([MIXED])
+    (scores,) = evaluator(master, tmp_path, statistics=statistics, criterion="cross_entropy").measure([MIXED])
     x, y = samples(tmp_path).read(0, N)
     adapted = BatchNormAdapter(two_blocks(), statistics.read(0, N)[0]).adapted(MIXED)
     assert y is not None

@@ -14,7 +14,7 @@ from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.searching.data import SearchData
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.evaluate import open_session, run_batches
-from bitswitch_deploy.search.score import Scores, score_against, score_labelled
+from bitswitch_deploy.search.score import Criterion, Scores, score_against, score_labelled
 from bitswitch_deploy.tensors import WidthAssignment
 
 # Sessions that are open at a time; more of them take another pass over the samples.
@@ -31,9 +31,14 @@ class TestScores:
 
 
 def run_final_test(
-    master: Master, data: SearchData, assignments: Sequence[WidthAssignment], progress: Progress
+    master: Master,
+    data: SearchData,
+    assignments: Sequence[WidthAssignment],
+    progress: Progress,
+    *,
+    criterion: Criterion = "divergence",
 ) -> TestScores:
-    """Scores of all assignments on the same samples.
+    """Scores of all assignments on the same samples. criterion: the loss; without labels it is the divergence.
 
     Raises:
         CheckFailedError: an output is not finite.
@@ -47,13 +52,17 @@ def run_final_test(
     for start in range(0, len(different), _AT_A_TIME):
         part = different[start : start + _AT_A_TIME]
         masters = {each: adapt(each) for each in part}
-        found, n, left_out = _pass(master, masters, data, progress)
+        found, n, left_out = _pass(master, masters, data, progress, criterion)
         scores |= found
     return TestScores(scores=scores, n=n, left_out=left_out)
 
 
 def _pass(
-    master: Master, masters: Mapping[WidthAssignment, Master], data: SearchData, progress: Progress
+    master: Master,
+    masters: Mapping[WidthAssignment, Master],
+    data: SearchData,
+    progress: Progress,
+    criterion: Criterion,
 ) -> tuple[dict[WidthAssignment, Scores], int, int]:
     threads = usable_cores()
     sessions = {each: open_session(adapted, each, threads=threads) for each, adapted in masters.items()}
@@ -63,13 +72,14 @@ def _pass(
     for x, y, n_seen in data.test_blocks():
         left_out += n_seen
         if len(x):
-            expected = run_batches(reference, x) if y is None else None
+            by_divergence = y is None or criterion == "divergence"
+            expected = run_batches(reference, x) if by_divergence else None
             for each, session in sessions.items():
                 outputs, where = run_batches(session, x), f"{each.label} in the final test"
-                if y is not None:
+                if expected is not None:
+                    parts[each].append(score_against(outputs, expected, y, where=where))
+                elif y is not None:
                     parts[each].append(score_labelled(outputs, y, where=where))
-                elif expected is not None:
-                    parts[each].append(score_against(outputs, expected, where=where))
         progress.advance(len(x) + n_seen)
     if left_out == data.test.n:
         raise DataError(

@@ -30,7 +30,7 @@ from bitswitch_deploy.search.evaluate import Evaluator, Workers
 from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.resources import Choices
 from bitswitch_deploy.search.samples import resolution_points
-from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.search.score import Criterion, Scores
 from bitswitch_deploy.search.statistics import compare, wilson
 from bitswitch_deploy.search.store import ScoreStore
 from bitswitch_deploy.tensors import WidthAssignment
@@ -45,9 +45,9 @@ class SearchRequest:
 
     output: the assignment, for `--mixed`. cache: what was measured; the same request goes on from there.
     data, test: samples to search on and to test on, see `load_search_data`. widths: None takes the trained ones.
-    ties: see `layer_groups`. max_drop: points that may be lost; None where budgets alone decide. pareto: find the whole
-    front. reestimate: adapt BatchNorm statistics to each assignment, and write a master with those of the chosen
-    one to `adapted_master`.
+    criterion: what is kept small, see `search.score`; without labels it is the divergence. ties: see `layer_groups`.
+    max_drop: points that may be lost; None where budgets alone decide. pareto: find the whole front. reestimate: adapt
+    BatchNorm statistics to each assignment, and write a master with those of the chosen one to `adapted_master`.
     """
 
     master: Path
@@ -57,6 +57,7 @@ class SearchRequest:
     tables: tuple[Path, ...] = ()
     data: Path | None = None
     test: Path | None = None
+    criterion: Criterion = "divergence"
     costs: Path | None = None
     widths: tuple[int, ...] | None = None
     ties: tuple[str, ...] = ()
@@ -126,6 +127,7 @@ class _Search:
             data.search,
             ScoreStore(folder=request.cache),
             workers=request.workers,
+            criterion=request.criterion,
             statistics=data.statistics,
             computed=self._progress.advance,
         )
@@ -134,9 +136,8 @@ class _Search:
         problem = make_problem(self._choices, table, budgeted.rows, where=where)
         choice = self._choose(problem, evaluator)
         uniform = [_measured(problem, each, evaluator) for _, each in problem.uniform()]
-        tested = run_final_test(
-            master, data, [each.assignment for each in (choice.chosen, *choice.front, *uniform)], self._progress
-        )
+        wanted = [each.assignment for each in (choice.chosen, *choice.front, *uniform)]
+        tested = run_final_test(master, data, wanted, self._progress, criterion=request.criterion)
         report = _Reporting(request, master, problem, data, tested, uniform).report(choice, table, budgeted)
         if data.statistics is not None:
             x, _ = data.statistics.read(0, data.statistics.n)
@@ -152,7 +153,7 @@ class _Search:
         reference = {layer: widths[0] for group in self._choices.groups for layer in group}
         return CostTable(
             master_sha256=master.sha256,
-            method="cross_entropy" if data.search.labelled else "divergence",
+            method=request.criterion if data.search.labelled else "divergence",
             samples_sha256=data.search.sha256,
             n=data.search.n,
             groups=measured_costs(
@@ -287,7 +288,8 @@ class _Reporting:
         notes = [
             f"{n:,} samples tell differences of {resolution_points(n):.1f} points from none; use more for finer ones"
         ]
-        if self._data.search.labelled and self._uniform[0].scores.right.all():
+        by_labels = self._data.search.labelled and self._request.criterion == "cross_entropy"
+        if by_labels and self._uniform[0].scores.right.all():
             notes.append(
                 "the highest width is right on every sample of the search, as on samples that it was trained on: "
                 "their loss says little about others. Name samples with --data that training has not seen"

@@ -78,7 +78,8 @@ def test_a_front_is_monotone_and_its_choice_within_the_drop(tmp_path: Path, cach
 
 
 def test_fitted_statistics_are_exported_with_a_master_of_their_own(tmp_path: Path, cache: Path) -> None:
-    report = search(request(tmp_path, cache, "avg_bits<=2.5", reestimate=True))
+    report = search(request(tmp_path, cache, "avg_bits<=2.5", reestimate=True, criterion="cross_entropy"))
+    assert report.method == "cross_entropy"
     adapted = read_master(tmp_path / "widths.safetensors")
     assert report.master_path == str(tmp_path / "widths.safetensors")
     assert adapted.sha256 != report.master_sha256 == read_master(bundled_master()).sha256
