@@ -52,6 +52,13 @@ def test_budgets_hold_and_the_file_is_what_export_reads(tmp_path: Path, cache: P
     assignment = read_mixed(tmp_path / "widths.json", highest=8)
     assert dict(assignment.overrides) == widths
     assert report.samples.n_test == 600
+    # by divergence, with labels as well: the highest width has none on either samples, and is not always right
+    highest = report.uniform[0]
+    assert report.method == "divergence"
+    assert report.samples.labelled
+    assert highest.test is not None
+    assert highest.search.loss == highest.test.loss == 0
+    assert highest.test.right_percent.value < 100
     assert report.samples.n_search == FEW
     feasible = [each for each in report.uniform if each.label in ("w4", "w2") and dict(each.uses)["bytes"] <= 20_000]
     assert report.chosen.search.loss <= min(each.search.loss for each in feasible)
