@@ -5,47 +5,57 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns, redirect_readers
+from bitswitch_deploy.graph.qdq import ActivationCodes, ActivationPattern, activation_patterns, redirect_readers
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
-_MAX_CODE = 255
+_STEPS = 255
 
 
 class FillContainer(LoweringPass):
-    """Replace codes 0..M of step s, M < 255, by codes 0..255 of step s * M / 255, without their Clip. Inexact.
+    """Replace codes low..high of step s by all 256 codes, of step s * (high - low) / 255, without their Clip. Inexact.
 
-    The range that was trained stays, saturation of uint8 does the clipping for nothing, and rounding gets finer: not
-    the function that was trained, but one that runs without an operator between two convolutions.
-    Cases: unsigned codes with zero-point 0, of 2 to 7 bits, or of 8 bits that end at 127. Left alone: signed codes,
-    whose range is not symmetric and cannot be filled; codes with a BitShift; everything where FULL_RESOLUTION was not
-    asked for.
+    The range that was trained stays, saturation of the container does the clipping for nothing, and rounding gets
+    finer: not the function that was trained, but one that runs without an operator between two convolutions.
+    Cases: unsigned codes of 2 to 7 bits, or of 8 bits that end at 127; signed ones of 2 to 7 bits, whose range is not
+    symmetric: their zero-point moves to where zero is in it (-8..7 at 4 bits: 136 of 255), which at 3, 5, 6 and 7 bits
+    shifts the range by less than half of a fine step. Left alone: codes that fill their container; codes with a
+    BitShift; codes that have no zero; everything where FULL_RESOLUTION was not asked for.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Refine every activation that can be; see the class for the cases."""
         if Approximation.FULL_RESOLUTION not in self.context.approximations:
             return False
-        narrow = [pattern for pattern in activation_patterns(graph) if _can_be_filled(pattern)]
-        for pattern in narrow:
-            _fill(graph, pattern)
-        if narrow:
+        narrow = [pattern for pattern in activation_patterns(graph) if pattern.codes.needs_clip and not pattern.shift]
+        refined = [(pattern, full) for pattern in narrow if (full := filled(pattern.codes)) is not None]
+        for pattern, full in refined:
+            _fill(graph, pattern, full)
+        if refined:
             what = "trained range in 256 steps instead of as many as were trained"
-            self.record(f"{len(narrow)} activations", what, exact=False)
-        return bool(narrow)
+            self.record(f"{len(refined)} activations", what, exact=False)
+        return bool(refined)
 
 
-def _can_be_filled(pattern: ActivationPattern) -> bool:
-    codes = pattern.codes
-    if codes.container is not np.uint8 or codes.zero_point != 0 or codes.low != 0 or pattern.shift:
-        return False
-    return 0 < codes.high < _MAX_CODE
+def filled(codes: ActivationCodes) -> ActivationCodes | None:
+    """All codes of the container over the range of these; None where that has no inside or zero is not in it."""
+    below, above = codes.zero_point - codes.low, codes.high - codes.zero_point
+    if min(below, above) < 0 or codes.low == codes.high:
+        return None
+    limits = np.iinfo(codes.container)
+    return ActivationCodes(
+        scale=np.float32(np.float64(codes.scale) * (below + above) / _STEPS),
+        zero_point=int(limits.min) + round(below * _STEPS / (below + above)),
+        container=codes.container,
+        low=int(limits.min),
+        high=int(limits.max),
+    )
 
 
-def _fill(graph: gs.Graph, pattern: ActivationPattern) -> None:
-    scale = np.asarray(np.float64(pattern.codes.scale) * pattern.codes.high / _MAX_CODE, np.float32)
+def _fill(graph: gs.Graph, pattern: ActivationPattern, full: ActivationCodes) -> None:
     for node in (pattern.quantize, pattern.dequantize):
-        node.inputs[1].values = scale
+        node.inputs[1].values = np.asarray(full.scale, np.float32)
+        node.inputs[2].values = np.asarray(full.zero_point, full.container)
     if pattern.clip is not None:
         redirect_readers(graph, pattern.clip.outputs[0], pattern.quantize.outputs[0])
         pattern.clip.inputs.clear()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq, redirect_readers
+from bitswitch_deploy.graph.qdq import (
+    ActivationCodes,
+    ActivationPattern,
+    activation_patterns,
+    add_activation_qdq,
+    redirect_readers,
+)
 from bitswitch_deploy.lowering.approximation import Approximation
+from bitswitch_deploy.lowering.fill_container import FillContainer, filled
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
-from bitswitch_deploy.lowering.ranges import best_scale, dividing_scale
+from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, costs_little, dividing_scale
 from bitswitch_deploy.lowering.residuals import ResidualPoint, plan_residuals
 
 
@@ -18,7 +27,9 @@ class QuantizeResidual(LoweringPass):
 
     Cases: a tensor for all its readers (`both_inputs`); only the edge into the Add (`skip_input`); a tensor behind data
     movement takes the scale of its origin; a tensor that a trained quantizer reads as well takes codes that do not
-    change what that one gives. Left alone: everything when there are no ranges, which the caller decides and reports.
+    change what that one gives, or with FULL_RESOLUTION the very codes of that one, which spares an operator, where they
+    fit the branch nearly as well as its own. Left alone: everything when there are no ranges, which the caller decides
+    and reports.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -29,7 +40,8 @@ class QuantizeResidual(LoweringPass):
         points = plan_residuals(graph, self.context.target.quantization.residual)
         tensors = graph.tensors()
         # looked up before any reader moves
-        steps = {point.like: _trained_step(tensors[point.like]) for point in points if point.reader is None}
+        patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph)}
+        trained = {point.like: _trained(tensors[point.like], patterns) for point in points if point.reader is None}
         for point in points:
             if point.like not in ranges:
                 raise GraphError(
@@ -38,7 +50,7 @@ class QuantizeResidual(LoweringPass):
                     allowed="a range for every tensor of plan_residuals",
                     do="observe the ranges on the canonical graph that is lowered",
                 )
-            self._quantize(graph, tensors[point.tensor], point, self._codes(point, steps.get(point.like)))
+            self._quantize(graph, tensors[point.tensor], point, self._codes(point, trained.get(point.like)))
         if points:
             self.record("residual branches", f"{len(points)} tensors in calibrated 8-bit codes", exact=False)
         return bool(points)
@@ -54,13 +66,18 @@ class QuantizeResidual(LoweringPass):
             if reader.name == point.reader:
                 reader.inputs = [quantized if each is tensor else each for each in reader.inputs]
 
-    def _codes(self, point: ResidualPoint, step: float | None) -> ActivationCodes:
+    def _codes(self, point: ResidualPoint, trained: ActivationPattern | None) -> ActivationCodes:
         activation = self.context.target.quantization.activation
         # an int8 container with zero-point 0 leaves half of its codes to a tensor that is never negative
         halved = activation.dtype == "int8" and activation.zero_point == 0
         low, high = (0, 127 if halved else 255) if point.unsigned else (-128, 127)
         seen = self.context.ranges[point.like]
-        scale = best_scale(seen, low=low, high=high) if step is None else dividing_scale(seen, step, low=low, high=high)
+        if trained is None:
+            scale = best_scale(seen, low=low, high=high)
+        elif (shared := self._shared(trained, seen)) is not None:
+            return shared
+        else:
+            scale = dividing_scale(seen, float(trained.codes.scale), low=low, high=high)
         return ActivationCodes(
             scale=np.float32(scale),
             zero_point=0,
@@ -69,11 +86,22 @@ class QuantizeResidual(LoweringPass):
             high=high,
         )
 
+    def _shared(self, trained: ActivationPattern, seen: TensorRange) -> ActivationCodes | None:
+        """The codes that FillContainer gives to the layer behind the branch, where they fit the branch as well."""
+        fills = FillContainer.__name__ in self.context.target.lowering
+        if not fills or Approximation.FULL_RESOLUTION not in self.context.approximations or trained.shift:
+            return None
+        codes = filled(trained.codes)
+        if codes is None:
+            return None
+        low, high = codes.low - codes.zero_point, codes.high - codes.zero_point
+        return codes if costs_little(seen, float(codes.scale), low=low, high=high) else None
 
-def _trained_step(tensor: gs.Tensor) -> float | None:
-    """The scale that the trained readers of `tensor` quantize it with; None where there is none, or several."""
-    scales = {float(node.inputs[1].values) for node in tensor.outputs if node.op == "QuantizeLinear"}
-    return scales.pop() if len(scales) == 1 else None
+
+def _trained(tensor: gs.Tensor, patterns: Mapping[int, ActivationPattern]) -> ActivationPattern | None:
+    """What the trained readers of `tensor` make of it; None where there is none, or their scales differ."""
+    found = [patterns[id(node)] for node in tensor.outputs if id(node) in patterns]
+    return found[0] if len({float(each.codes.scale) for each in found}) == 1 else None
 
 
 def quantized_by(tensor: gs.Tensor, readers_before: list[gs.Node]) -> gs.Node:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 # Clipping to 40 % of the maximum is past every optimum of 8-bit codes on bell-shaped and one-sided activations.
 _CLIP_FRACTIONS = np.linspace(0.4, 1.0, 61)
 _MAX_SAMPLES = 1 << 16
-# How much more squared error a scale that divides a trained step may have: that of steps of three times the size.
-_DIVIDING_COST = 9.0
+# How much more squared error a scale may have that spares an operator: that of steps of three times the size.
+_COST = 9.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +78,16 @@ def dividing_scale(seen: TensorRange, step: float, *, low: int, high: int) -> fl
             multiples of step / k, so rounding to those first never takes a value across one: the quantizer finds in the
             codes what it would have found in the values.
     """
-    free = best_scale(seen, low=low, high=high)
     most = step / (_CLIP_FRACTIONS[0] * max(_peak(seen, low=low, high=high), float(np.finfo(np.float32).tiny)))
     odd = np.arange(1, min(max(most, 1.0), -low + high) + 1, 2)
-    scale, error = _best(seen, step / odd, low=low, high=high)
-    return scale if error <= _DIVIDING_COST * _squared_error(seen.values, free, low=low, high=high) else free
+    scale, _ = _best(seen, step / odd, low=low, high=high)
+    return scale if costs_little(seen, scale, low=low, high=high) else best_scale(seen, low=low, high=high)
+
+
+def costs_little(seen: TensorRange, scale: float, *, low: int, high: int) -> bool:
+    """Whether codes low..high of this scale have little more squared error than those of `best_scale`."""
+    least = _squared_error(seen.values, best_scale(seen, low=low, high=high), low=low, high=high)
+    return _squared_error(seen.values, scale, low=low, high=high) <= _COST * least
 
 
 def _peak(seen: TensorRange, *, low: int, high: int) -> float:

@@ -56,9 +56,30 @@ def test_filled(bits: int, container: str, top: int) -> None:
     np.testing.assert_allclose(new, old, rtol=2e-7)
 
 
+# zero lies at 255 * 2^(bits - 1) / (2^bits - 1) of the 255 steps
+@pytest.mark.parametrize(("bits", "zero_point"), [(2, 170), (3, 146), (4, 136), (5, 132), (6, 130), (7, 129)])
+def test_signed_codes_move_their_zero(bits: int, zero_point: int) -> None:
+    before = before_of(bits, "signed")
+    result = fill(before)
+    assert "Clip" not in operators(result.model)
+    step = np.float32(np.float64(np.float32(0.1)) * (2**bits - 1) / 255)
+    assert initializer(result.model, "a.input.scale") == step
+    assert initializer(result.model, "a.input.zero_point") == zero_point - 128
+    x = critical(step, -zero_point, 255 - zero_point)[:-6]
+    for optimisation in ("off", "all"):
+        found = look(result.model, x, "a.input.codes", optimisation=optimisation).astype(np.int64) + 128
+        expected = slow.activation_codes(x, step, -zero_point, 255 - zero_point) + zero_point
+        np.testing.assert_array_equal(found, expected)
+    ends = np.asarray([[-1e6], [1e6]], np.float32)
+    old, new = (look(model, ends, "a.input.dequantized") for model in (before, result.model))
+    # the trained range, moved by no more than half a fine step, and zero where it was
+    np.testing.assert_allclose(new, old, rtol=0, atol=0.5001 * step)
+    assert look(result.model, np.zeros((1, 1), np.float32), "a.input.dequantized") == 0
+
+
 LEFT_ALONE = {
     "uint8": (8, "unsigned", WANTED),
-    "signed": (4, "signed", WANTED),
+    "int8": (8, "signed", WANTED),
     "not asked for": (4, "unsigned", USUAL),
 }
 
@@ -86,13 +107,6 @@ def test_ends_that_another_pass_has_moved(low: int, high: int, modified: bool) -
     assert result.modified is modified
     if modified:
         assert initializer(result.model, "a.input.scale") == np.float32(np.float64(np.float32(0.1)) * 10 / 255)
-
-
-def test_another_zero_point_is_left_alone() -> None:
-    before = before_of(4)
-    zero_point = next(each for each in before.graph.initializer if each.name == "a.input.zero_point")
-    zero_point.CopyFrom(onnx.numpy_helper.from_array(np.asarray(3, np.uint8), zero_point.name))
-    assert not fill(before).modified
 
 
 def test_every_activation_in_one_record() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import LoweredGraph, calibrated_tensors, lower
-from bitswitch_deploy.lowering.ranges import best_scale, dividing_scale
+from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, dividing_scale
 from bitswitch_deploy.target import Target
 from tests.graph.running import initializer, look, run
 from tests.lowering.blocks import images, observed, residual_master
 from tests.lowering.lowered import applied, canonical, profile
 
 X86, ARM, RTX = profile("x86-cpu"), profile("arm64-cpu"), profile("rtx")
+FULL = USUAL | {Approximation.FULL_RESOLUTION}
 
 
 def both(shortcut: str, bits: int, target: Target, **options: Any) -> tuple[CanonicalGraph, LoweredGraph]:
@@ -206,3 +209,43 @@ def test_codes_pass_through_data_movement_unchanged() -> None:
     first, side = (look(result.model, images(), f"{name}.residual.codes") for name in ("first", "side"))
     np.testing.assert_array_equal(side[:, 1:], first[:, :3])
     assert not side[:, 0].any()
+
+
+# --- codes shared with a layer -------------------------------------------------------------------------------------
+
+
+def with_ranges(bits: int, target: Target, approximations: frozenset[Approximation], reach: float) -> onnx.ModelProto:
+    """Branches whose values reach `reach` times as far as the trained codes of what reads them."""
+    graph = canonical(residual_master("identity"), bits)
+    ranges = dict(observed(graph.model, calibrated_tensors(graph, target)))
+    for name in ("start", "first", "second"):
+        (quantizer,) = quantizers(graph.model, name)
+        top = reach * float(initializer(graph.model, quantizer.input[1])) * (2**bits - 1)
+        ranges[name] = TensorRange(minimum=0, maximum=top, values=np.linspace(0, top, 4096, dtype=np.float32))
+    return lower(graph, target, ranges=ranges, approximations=approximations).model
+
+
+def rescaled(model: onnx.ModelProto) -> list[str]:
+    return [node.name for node in model.graph.node if node.name.endswith(".input/Add")]
+
+
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+@pytest.mark.parametrize("bits", [7, 6, 4, 2])
+def test_with_full_resolution_a_layer_and_its_branch_have_the_same_codes(bits: int, target: Target) -> None:
+    model = with_ranges(bits, target, FULL, 1.0)
+    for name, layer in (("start", "a"), ("first", "c"), ("second", "z")):
+        own, branch = (initializer(model, f"{each}.scale") for each in (f"{layer}.input", f"{name}.residual"))
+        assert own == branch
+    assert rescaled(model) == []
+    found = fast(model, target)
+    assert (found["QLinearConv"], found["QLinearAdd"], found.get("Clip", 0)) == (4, 2, 0)
+
+
+@pytest.mark.parametrize(("approximations", "reach"), [(USUAL, 1.0), (FULL, 4.0)])
+def test_otherwise_the_branch_has_codes_of_its_own(approximations: frozenset[Approximation], reach: float) -> None:
+    assert len(rescaled(with_ranges(4, X86, approximations, reach))) == 3
+
+
+def test_a_target_that_does_not_fill_containers_shares_nothing() -> None:
+    target = replace(X86, lowering=tuple(name for name in X86.lowering if name != "FillContainer"))
+    assert len(rescaled(with_ranges(4, target, FULL, 1.0))) == 3
