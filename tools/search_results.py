@@ -233,7 +233,7 @@ def against_uniform(
     cache: Path = options["cache"]
     if cifar10 is not None:
         # on images that it was trained on a network is right at every width that it was trained at
-        data, test = _cifar10_files(cifar10, cache, options["test_samples"])[1], None
+        data, test = cifar10_files(cifar10, cache, options["test_samples"])[1], None
     if data is None:
         raise click.UsageError("name --cifar10 or --data")
     runs = [_run_average(master, data, test, float(word), options) for word in averages.split(",")]
@@ -301,7 +301,7 @@ def statistics(
 ) -> None:
     """What fitted BatchNorm statistics are worth: random mixtures with those of training and with their own."""
     if cifar10 is not None:
-        data, test = _cifar10_files(cifar10, cache, options["test_samples"])
+        data, test = cifar10_files(cifar10, cache, options["test_samples"])
     if data is None or test is None:
         raise click.UsageError("name --cifar10, or --data and --test")
     loaded = read_master(master)
@@ -355,7 +355,7 @@ def _row(scores: Scores, than: Scores | None = None) -> dict[str, Any]:
     return row
 
 
-def _cifar10_files(folder: Path, cache: Path, test_samples: int | None) -> tuple[Path, Path]:
+def cifar10_files(folder: Path, cache: Path, test_samples: int | None) -> tuple[Path, Path]:
     from bitswitch_deploy.training.datasets import load_cifar10
 
     cache.mkdir(parents=True, exist_ok=True)
