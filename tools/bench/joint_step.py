@@ -7,7 +7,9 @@ and update); `lsq8`, ..., `lsq2`, a step of a network of its own that is quantiz
 al., arXiv 1902.08153). All with Adam and the trainer's own stages, random weights and random images. Each candidate has
 a process of its own; they take turns, a turn is one step, and a figure is a ratio of medians. Memory is the peak during
 the steps above what the process held before it made its network: resident bytes on a CPU, allocated ones on a GPU;
-compare it without --fast, since on a CPU the compiler works in the same process.
+compare it without --fast, since on a CPU the compiler works in the same process. The share of the quantizers is that of
+their forward and backward operators in a joint step that is not compiled, as torch's profiler sees it: compiled, they
+are parts of larger kernels.
 
 Goals: joint <= 5.0 x float on a CPU, <= 4.6 x on a GPU; peak memory <= 1.15 x that of one width.
 """
@@ -19,6 +21,7 @@ import json
 import platform
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from multiprocessing import get_context
@@ -26,12 +29,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.execution import Execution, choose_execution
 from bitswitch_deploy.training.metrics_log import host_text
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PrepareOptions, prepare
+from bitswitch_deploy.training.quantizers import ActivationQuantizer, WeightQuantizer
 from bitswitch_deploy.training.recipe import JointSettings, StageSettings
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, JointStage, Stage
@@ -41,6 +46,8 @@ WIDTHS = (8, 6, 4, 2)
 FLOAT, JOINT = "float", "joint"
 SINGLE = tuple(f"lsq{bits}" for bits in WIDTHS)
 WARM_UP = 2
+_STEP, _QUANTIZERS = "joint step", "quantizers"
+_RANGES: list[ExitStack] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,7 @@ def main() -> None:
         "joint_to_four_lsq": by_name[JOINT].median_ms / single_ms,
         "joint_peak_to_lsq8": by_name[JOINT].peak_bytes / by_name[SINGLE[0]].peak_bytes,
     }
+    summary["quantizer_share"] = quantizer_share(work)
     versions = {"torch": torch.__version__, "numpy": metadata.version("numpy"), "python": platform.python_version()}
     _print(rows, summary)
     print(f"\n{host_text()}; {work}; " + ", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -120,11 +128,7 @@ def _run(pipe: Connection, name: str, work: Work) -> None:
     execution = choose_execution(work.device, precision="float32", fast=work.fast)
     before = _held_bytes(execution.device)
     stage = make_stage(name, execution)
-    batch = Batch(
-        inputs=torch.randn(work.batch_size, 3, SIDE, SIDE, device=execution.device),
-        labels=torch.randint(10, (work.batch_size,), device=execution.device),
-        indices=torch.arange(work.batch_size),
-    )
+    batch = _batch(work, execution)
     stage.model.train()
     for step in range(WARM_UP):
         _timed_step(stage, batch, step, execution.device)
@@ -135,6 +139,14 @@ def _run(pipe: Connection, name: str, work: Work) -> None:
         pipe.send(_timed_step(stage, batch, step, execution.device))
         step += 1
     pipe.send(_peak_bytes(execution.device) - before)
+
+
+def _batch(work: Work, execution: Execution) -> Batch:
+    return Batch(
+        inputs=torch.randn(work.batch_size, 3, SIDE, SIDE, device=execution.device),
+        labels=torch.randint(10, (work.batch_size,), device=execution.device),
+        indices=torch.arange(work.batch_size),
+    )
 
 
 def make_stage(name: str, execution: Execution) -> Stage:
@@ -148,6 +160,38 @@ def make_stage(name: str, execution: Execution) -> Stage:
     network = prepare(model, (torch.zeros(2, 3, SIDE, SIDE),), PrepareOptions(widths=widths))
     settings = JointSettings(epochs=1, batch_size=1, learning_rate=1e-3, weight_decay=5e-5)
     return JointStage(network, settings, samples=1, execution=execution)
+
+
+def quantizer_share(work: Work) -> float:
+    """Time of the quantizers' operators, forward and backward, in that of a joint step; kernel time on a GPU."""
+    torch.set_num_threads(work.threads)
+    execution = choose_execution(work.device, precision="float32", fast=False)
+    stage, batch = make_stage(JOINT, execution), _batch(work, execution)
+    stage.model.train()
+    for module in stage.model.modules():
+        if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
+            # each range is closed by the hook behind: calls of one module do not overlap
+            module.register_forward_pre_hook(lambda module, _: _RANGES.append(_open_range()))
+            module.register_forward_hook(lambda module, *_: _RANGES.pop().close())
+    for step in range(WARM_UP):
+        _timed_step(stage, batch, step, execution.device)
+    on_gpu = execution.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler, record_function(_STEP):
+        _timed_step(stage, batch, WARM_UP, execution.device)
+    times = {
+        event.key: event.device_time_total if on_gpu else event.cpu_time_total for event in profiler.key_averages()
+    }
+    backward = [key for key in times if key == "_DequantizeBackward"]
+    if not backward:
+        raise RuntimeError("the profiler saw no backward of a quantizer: has its autograd function another name?")
+    return float(times[_QUANTIZERS] + sum(times[key] for key in backward)) / float(times[_STEP])
+
+
+def _open_range() -> ExitStack:
+    opened = ExitStack()
+    opened.enter_context(record_function(_QUANTIZERS))
+    return opened
 
 
 def _timed_step(stage: Stage, batch: Batch, step: int, device: torch.device) -> float:
@@ -206,6 +250,7 @@ def _print(rows: list[Row], summary: dict[str, float]) -> None:
     print(f"\njoint step against a float step: {summary['joint_to_float']:.2f}")
     print(f"joint step against the sum of the four LSQ steps: {summary['joint_to_four_lsq']:.2f}")
     print(f"peak memory of the joint step against the LSQ step at 8 bits: {summary['joint_peak_to_lsq8']:.2f}")
+    print(f"share of the quantizers in a joint step: {summary['quantizer_share']:.0%}")
 
 
 if __name__ == "__main__":
