@@ -236,10 +236,12 @@ def against_uniform(
         data, test = cifar10_files(cifar10, cache, options["test_samples"])[1], None
     if data is None:
         raise click.UsageError("name --cifar10 or --data")
-    runs = [_run_average(master, data, test, float(word), options) for word in averages.split(",")]
-    result = {"experiment": "against-uniform", "master_sha256": read_master(master).sha256, "runs": runs}
+    runs: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"experiment": "against-uniform", "master_sha256": read_master(master).sha256}
     result |= {key: options[key] for key in ("per", "samples", "randoms", "reestimate", "seed", "criterion")}
-    write(options["output"], {**result, **circumstances()})
+    for word in averages.split(","):
+        runs.append(_run_average(master, data, test, float(word), options))
+        write(options["output"], {**result, "runs": runs, **circumstances()})  # each takes minutes: none gets lost
 
 
 def _run_average(
