@@ -91,7 +91,7 @@ class QuantizeResidual(LoweringPass):
         fills = FillContainer.__name__ in self.context.target.lowering
         if not fills or Approximation.FULL_RESOLUTION not in self.context.approximations or trained.shift:
             return None
-        codes = filled(trained.codes)
+        codes = filled(trained.codes, self.context.target)
         if codes is None:
             return None
         low, high = codes.low - codes.zero_point, codes.high - codes.zero_point
