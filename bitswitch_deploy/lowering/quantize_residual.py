@@ -74,7 +74,7 @@ class QuantizeResidual(LoweringPass):
         seen = self.context.ranges[point.like]
         if trained is None:
             scale = best_scale(seen, low=low, high=high)
-        elif (shared := self._shared(trained, seen)) is not None:
+        elif (shared := self._shared(trained, seen, own=(low, high))) is not None:
             return shared
         else:
             scale = dividing_scale(seen, float(trained.codes.scale), low=low, high=high)
@@ -86,16 +86,16 @@ class QuantizeResidual(LoweringPass):
             high=high,
         )
 
-    def _shared(self, trained: ActivationPattern, seen: TensorRange) -> ActivationCodes | None:
-        """The codes that FillContainer gives to the layer behind the branch, where they fit the branch as well."""
+    def _shared(self, trained: ActivationPattern, seen: TensorRange, *, own: tuple[int, int]) -> ActivationCodes | None:
+        """The codes that FillContainer gives to the layer behind, where they fit the branch nearly as well as `own`."""
         fills = FillContainer.__name__ in self.context.target.lowering
         if not fills or Approximation.FULL_RESOLUTION not in self.context.approximations or trained.shift:
             return None
-        codes = filled(trained.codes)
+        codes = filled(trained.codes, self.context.target)
         if codes is None:
             return None
         low, high = codes.low - codes.zero_point, codes.high - codes.zero_point
-        return codes if costs_little(seen, float(codes.scale), low=low, high=high) else None
+        return codes if costs_little(seen, float(codes.scale), low=low, high=high, own=own) else None
 
 
 def _trained(tensor: gs.Tensor, patterns: Mapping[int, ActivationPattern]) -> ActivationPattern | None:

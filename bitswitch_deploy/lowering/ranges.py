@@ -81,12 +81,19 @@ def dividing_scale(seen: TensorRange, step: float, *, low: int, high: int) -> fl
     most = step / (_CLIP_FRACTIONS[0] * max(_peak(seen, low=low, high=high), float(np.finfo(np.float32).tiny)))
     odd = np.arange(1, min(max(most, 1.0), -low + high) + 1, 2)
     scale, _ = _best(seen, step / odd, low=low, high=high)
-    return scale if costs_little(seen, scale, low=low, high=high) else best_scale(seen, low=low, high=high)
+    little = costs_little(seen, scale, low=low, high=high, own=(low, high))
+    return scale if little else best_scale(seen, low=low, high=high)
 
 
-def costs_little(seen: TensorRange, scale: float, *, low: int, high: int) -> bool:
-    """Whether codes low..high of this scale have little more squared error than those of `best_scale`."""
-    least = _squared_error(seen.values, best_scale(seen, low=low, high=high), low=low, high=high)
+def costs_little(seen: TensorRange, scale: float, *, low: int, high: int, own: tuple[int, int]) -> bool:
+    """Whether codes low..high of this scale have little more squared error than the tensor's own codes at their best.
+
+    Args:
+        own: first and last code that the tensor would have otherwise. Measured against the best scale of low..high,
+            codes that end short of the values on one side would seem to cost nothing: no scale gets these back.
+    """
+    first, last = own
+    least = _squared_error(seen.values, best_scale(seen, low=first, high=last), low=first, high=last)
     return _squared_error(seen.values, scale, low=low, high=high) <= _COST * least
 
 

@@ -11,6 +11,7 @@ import pytest
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.qdq import activation_patterns, limit_codes, refine_activation
 from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.master import Master
 from tests.graph import slow
 from tests.graph.masters import build, layer
 from tests.graph.running import initializer, look, operators
@@ -22,11 +23,14 @@ TEXT = 'net (float[n, 1] x, float[1, 1] "a.weight") => (float[n, 1] y) { y = Mat
 WANTED = USUAL | {Approximation.FULL_RESOLUTION}
 
 
-def before_of(bits: int, activation: str = "unsigned", container: str = "uint8") -> onnx.ModelProto:
+def master_of(bits: int, activation: str = "unsigned", container: str = "uint8") -> Master:
     tensors = {"a.input.scale": [0.1]}
     layers = (layer("a", "MatMul", activation=activation),)
-    master = build(TEXT, layers, widths=(bits,), tensors=tensors, activation_container=container)
-    return canonical(master, bits).model
+    return build(TEXT, layers, widths=(bits,), tensors=tensors, activation_container=container)
+
+
+def before_of(bits: int, activation: str = "unsigned", container: str = "uint8") -> onnx.ModelProto:
+    return canonical(master_of(bits, activation, container), bits).model
 
 
 def fill(model: onnx.ModelProto, approximations: frozenset[Approximation] = WANTED) -> Applied:
@@ -91,6 +95,15 @@ def test_left_alone(case: str) -> None:
     result = fill(before, approximations)
     assert (result.modified, result.changes) == (False, [])
     assert result.model.SerializeToString() == before.SerializeToString()
+
+
+@pytest.mark.parametrize(("activation", "modified"), [("signed", False), ("unsigned", True)])
+def test_zero_stays_where_a_target_wants_it(activation: str, modified: bool) -> None:
+    """ClampActivations, which a user's target may have behind it, takes zero-point 0 only."""
+    rtx = profile("rtx", {"lowering": ["FillContainer", *profile("rtx").lowering]})
+    _, after = lowered(master_of(4, activation), 4, rtx, approximations=WANTED)
+    assert ("FillContainer" in after.passes) is modified
+    assert initializer(after.model, "a.input.zero_point") == 0
 
 
 def test_shifted_codes_are_left_alone() -> None:

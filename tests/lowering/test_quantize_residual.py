@@ -16,6 +16,7 @@ from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import LoweredGraph, calibrated_tensors, lower
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, dividing_scale
 from bitswitch_deploy.target import Target
+from tests.graph.masters import build, layer
 from tests.graph.running import initializer, look, run
 from tests.lowering.blocks import images, observed, residual_master
 from tests.lowering.lowered import applied, canonical, profile
@@ -233,8 +234,8 @@ def rescaled(model: onnx.ModelProto) -> list[str]:
 @pytest.mark.parametrize("bits", [7, 6, 4, 2])
 def test_with_full_resolution_a_layer_and_its_branch_have_the_same_codes(bits: int, target: Target) -> None:
     model = with_ranges(bits, target, FULL, 1.0)
-    for name, layer in (("start", "a"), ("first", "c"), ("second", "z")):
-        own, branch = (initializer(model, f"{each}.scale") for each in (f"{layer}.input", f"{name}.residual"))
+    for name, behind in (("start", "a"), ("first", "c"), ("second", "z")):
+        own, branch = (initializer(model, f"{each}.scale") for each in (f"{behind}.input", f"{name}.residual"))
         assert own == branch
     assert rescaled(model) == []
     found = fast(model, target)
@@ -249,3 +250,41 @@ def test_otherwise_the_branch_has_codes_of_its_own(approximations: frozenset[App
 def test_a_target_that_does_not_fill_containers_shares_nothing() -> None:
     target = replace(X86, lowering=tuple(name for name in X86.lowering if name != "FillContainer"))
     assert len(rescaled(with_ranges(4, target, FULL, 1.0))) == 3
+
+
+def signed_branch(kind: str, bits: int, low: float, high: float) -> onnx.ModelProto:
+    """Branches without a Relu that layers of this kind read, with values in low..high trained steps."""
+    text = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "stem.weight", float[4, 4, 1, 1] "a.weight",
+         float[4, 4, 1, 1] "z.weight") => (float[n, 4, 6, 6] y) {
+        start = Conv (x, "stem.weight")
+        a = Conv (start, "a.weight")
+        sum = Add (a, start)
+        y = Conv (sum, "z.weight")
+    }"""
+    master = build(text, (layer("stem", activation="pinned"), *(layer(name, activation=kind) for name in "az")))
+    graph = canonical(master, bits)
+    ranges = dict(observed(graph.model, calibrated_tensors(graph, X86)))
+    for name in ("start", "sum"):
+        (quantizer,) = quantizers(graph.model, name)
+        step = float(initializer(graph.model, quantizer.input[1]))
+        values = np.linspace(low * step, high * step, 4096, dtype=np.float32)
+        ranges[name] = TensorRange(minimum=low * step, maximum=high * step, values=values)
+    return lower(graph, X86, ranges=ranges, approximations=FULL).model
+
+
+@pytest.mark.parametrize("bits", [6, 4, 2])
+def test_signed_codes_are_shared_where_they_reach_as_far_as_the_branch(bits: int) -> None:
+    half = 2 ** (bits - 1)
+    assert rescaled(signed_branch("signed", bits, -half, half - 1)) == []
+
+
+# unsigned codes lack what is negative; those of 2 bits, -2..1, are half as long on one side as on the other
+@pytest.mark.parametrize(
+    ("kind", "bits", "reach"), [("unsigned", 8, 255), ("unsigned", 4, 15), ("unsigned", 2, 3), ("signed", 2, 2)]
+)
+def test_codes_that_lack_a_side_of_the_branch_are_not_shared(kind: str, bits: int, reach: float) -> None:
+    model = signed_branch(kind, bits, -reach, reach)
+    assert len(rescaled(model)) == 2
+    for name in ("start", "sum"):
+        assert initializer(model, f"{name}.residual.zero_point") == 128

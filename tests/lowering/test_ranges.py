@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from bitswitch_deploy.lowering import ranges
-from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange, best_scale, dividing_scale
+from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange, best_scale, costs_little, dividing_scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -145,3 +145,15 @@ def test_a_dividing_scale_is_the_best_of_the_odd_parts() -> None:
 def test_a_step_too_small_for_the_range_is_not_divided() -> None:
     values = np.linspace(0, 5.1, 4000, dtype=np.float32)
     assert dividing_scale(seen(values), 0.004, low=0, high=255) == best_scale(seen(values), low=0, high=255)
+
+
+# --- codes of another tensor ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "little"), [(-128, 127, True), (-136, 119, True), (-170, 85, False), (0, 255, False)]
+)
+def test_codes_are_judged_against_those_that_a_tensor_would_have(low: int, high: int, little: bool) -> None:
+    values = np.random.default_rng(0).normal(0, 1, 5000)
+    scale = best_scale(seen(values), low=low, high=high)
+    assert costs_little(seen(values), scale, low=low, high=high, own=(-128, 127)) is little
