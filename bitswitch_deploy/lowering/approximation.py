@@ -12,7 +12,8 @@ class Approximation(str, Enum):
     float. RESIDUAL_CODES: float tensors that a convolution writes or an Add reads beside it get calibrated 8-bit codes.
     PINNED_LAYERS: layers that training kept in float get 8-bit weights and inputs after training.
     HALF_LAYERS: layers that training kept in float compute in float16 where a TensorRT network is strongly typed.
-    FULL_RESOLUTION: activations keep their trained range but use all 256 codes in it, so that saturation clips.
+    FULL_RESOLUTION: activations keep their trained range but use all 256 codes in it, so that saturation clips;
+    those that are never negative, which low widths hardly mind. FULL_RESOLUTION_SIGNED: the others, which may mind.
     INT8_INPUTS: layers with quantized weights and float inputs round these to 8 bits as they come, block by block.
     """
 
@@ -21,6 +22,7 @@ class Approximation(str, Enum):
     HALF_LAYERS = "half-layers"
     PINNED_LAYERS = "pinned-layers"
     FULL_RESOLUTION = "full-resolution"
+    FULL_RESOLUTION_SIGNED = "full-resolution-signed"
     INT8_INPUTS = "int8-inputs"
 
 

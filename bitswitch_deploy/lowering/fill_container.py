@@ -7,8 +7,7 @@ import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.graph.qdq import ActivationCodes, ActivationPattern, activation_patterns, redirect_readers
 from bitswitch_deploy.lowering.approximation import Approximation
-from bitswitch_deploy.lowering.lowering_pass import LoweringPass
-from bitswitch_deploy.target import Target
+from bitswitch_deploy.lowering.lowering_pass import LoweringContext, LoweringPass
 
 _STEPS = 255
 
@@ -18,20 +17,17 @@ class FillContainer(LoweringPass):
 
     The range that was trained stays, saturation of the container does the clipping for nothing, and rounding gets
     finer: not the function that was trained, but one that runs without an operator between two convolutions.
-    Cases: unsigned codes of 2 to 7 bits, or of 8 bits that end at 127; signed ones of 2 to 7 bits, whose range is not
-    symmetric: their zero-point moves to where zero is in it (-8..7 at 4 bits: 136 of 255), which at 3, 5, 6 and 7 bits
-    shifts the range by less than half of a fine step. Left alone: codes that fill their container; codes with a
-    BitShift; codes that have no zero; signed ones for a target of int8 with zero-point 0; everything where
-    FULL_RESOLUTION was not asked for.
+    Cases: with FULL_RESOLUTION unsigned codes of 2 to 7 bits, or of 8 bits that end at 127; with FULL_RESOLUTION_SIGNED
+    signed ones of 2 to 7 bits, whose range is not symmetric: their zero-point moves to where zero is in it (-8..7 at 4
+    bits: 136 of 255), which at 3, 5, 6 and 7 bits shifts the range by less than half of a fine step. Left alone: codes
+    that fill their container; codes with a BitShift; codes that have no zero; signed ones for a target of int8 with
+    zero-point 0; everything where it was not asked for.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Refine every activation that can be; see the class for the cases."""
-        if Approximation.FULL_RESOLUTION not in self.context.approximations:
-            return False
-        target = self.context.target
-        narrow = [pattern for pattern in activation_patterns(graph) if pattern.codes.needs_clip and not pattern.shift]
-        refined = [(pattern, full) for pattern in narrow if (full := filled(pattern.codes, target)) is not None]
+        narrow = [pattern for pattern in activation_patterns(graph) if pattern.codes.needs_clip]
+        refined = [(pattern, full) for pattern in narrow if (full := filled(pattern, self.context)) is not None]
         for pattern, full in refined:
             _fill(graph, pattern, full)
         if refined:
@@ -40,14 +36,17 @@ class FillContainer(LoweringPass):
         return bool(refined)
 
 
-def filled(codes: ActivationCodes, target: Target) -> ActivationCodes | None:
-    """All codes of the container over the range of these; None where that has no inside or zero is not in it, or where
-    zero moves and the target knows zero-point 0 only.
-    """
+def filled(pattern: ActivationPattern, context: LoweringContext) -> ActivationCodes | None:
+    """What FillContainer makes of an activation, its own codes where these fill the container; None if left alone."""
+    codes, activation = pattern.codes, context.target.quantization.activation
     below, above = codes.zero_point - codes.low, codes.high - codes.zero_point
-    if min(below, above) < 0 or codes.low == codes.high:
+    is_signed = codes.needs_clip and below > 0
+    wanted = Approximation.FULL_RESOLUTION_SIGNED if is_signed else Approximation.FULL_RESOLUTION
+    if wanted not in context.approximations or FillContainer.__name__ not in context.target.lowering:
         return None
-    limits, activation = np.iinfo(codes.container), target.quantization.activation
+    if pattern.shift or min(below, above) < 0 or codes.low == codes.high:
+        return None
+    limits = np.iinfo(codes.container)
     zero_point = int(limits.min) + round(below * _STEPS / (below + above))
     if zero_point != 0 and activation.dtype == "int8" and activation.zero_point == 0:
         return None

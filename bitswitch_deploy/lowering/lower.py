@@ -69,6 +69,7 @@ MADE_BY: dict[Approximation, tuple[str, ...]] = {
     Approximation.HALF_LAYERS: (HalveFloatLayers.__name__,),
     Approximation.PINNED_LAYERS: (QuantizePinned.__name__,),
     Approximation.FULL_RESOLUTION: (FillContainer.__name__,),
+    Approximation.FULL_RESOLUTION_SIGNED: (FillContainer.__name__,),
     Approximation.INT8_INPUTS: (RewriteWeightOnly.__name__,),
 }
 # Approximations that need ranges of `calibrated_tensors`.

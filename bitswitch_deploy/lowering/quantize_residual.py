@@ -16,7 +16,7 @@ from bitswitch_deploy.graph.qdq import (
     redirect_readers,
 )
 from bitswitch_deploy.lowering.approximation import Approximation
-from bitswitch_deploy.lowering.fill_container import FillContainer, filled
+from bitswitch_deploy.lowering.fill_container import filled
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, costs_little, dividing_scale
 from bitswitch_deploy.lowering.residuals import ResidualPoint, plan_residuals
@@ -72,10 +72,12 @@ class QuantizeResidual(LoweringPass):
         halved = activation.dtype == "int8" and activation.zero_point == 0
         low, high = (0, 127 if halved else 255) if point.unsigned else (-128, 127)
         seen = self.context.ranges[point.like]
-        if trained is None:
+        full = filled(trained, self.context) if trained is not None else None
+        if full is not None and _fits(full, seen, own=(low, high)):
+            return full
+        # steps that FillContainer refines are nothing to divide
+        if trained is None or (full is not None and full.scale != trained.codes.scale):
             scale = best_scale(seen, low=low, high=high)
-        elif (shared := self._shared(trained, seen, own=(low, high))) is not None:
-            return shared
         else:
             scale = dividing_scale(seen, float(trained.codes.scale), low=low, high=high)
         return ActivationCodes(
@@ -86,16 +88,11 @@ class QuantizeResidual(LoweringPass):
             high=high,
         )
 
-    def _shared(self, trained: ActivationPattern, seen: TensorRange, *, own: tuple[int, int]) -> ActivationCodes | None:
-        """The codes that FillContainer gives to the layer behind, where they fit the branch nearly as well as `own`."""
-        fills = FillContainer.__name__ in self.context.target.lowering
-        if not fills or Approximation.FULL_RESOLUTION not in self.context.approximations or trained.shift:
-            return None
-        codes = filled(trained.codes, self.context.target)
-        if codes is None:
-            return None
-        low, high = codes.low - codes.zero_point, codes.high - codes.zero_point
-        return codes if costs_little(seen, float(codes.scale), low=low, high=high, own=own) else None
+
+def _fits(codes: ActivationCodes, seen: TensorRange, *, own: tuple[int, int]) -> bool:
+    """Whether these codes suit the branch nearly as well as `own` would, of a scale of their own."""
+    low, high = codes.low - codes.zero_point, codes.high - codes.zero_point
+    return costs_little(seen, float(codes.scale), low=low, high=high, own=own)
 
 
 def _trained(tensor: gs.Tensor, patterns: Mapping[int, ActivationPattern]) -> ActivationPattern | None:

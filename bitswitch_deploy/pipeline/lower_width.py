@@ -32,6 +32,13 @@ from bitswitch_deploy.validation.dataset import Dataset
 from bitswitch_deploy.validation.hops import HOPS, HopResult, WidthResult
 
 _BATCH = 32
+# Of what the user asks for, a rung each; what costs least speed goes first.
+_GIVEN_UP = (
+    {Approximation.FULL_RESOLUTION_SIGNED},
+    {Approximation.FULL_RESOLUTION_SIGNED, Approximation.FULL_RESOLUTION},
+    {Approximation.PINNED_LAYERS},
+    {Approximation.INT8_INPUTS},
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +85,7 @@ def lower_width(
     for rung in rungs:
         lowered = lower(canonical, target, ranges=ranges, approximations=rung)
         measured = _measure(validator, lowered) if validator is not None else None
-        verdict = _verdict(lowered, measured, min_agreement) if rung != rungs[-1] else None
+        verdict = _verdict(lowered, rung, measured, min_agreement) if rung != rungs[-1] else None
         changes += [verdict] if verdict is not None else []
         if verdict is None or not verdict.exact:
             break
@@ -108,20 +115,22 @@ def _rungs(
         able -= CALIBRATED
     else:
         changes = []
-    fewer = [able - {each} for each in sorted(able - EXPORTED)]
+    fewer = [able - each for each in _GIVEN_UP]
     usual = able & EXPORTED
     rungs = [able, *fewer, usual, usual - {Approximation.HALF_LAYERS}, able & {Approximation.ROUNDED_BIAS}, EXACT]
     return changes, list(dict.fromkeys(rungs))
 
 
-def _verdict(lowered: LoweredGraph, measured: WidthResult | None, least: float) -> Change | None:
+def _verdict(
+    lowered: LoweredGraph, rung: frozenset[Approximation], measured: WidthResult | None, least: float
+) -> Change | None:
     """What became of a rung: None if nothing had to be decided, a change that is inexact if it stays, exact if not."""
     if lowered.exact or measured is None:
         return None
     hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
     agreement = min(map(_agreement, hops))
     makers = {change.by for change in lowered.changes if not change.exact}
-    names = _names(each for each, passes in MADE_BY.items() if makers & set(passes))
+    names = _names(each for each in rung if makers & set(MADE_BY[each]))
     text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
     if agreement >= least:
         return _choice(f"{names}: {text}", exact=False)

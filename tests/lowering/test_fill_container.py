@@ -20,7 +20,8 @@ from tests.lowering.lowered import Applied, applied, canonical, lowered, profile
 
 X86 = profile("x86-cpu")
 TEXT = 'net (float[n, 1] x, float[1, 1] "a.weight") => (float[n, 1] y) { y = MatMul (x, "a.weight") }'
-WANTED = USUAL | {Approximation.FULL_RESOLUTION}
+UNSIGNED, SIGNED = Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED
+WANTED = USUAL | {UNSIGNED, SIGNED}
 
 
 def master_of(bits: int, activation: str = "unsigned", container: str = "uint8") -> Master:
@@ -85,6 +86,8 @@ LEFT_ALONE = {
     "uint8": (8, "unsigned", WANTED),
     "int8": (8, "signed", WANTED),
     "not asked for": (4, "unsigned", USUAL),
+    "only signed ones": (4, "unsigned", USUAL | {SIGNED}),
+    "only unsigned ones": (4, "signed", USUAL | {UNSIGNED}),
 }
 
 

@@ -22,7 +22,7 @@ from tests.lowering.blocks import images, observed, residual_master
 from tests.lowering.lowered import applied, canonical, profile
 
 X86, ARM, RTX = profile("x86-cpu"), profile("arm64-cpu"), profile("rtx")
-FULL = USUAL | {Approximation.FULL_RESOLUTION}
+FULL = USUAL | {Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED}
 
 
 def both(shortcut: str, bits: int, target: Target, **options: Any) -> tuple[CanonicalGraph, LoweredGraph]:
@@ -252,7 +252,9 @@ def test_a_target_that_does_not_fill_containers_shares_nothing() -> None:
     assert len(rescaled(with_ranges(4, target, FULL, 1.0))) == 3
 
 
-def signed_branch(kind: str, bits: int, low: float, high: float) -> onnx.ModelProto:
+def signed_branch(
+    kind: str, bits: int, low: float, high: float, approximations: frozenset[Approximation] = FULL
+) -> onnx.ModelProto:
     """Branches without a Relu that layers of this kind read, with values in low..high trained steps."""
     text = """
     net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "stem.weight", float[4, 4, 1, 1] "a.weight",
@@ -270,13 +272,17 @@ def signed_branch(kind: str, bits: int, low: float, high: float) -> onnx.ModelPr
         step = float(initializer(graph.model, quantizer.input[1]))
         values = np.linspace(low * step, high * step, 4096, dtype=np.float32)
         ranges[name] = TensorRange(minimum=low * step, maximum=high * step, values=values)
-    return lower(graph, X86, ranges=ranges, approximations=FULL).model
+    return lower(graph, X86, ranges=ranges, approximations=approximations).model
 
 
 @pytest.mark.parametrize("bits", [6, 4, 2])
 def test_signed_codes_are_shared_where_they_reach_as_far_as_the_branch(bits: int) -> None:
     half = 2 ** (bits - 1)
     assert rescaled(signed_branch("signed", bits, -half, half - 1)) == []
+    only_unsigned = USUAL | {Approximation.FULL_RESOLUTION}
+    assert len(rescaled(signed_branch("signed", bits, -half, half - 1, only_unsigned))) == 2
+    # at 8 bits nothing has to be refined
+    assert rescaled(signed_branch("signed", 8, -128, 127, only_unsigned)) == []
 
 
 # unsigned codes lack what is negative; those of 2 bits, -2..1, are half as long on one side as on the other

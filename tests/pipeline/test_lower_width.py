@@ -21,7 +21,7 @@ from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.tensors import WidthAssignment
 
-ROUNDED, RESIDUAL, HALF, PINNED, FULL, INT8_INPUTS = Approximation
+ROUNDED, RESIDUAL, HALF, PINNED, FULL, SIGNED, INT8_INPUTS = Approximation
 # what the digits have a use for on a CPU: half layers belong to strongly typed engines, no layer has float inputs
 ALL = frozenset(Approximation) - {HALF, INT8_INPUTS}
 ON_CPU = EXPORTED - {HALF}
@@ -83,7 +83,7 @@ def said(width: LoweredWidth) -> list[tuple[str, bool]]:
 
 def test_the_first_set_stays_where_it_agrees(master: Master, data: ExportData) -> None:
     width, tried = lowered(master, data, EXPORTED | {PINNED, FULL}, least=0)
-    assert tried == [ALL]
+    assert tried == [ALL - {SIGNED}]
     ((text, exact),) = said(width)
     assert text.startswith("full-resolution, pinned-layers, residual-codes, rounded-bias: ")
     assert "% agreement on 600 samples" in text
@@ -95,9 +95,9 @@ def test_the_first_set_stays_where_it_agrees(master: Master, data: ExportData) -
 def test_from_the_widest_set_to_the_exact_graph(master: Master, data: ExportData) -> None:
     """Nobody reaches more than all samples, so each set is given up in turn and the last one is not judged."""
     width, tried = lowered(master, data, ALL, least=100.001)
-    assert tried == [ALL, ALL - {FULL}, ALL - {PINNED}, ON_CPU, {ROUNDED}, EXACT]
+    assert tried == [ALL, ALL - {SIGNED}, ALL - {SIGNED, FULL}, ALL - {PINNED}, ON_CPU, {ROUNDED}, EXACT]
     assert width.exact
-    assert len(said(width)) == 5
+    assert len(said(width)) == 6
     for text, exact in said(width):
         assert text.startswith("without ")
         assert text.endswith("100.001 % is asked for (--min-agreement)")
@@ -167,7 +167,7 @@ def test_half_layers_are_given_up_before_residual_codes(master: Master, data: Ex
 def test_without_calibration_samples(master: Master, data: ExportData) -> None:
     """What needs ranges is left out, and said to be; the rest is judged on the test samples."""
     width, tried = lowered(master, ExportData(test=data.test, calibration=None, note=""), ALL, least=0)
-    assert tried == [{ROUNDED, FULL}]
+    assert tried == [{ROUNDED, FULL, SIGNED}]
     first, second = said(width)
     assert first[0].endswith("left out: no calibration samples")
     assert first[0].startswith("pinned-layers")

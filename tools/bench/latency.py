@@ -3,7 +3,7 @@
     pip install -e '.[train]' && python tools/bench/latency.py [--networks resnet20,...] [--json results.json]
 
 Networks have random weights, calibrated on noise, and BatchNormalizations as training leaves them: some gains negative,
-some next to nothing. Ours are lowered for x86-cpu (or --target) with the usual approximations, and with both that the
+some next to nothing. Ours are lowered for x86-cpu (or --target) with the usual approximations, and with all that the
 user can ask for. The peers: onnxruntime.quantization.quantize_static, pre-processed, QDQ, uint8 activations, int8
 weights per channel; and NVIDIA ModelOpt's int8 file, where this Python or that of --modelopt has the package
 (modelopt_file.py) and onnxruntime loads what it writes: else its row says why not. With --chart it draws the chart of
@@ -64,12 +64,13 @@ NETWORKS = {
 WIDTHS = (8, 6, 4, 2)
 FORMS = {
     "": USUAL,
-    " fast": USUAL | {Approximation.PINNED_LAYERS, Approximation.FULL_RESOLUTION},
+    " fast": USUAL | {Approximation.PINNED_LAYERS, Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED},
 }
-# What each of the two is worth.
+# What each of the three is worth.
 SPLIT = {
     " pinned": USUAL | {Approximation.PINNED_LAYERS},
     " full": USUAL | {Approximation.FULL_RESOLUTION},
+    " signed": USUAL | {Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED},
 }
 PEER, FLOAT, MODELOPT = "quantize_static", "float32", "modelopt"
 TURN_SECONDS = 0.05
