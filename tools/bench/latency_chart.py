@@ -49,7 +49,7 @@ def chart(rows: Iterable[Row], *, batch: int, threads: int) -> str:
         f'<rect class="ours" x="{_LEFT}" y="28" width="14" height="10"/>'
         f'<text class="small" x="{_LEFT + 20}" y="37">bitswitch-deploy</text>'
         f'<circle class="fast" cx="{_LEFT + 137}" cy="33" r="5"/>'
-        f'<text class="small" x="{_LEFT + 147}" y="37">with both approximations for speed</text>'
+        f'<text class="small" x="{_LEFT + 147}" y="37">with all approximations for speed</text>'
         f'<rect class="other" x="{_LEFT + 385}" y="28" width="14" height="10"/>'
         f'<text class="small" x="{_LEFT + 405}" y="37">others</text>'
     )
