@@ -99,7 +99,7 @@ def test_what_was_started_is_ended(server: Server, ssh: Ssh) -> None:
         folder.run("hang", say)
     assert lines == ["started"]
     assert place(server).is_dir()
-    assert running(sleep)
+    wait_for_start(sleep)
     with Ssh(server.address, options=server.options) as again, DeviceFolder(again, "name", print):
         assert not running(sleep)
     assert server.left() == []
@@ -256,6 +256,14 @@ def test_a_home_that_cannot_be_written(server: Server, ssh: Ssh) -> None:
 
 def running(command: str) -> bool:
     return subprocess.run(["pgrep", "-f", command], capture_output=True, check=False).returncode == 0
+
+
+def wait_for_start(command: str) -> None:
+    """What a shell has forked is still the shell until it becomes the command."""
+    deadline = time.monotonic() + 10
+    while not running(command):
+        assert time.monotonic() < deadline, f"{command} does not run"
+        time.sleep(0.1)
 
 
 def wait_for_end(command: str) -> None:
