@@ -46,7 +46,7 @@ WIDTHS = (8, 6, 4, 2)
 FLOAT, JOINT = "float", "joint"
 SINGLE = tuple(f"lsq{bits}" for bits in WIDTHS)
 WARM_UP = 2
-_STEP, _QUANTIZERS = "joint step", "quantizers"
+_STEP, _QUANTIZERS, _BACKWARD = "joint step", "quantizers", "_DequantizeBackward"
 _RANGES: list[ExitStack] = []
 
 
@@ -182,10 +182,9 @@ def quantizer_share(work: Work) -> float:
     times = {
         event.key: event.device_time_total if on_gpu else event.cpu_time_total for event in profiler.key_averages()
     }
-    backward = [key for key in times if key == "_DequantizeBackward"]
-    if not backward:
-        raise RuntimeError("the profiler saw no backward of a quantizer: has its autograd function another name?")
-    return float(times[_QUANTIZERS] + sum(times[key] for key in backward)) / float(times[_STEP])
+    if _BACKWARD not in times:
+        raise RuntimeError(f"the profiler saw no {_BACKWARD}: has the quantizers' autograd function another name?")
+    return float(times[_QUANTIZERS] + times[_BACKWARD]) / float(times[_STEP])
 
 
 def _open_range() -> ExitStack:
