@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -28,11 +30,12 @@ class FillContainer(LoweringPass):
         """Refine every activation that can be; see the class for the cases."""
         narrow = [pattern for pattern in activation_patterns(graph) if pattern.codes.needs_clip]
         refined = [(pattern, full) for pattern in narrow if (full := filled(pattern, self.context)) is not None]
+        made = Counter(_made_by(pattern) for pattern, _ in refined)
         for pattern, full in refined:
             _fill(graph, pattern, full)
-        if refined:
-            what = "trained range in 256 steps instead of as many as were trained"
-            self.record(f"{len(refined)} activations", what, exact=False)
+        for approximation, count in made.items():
+            what = f"trained range in {_STEPS + 1} steps instead of as many as were trained"
+            self.record(f"{count} activations", what, exact=False, approximation=approximation)
         return bool(refined)
 
 
@@ -40,9 +43,7 @@ def filled(pattern: ActivationPattern, context: LoweringContext) -> ActivationCo
     """What FillContainer makes of an activation, its own codes where these fill the container; None if left alone."""
     codes, activation = pattern.codes, context.target.quantization.activation
     below, above = codes.zero_point - codes.low, codes.high - codes.zero_point
-    is_signed = codes.needs_clip and below > 0
-    wanted = Approximation.FULL_RESOLUTION_SIGNED if is_signed else Approximation.FULL_RESOLUTION
-    if wanted not in context.approximations or FillContainer.__name__ not in context.target.lowering:
+    if _made_by(pattern) not in context.approximations or FillContainer.__name__ not in context.target.lowering:
         return None
     if pattern.shift or min(below, above) < 0 or codes.low == codes.high:
         return None
@@ -57,6 +58,12 @@ def filled(pattern: ActivationPattern, context: LoweringContext) -> ActivationCo
         low=int(limits.min),
         high=int(limits.max),
     )
+
+
+def _made_by(pattern: ActivationPattern) -> Approximation:
+    codes = pattern.codes
+    is_signed = codes.needs_clip and codes.low < codes.zero_point
+    return Approximation.FULL_RESOLUTION_SIGNED if is_signed else Approximation.FULL_RESOLUTION
 
 
 def _fill(graph: gs.Graph, pattern: ActivationPattern, full: ActivationCodes) -> None:

@@ -36,8 +36,8 @@ class HalveFloatLayers(LoweringPass):
                     tensor.dtype = np.float32
         halve(graph, layers)
         if layers:
-            names = ", ".join(node.name for node in layers)
-            self.record("float layers", f"compute in float16: {names}", exact=False)
+            what = f"compute in float16: {', '.join(node.name for node in layers)}"
+            self.record("float layers", what, exact=False, approximation=Approximation.HALF_LAYERS)
         return bool(layers)
 
 

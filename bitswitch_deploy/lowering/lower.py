@@ -62,15 +62,15 @@ PASSES: dict[str, type[LoweringPass]] = {
     )
 }
 
-# The passes that make use of each approximation; a target without them has no use for it.
-MADE_BY: dict[Approximation, tuple[str, ...]] = {
-    Approximation.ROUNDED_BIAS: (QuantizeBias.__name__,),
-    Approximation.RESIDUAL_CODES: (QuantizeResidual.__name__,),
-    Approximation.HALF_LAYERS: (HalveFloatLayers.__name__,),
-    Approximation.PINNED_LAYERS: (QuantizePinned.__name__,),
-    Approximation.FULL_RESOLUTION: (FillContainer.__name__,),
-    Approximation.FULL_RESOLUTION_SIGNED: (FillContainer.__name__,),
-    Approximation.INT8_INPUTS: (RewriteWeightOnly.__name__,),
+# The pass that makes use of each approximation; a target without it has no use for that.
+MADE_BY: dict[Approximation, str] = {
+    Approximation.ROUNDED_BIAS: QuantizeBias.__name__,
+    Approximation.RESIDUAL_CODES: QuantizeResidual.__name__,
+    Approximation.HALF_LAYERS: HalveFloatLayers.__name__,
+    Approximation.PINNED_LAYERS: QuantizePinned.__name__,
+    Approximation.FULL_RESOLUTION: FillContainer.__name__,
+    Approximation.FULL_RESOLUTION_SIGNED: FillContainer.__name__,
+    Approximation.INT8_INPUTS: RewriteWeightOnly.__name__,
 }
 # Approximations that need ranges of `calibrated_tensors`.
 CALIBRATED = frozenset({Approximation.RESIDUAL_CODES, Approximation.PINNED_LAYERS})
@@ -92,6 +92,11 @@ class LoweredGraph:
     def exact(self) -> bool:
         """Whether the integer codes are those of the canonical graph."""
         return all(change.exact for change in self.changes)
+
+    @property
+    def approximations(self) -> frozenset[Approximation]:
+        """Those that the graph makes use of: without another one it would be the same."""
+        return frozenset(change.approximation for change in self.changes if change.approximation is not None)
 
 
 def check_passes(target: Target) -> None:

@@ -17,12 +17,14 @@ class Change:
     """Something that a pass did other than asked for, or could not do.
 
     exact: False when the integer codes of the network can differ from the canonical graph.
+    approximation: the one that this is; None for an exact change, and for one that the target needs in any case.
     """
 
     by: str
     where: str
     what: str
     exact: bool
+    approximation: Approximation | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,9 +46,10 @@ class LoweringPass(GraphPass):
     def __init__(self, context: LoweringContext) -> None:
         self.context = context
 
-    def record(self, where: str, what: str, *, exact: bool) -> None:
+    def record(self, where: str, what: str, *, exact: bool, approximation: Approximation | None = None) -> None:
         """Note a change for the table and the manifest."""
-        self.context.changes.append(Change(by=type(self).__name__, where=where, what=what, exact=exact))
+        by = type(self).__name__
+        self.context.changes.append(Change(by=by, where=where, what=what, exact=exact, approximation=approximation))
 
 
 def replace_node(graph: gs.Graph, old: gs.Node, new: list[gs.Node]) -> None:

@@ -89,7 +89,8 @@ class QuantizeBias(LoweringPass):
                 kept += [layer] if fit is None else []
             elif self._may_round or not _subtract_bias(graph, layer):
                 what = f"onnxruntime rounds the bias to steps of s_x * s_w: {obstacle}"
-                self.record(layer.weight.codes.name, what, exact=False)
+                wanted = Approximation.ROUNDED_BIAS if self._may_round else None
+                self.record(layer.weight.codes.name, what, exact=False, approximation=wanted)
             else:
                 kept.append(layer)
         if kept:
@@ -99,7 +100,7 @@ class QuantizeBias(LoweringPass):
         moved = channels - sum(int(fit.exact.sum()) for fit in fits)
         if moved:
             what = f"int32 rounding moves a code threshold in {moved} of {channels} channels"
-            self.record("biases", what, exact=False)
+            self.record("biases", what, exact=False, approximation=Approximation.ROUNDED_BIAS)
         return bool(fits or kept or freed)
 
     @property

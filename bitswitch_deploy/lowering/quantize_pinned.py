@@ -35,7 +35,8 @@ class QuantizePinned(LoweringPass):
         for node in layers:
             self._quantize(graph, node)
         if layers:
-            self.record(", ".join(node.name for node in layers), "8-bit weights and inputs after training", exact=False)
+            where, what = ", ".join(node.name for node in layers), "8-bit weights and inputs after training"
+            self.record(where, what, exact=False, approximation=Approximation.PINNED_LAYERS)
         return bool(layers)
 
     def _quantize(self, graph: gs.Graph, node: gs.Node) -> None:

@@ -52,7 +52,8 @@ class QuantizeResidual(LoweringPass):
                 )
             self._quantize(graph, tensors[point.tensor], point, self._codes(point, trained.get(point.like)))
         if points:
-            self.record("residual branches", f"{len(points)} tensors in calibrated 8-bit codes", exact=False)
+            what = f"{len(points)} tensors in calibrated 8-bit codes"
+            self.record("residual branches", what, exact=False, approximation=Approximation.RESIDUAL_CODES)
         return bool(points)
 
     def _quantize(self, graph: gs.Graph, tensor: gs.Tensor, point: ResidualPoint, codes: ActivationCodes) -> None:

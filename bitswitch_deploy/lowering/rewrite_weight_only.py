@@ -72,7 +72,8 @@ class RewriteWeightOnly(LoweringPass):
         operands = [node.inputs[0], *_operands(graph, node, weight, packed, size)]
         _replace(graph, node, operands, attributes)
         if rounds:
-            self.record(weight.codes.name, f"inputs rounded to 8 bits in blocks of {size}", exact=False)
+            what = f"inputs rounded to 8 bits in blocks of {size}"
+            self.record(weight.codes.name, what, exact=False, approximation=Approximation.INT8_INPUTS)
 
     def _rounds_inputs(self) -> bool:
         return Approximation.INT8_INPUTS in self.context.approximations

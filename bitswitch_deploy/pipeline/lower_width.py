@@ -82,10 +82,14 @@ def lower_width(
     changes, rungs = _rungs(canonical, target, wanted, data)
     tensors = tuple(dict.fromkeys(name for rung in rungs for name in calibrated_tensors(canonical, target, rung)))
     ranges = observe_ranges(canonical, tensors, data.calibration) if tensors and data.calibration else {}
+    tried: list[tuple[frozenset[Approximation], frozenset[Approximation]]] = []
     for rung in rungs:
+        if any(used <= rung <= allowed for allowed, used in tried):
+            continue  # what is left out made no difference: the same graph again
         lowered = lower(canonical, target, ranges=ranges, approximations=rung)
+        tried.append((rung, lowered.approximations))
         measured = _measure(validator, lowered) if validator is not None else None
-        verdict = _verdict(lowered, rung, measured, min_agreement) if rung != rungs[-1] else None
+        verdict = _verdict(lowered, measured, min_agreement) if rung != rungs[-1] else None
         changes += [verdict] if verdict is not None else []
         if verdict is None or not verdict.exact:
             break
@@ -106,7 +110,7 @@ def _rungs(
     canonical: CanonicalGraph, target: Target, wanted: frozenset[Approximation], data: ExportData
 ) -> tuple[list[Change], list[frozenset[Approximation]]]:
     """Sets of approximations to try, fastest first; and what is not tried, with the reason."""
-    able = frozenset(each for each in wanted if any(name in target.lowering for name in MADE_BY[each]))
+    able = frozenset(each for each in wanted if MADE_BY[each] in target.lowering)
     if target.stack.typing != "strong":
         able -= {Approximation.HALF_LAYERS}  # the builder has a flag for it
     if data.calibration is None:
@@ -121,16 +125,13 @@ def _rungs(
     return changes, list(dict.fromkeys(rungs))
 
 
-def _verdict(
-    lowered: LoweredGraph, rung: frozenset[Approximation], measured: WidthResult | None, least: float
-) -> Change | None:
+def _verdict(lowered: LoweredGraph, measured: WidthResult | None, least: float) -> Change | None:
     """What became of a rung: None if nothing had to be decided, a change that is inexact if it stays, exact if not."""
-    if lowered.exact or measured is None:
+    if not lowered.approximations or measured is None:
         return None
+    names = _names(lowered.approximations)
     hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
     agreement = min(map(_agreement, hops))
-    makers = {change.by for change in lowered.changes if not change.exact}
-    names = _names(each for each in rung if makers & set(MADE_BY[each]))
     text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
     if agreement >= least:
         return _choice(f"{names}: {text}", exact=False)

@@ -119,9 +119,9 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 
 def _check_approximations(request: ExportRequest) -> None:
     target = request.target.target
-    useless = [each.value for each in request.approximations if not set(MADE_BY[each]) & set(target.lowering)]
+    useless = [each.value for each in request.approximations if MADE_BY[each] not in target.lowering]
     if useless or (request.strict and request.approximations):
-        able = [each.value for each in MADE_BY if each not in EXPORTED and set(MADE_BY[each]) & set(target.lowering)]
+        able = [each.value for each in MADE_BY if each not in EXPORTED and MADE_BY[each] in target.lowering]
         names = ", ".join(sorted(each.value for each in request.approximations))
         raise UsageError(
             where="--approximate",
