@@ -100,7 +100,7 @@ class Quantization:
 
     weight_containers: per operator one type, or pairs (widest code in bits, type).
     residual: which inputs of a residual Add are quantized.
-    min_agreement: percent of samples predicted as before; below it a width keeps its residual in float.
+    min_agreement: percent of samples predicted as before that an approximation must leave.
     negative_scales: whether the runtime takes them for weights.
     """
 

@@ -21,6 +21,7 @@ from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.lowering.approximation import USUAL
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
+from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.pipeline.look_at_layers import batch_size
 from bitswitch_deploy.pipeline.lower_width import lower_width
@@ -99,7 +100,7 @@ def blame_master(
                 profile,
                 data=chosen,
                 wanted=USUAL,
-                min_agreement=profile.quantization.min_agreement,
+                limit=ApproximationLimit(min_agreement=profile.quantization.min_agreement),
                 progress=progress,
             )
             yield Lowered(assignment=assignment, model=embedded(width.lowered.model, width.lowered.large))

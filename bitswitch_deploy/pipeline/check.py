@@ -44,6 +44,7 @@ from bitswitch_deploy.graph.large_tensors import LargeTensor
 from bitswitch_deploy.lowering.approximation import USUAL
 from bitswitch_deploy.lowering.lower import check_passes
 from bitswitch_deploy.master import Master, master_name, read_master
+from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.inputs import (
     ExportData,
     bundled_samples,
@@ -228,7 +229,7 @@ def _evaluate(request: CheckRequest, job: _Job, metric: Metric, executor: Execut
         job.target,
         data=ExportData(test=None, calibration=network.data.calibration),
         wanted=USUAL,
-        min_agreement=job.target.quantization.min_agreement,
+        limit=ApproximationLimit(min_agreement=job.target.quantization.min_agreement),
         progress=progress,
     )
     optimisation: Optimisation = "all" if job.conditions.hop == "engine" else "off"

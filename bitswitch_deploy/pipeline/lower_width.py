@@ -3,14 +3,13 @@
 Some lowerings can change what the network says by more than a rounding tie: 8-bit codes on residual branches, rounded
 int32 biases, and what the user asks for beyond that. How much depends on the network and the width. So the choice is
 measured: sets of approximations are tried, fastest first, and the first one stays whose graph predicts what the
-canonical graph predicts on the validation samples, which no network was trained on (on the calibration samples where
-there are no others). Labels play no part in it. The last set is empty: that graph is exact.
+canonical graph predicts, or as well by the labels, on the validation samples, which no network was trained on (what it
+predicts on the calibration samples where there are no others). The last set is empty: that graph is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -23,13 +22,14 @@ from bitswitch_deploy.lowering.lower import CALIBRATED, MADE_BY, LoweredGraph, c
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.master import Master
+from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit, approximation_names, choice
 from bitswitch_deploy.pipeline.inputs import ExportData
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
-from bitswitch_deploy.validation.hops import HOPS, HopResult, WidthResult
+from bitswitch_deploy.validation.hops import WidthResult
 
 _BATCH = 32
 # Of what the user asks for, a rung each; what costs least speed goes first.
@@ -63,13 +63,13 @@ def lower_width(
     *,
     data: ExportData,
     wanted: frozenset[Approximation],
-    min_agreement: float,
+    limit: ApproximationLimit,
     progress: Progress,
 ) -> LoweredWidth:
     """Derive, lower, choose and validate.
 
     wanted: approximations to begin with; none of them makes the graph exact where the target can be.
-    min_agreement: percent of samples with the canonical graph's prediction that an approximation must leave.
+    limit: what an approximation must leave as it is; labels count on validation samples only.
 
     Raises:
         UsageError: the assignment does not fit the master.
@@ -82,6 +82,8 @@ def lower_width(
     changes, rungs = _rungs(canonical, target, wanted, data)
     tensors = tuple(dict.fromkeys(name for rung in rungs for name in calibrated_tensors(canonical, target, rung)))
     ranges = observe_ranges(canonical, tensors, data.calibration) if tensors and data.calibration else {}
+    if data.test is None:
+        limit = replace(limit, by_labels=False)  # a network knows the labels that it was trained with
     tried: list[tuple[frozenset[Approximation], frozenset[Approximation]]] = []
     for rung in rungs:
         if any(used <= rung <= allowed for allowed, used in tried):
@@ -89,9 +91,10 @@ def lower_width(
         lowered = lower(canonical, target, ranges=ranges, approximations=rung)
         tried.append((rung, lowered.approximations))
         measured = _measure(validator, lowered) if validator is not None else None
-        verdict = _verdict(lowered, measured, min_agreement) if rung != rungs[-1] else None
-        changes += [verdict] if verdict is not None else []
-        if verdict is None or not verdict.exact:
+        if rung == rungs[-1] or not lowered.approximations or measured is None:
+            break
+        changes.append(limit.judge(lowered.approximations, measured, looks=len(rungs) - 1))
+        if not changes[-1].exact:
             break
     return LoweredWidth(
         canonical=canonical,
@@ -115,7 +118,8 @@ def _rungs(
         able -= {Approximation.HALF_LAYERS}  # the builder has a flag for it
     if data.calibration is None:
         needing = {each for each in able & CALIBRATED if calibrated_tensors(canonical, target, frozenset({each}))}
-        changes = [_choice(f"{_names(needing)} left out: no calibration samples", exact=True)] if needing else []
+        text = f"{approximation_names(needing)} left out: no calibration samples"
+        changes = [choice(text, exact=True)] if needing else []
         able -= CALIBRATED
     else:
         changes = []
@@ -123,26 +127,6 @@ def _rungs(
     usual = able & EXPORTED
     rungs = [able, *fewer, usual, usual - {Approximation.HALF_LAYERS}, able & {Approximation.ROUNDED_BIAS}, EXACT]
     return changes, list(dict.fromkeys(rungs))
-
-
-def _verdict(lowered: LoweredGraph, measured: WidthResult | None, least: float) -> Change | None:
-    """What became of a rung: None if nothing had to be decided, a change that is inexact if it stays, exact if not."""
-    if not lowered.approximations or measured is None:
-        return None
-    names = _names(lowered.approximations)
-    hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
-    agreement = min(map(_agreement, hops))
-    text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
-    if agreement >= least:
-        return _choice(f"{names}: {text}", exact=False)
-    return _choice(f"without {names}: {text}, {least:g} % is asked for (--min-agreement)", exact=True)
-
-
-def _agreement(hop: HopResult) -> float:
-    """Percent of samples with the same prediction; of dense outputs, 100 less the relative error in percent."""
-    if hop.agreement_percent is not None:
-        return hop.agreement_percent
-    return 100.0 - 100.0 * (hop.relative_error or 0.0)
 
 
 def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples: Dataset) -> dict[str, TensorRange]:
@@ -170,11 +154,3 @@ def _untrained(canonical: CanonicalGraph) -> list[Change]:
         return []
     what = "not trained: activation ranges interpolated, BatchNormalization of the nearest trained width"
     return [Change(by="plan", where=f"width {widths}", what=what, exact=True)]
-
-
-def _names(approximations: Iterable[Approximation]) -> str:
-    return ", ".join(sorted(each.value for each in approximations))
-
-
-def _choice(what: str, *, exact: bool) -> Change:
-    return Change(by="choice of approximations", where="approximations", what=what, exact=exact)

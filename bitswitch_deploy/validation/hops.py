@@ -43,6 +43,7 @@ class HopResult:
 
     label: the width as in file names, `w4` or `mixed`.
     agreement_percent, sqnr_db (infinite when equal), max_abs_error, relative_error: against the canonical graph.
+    lost, gained: samples that it has right and this hop has wrong, and the other way round.
     n: samples; 0 when the hop did not run.
     same_data: False when the trainer recorded the value on other samples than the other hops ran on.
     """
@@ -54,6 +55,8 @@ class HopResult:
     sqnr_db: float | None = None
     max_abs_error: float | None = None
     relative_error: float | None = None
+    lost: int | None = None
+    gained: int | None = None
     n: int = 0
     same_data: bool = True
     note: str = ""
@@ -212,6 +215,8 @@ def _measured(label: str, hop: Hop, total: HopAccumulator, *, compared: bool) ->
         sqnr_db=metrics.sqnr_db,
         max_abs_error=metrics.max_abs_error,
         relative_error=metrics.relative_error,
+        lost=metrics.lost,
+        gained=metrics.gained,
         n=metrics.n,
         note="; ".join(note for note in notes if note),
     )

@@ -98,7 +98,10 @@ def require_finite(outputs: Outputs, where: str, first_sample: int = 0) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What was measured over `n` samples; None where there is nothing to measure, `note` says why."""
+    """What was measured over `n` samples; None where there is nothing to measure, `note` says why.
+
+    lost, gained: samples that the reference has right and this one wrong, and the other way round; of one class each.
+    """
 
     n: int
     top1_percent: float | None
@@ -106,6 +109,8 @@ class Metrics:
     sqnr_db: float | None
     max_abs_error: float | None
     relative_error: float | None
+    lost: int | None
+    gained: int | None
     note: str
 
 
@@ -122,6 +127,7 @@ class HopAccumulator:
         self._choices = 0
         self._right: int | None = None
         self._same: int | None = None
+        self._changed: tuple[int, int] | None = None
         self._signal = 0.0
         self._noise = 0.0
         self._peak = 0.0
@@ -158,6 +164,8 @@ class HopAccumulator:
             sqnr_db=None if error is None else _decibel(self._signal, self._noise),
             max_abs_error=error,
             relative_error=None if error is None else _ratio(error, self._peak),
+            lost=None if self._changed is None else self._changed[0],
+            gained=None if self._changed is None else self._changed[1],
             note=self._note,
         )
 
@@ -177,9 +185,10 @@ class HopAccumulator:
 
     def _add_choices(self, outputs: Outputs, reference: Outputs | None, labels: Labels | None) -> None:
         choice = outputs.argmax(axis=1)
+        before = None if reference is None else reference.argmax(axis=1)
         self._choices += choice.size
-        if reference is not None:
-            self._same = (self._same or 0) + int((choice == reference.argmax(axis=1)).sum())
+        if before is not None:
+            self._same = (self._same or 0) + int((choice == before).sum())
         if labels is None or labels.shape != choice.shape:
             return
         low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
@@ -190,7 +199,12 @@ class HopAccumulator:
                 allowed=f"0 to {classes - 1}",
                 do="count classes from 0 in the order of the network's outputs, or name the data set of this network",
             )
-        self._right = (self._right or 0) + int((choice == labels).sum())
+        right = choice == labels
+        self._right = (self._right or 0) + int(right.sum())
+        if before is not None and labels.ndim == 1:
+            was_right = before == labels
+            lost, gained = self._changed or (0, 0)
+            self._changed = (lost + int((was_right & ~right).sum()), gained + int((right & ~was_right).sum()))
 
 
 def has_classes(outputs: Outputs, labels: Labels | None) -> bool:

@@ -65,6 +65,8 @@ def test_each_hop_is_compared_with_the_canonical_one() -> None:
         sqnr_db=lowered.sqnr_db,
         max_abs_error=0.5,
         relative_error=0.1,
+        lost=0,
+        gained=0,
         n=5,
     )
     # Energy 10 + 5 + 16 + 26 + 1 = 58 over 5 / 4.
@@ -78,6 +80,7 @@ def test_lost_classes_show_in_top1_and_agreement() -> None:
     # Highest class now: 2, 2, 2, 0, 2.
     lowered = validate_hops(runners, _dataset(), width=W4).hop("lowered")
     assert (lowered.top1_percent, lowered.agreement_percent) == (40.0, 40.0)
+    assert (lowered.lost, lowered.gained) == (2, 0)
 
 
 def test_results_do_not_depend_on_the_batch_size() -> None:

@@ -106,6 +106,7 @@ def test_batches_add_up_to_the_whole(size: int) -> None:
     assert metrics.relative_error == pytest.approx(0.4)
     assert (metrics.n, metrics.top1_percent, metrics.agreement_percent) == (4, 50.0, 50.0)
     assert (metrics.max_abs_error, metrics.note) == (2.0, "")
+    assert (metrics.lost, metrics.gained) == (1, 1)
 
 
 @given(
@@ -134,6 +135,8 @@ def test_without_a_reference_there_is_nothing_to_compare() -> None:
         sqnr_db=None,
         max_abs_error=None,
         relative_error=None,
+        lost=None,
+        gained=None,
         note="",
     )
 
@@ -165,6 +168,8 @@ def test_no_metric_is_said_not_failed(
     total.update(outputs, reference=outputs, labels=labels)
     metrics = total.metrics()
     assert (metrics.top1_percent, metrics.agreement_percent) == (top1, agreement)
+    # positions of one dense sample are no independent samples
+    assert metrics.lost == (0 if top1 is not None and outputs.ndim == 2 else None)
     assert metrics.note.startswith(note)
     assert bool(metrics.note) == bool(note)
     assert (metrics.sqnr_db, metrics.max_abs_error) == (math.inf, 0.0)

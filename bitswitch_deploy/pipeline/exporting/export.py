@@ -20,6 +20,7 @@ from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
+from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_engines
 from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, sharing_target
 from bitswitch_deploy.pipeline.graph_files import GraphFile, write_graph, write_reference
@@ -44,8 +45,8 @@ _TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime")
 class ExportRequest:
     """What to export, and where to. `command` is the command line that makes the same package again.
 
-    approximations: tried beyond the usual ones, see `lower_width`. min_agreement: percent that they must leave, None
-    takes the target's. strict: without any, and refuse what is not exact.
+    approximations: tried beyond the usual ones, see `lower_width`. min_agreement: percent of predictions that they must
+    leave, whatever labels say; None takes the target's limit. strict: without any, and refuse what is not exact.
     """
 
     master: Path
@@ -176,9 +177,8 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     request, master, target = job.request, job.master, job.request.target.target
     job.progress.start(f"{assignment.label}: deriving and lowering", 1)
     wanted = EXACT if request.strict else EXPORTED | request.approximations
-    least = request.min_agreement if request.min_agreement is not None else target.quantization.min_agreement
     width = lower_width(
-        master, assignment, target, data=job.data, wanted=wanted, min_agreement=least, progress=job.progress
+        master, assignment, target, data=job.data, wanted=wanted, limit=_limit(request), progress=job.progress
     )
     if request.strict and not width.exact:
         raise _not_exact(width, target)
@@ -195,6 +195,13 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
         result=width.result,
         look=look,
     )
+
+
+def _limit(request: ExportRequest) -> ApproximationLimit:
+    """What the user asked for is agreement; the target's limit may be kept by labels, too."""
+    if request.min_agreement is not None:
+        return ApproximationLimit(min_agreement=request.min_agreement, by_labels=False)
+    return ApproximationLimit(min_agreement=request.target.target.quantization.min_agreement)
 
 
 def _write_graph(job: _Job, path: str, width: LoweredWidth) -> GraphFile:

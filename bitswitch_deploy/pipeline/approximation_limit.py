@@ -1,0 +1,78 @@
+"""Whether approximations may stay: by predictions that they leave alone, or with labels by an accuracy that they keep.
+
+A graph that agrees with the canonical one in 99.5 % of the samples has a top-1 within 0.5 points of it. The converse is
+not true: at 2 bits a rounding tie in an early layer moves many predictions, as many to the right class as away from it.
+So where samples have labels that is tested, too: the hypothesis that top-1 falls by as much as the limit lets
+predictions change, by the paired score test of the accuracy gate. Few samples cannot refute it, and then agreement
+alone decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bitswitch_deploy.gate.paired_counts import p_value_of_exclusion
+from bitswitch_deploy.lowering.approximation import Approximation
+from bitswitch_deploy.lowering.lowering_pass import Change
+from bitswitch_deploy.validation.hops import HOPS, HopResult, WidthResult
+
+# Of keeping any set of approximations that costs as much top-1 as the limit, over all sets that are tried.
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApproximationLimit:
+    """What approximations must leave as it is.
+
+    min_agreement: percent of samples with the canonical graph's prediction.
+    by_labels: whether it is enough, too, that labels exclude a drop of top-1 by 100 - min_agreement points.
+    """
+
+    min_agreement: float
+    by_labels: bool = True
+
+    def judge(self, used: Iterable[Approximation], measured: WidthResult, *, looks: int) -> Change:
+        """Say whether they stay, in a change that is inexact if they do and exact if not.
+
+        used: the approximations of the graph that was measured.
+        looks: how many sets may be judged on these samples, which share the level of the test.
+        """
+        hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
+        names = approximation_names(used)
+        agreement = min(map(_agreement, hops))
+        text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
+        if agreement >= self.min_agreement:
+            return choice(f"{names}: {text}", exact=False)
+        wanted = f"{self.min_agreement:g} % is asked for (--min-agreement)"
+        largest = 100.0 - self.min_agreement
+        if not self.by_labels or largest <= 0 or any(hop.lost is None for hop in hops):
+            return choice(f"without {names}: {text}, {wanted}", exact=True)
+        worst = max(hops, key=lambda hop: _chance(hop, largest))
+        before = measured.hop("canonical").top1_percent
+        drop = f"top-1 {before:.2f} -> {worst.top1_percent:.2f} %, a drop of {largest:g} points"
+        if _chance(worst, largest) <= _LEVEL / looks:
+            return choice(f"{names}: {text}, {drop} is excluded", exact=False)
+        return choice(f"without {names}: {text}, {wanted}; {drop} cannot be excluded", exact=True)
+
+
+def choice(what: str, *, exact: bool) -> Change:
+    """A change that tells what was chosen."""
+    return Change(by="choice of approximations", where="approximations", what=what, exact=exact)
+
+
+def approximation_names(approximations: Iterable[Approximation]) -> str:
+    """Their names as on the command line, in order."""
+    return ", ".join(sorted(each.value for each in approximations))
+
+
+def _agreement(hop: HopResult) -> float:
+    """Percent of samples with the same prediction; of dense outputs, 100 less the relative error in percent."""
+    if hop.agreement_percent is not None:
+        return hop.agreement_percent
+    return 100.0 - 100.0 * (hop.relative_error or 0.0)
+
+
+def _chance(hop: HopResult, points: float) -> float:
+    """P of the hypothesis that top-1 falls by `points` or more."""
+    return float(p_value_of_exclusion(hop.lost or 0, hop.gained or 0, hop.n, bound=points / 100.0))
