@@ -17,6 +17,7 @@ from bitswitch_deploy.graph.passes import run_passes
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.channels_last import ChannelsLast
 from bitswitch_deploy.lowering.clamp_activations import ClampActivations
+from bitswitch_deploy.lowering.deepen_input import DeepenInput
 from bitswitch_deploy.lowering.fill_container import FillContainer
 from bitswitch_deploy.lowering.fold_batchnorm import FoldBatchNorm
 from bitswitch_deploy.lowering.fold_clips import FoldClips
@@ -54,6 +55,7 @@ PASSES: dict[str, type[LoweringPass]] = {
         ShortcutConvolution,
         ChannelsLast,
         Requantize,
+        DeepenInput,
         RewriteWeightOnly,
         PackWeights,
         StoreFloatWeights,
