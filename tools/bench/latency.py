@@ -29,13 +29,11 @@ from importlib import metadata
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
@@ -50,17 +48,9 @@ from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
-from bitswitch_deploy.training.master_export import TrainingRecord, build_master
-from bitswitch_deploy.training.networks import build_network
-from bitswitch_deploy.training.prepare import PrepareOptions, prepare, set_width
 from tools.bench.latency_chart import chart
+from tools.bench.untrained import NETWORKS, untrained_master, untrained_network
 
-NETWORKS = {
-    "resnet20": ("cifar10-resnet20", 32),
-    "resnet18": ("imagenet-resnet18", 224),
-    "mobilenetv2": ("imagenet-mobilenetv2", 224),
-    "vit-tiny": ("", 224),
-}
 WIDTHS = (8, 6, 4, 2)
 FORMS = {
     "": USUAL,
@@ -74,45 +64,6 @@ SPLIT = {
 }
 PEER, FLOAT, MODELOPT = "quantize_static", "float32", "modelopt"
 TURN_SECONDS = 0.05
-CALIBRATION_IMAGES = 8
-
-
-class Block(nn.Module):
-    """Attention and a perceptron of a ViT."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, tokens, dim] to the same."""
-        n, tokens, dim = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(n, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, dim)
-        x = x + self.proj(mixed)
-        return cast(Tensor, x + self.fc2(F.gelu(self.fc1(self.norm2(x)))))
-
-
-class VitTiny(nn.Module):
-    """ViT-Tiny/16 (Touvron et al., 2020): 12 blocks of 192 channels, 3 heads, 1000 classes."""
-
-    def __init__(self, dim: int = 192, depth: int = 12, heads: int = 3) -> None:
-        super().__init__()
-        self.patch_embed = nn.Conv2d(3, dim, 16, stride=16)
-        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 197, dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 1000)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, 3, 224, 224] to logits [n, 1000]."""
-        x = self.patch_embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-        return cast(Tensor, self.head(self.norm(self.blocks(x))[:, 0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,22 +151,12 @@ def main() -> None:
 
 def make(network: str, target: Target, folder: Path, forms: dict[str, frozenset[Approximation]]) -> dict[str, Path]:
     """The graphs of every candidate, by name."""
-    recipe, side = NETWORKS[network]
-    torch.manual_seed(0)
-    model = build_network(recipe) if recipe else VitTiny()
-    images = torch.randn(CALIBRATION_IMAGES, 3, side, side)
-    _settle(model, images)
+    model, images = untrained_network(network)
     np.save(folder / "images.npy", images.numpy())
     paths = {FLOAT: folder / "float.onnx", PEER: folder / "peer.onnx"}
     _export_float(model, images, paths[FLOAT])
     _quantize_static(paths[FLOAT], paths[PEER], images.numpy())
-    prepared = prepare(model, (images[:1],), PrepareOptions(widths=WIDTHS))
-    prepared.model.train()
-    with torch.no_grad():
-        for bits in WIDTHS:
-            set_width(prepared.model, bits)
-            prepared.model(images)
-    master = build_master(prepared, (images[:1],), TrainingRecord())
+    master = untrained_master(model, images, WIDTHS)
     for bits in WIDTHS:
         canonical = canonical_graph(master, WidthAssignment(default=bits))
         for suffix, approximations in forms.items():
@@ -225,21 +166,6 @@ def make(network: str, target: Target, folder: Path, forms: dict[str, frozenset[
             onnx.save(lower(canonical, target, ranges=ranges, approximations=approximations).model, str(path))
             paths[f"w{bits}{suffix}"] = path
     return paths
-
-
-def _settle(model: nn.Module, images: Tensor) -> None:
-    """Let running statistics fit the weights, so that activations keep their size through the network."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0.0, 0.2)
-            with torch.no_grad():
-                module.weight[::8] *= -1.0
-                module.weight[3::16] *= 1e-36
-    with torch.no_grad():
-        model.train()(images)
-    model.eval()
 
 
 def _export_float(model: nn.Module, images: Tensor, path: Path) -> None:

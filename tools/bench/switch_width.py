@@ -1,12 +1,12 @@
 """What it costs to switch the width of a running network, beside opening that width's own file with onnxruntime.
 
-    python tools/bench/switch_width.py [--master FILE] [--repeats 15] [--json results.json]
+    python tools/bench/switch_width.py [--master FILE | --network resnet18] [--repeats 15] [--json results.json]
 
-Exports the master (default: the bundled digits) twice for this CPU, with shared weights and without, into a temporary
-folder. Times: openings and switches take turns in one process, which is timed in seconds of its CPU, since others share
-the machine; a figure is the ratio of medians. `open` is onnxruntime alone on the width's own file; `replace` also lets
-go of the session that was there before, as every switch does. Memory: one process for each candidate, resident bytes
-after the work less those after the imports; medians.
+Exports the master (default: the bundled digits; with --network one that is not trained) twice for this CPU, with shared
+weights and without, into a temporary folder. Times: openings and switches take turns in one process, which is timed in
+seconds of its CPU, since others share the machine; a figure is the ratio of medians. `open` is onnxruntime alone on the
+width's own file; `replace` also lets go of the session that was there before, as every switch does. Memory: one process
+for each candidate, resident bytes after the work less those after the imports; medians.
 
 Goals: cached switch < 1 ms; cold switch <= 1.0 x opening the file; memory with all widths usable <= 1.3 x the int8
 session + the active session; the package <= 1.05 x the bytes of the int8 graph alone.
@@ -33,6 +33,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.master import write_master
 from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
 from bitswitch_deploy.pipeline.inputs import parse_bits
 from bitswitch_deploy.runtime import RuntimeOptions, Switcher, load
@@ -64,7 +65,9 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--master", type=Path)
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("--master", type=Path)
+    subject.add_argument("--network", help="one of tools/bench/untrained.py, which needs torch")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
@@ -73,9 +76,10 @@ def main() -> None:
         print(_memory_bytes(*options.memory_of))
         return
     with tempfile.TemporaryDirectory(prefix="bitswitch-bench-") as folder:
-        packages = {name: _exported(options.master, Path(folder, name)) for name in ("shared", "own")}
+        master = options.master or (_untrained(options.network, Path(folder)) if options.network else bundled_master())
+        packages = {name: _exported(master, Path(folder, name)) for name in ("shared", "own")}
         result = {
-            "master": str(options.master or "digits"),
+            "master": str(options.master or options.network or "digits"),
             "bytes": _bytes(packages),
             "rows": [asdict(row) for row in _cold(packages, options.repeats)],
             "cached_switch_ms": _cached(packages["shared"]),
@@ -89,10 +93,18 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _exported(master: Path | None, output: Path) -> Path:
+def _untrained(network: str, folder: Path) -> Path:
+    from tools.bench.untrained import untrained_master, untrained_network
+
+    path = folder / f"{network}.safetensors"
+    write_master(untrained_master(*untrained_network(network), WIDTHS), path)
+    return path
+
+
+def _exported(master: Path, output: Path) -> Path:
     export(
         ExportRequest(
-            master=master or bundled_master(),
+            master=master,
             target=load_target("cpu"),
             output=output,
             widths=parse_bits(",".join(map(str, WIDTHS))),
