@@ -49,8 +49,8 @@ from bitswitch_deploy.report.table import print_report
     "--min-agreement",
     type=click.FloatRange(min=0, max=100),
     metavar="PERCENT",
-    help="Samples with the trained network's prediction that an approximation must leave.  [default: the target's, "
-    "or less where labels exclude that top-1 falls by the rest to 100]",
+    help="Samples with the trained network's prediction that an approximation must leave, whatever labels say.  "
+    "[default: the target's, or less where labels exclude that top-1 falls by the rest to 100]",
 )
 @click.option("--strict", is_flag=True, help="Approximate nothing, and refuse any lowering that is not exact.")
 @click.option("--shared-weights", is_flag=True, help="Store the int8 weights once; each graph derives its own.")

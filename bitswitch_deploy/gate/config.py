@@ -5,6 +5,7 @@ targets: [x86-cpu, jetson]
 widths: [8, 6, 4, 2, mixed.json]  # a name is a JSON file of layer -> width
 data: photos/                     # the bundled set of the master where it is left out
 calibration: train.npz            # samples for approximations; as for export
+approximations: [residual-codes]  # those that export keeps; they are chosen on the calibration samples if left out
 metric: top-1
 baseline: bitswitch-baseline.json
 limits: {max_drop: 0.0, effect: 1.0, alpha: 0.05, power: 0.8}
@@ -21,12 +22,14 @@ from typing import Any
 import yaml
 
 from bitswitch_deploy.errors import InputFileError
+from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import master_name
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
 
 DEFAULT_NAME = "bitswitch.yaml"
 _MAX_BYTES = 1 << 20
+_APPROXIMATIONS = tuple(each.value for each in Approximation)
 _READER = Reader(error=InputFileError, do="correct the configuration: bitswitch_deploy/gate/README.md has every key")
 
 
@@ -60,7 +63,7 @@ class CheckConfig:
     """What the file says.
 
     Raises:
-        ValueError: no target or width, one of them twice, or a width that is none.
+        ValueError: no target or width, one of them twice, a width that is none, or an unknown approximation.
     """
 
     targets: tuple[str, ...]
@@ -68,6 +71,7 @@ class CheckConfig:
     masters: tuple[str, ...] = ()
     data: str | None = None
     calibration: str | None = None
+    approximations: tuple[str, ...] | None = None
     metric: str = "top-1"
     baseline: str = "bitswitch-baseline.json"
     limits: Limits = Limits()
@@ -82,6 +86,9 @@ class CheckConfig:
         wrong = [bits for bits in self.widths if isinstance(bits, int) and not MIN_BITS <= bits <= MAX_BITS]
         if wrong:
             raise ValueError(f"the width {wrong[0]} is not in {MIN_BITS}..{MAX_BITS}")
+        unknown = [name for name in self.approximations or () if name not in _APPROXIMATIONS]
+        if unknown:
+            raise ValueError(f"the approximation {unknown[0]} is none of {', '.join(_APPROXIMATIONS)}")
         for what, names in (
             ("masters", [master_name(Path(name)) for name in self.masters]),
             ("widths", [width_label(width) for width in self.widths]),

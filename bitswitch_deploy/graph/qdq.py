@@ -17,6 +17,9 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import DTypeLike, NDArray
 
+_MOVEMENTS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
+_PASSED_BY_CODES = ("Relu", "Clip", *_MOVEMENTS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationCodes:
@@ -243,6 +246,22 @@ def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):
         return None
     return tensor.outputs[0]
+
+
+def way_to_codes(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Node]:
+    """The nodes from a layer's output to the QuantizeLinear that onnxruntime makes part of it; empty without one.
+
+    It drops Relu and Clip and moves the QuantizeLinear up through data movement (qdq_propagation.cc).
+    """
+    way: list[gs.Node] = []
+    while (reader := sole_reader(graph, tensor)) is not None:
+        way.append(reader)
+        if reader.op == "QuantizeLinear":
+            return way
+        if reader.op not in _PASSED_BY_CODES:
+            break
+        tensor = reader.outputs[0]
+    return []
 
 
 def redirect_readers(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor, *, keep: gs.Node | None = None) -> None:

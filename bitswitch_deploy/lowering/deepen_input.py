@@ -8,7 +8,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from bitswitch_deploy.graph.qdq import ActivationPattern, WeightPattern, activation_patterns, match_weight, sole_reader
+from bitswitch_deploy.graph.qdq import (
+    ActivationPattern,
+    WeightPattern,
+    activation_patterns,
+    match_weight,
+    producer_of,
+    sole_reader,
+    way_to_codes,
+)
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _COLOURS, _BLOCK, _WORD = 3, 2, 4
@@ -55,9 +63,11 @@ class DeepenInput(LoweringPass):
     channels, zeros where it ends within a block. That takes 0.65 of the time of the first convolution of a ResNet-18
     and 0.6 of that of a MobileNetV2, the first layer of either being a seventh of the network. Otherwise a fourth
     channel of zeros makes each row whole words: 0.8 and less.
-    Cases: a 2-D convolution of three channels, one group, no dilation, weights quantized after training, the only
-    reader of its codes; SpaceToDepth where the network says that height and width are even. Left alone: weights with
-    codes of the master, which other graphs may share; windows of whole words that no SpaceToDepth suits.
+    Cases: a 2-D convolution of three channels that are an input of the network, one group, no dilation, weights
+    quantized after training, the only reader of its codes, codes behind it; SpaceToDepth where the network says that
+    height and width are even. Left alone: convolutions that run in float, which only have more to multiply then; those
+    behind another layer, whose result would have to become floats; weights with codes of the master, which other graphs
+    may share; windows of whole words that no SpaceToDepth suits.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -68,7 +78,9 @@ class DeepenInput(LoweringPass):
 
     def _stem(self, graph: gs.Graph, pattern: ActivationPattern) -> _Stem | None:
         conv = sole_reader(graph, pattern.result)
-        if conv is None or conv.op != "Conv" or not _is_chain(graph, pattern) or not _is_plain(conv):
+        if conv is None or conv.op != "Conv" or not _is_plain(conv) or not _is_chain(graph, pattern):
+            return None
+        if producer_of(pattern.source) is not None or not way_to_codes(graph, conv.outputs[0]):
             return None
         weight = match_weight(conv.inputs[1])
         if weight is None or weight.codes.name in self.context.weight_bits:

@@ -30,7 +30,7 @@ class FillContainer(LoweringPass):
         """Refine every activation that can be; see the class for the cases."""
         narrow = [pattern for pattern in activation_patterns(graph) if pattern.codes.needs_clip]
         refined = [(pattern, full) for pattern in narrow if (full := filled(pattern, self.context)) is not None]
-        made = Counter(_made_by(pattern) for pattern, _ in refined)
+        made = Counter(made_by(pattern) for pattern, _ in refined)
         for pattern, full in refined:
             _fill(graph, pattern, full)
         for approximation, count in made.items():
@@ -43,7 +43,7 @@ def filled(pattern: ActivationPattern, context: LoweringContext) -> ActivationCo
     """What FillContainer makes of an activation, its own codes where these fill the container; None if left alone."""
     codes, activation = pattern.codes, context.target.quantization.activation
     below, above = codes.zero_point - codes.low, codes.high - codes.zero_point
-    if _made_by(pattern) not in context.approximations or FillContainer.__name__ not in context.target.lowering:
+    if made_by(pattern) not in context.approximations or FillContainer.__name__ not in context.target.lowering:
         return None
     if pattern.shift or min(below, above) < 0 or codes.low == codes.high:
         return None
@@ -60,7 +60,8 @@ def filled(pattern: ActivationPattern, context: LoweringContext) -> ActivationCo
     )
 
 
-def _made_by(pattern: ActivationPattern) -> Approximation:
+def made_by(pattern: ActivationPattern) -> Approximation:
+    """The approximation by which `filled` gives an answer."""
     codes = pattern.codes
     is_signed = codes.needs_clip and codes.low < codes.zero_point
     return Approximation.FULL_RESOLUTION_SIGNED if is_signed else Approximation.FULL_RESOLUTION

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 
 from bitswitch_deploy.errors import TargetFileError
@@ -125,6 +126,11 @@ def calibrated_tensors(
     names: list[str] = []
     if Approximation.PINNED_LAYERS in approximations and QuantizePinned.__name__ in target.lowering:
         names += [node.inputs[0].name for node in pinned_layers(graph)]
+        # residuals are planned around these layers as well; which range they get makes no difference to that
+        ranges = {name: TensorRange(minimum=0.0, maximum=1.0, values=np.ones(1, np.float32)) for name in names}
+        QuantizePinned(
+            LoweringContext(target=target, weight_bits={}, ranges=ranges, approximations=approximations)
+        ).apply(graph)
     if Approximation.RESIDUAL_CODES in approximations and QuantizeResidual.__name__ in target.lowering:
         names += [point.like for point in plan_residuals(graph, target.quantization.residual)]
     return tuple(dict.fromkeys(names))

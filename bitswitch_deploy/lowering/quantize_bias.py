@@ -20,6 +20,7 @@ from bitswitch_deploy.graph.qdq import (
     producer_of,
     refine_activation,
     sole_reader,
+    way_to_codes,
 )
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.bias_codes import LARGEST_CODE, Accumulator, BiasFit, fit_bias, largest_shift
@@ -30,8 +31,6 @@ _BIAS_INPUT = 2
 # Of a channel that is its bias only; its smallest bias that is not taken for nothing.
 _BIAS_CODE, _SMALLEST_BIAS = 2.0**20, 2.0**-60
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Through these onnxruntime moves a QuantizeLinear up to the layer (qdq_propagation.cc), or drops them.
-_MOVED_THROUGH = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,9 @@ class QuantizeBias(LoweringPass):
         found = [layer for node in graph.nodes if (layer := _integer_layer(graph, node, codes)) is not None]
         layers = [layer for layer in found if layer.thresholds is not None]
         to_float = [layer for layer in found if layer.thresholds is None and layer.node.op == "Gemm"]
-        freed = [layer for layer in to_float if _subtract_bias(graph, layer)]
+        freed = [layer for layer in to_float if _is_separable(layer)]
+        for layer in freed:
+            _subtract_bias(graph, layer)
         fits, kept = [], []
         for layer in layers:
             obstacle = _obstacle(graph, layer)
@@ -87,11 +88,12 @@ class QuantizeBias(LoweringPass):
                 fit = self._quantize(graph, layer)
                 fits += [fit] if fit is not None else []
                 kept += [layer] if fit is None else []
-            elif self._may_round or not _subtract_bias(graph, layer):
+            elif self._may_round or not _is_separable(layer):
                 what = f"onnxruntime rounds the bias to steps of s_x * s_w: {obstacle}"
-                wanted = Approximation.ROUNDED_BIAS if self._may_round else None
+                wanted = Approximation.ROUNDED_BIAS if _is_separable(layer) else None
                 self.record(layer.weight.codes.name, what, exact=False, approximation=wanted)
             else:
+                _subtract_bias(graph, layer)
                 kept.append(layer)
         if kept:
             what = "run in float: no int32 bias keeps all their codes"
@@ -124,7 +126,8 @@ class QuantizeBias(LoweringPass):
         always = self.context.target.quantization.activation.dtype == "int8"
         fit, shift = _best_fit(layer, reach, _room(graph, layer.data), always=always)
         fit = replace(fit, exact=fit.exact & (keeps_codes | ~silent))
-        if not (self._may_round or fit.exact.all()) and _subtract_bias(graph, layer):
+        if not (self._may_round or fit.exact.all()):
+            _subtract_bias(graph, layer)  # it is separable: that which is not has an obstacle
             return None
         _write(graph, layer, fit, shift, factors=factors, scale=scale)
         return fit
@@ -159,11 +162,15 @@ def _write(
         layer.adder.inputs[layer.bias_input] = gs.Constant(f"{name}.bias", whole_steps)
 
 
-def _subtract_bias(graph: gs.Graph, layer: _Layer) -> bool:
-    """Subtract -bias behind the layer, a form that onnxruntime neither fuses nor rounds; whether that is possible."""
+def _is_separable(layer: _Layer) -> bool:
+    """Whether the bias can be taken out of the layer."""
+    bias = layer.adder.inputs[layer.bias_input]
+    return isinstance(bias, gs.Constant) and layer.node.attrs.get("beta", 1.0) == 1.0
+
+
+def _subtract_bias(graph: gs.Graph, layer: _Layer) -> None:
+    """Subtract -bias behind the layer, a form that onnxruntime neither fuses nor rounds."""
     node, adder, bias = layer.node, layer.adder, layer.adder.inputs[layer.bias_input]
-    if not isinstance(bias, gs.Constant) or node.attrs.get("beta", 1.0) != 1.0:
-        return False
     # named after the node: several may read one weight
     name = f"{node.name}.negative_bias"
     if adder is node:
@@ -175,7 +182,6 @@ def _subtract_bias(graph: gs.Graph, layer: _Layer) -> bool:
     else:
         adder.op = "Sub"
         adder.inputs = [adder.inputs[1 - layer.bias_input], gs.Constant(name, -bias.values)]
-    return True
 
 
 def _best_fit(layer: _Layer, accumulator: Accumulator, room: int, *, always: bool) -> tuple[BiasFit, int]:
@@ -254,24 +260,20 @@ def _obstacle(graph: gs.Graph, layer: _Layer) -> str | None:
 
 def _thresholds(graph: gs.Graph, tensor: gs.Tensor, codes: dict[int, ActivationCodes]) -> NDArray[np.float64] | None:
     """Values of `tensor` at which the codes that it becomes change, half-way between neighbours; None without codes."""
+    way = way_to_codes(graph, tensor)
+    found = codes.get(id(way[-1])) if way else None
+    if found is None:
+        return None
     low, high = -np.inf, np.inf
-    while (reader := sole_reader(graph, tensor)) is not None:
-        if reader.op == "QuantizeLinear":
-            found = codes.get(id(reader))
-            if found is None:
-                return None
-            steps = np.arange(found.low + 1, found.high + 1, dtype=np.float64) - found.zero_point - 0.5
-            values: NDArray[np.float64] = steps * np.float64(found.scale)
-            # what a Relu or Clip cuts off crosses no threshold
-            return values[(values >= low) & (values <= high)]
-        if reader.op == "Relu":
+    for node in way[:-1]:
+        if node.op == "Relu":
             low = max(low, 0.0)
-        elif reader.op == "Clip":
-            low, high = max(low, _bound(reader, 1, low)), min(high, _bound(reader, 2, high))
-        elif reader.op not in _MOVED_THROUGH:
-            return None
-        tensor = reader.outputs[0]
-    return None
+        elif node.op == "Clip":
+            low, high = max(low, _bound(node, 1, low)), min(high, _bound(node, 2, high))
+    steps = np.arange(found.low + 1, found.high + 1, dtype=np.float64) - found.zero_point - 0.5
+    values: NDArray[np.float64] = steps * np.float64(found.scale)
+    # what a Relu or Clip cuts off crosses no threshold
+    return values[(values >= low) & (values <= high)]
 
 
 def _bound(clip: gs.Node, place: int, default: float) -> float:

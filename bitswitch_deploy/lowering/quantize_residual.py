@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +17,7 @@ from bitswitch_deploy.graph.qdq import (
     redirect_readers,
 )
 from bitswitch_deploy.lowering.approximation import Approximation
-from bitswitch_deploy.lowering.fill_container import filled
+from bitswitch_deploy.lowering.fill_container import filled, made_by
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, costs_little, dividing_scale
 from bitswitch_deploy.lowering.residuals import ResidualPoint, plan_residuals
@@ -42,6 +43,7 @@ class QuantizeResidual(LoweringPass):
         # looked up before any reader moves
         patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph)}
         trained = {point.like: _trained(tensors[point.like], patterns) for point in points if point.reader is None}
+        refined: Counter[Approximation] = Counter()
         for point in points:
             if point.like not in ranges:
                 raise GraphError(
@@ -50,10 +52,15 @@ class QuantizeResidual(LoweringPass):
                     allowed="a range for every tensor of plan_residuals",
                     do="observe the ranges on the canonical graph that is lowered",
                 )
-            self._quantize(graph, tensors[point.tensor], point, self._codes(point, trained.get(point.like)))
+            codes, reason = self._codes(point, trained.get(point.like))
+            refined.update([reason] if reason is not None else [])
+            self._quantize(graph, tensors[point.tensor], point, codes)
         if points:
             what = f"{len(points)} tensors in calibrated 8-bit codes"
             self.record("residual branches", what, exact=False, approximation=Approximation.RESIDUAL_CODES)
+        for approximation, count in refined.items():
+            what = f"{count} tensors in codes of 256 steps like those of the layer behind them"
+            self.record("residual branches", what, exact=False, approximation=approximation)
         return bool(points)
 
     def _quantize(self, graph: gs.Graph, tensor: gs.Tensor, point: ResidualPoint, codes: ActivationCodes) -> None:
@@ -67,27 +74,34 @@ class QuantizeResidual(LoweringPass):
             if reader.name == point.reader:
                 reader.inputs = [quantized if each is tensor else each for each in reader.inputs]
 
-    def _codes(self, point: ResidualPoint, trained: ActivationPattern | None) -> ActivationCodes:
+    def _codes(
+        self, point: ResidualPoint, trained: ActivationPattern | None
+    ) -> tuple[ActivationCodes, Approximation | None]:
+        """Codes of a branch; and the approximation without which they would be others."""
         activation = self.context.target.quantization.activation
         # an int8 container with zero-point 0 leaves half of its codes to a tensor that is never negative
         halved = activation.dtype == "int8" and activation.zero_point == 0
         low, high = (0, 127 if halved else 255) if point.unsigned else (-128, 127)
         seen = self.context.ranges[point.like]
-        full = filled(trained, self.context) if trained is not None else None
-        if full is not None and _fits(full, seen, own=(low, high)):
-            return full
-        # steps that FillContainer refines are nothing to divide
-        if trained is None or (full is not None and full.scale != trained.codes.scale):
-            scale = best_scale(seen, low=low, high=high)
+
+        def own(scale: float) -> ActivationCodes:
+            container = np.uint8 if point.unsigned else np.int8
+            return ActivationCodes(scale=np.float32(scale), zero_point=0, container=container, low=low, high=high)
+
+        if trained is None:
+            return own(best_scale(seen, low=low, high=high)), None
+        usual = own(dividing_scale(seen, float(trained.codes.scale), low=low, high=high))
+        full = filled(trained, self.context)
+        if full is None:
+            return usual, None
+        if _fits(full, seen, own=(low, high)):
+            chosen = full
+        elif full.scale != trained.codes.scale:
+            # steps that FillContainer refines are nothing to divide
+            chosen = own(best_scale(seen, low=low, high=high))
         else:
-            scale = dividing_scale(seen, float(trained.codes.scale), low=low, high=high)
-        return ActivationCodes(
-            scale=np.float32(scale),
-            zero_point=0,
-            container=np.uint8 if point.unsigned else np.int8,
-            low=low,
-            high=high,
-        )
+            chosen = usual
+        return chosen, made_by(trained) if chosen != usual else None
 
 
 def _fits(codes: ActivationCodes, seen: TensorRange, *, own: tuple[int, int]) -> bool:

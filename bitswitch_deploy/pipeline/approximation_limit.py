@@ -1,10 +1,10 @@
 """Whether approximations may stay: by predictions that they leave alone, or with labels by an accuracy that they keep.
 
-A graph that agrees with the canonical one in 99.5 % of the samples has a top-1 within 0.5 points of it. The converse is
-not true: at 2 bits a rounding tie in an early layer moves many predictions, as many to the right class as away from it.
-So where samples have labels that is tested, too: the hypothesis that top-1 falls by as much as the limit lets
-predictions change, by the paired score test of the accuracy gate. Few samples cannot refute it, and then agreement
-alone decides.
+A graph that agrees with the canonical one in 99.5 % of the samples has a top-1 within 0.5 points of it on these. The
+converse is not true: at 2 bits a rounding tie in an early layer moves many predictions, as many to the right class as
+away from it. So where each sample has a label that is tested, too: the hypothesis that top-1 falls by as much as the
+limit lets predictions change, by the paired score test of the accuracy gate. Few samples cannot refute it, and then
+agreement alone decides; so it does where the network is hardly better than a guess, which has nothing to lose.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.validation.hops import HOPS, HopResult, WidthResult
 
-# Of keeping any set of approximations that costs as much top-1 as the limit, over all sets that are tried.
+# Chance that labels keep a set which costs as much top-1 as the limit, over all sets that are tried for a width.
 _LEVEL = 0.05
+# A guess must cost so many times as much, or labels say nothing about the network (or are those of another one).
+_INFORMATIVE = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,17 +28,21 @@ class ApproximationLimit:
     """What approximations must leave as it is.
 
     min_agreement: percent of samples with the canonical graph's prediction.
-    by_labels: whether it is enough, too, that labels exclude a drop of top-1 by 100 - min_agreement points.
+    by_labels: whether it is enough, too, that labels exclude a drop of top-1 by 100 - min_agreement points. A user who
+        asks for agreement means agreement.
     """
 
     min_agreement: float
     by_labels: bool = True
 
-    def judge(self, used: Iterable[Approximation], measured: WidthResult, *, looks: int) -> Change:
+    def judge(
+        self, used: Iterable[Approximation], measured: WidthResult, *, looks: int, guess: float | None = None
+    ) -> Change:
         """Say whether they stay, in a change that is inexact if they do and exact if not.
 
         used: the approximations of the graph that was measured.
         looks: how many sets may be judged on these samples, which share the level of the test.
+        guess: percent of the samples that have the commonest label; None where labels do not count.
         """
         hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
         names = approximation_names(used)
@@ -44,12 +50,15 @@ class ApproximationLimit:
         text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
         if agreement >= self.min_agreement:
             return choice(f"{names}: {text}", exact=False)
-        wanted = f"{self.min_agreement:g} % is asked for (--min-agreement)"
-        largest = 100.0 - self.min_agreement
-        if not self.by_labels or largest <= 0 or any(hop.lost is None for hop in hops):
+        wanted = f"{self.min_agreement:g} % is the limit (--min-agreement)"
+        largest, before = 100.0 - self.min_agreement, measured.hop("canonical").top1_percent
+        labelled = self.by_labels and largest > 0 and all(hop.lost is not None for hop in hops)
+        if guess is None or before is None or not labelled:
+            return choice(f"without {names}: {text}, {wanted}", exact=True)
+        if before - guess < _INFORMATIVE * largest:
+            wanted += f"; labels do not help: {before:.2f} % are right, and {guess:.2f} % are of one class"
             return choice(f"without {names}: {text}, {wanted}", exact=True)
         worst = max(hops, key=lambda hop: _chance(hop, largest))
-        before = measured.hop("canonical").top1_percent
         drop = f"top-1 {before:.2f} -> {worst.top1_percent:.2f} %, a drop of {largest:g} points"
         if _chance(worst, largest) <= _LEVEL / looks:
             return choice(f"{names}: {text}, {drop} is excluded", exact=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ from bitswitch_deploy.gate.sample_ids import check_sample_ids
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.external_data import data_chunks, runnable
 from bitswitch_deploy.graph.large_tensors import LargeTensor
-from bitswitch_deploy.lowering.approximation import USUAL
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import check_passes
 from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
@@ -89,13 +90,14 @@ class _Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """One case before it is evaluated."""
+    """One case before it is evaluated. approximations: those that are there; None chooses."""
 
     case: Case
     conditions: Conditions
     network: _Network
     target: Target
     assignment: WidthAssignment
+    approximations: frozenset[Approximation] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +185,8 @@ def _network(path: Path, request: CheckRequest, metric: Metric) -> _Network:
 
 def _jobs(request: CheckRequest, network: _Network, metric: Metric) -> Iterator[_Job]:
     preprocessing = network.master.spec.preprocessing
+    approximations = request.config.approximations
+    named = None if approximations is None else frozenset(map(Approximation, approximations))
     text = json.dumps(asdict(preprocessing) if preprocessing else None, sort_keys=True)
     for name in request.config.targets:
         is_path = "/" in name or name.partition("@")[0].endswith((".yaml", ".yml"))
@@ -202,7 +206,14 @@ def _jobs(request: CheckRequest, network: _Network, metric: Metric) -> Iterator[
             else:
                 assignment = read_mixed(request.folder / width, highest=network.master.spec.bits)
             case = Case(master=network.name, target=name, width=width_label(width))
-            yield _Job(case=case, conditions=conditions, network=network, target=target, assignment=assignment)
+            yield _Job(
+                case=case,
+                conditions=conditions,
+                network=network,
+                target=target,
+                assignment=assignment,
+                approximations=named,
+            )
 
 
 def _require_records(baseline: Baseline, jobs: list[_Job]) -> None:
@@ -222,14 +233,16 @@ def _require_records(baseline: Baseline, jobs: list[_Job]) -> None:
 def _evaluate(request: CheckRequest, job: _Job, metric: Metric, executor: Executor, progress: Progress) -> _Outcome:
     network, label = job.network, job.case.label
     progress.start(f"{label}: lowering", 1)
-    # The choice of approximations looks at the calibration samples: the data are streamed once, by the workers.
+    # A choice of approximations looks at the calibration samples: the data are streamed once, by the workers.
     width = lower_width(
         network.master,
         job.assignment,
         job.target,
         data=ExportData(test=None, calibration=network.data.calibration),
-        wanted=USUAL,
-        limit=ApproximationLimit(min_agreement=job.target.quantization.min_agreement),
+        wanted=USUAL if job.approximations is None else job.approximations,
+        limit=ApproximationLimit(
+            min_agreement=job.target.quantization.min_agreement if job.approximations is None else -math.inf
+        ),
         progress=progress,
     )
     optimisation: Optimisation = "all" if job.conditions.hop == "engine" else "off"

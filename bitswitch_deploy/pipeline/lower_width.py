@@ -9,8 +9,9 @@ predicts on the calibration samples where there are no others). The last set is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from bitswitch_deploy.engines.cpu_features import usable_cores
@@ -82,8 +83,8 @@ def lower_width(
     changes, rungs = _rungs(canonical, target, wanted, data)
     tensors = tuple(dict.fromkeys(name for rung in rungs for name in calibrated_tensors(canonical, target, rung)))
     ranges = observe_ranges(canonical, tensors, data.calibration) if tensors and data.calibration else {}
-    if data.test is None:
-        limit = replace(limit, by_labels=False)  # a network knows the labels that it was trained with
+    # the network may have been trained with the labels of calibration samples
+    guess = _commonest_label(data.test) if data.test is not None else None
     tried: list[tuple[frozenset[Approximation], frozenset[Approximation]]] = []
     for rung in rungs:
         if any(used <= rung <= allowed for allowed, used in tried):
@@ -93,7 +94,7 @@ def lower_width(
         measured = _measure(validator, lowered) if validator is not None else None
         if rung == rungs[-1] or not lowered.approximations or measured is None:
             break
-        changes.append(limit.judge(lowered.approximations, measured, looks=len(rungs) - 1))
+        changes.append(limit.judge(lowered.approximations, measured, looks=len(rungs) - 1, guess=guess))
         if not changes[-1].exact:
             break
     return LoweredWidth(
@@ -107,6 +108,13 @@ def lower_width(
 def _measure(validator: WidthValidator, lowered: LoweredGraph) -> WidthResult:
     with runnable(lowered.model, lowered.large) as model:
         return validator.validate(model)
+
+
+def _commonest_label(samples: Dataset) -> float | None:
+    """Percent of the samples that a network has right which always says the same; None without a label for each."""
+    if samples.y is None or samples.y.ndim != 1:
+        return None
+    return 100.0 * int(np.unique(samples.y, return_counts=True)[1].max()) / samples.n
 
 
 def _rungs(

@@ -39,7 +39,7 @@ def test_an_agreement_that_nothing_reaches_leaves_the_exact_graph(run: Run, tmp_
     (row,) = json.loads(outcome.out)["widths"]
     text = "\n".join(row["changes"])
     assert "without full-resolution" in text
-    assert "100 % is asked for (--min-agreement)" in text
+    assert "100 % is the limit (--min-agreement)" in text
     assert [hop["agreement_percent"] for hop in row["hops"][2:]] == [100.0, 100.0]
 
 

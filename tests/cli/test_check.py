@@ -119,6 +119,21 @@ def test_a_mixed_width_and_a_target_that_is_not_here(run: Run, repository: Path)
     assert "judged by the lowered graph" in run("check").out
 
 
+def test_the_graphs_of_named_approximations_are_judged(run: Run, repository: Path) -> None:
+    """What export keeps by its labels would not be chosen here."""
+    graphs = {}
+    for names in ("[]", "[rounded-bias]", "[residual-codes, rounded-bias]", "[full-resolution]"):
+        Path("bitswitch.yaml").write_text(f"{CONFIG}approximations: {names}\n")
+        assert run("check", "--update-baseline").code == 0
+        records = json.loads(Path(BASELINE).read_text())["records"]
+        graphs[names] = tuple(record["graph_sha256"] for record in records)
+    assert len(set(graphs.values())) == 4
+    Path("bitswitch.yaml").write_text(f"{CONFIG}approximations: [rounded]\n")
+    outcome = run("check")
+    assert outcome.code == 3
+    assert "the approximation rounded is none of rounded-bias, " in outcome.err
+
+
 def test_every_path_starts_from_the_folder_of_the_configuration(
     run: Run, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

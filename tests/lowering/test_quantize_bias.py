@@ -22,7 +22,7 @@ from bitswitch_deploy.tensors import PER_TENSOR, Granularity, Rounding
 from tests.graph import slow
 from tests.graph.masters import build, layer, per_block, per_channel
 from tests.graph.running import initializer, look, needs_current_onnxruntime, operators, run
-from tests.lowering.lowered import applied, canonical, lowered, profile
+from tests.lowering.lowered import applied, canonical, is_untouched, lowered, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -575,6 +575,10 @@ def test_left_alone_and_confessed(reason: str) -> None:
     x = inputs(*case.shape)
     fast = run(result.model, x, optimisation="all")
     assert np.abs(fast - run(before, x)).max() > 1e-3  # the confession is true
+    # it is an approximation where there is something else to do
+    without = applied("QuantizeBias", before, X86, approximations=USUAL - {Approximation.ROUNDED_BIAS})
+    named = None if is_untouched(without, before) else Approximation.ROUNDED_BIAS
+    assert {change.approximation for change in result.changes} == {named}
 
 
 @pytest.mark.parametrize("attribute", ["alpha", "beta"])

@@ -216,6 +216,10 @@ def test_codes_pass_through_data_movement_unchanged() -> None:
 
 
 def with_ranges(bits: int, target: Target, approximations: frozenset[Approximation], reach: float) -> onnx.ModelProto:
+    return lowered_with(bits, target, approximations, reach).model
+
+
+def lowered_with(bits: int, target: Target, approximations: frozenset[Approximation], reach: float) -> LoweredGraph:
     """Branches whose values reach `reach` times as far as the trained codes of what reads them."""
     graph = canonical(residual_master("identity"), bits)
     ranges = dict(observed(graph.model, calibrated_tensors(graph, target)))
@@ -223,7 +227,7 @@ def with_ranges(bits: int, target: Target, approximations: frozenset[Approximati
         (quantizer,) = quantizers(graph.model, name)
         top = reach * float(initializer(graph.model, quantizer.input[1])) * (2**bits - 1)
         ranges[name] = TensorRange(minimum=0, maximum=top, values=np.linspace(0, top, 4096, dtype=np.float32))
-    return lower(graph, target, ranges=ranges, approximations=approximations).model
+    return lower(graph, target, ranges=ranges, approximations=approximations)
 
 
 def rescaled(model: onnx.ModelProto) -> list[str]:
@@ -245,6 +249,40 @@ def test_with_full_resolution_a_layer_and_its_branch_have_the_same_codes(bits: i
 @pytest.mark.parametrize(("approximations", "reach"), [(USUAL, 1.0), (FULL, 4.0)])
 def test_otherwise_the_branch_has_codes_of_its_own(approximations: frozenset[Approximation], reach: float) -> None:
     assert len(rescaled(with_ranges(4, X86, approximations, reach))) == 3
+
+
+@pytest.mark.parametrize("reach", [0.3, 0.38, 1.0, 4.0])
+@pytest.mark.parametrize("bits", [8, 7, 6, 4, 2])
+def test_full_resolution_is_named_where_it_makes_a_difference(bits: int, reach: float) -> None:
+    """At 8 bits the layer has nothing to refine, but its codes may be those of the branch."""
+    wanted = USUAL | {Approximation.FULL_RESOLUTION}
+    full, usual = (lowered_with(bits, X86, each, reach) for each in (wanted, USUAL))
+    differ = full.model.SerializeToString(deterministic=True) != usual.model.SerializeToString(deterministic=True)
+    assert (Approximation.FULL_RESOLUTION in full.approximations) == differ
+    assert bits == 8 or differ
+
+
+def test_around_a_pinned_layer() -> None:
+    """What is quantized after training meets an Add like any other layer."""
+    text = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "stem.weight", float[4, 4, 1, 1] "z.weight")
+        => (float[n, 4, 6, 6] y) {
+        stem = Conv (x, "stem.weight")
+        sum = Add (stem, x)
+        y = Conv (sum, "z.weight")
+    }"""
+    graph = canonical(build(text, (layer("stem", activation="pinned"), layer("z", activation="signed"))), 8)
+    wanted = USUAL | {Approximation.PINNED_LAYERS}
+    names = calibrated_tensors(graph, X86, wanted)
+    assert set(names) == {"x", "stem", "sum"}
+    x = images()
+    ranges = dict(observed(graph.model, tuple(name for name in names if name != "x")))
+    ranges["x"] = TensorRange(minimum=float(x.min()), maximum=float(x.max()), values=x.ravel())
+    result = lower(graph, X86, ranges=ranges, approximations=wanted)
+    assert {Approximation.PINNED_LAYERS, Approximation.RESIDUAL_CODES} <= result.approximations
+    found = fast(result.model, X86)
+    assert found["QLinearAdd"] >= 1
+    assert found["QLinearConv"] >= 1
 
 
 def test_a_target_that_does_not_fill_containers_shares_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bitswitch_deploy.gate.paired_counts import p_value_of_exclusion
@@ -45,9 +47,16 @@ def measured(
     return WidthResult(label="w4", bits=4, hops=(trained, canonical, lowered, on_engine))
 
 
-def verdict(result: WidthResult, *, least: float = 99.5, by_labels: bool = True, looks: int = 3) -> tuple[str, bool]:
+def verdict(
+    result: WidthResult,
+    *,
+    least: float = 99.5,
+    by_labels: bool = True,
+    looks: int = 3,
+    guess: float | None = 10.0,
+) -> tuple[str, bool]:
     """Return what was said, and whether they stay."""
-    change = ApproximationLimit(min_agreement=least, by_labels=by_labels).judge(USED, result, looks=looks)
+    change = ApproximationLimit(min_agreement=least, by_labels=by_labels).judge(USED, result, looks=looks, guess=guess)
     assert change.where == "approximations"
     return change.what, not change.exact
 
@@ -68,7 +77,7 @@ def test_predictions_that_change_in_both_directions() -> None:
 def test_a_drop_that_cannot_be_excluded(counts: tuple[int, int]) -> None:
     text, stays = verdict(measured(agreement=85.0, counts=counts))
     assert not stays
-    assert text.startswith(f"without {NAMES}: 85.00 % agreement on 10,000 samples, 99.5 % is asked for")
+    assert text.startswith(f"without {NAMES}: 85.00 % agreement on 10,000 samples, 99.5 % is the limit")
     assert text.endswith("a drop of 0.5 points cannot be excluded")
 
 
@@ -80,7 +89,7 @@ def test_few_samples_exclude_little() -> None:
 def test_what_was_asked_for_by_name_is_agreement() -> None:
     text, stays = verdict(measured(agreement=99.0, counts=(0, 50)), by_labels=False)
     assert not stays
-    assert text == f"without {NAMES}: 99.00 % agreement on 10,000 samples, 99.5 % is asked for (--min-agreement)"
+    assert text == f"without {NAMES}: 99.00 % agreement on 10,000 samples, 99.5 % is the limit (--min-agreement)"
 
 
 def test_without_labels_there_is_only_agreement() -> None:
@@ -116,3 +125,17 @@ def test_sets_that_are_tried_share_the_level() -> None:
     assert 0.05 / 3 < chance < 0.05
     assert verdict(result, looks=1)[1]
     assert not verdict(result, looks=3)[1]
+
+
+@pytest.mark.parametrize(("right", "guess", "stays"), [(90.0, 85.0, True), (90.0, 85.1, False), (10.0, 10.0, False)])
+def test_a_network_that_guesses_has_nothing_to_lose(right: float, guess: float, stays: bool) -> None:
+    """Labels of another network, or one class nearly everywhere: an accuracy that stays says nothing then."""
+    fine = measured(agreement=20.0, counts=(0, 0))
+    hops = tuple(replace(hop, top1_percent=right) if hop.n else hop for hop in fine.hops)
+    text, kept = verdict(replace(fine, hops=hops), guess=guess)
+    assert kept is stays
+    assert stays or text.endswith(f"labels do not help: {right:.2f} % are right, and {guess:.2f} % are of one class")
+
+
+def test_without_a_label_for_each_sample_there_is_only_agreement() -> None:
+    assert not verdict(measured(agreement=98.0, counts=(100, 110)), guess=None)[1]

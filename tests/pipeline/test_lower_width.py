@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
-from bitswitch_deploy.lowering.lower import lower
+from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.master import Master, assemble_master, read_master
 from bitswitch_deploy.pipeline import lower_width as module
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
@@ -106,7 +107,7 @@ def test_from_the_widest_set_to_the_exact_graph(master: Master, data: ExportData
     assert not any("signed" in text for text, _ in said(width))
     for text, exact in said(width):
         assert text.startswith("without ")
-        assert text.endswith("100.001 % is asked for (--min-agreement)")
+        assert text.endswith("100.001 % is the limit (--min-agreement)")
         assert exact
     # the graph that stays is the one without any, and so are the numbers
     assert width.lowered.exact
@@ -141,12 +142,50 @@ def test_an_accuracy_that_stays_is_enough_where_samples_have_labels(
     assert agreed or len(lowered(master, data, ALL, bits=bits, least=least)[1]) > 1
 
 
+def test_labels_of_another_network_do_not_count(master: Master, data: ExportData) -> None:
+    """Each class called by the name of the next one: nothing is right, so nothing can be lost."""
+    assert data.test is not None
+    assert data.test.y is not None
+    moved = replace(data, test=replace(data.test, y=(data.test.y + 1) % 10))
+    width, _ = lowered(master, moved, ALL, bits=2, least=99, by_labels=True)
+    first, exact = said(width)[0]
+    assert "labels do not help" in first
+    assert exact
+
+
+def subsets(of: frozenset[Approximation]) -> list[frozenset[Approximation]]:
+    each = sorted(of)
+    return [frozenset(part) for size in range(len(each) + 1) for part in itertools.combinations(each, size)]
+
+
+@pytest.mark.parametrize("container", ["int8", "uint8"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_graph_names_what_it_makes_use_of(master: Master, data: ExportData, bits: int, container: str) -> None:
+    """Leave out what it does not name, and it is the same; leave out what it does, and it is another one."""
+    spec = replace(master.spec, activation_container=container)  # type: ignore[arg-type]
+    changed = assemble_master(spec=spec, tensors=master.tensors, skeleton=master.skeleton)
+    canonical = canonical_graph(changed, WidthAssignment(default=bits))
+    assert data.calibration is not None
+    names = {each for rung in subsets(ALL) for each in calibrated_tensors(canonical, X86, rung)}
+    ranges = module.observe_ranges(canonical, tuple(sorted(names)), data.calibration)
+    graphs = {}
+    for allowed in subsets(ALL):
+        graph = lower(canonical, X86, ranges=ranges, approximations=allowed)
+        assert graph.approximations <= allowed
+        graphs[allowed] = (graph.model.SerializeToString(deterministic=True), graph.approximations)
+    for (allowed, (model, used)), (rung, (other, _)) in itertools.product(graphs.items(), repeat=2):
+        if used <= rung <= allowed:
+            assert model == other
+        elif rung < allowed and len(allowed - rung) == 1:
+            assert model != other
+
+
 def test_labels_of_calibration_samples_do_not_count(master: Master, data: ExportData) -> None:
     """The network may have been trained with them."""
     calibrated = ExportData(test=None, calibration=data.test, note="")
     width, _ = lowered(master, calibrated, ALL, bits=2, least=99, by_labels=True)
     first, exact = said(width)[0]
-    assert first.endswith("99 % is asked for (--min-agreement)")
+    assert first.endswith("99 % is the limit (--min-agreement)")
     assert exact
     assert not any("top-1" in text for text, _ in said(width))
 
