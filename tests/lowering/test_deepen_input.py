@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import onnx.parser
 import pytest
 
 from bitswitch_deploy.engines.optimized_operators import optimized_operators
+from bitswitch_deploy.graph.lint.lint import lint
+from bitswitch_deploy.graph.lint.reading import read_graph
 from tests.graph.masters import HEADER
 from tests.graph.running import initializer, look, operators
 from tests.lowering.lowered import Applied, applied, is_untouched, profile
@@ -90,24 +93,24 @@ def window_of(model: onnx.ModelProto) -> dict[str, list[int]]:
     return {each.name: list(each.ints) for each in conv.attribute if each.ints}
 
 
+LARGE: dict[str, Any] = {"window": (7, 7), "pads": (3, 3, 3, 3)}
 IN_BLOCKS: dict[str, tuple[dict[str, Any], list[int], list[int]]] = {
-    "MobileNet": ({}, [2, 2], [1, 1, 0, 0]),
-    "ResNet": ({"window": (7, 7), "pads": (3, 3, 3, 3)}, [4, 4], [2, 2, 1, 1]),
+    "ResNet": (LARGE, [4, 4], [2, 2, 1, 1]),
     "five": ({"window": (5, 5), "pads": (2, 2, 2, 2)}, [3, 3], [1, 1, 1, 1]),
     "six": ({"window": (6, 6), "pads": (2, 2, 2, 2)}, [3, 3], [1, 1, 1, 1]),
     "two": ({"window": (2, 2), "pads": (0, 0, 0, 0)}, [1, 1], [0, 0, 0, 0]),
-    "not padded": ({"pads": (0, 0, 0, 0)}, [2, 2], [0, 0, 0, 0]),
-    "padded at the end, as TensorFlow does": ({"pads": (0, 0, 1, 1)}, [2, 2], [0, 0, 1, 1]),
+    "not padded": ({"window": (5, 5), "pads": (0, 0, 0, 0)}, [3, 3], [0, 0, 0, 0]),
+    "padded at the end, as TensorFlow does": ({"window": (5, 5), "pads": (1, 1, 2, 2)}, [3, 3], [1, 1, 1, 1]),
     "another padding for each side": ({"window": (5, 7), "pads": (1, 4, 2, 2)}, [3, 4], [1, 2, 1, 1]),
-    "more padding than window": ({"pads": (4, 4, 4, 4)}, [2, 2], [2, 2, 2, 2]),
-    "negative gains": ({"factors": True}, [2, 2], [1, 1, 0, 0]),
-    "a Clip": ({"clip": True}, [2, 2], [1, 1, 0, 0]),
+    "more padding than window": ({"window": (7, 7), "pads": (8, 8, 8, 8)}, [4, 4], [4, 4, 4, 4]),
+    "negative gains": (LARGE | {"factors": True}, [4, 4], [2, 2, 1, 1]),
+    "a Clip": (LARGE | {"clip": True}, [4, 4], [2, 2, 1, 1]),
     "Relu and MaxPool behind it": (
-        {"behind": "a = Relu (r)  i = MaxPool <kernel_shape = [2, 2]> (a)"},
-        [2, 2],
-        [1, 1, 0, 0],
+        LARGE | {"behind": "a = Relu (r)  i = MaxPool <kernel_shape = [2, 2]> (a)"},
+        [4, 4],
+        [2, 2, 1, 1],
     ),
-    "an image of four pixels": ({"size": "2, 2"}, [2, 2], [1, 1, 0, 0]),
+    "an image of four pixels": (LARGE | {"size": "2, 2"}, [4, 4], [2, 2, 1, 1]),
 }
 
 
@@ -125,12 +128,14 @@ def test_in_blocks(name: str) -> None:
 
 
 FOURTH_CHANNEL: dict[str, dict[str, Any]] = {
+    "MobileNet": {},
+    "a Clip": {"clip": True},
     "stride 1": {"strides": (1, 1)},
     "stride 2 along rows": {"strides": (2, 1)},
     "stride 3": {"strides": (3, 3)},
-    "an odd height": {"size": "11, 8"},
-    "an odd width": {"size": "12, 7"},
-    "a size that nobody knows": {"size": "h, w"},
+    "an odd height": LARGE | {"size": "11, 8"},
+    "an odd width": LARGE | {"size": "12, 7"},
+    "a size that nobody knows": LARGE | {"size": "h, w"},
     "one pixel of four": {"window": (1, 1), "pads": (0, 0, 0, 0)},
     "negative gains": {"strides": (1, 1), "factors": True},
 }
@@ -188,14 +193,15 @@ def test_groups_are_left_alone() -> None:
     assert is_untouched(deepen(model), model)
 
 
-@pytest.mark.parametrize(("strides", "operator"), [((2, 2), "SpaceToDepth"), ((1, 1), "Pad")])
-def test_the_kernel_is_the_integer_one(strides: tuple[int, int], operator: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize(("options", "operator"), [(LARGE, "SpaceToDepth"), ({}, "Pad"), ({"strides": (1, 1)}, "Pad")])
+def test_the_kernel_is_the_integer_one(options: dict[str, Any], operator: str, tmp_path: Path) -> None:
     path = tmp_path / "deep.onnx"
-    onnx.save(deepen(network(strides=strides)).model, str(path))
+    onnx.save(deepen(network(**options)).model, str(path))
     found = dict(optimized_operators(path, session_options={}))
     assert found["QLinearConv"] == 1
     assert found[operator] == 1
     assert "Conv" not in found
+    assert not lint(read_graph(path), engines=("onnxruntime",)).findings
 
 
 @pytest.mark.parametrize("seed", range(30))

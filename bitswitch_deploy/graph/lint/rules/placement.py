@@ -153,8 +153,8 @@ class RequantizedMove(Rule):
 class OperatorOnCodes(Rule):
     """An operator on the codes of an activation, between Q and DQ, other than one that moves them.
 
-    Cases: Clip, BitShift, Cast, Mul, Min, Max. TensorRT fuses Q and DQ with what they touch, and this is in their way.
-    onnxruntime keeps it as an integer operator of its own, the fast form of a width below 8 bits there.
+    Cases: Clip, BitShift, Cast, Mul, Min, Max, Pad. TensorRT fuses Q and DQ with what they touch, and this is in their
+    way. onnxruntime keeps it as an integer operator of its own, the fast form of a width below 8 bits there.
     """
 
     id = "operator-on-codes"
