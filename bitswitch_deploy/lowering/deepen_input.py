@@ -60,9 +60,8 @@ class DeepenInput(LoweringPass):
 
     onnxruntime copies the window of each pixel before it multiplies, a few bytes for a row of three channels, and
     multiplies four at a time. Of a large window with stride 2, SpaceToDepth makes a smaller one: 7x7 becomes 4x4 of
-    twelve channels, zeros where it ends within a block. That takes 0.65 of the time of the first convolution of a
-    ResNet-18, a seventh of the network. Otherwise a fourth channel of zeros makes each row whole words: 0.6 of the time
-    of that of a MobileNetV2.
+    twelve channels, zeros where it ends within a block. Otherwise a fourth channel of zeros makes each row whole words.
+    Either way that convolution takes about two thirds of its time (tools/bench/latency.py --split shows the network's).
     Cases: a 2-D convolution of three channels that are an input of the network, one group, no dilation, weights
     quantized after training, the only reader of its codes, codes behind it; SpaceToDepth where the network says that
     height and width are even. Left alone: convolutions that run in float, which only have more to multiply then; those
@@ -158,7 +157,7 @@ def _axis(pixels: object, window: int, padding: tuple[int, int]) -> _Axis | None
 def _with_fourth_channel(graph: gs.Graph, stem: _Stem) -> bool:
     if stem.integers[0].size % _WORD == 0:
         return False
-    # bytes are padded four times as fast as floats, and which ones makes no difference to weights of 0
+    # bytes are padded faster than floats, and which ones makes no difference to weights of 0
     missing, dequantize = _WORD - _COLOURS, stem.pattern.dequantize
     codes = dequantize.inputs[0]
     pads = gs.Constant(f"{codes.name}.fourth_channel", np.asarray([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
