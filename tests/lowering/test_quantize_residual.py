@@ -251,7 +251,7 @@ def test_otherwise_the_branch_has_codes_of_its_own(approximations: frozenset[App
     assert len(rescaled(with_ranges(4, X86, approximations, reach))) == 3
 
 
-@pytest.mark.parametrize("reach", [0.3, 0.38, 1.0, 4.0])
+@pytest.mark.parametrize("reach", [0.3, 0.34, 1.0, 4.0])
 @pytest.mark.parametrize("bits", [8, 7, 6, 4, 2])
 def test_full_resolution_is_named_where_it_makes_a_difference(bits: int, reach: float) -> None:
     """At 8 bits the layer has nothing to refine, but its codes may be those of the branch."""
