@@ -44,6 +44,7 @@ STEPS = 200
 IMAGES = 1000
 FORCED_IMAGES = 200
 SAME = 1e-4
+LIMIT = 99.5
 RECIPE = load_recipe("cifar10-resnet20")
 
 pytestmark = pytest.mark.skipif(
@@ -132,17 +133,25 @@ def test_the_canonical_graph_is_the_trained_network(
 
 
 @pytest.mark.parametrize("target", ["jetson-orin-nano", "x86-cpu"])
-def test_the_export_with_data_agrees_at_every_hop(trained: Trained, target: str, tmp_path: Path) -> None:
+def test_the_export_with_labels_keeps_predictions_or_accuracy_at_every_hop(
+    trained: Trained, target: str, tmp_path: Path
+) -> None:
     exported = export_to(
         tmp_path / "p", target, master=trained.master, data=trained.data, calibration=trained.calibration
     )
     assert verify_package(exported.package).is_ok
     for row in exported.report.widths:
+        canonical = next(hop.top1_percent for hop in row.hops if hop.hop == "canonical")
+        assert canonical is not None
         for hop in row.hops[2:]:
             if hop.n:
                 assert hop.n == IMAGES
                 assert hop.agreement_percent is not None
-                assert hop.agreement_percent >= 99.5, (row.label, hop)
+                assert hop.top1_percent is not None
+                # an approximation that moves predictions stays only where the labels exclude a drop by the limit
+                tested = target == "x86-cpu" and "is excluded" in str(row.changes)
+                assert hop.agreement_percent >= LIMIT or tested, (row.label, hop)
+                assert hop.top1_percent > canonical - (100 - LIMIT), (row.label, hop)
 
 
 @pytest.mark.parametrize("target", target_names())
@@ -150,7 +159,12 @@ def test_every_target_agrees_with_the_canonical_graph(
     trained: Trained, references: dict[str, np.ndarray], target: str, tmp_path: Path
 ) -> None:
     exported = export_to(
-        tmp_path / "p", target, master=trained.master, data=trained.data, calibration=trained.calibration
+        tmp_path / "p",
+        target,
+        master=trained.master,
+        data=trained.data,
+        calibration=trained.calibration,
+        min_agreement=LIMIT,
     )
     profile = load_target(target).target
     x = preprocess(trained.test.images[:IMAGES], RECIPE.preprocessing).numpy()
@@ -159,7 +173,7 @@ def test_every_target_agrees_with_the_canonical_graph(
         options = dict(profile.engine.session)
         path = exported.package / row.file_name
         session = OnnxRuntimeSession(path, optimisation=level, threads=2, session_options=options)
-        assert agreement(references[row.label], session.run(x)) >= 0.995, row.label
+        assert agreement(references[row.label], session.run(x)) >= LIMIT / 100, row.label
         if profile.engine.name == "tensorrt":
             _check_builds(path)
 
