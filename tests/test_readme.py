@@ -76,6 +76,6 @@ def test_the_training_example_gives_a_master_that_exports(
 def test_the_runtime_example_switches_a_package(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("export", "--target", "x86-cpu", "--shared-weights", "--bits", "8,4").code == 0
-    names: dict[str, object] = {"x": np.zeros((1, 1, 8, 8), np.float32)}
+    names: dict[str, object] = {"images": np.zeros((1, 8, 8, 1), np.uint8)}
     exec(compile(block("runtime example"), "README.md", "exec"), names)
     assert np.asarray(names["y"]).shape == (1, 10)

@@ -21,7 +21,8 @@ from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Opti
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.gate.metrics import find_metric
 from bitswitch_deploy.gate.metrics.metric import Rows
-from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.validation.dataset import Dataset, load_dataset
 from bitswitch_deploy.validation.hops import run_batch
 from bitswitch_deploy.validation.metrics import require_finite

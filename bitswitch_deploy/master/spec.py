@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from bitswitch_deploy.errors import MasterError
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.records import Reader, shown
 from bitswitch_deploy.tensors import Granularity, Rounding
 
@@ -66,21 +67,6 @@ class ValueSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """From raw pixels [H, W, C] to the network input [C, H, W]: (raw / divide_by - mean) / std, per channel.
-
-    colour: Pillow mode that an image file is converted to.
-    size: (height, width) that an image file is resized to.
-    """
-
-    colour: Literal["L", "RGB"]
-    size: tuple[int, int]
-    divide_by: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ from itertools import pairwise
 import onnx
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.spec import MEND_WRITER, LayerSpec, MasterSpec, MeasuredAccuracy, Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import MEND_WRITER, LayerSpec, MasterSpec, MeasuredAccuracy, ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.records import shown
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
 
-_CHANNELS = {"L": 1, "RGB": 3}
 _ELEMENT_TYPES = frozenset(name.lower() for name, _ in onnx.TensorProto.DataType.items()) - {"undefined"}
 
 
@@ -99,14 +99,8 @@ def _check_value(value: ValueSpec, where: str) -> None:
 
 
 def _check_preprocessing(steps: Preprocessing, where: str) -> None:
-    channels = _CHANNELS[steps.colour]
-    if len(steps.mean) != channels or len(steps.std) != channels:
-        got = f"{len(steps.mean)} means and {len(steps.std)} standard deviations"
-        _refuse(where, got, f"{channels} of each for colour {steps.colour}")
-    if min(steps.size) < 1:
-        _refuse(f"{where}: size", str(steps.size), "height and width of at least 1")
-    if steps.divide_by <= 0 or min(steps.std) <= 0:
-        _refuse(where, f"divide_by {steps.divide_by}, std {steps.std}", "positive numbers")
+    for field, got, allowed in steps.faults():
+        _refuse(f"{where}{field}", got, allowed)
 
 
 def _check_accuracy(accuracy: MeasuredAccuracy, bits: int, where: str) -> None:

@@ -11,9 +11,9 @@ from bitswitch_deploy.master.spec import (
     LayerSpec,
     MeasuredAccuracy,
     Operator,
-    Preprocessing,
     ValueSpec,
 )
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import Granularity, Rounding
 
 

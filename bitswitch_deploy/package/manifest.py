@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from bitswitch_deploy.errors import PackageError
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.records import Reader
 
 SCHEMA: Literal["bitswitch-package/1"] = "bitswitch-package/1"
@@ -55,6 +56,7 @@ class Manifest:
     tools: (name, version) of everything whose release can change a byte.
     results: path of the validation results, which is one of `files`; None when nothing was validated.
     built_on_device: folder that the bundle fills on the board; its files are not listed and not checked.
+    preprocessing: how raw pixels become the input; None where the master does not say.
 
     Raises:
         PackageError: a value is not what the schema says.
@@ -69,6 +71,7 @@ class Manifest:
     results: str | None = None
     built_on_device: str | None = None
     skipped: tuple[SkippedStep, ...] = ()
+    preprocessing: Preprocessing | None = None
     schema: Literal["bitswitch-package/1"] = SCHEMA
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class Manifest:
             raise _refusal("results", repr(self.results), "one of the files, or null")
         if self.built_on_device is not None:
             _check_path("built_on_device", self.built_on_device)
+        for field, got, allowed in self.preprocessing.faults() if self.preprocessing is not None else ():
+            raise _refusal(f"preprocessing{field}", got, allowed)
 
     def to_json(self) -> str:
         """The text of `manifest.json`; keys and files in sorted order."""

@@ -3,6 +3,7 @@
     import bitswitch_deploy.runtime
 
     with bitswitch_deploy.runtime.load("package/") as switcher:
+        x = switcher.preprocessing.apply(images)     # uint8 [n, H, W, C] -> float32 [n, C, H, W]
         switcher.switch(4)
         y = switcher.run(x)              # computed at 4 bits
         switcher.switch(8)               # requests that other threads have in flight finish at 4

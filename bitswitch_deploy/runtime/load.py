@@ -87,7 +87,7 @@ def load(
     first = widths[0] if width is None else width_label(width, widths)
     for label in dict.fromkeys(width_label(each, widths) for each in options.warm):
         _run_once(sessions.get(label))
-    return Switcher(widths, sessions, width=first, policy=policy)
+    return Switcher(widths, sessions, width=first, policy=policy, preprocessing=manifest.preprocessing)
 
 
 def _widths(manifest: Manifest, folder: Path) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.errors import BitswitchError, DataError, UsageError
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.runtime.session_cache import SessionCache
 
 Array = npt.NDArray[Any]
@@ -61,15 +62,23 @@ class Switcher:
         sessions: opens and keeps them.
         width: label of the first one.
         policy: chooses the width of each request; `switch` is refused then.
+        preprocessing: how raw pixels become the input; None where the master did not say.
 
     Raises:
         BitswitchError: the first session cannot be opened.
     """
 
     def __init__(
-        self, widths: tuple[str, ...], sessions: SessionCache[Session], *, width: str, policy: Policy | None
+        self,
+        widths: tuple[str, ...],
+        sessions: SessionCache[Session],
+        *,
+        width: str,
+        policy: Policy | None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.widths = widths
+        self.preprocessing = preprocessing
         self._sessions, self._policy = sessions, policy
         self._usable = widths
         self._switch_lock = threading.Lock()

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.training.datasets import ImageSet
 from bitswitch_deploy.training.image_folder import Crop, ImageFolder, Keys
 from bitswitch_deploy.training.replicas import replica_count, replica_index

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bitswitch_deploy.errors import DataError
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.training.image_folder import EVALUATION_BATCH, ImageFolder, load_image_folder
 
 _CIFAR_MOSAIC = (25, 40)  # rows, columns of tiles in one file

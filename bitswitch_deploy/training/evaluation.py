@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bitswitch_deploy.master.spec import MeasuredAccuracy, Preprocessing
+from bitswitch_deploy.master.spec import MeasuredAccuracy
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import Batch, preprocess
 from bitswitch_deploy.training.datasets import ImageSet

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from bitswitch_deploy.errors import DataError
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 
 EVALUATION_BATCH = 256
 

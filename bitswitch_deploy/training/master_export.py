@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.master import Master, assemble_master, write_master
-from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy, Preprocessing
+from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity
 from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, capture_skeleton
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantizedLayer, SwitchableBatchNorm, float_skeleton

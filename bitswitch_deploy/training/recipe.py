@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from bitswitch_deploy.errors import CheckpointError, InputFileError, UsageError
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.training.batches import Augmentation
 from bitswitch_deploy.training.distillation import Distillation

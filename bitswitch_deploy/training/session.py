@@ -47,7 +47,6 @@ from bitswitch_deploy.training.supernet import SupernetStage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, restore_stage, run_stage
 
 _MEASURED_SUBNETS = 16
-_CHANNELS = {"L": 1, "RGB": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +313,7 @@ def _saved_top1(saved: dict[str, Any], session: Session) -> float:
 
 
 def _example(recipe: Recipe) -> Tensor:
-    return torch.zeros(2, _CHANNELS[recipe.preprocessing.colour], *recipe.preprocessing.size)
+    return torch.zeros(2, recipe.preprocessing.channels, *recipe.preprocessing.size)
 
 
 @torch.no_grad()

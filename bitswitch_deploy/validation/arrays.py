@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import DataError
-from bitswitch_deploy.master.spec import Preprocessing
-from bitswitch_deploy.validation.samples import CHANNELS, DataRequest, Samples, preprocess
+from bitswitch_deploy.preprocessing import Preprocessing
+from bitswitch_deploy.validation.samples import DataRequest, Samples
 
 MAX_BYTES = 8 * 2**30
 # Photographs do not shrink a hundredfold; a small synthetic set may, and does no harm.
@@ -52,7 +52,7 @@ class ArraySource:
         part = self.x[start:stop]
         if self.preprocessing is None:
             return part.astype(np.float32, copy=False)
-        return preprocess(part.astype(np.uint8, copy=False), self.preprocessing)
+        return self.preprocessing.apply(part.astype(np.uint8, copy=False))
 
 
 def content_sha256(x: npt.NDArray[Any], y: npt.NDArray[Any] | None) -> str:
@@ -228,7 +228,7 @@ def _not_finite(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
 
 
 def _pixels(request: DataRequest, x: npt.NDArray[Any], how: Preprocessing) -> npt.NDArray[np.uint8]:
-    channels = CHANNELS[how.colour]
+    channels = how.channels
     pixels = x[..., None] if x.ndim == 3 else x
     if pixels.shape[1:] != (*how.size, channels):
         raise _error(

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import DataError
-from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.validation.arrays import read_npz
 from bitswitch_deploy.validation.images import read_image_folder
 from bitswitch_deploy.validation.samples import DataRequest, SampleSource

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import DataError, UnavailableError
-from bitswitch_deploy.master.spec import Preprocessing
-from bitswitch_deploy.validation.samples import CHANNELS, DataRequest, Samples, preprocess
+from bitswitch_deploy.preprocessing import Preprocessing
+from bitswitch_deploy.validation.samples import DataRequest, Samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +55,7 @@ class FolderSource:
             DataError: an image cannot be decoded.
         """
         files = self.files[start:stop]
-        return preprocess(np.stack([_pixels(file, self.preprocessing) for file in files]), self.preprocessing)
+        return self.preprocessing.apply(np.stack([_pixels(file, self.preprocessing) for file in files]))
 
 
 def read_image_folder(request: DataRequest) -> Samples:
@@ -70,7 +70,7 @@ def read_image_folder(request: DataRequest) -> Samples:
     """
     _pillow(request.path)
     preprocessing = request.needed_preprocessing()
-    request.check_sample((CHANNELS[preprocessing.colour], *preprocessing.size))
+    request.check_sample((preprocessing.channels, *preprocessing.size))
     folders = _class_folders(request)
     labelled = [(label, file) for label, folder in enumerate(folders) for file in _files(folder)]
     chosen = [labelled[index] for index in request.pick(len(labelled))]
@@ -169,7 +169,7 @@ def _pixels(file: Path, how: Preprocessing) -> npt.NDArray[np.uint8]:
     height, width = how.size
     with _opened(file, file) as image:
         pixels = np.asarray(image.convert(how.colour).resize((width, height), BILINEAR))
-    return pixels.reshape(height, width, CHANNELS[how.colour])
+    return pixels.reshape(height, width, how.channels)
 
 
 @contextmanager

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import DataError, UsageError
-from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
-
-CHANNELS = {"L": 1, "RGB": 3}
+from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 
 
 class SampleSource(Protocol):
@@ -102,15 +101,3 @@ class DataRequest:
         if self.limit is None or self.limit >= n:
             return np.arange(n, dtype=np.int64)
         return np.arange(self.limit, dtype=np.int64) * n // self.limit
-
-
-def preprocess(raw: npt.NDArray[np.uint8], how: Preprocessing) -> npt.NDArray[np.float32]:
-    """Network inputs, float32 [n, C, H, W], of raw pixels [n, H, W, C]: (raw / divide_by - mean) / std.
-
-    The order of the float32 operations is that of torchvision's ToTensor and Normalize.
-    """
-    x: npt.NDArray[np.float32] = raw.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    x /= np.float32(how.divide_by)
-    x -= np.asarray(how.mean, dtype=np.float32)[:, None, None]
-    x /= np.asarray(how.std, dtype=np.float32)[:, None, None]
-    return x

@@ -8,7 +8,7 @@ import pytest
 
 from bitswitch_deploy.errors import CheckFailedError, DataError
 from bitswitch_deploy.gate.evaluation import evaluate
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from tests.gate.networks import data_ref, evaluation, graph_ref
 
 

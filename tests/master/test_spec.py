@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.spec import MasterSpec, Preprocessing
+from bitswitch_deploy.master.spec import MasterSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import Rounding
 from tests.master.files import REMOVE, changed, tiny_document
 from tests.master.tiny import tiny_spec

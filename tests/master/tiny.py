@@ -13,7 +13,8 @@ import onnx
 import onnx.parser
 
 from bitswitch_deploy.master import Master, assemble_master
-from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy, Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy, ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity, Rounding
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -9,6 +9,7 @@ import pytest
 
 from bitswitch_deploy.package.manifest import FileEntry, Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
+from bitswitch_deploy.preprocessing import Preprocessing
 
 
 def _manifest(files: tuple[FileEntry, ...], **changes: object) -> Manifest:
@@ -19,6 +20,7 @@ def _manifest(files: tuple[FileEntry, ...], **changes: object) -> Manifest:
         "command": ("bitswitch-deploy", "export", "--target", "x86-cpu"),
         "tools": (("numpy", "2.0"), ("onnx", "1.23.2")),
         "files": files,
+        "preprocessing": Preprocessing(colour="L", size=(8, 8), divide_by=16.0, mean=(0.5,), std=(0.25,)),
         "skipped": (SkippedStep(step="engine", reason="no GPU here"),),
     }
     return Manifest(**(values | changes))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitswitch_deploy.catalogue import bundled_file
 from bitswitch_deploy.errors import CheckFailedError, DataError, GraphError, UsageError
 from bitswitch_deploy.runtime import RuntimeOptions, Switcher, load
 from tests.runtime.conftest import LABELS, Packages
@@ -49,6 +50,14 @@ def test_the_first_width_can_be_chosen(package: Path, packages: Packages) -> Non
     with load(package, width=2, options=ONE) as switcher:
         assert switcher.width == "w2"
         assert np.array_equal(answers(switcher, packages), packages.outputs["w2"])
+
+
+def test_raw_images_become_what_the_network_was_trained_on(package: Path) -> None:
+    with np.load(bundled_file("calibration/digits/test.npz")) as samples, load(package, options=ONE) as switcher:
+        assert switcher.preprocessing is not None
+        images, labels = samples["x"].reshape(-1, 8, 8, 1), samples["y"]
+        scores = switcher.run(switcher.preprocessing.apply(images))
+    assert np.mean(scores.argmax(1) == labels) > 0.97
 
 
 def test_no_more_sessions_are_kept_than_asked_for(package: Path) -> None:

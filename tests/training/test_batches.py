@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.training.batches import Augmentation, Batches, draw_moves, move, preprocess
 from bitswitch_deploy.training.datasets import ImageSet
 

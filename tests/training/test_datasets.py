@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from bitswitch_deploy.errors import DataError
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.training.datasets import check_labels, load_cifar10, load_dataset, load_npz_dataset
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "calibration"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from bitswitch_deploy.errors import DataError, UsageError
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.training.batches import Augmentation, FolderBatches, make_batches
 from bitswitch_deploy.training.evaluation import top1
 from bitswitch_deploy.training.image_folder import ImageFolder, load_image_folder

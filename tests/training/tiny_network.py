@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bitswitch_deploy.master.spec import Preprocessing
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.training.batches import Augmentation, Batches
 from bitswitch_deploy.training.datasets import ImageSet
 from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, prepare, set_width

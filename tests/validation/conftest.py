@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.validation.samples import DataRequest
 
 GREY = Preprocessing(colour="L", size=(1, 2), divide_by=10.0, mean=(1.0,), std=(2.0,))

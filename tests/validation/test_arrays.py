@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitswitch_deploy.errors import DataError
-from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.validation import arrays
 from bitswitch_deploy.validation.arrays import ArraySource, content_sha256, read_npz
 from bitswitch_deploy.validation.samples import DataRequest

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.errors import DataError, UnavailableError
-from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.validation import images
 from bitswitch_deploy.validation.images import read_image_folder
 from bitswitch_deploy.validation.samples import DataRequest

@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bitswitch_deploy.errors import DataError, UsageError
-from bitswitch_deploy.master.spec import Preprocessing, ValueSpec
-from bitswitch_deploy.validation.samples import DataRequest, preprocess
+from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.validation.samples import DataRequest
 
 Make = Callable[..., DataRequest]
 
@@ -49,19 +48,3 @@ def test_another_shape_is_refused(request_for: Make, shape: tuple[int, ...]) -> 
 def test_raw_pixels_need_a_preprocessing(request_for: Make) -> None:
     with pytest.raises(DataError, match="the master does not say how to preprocess"):
         request_for(Path("x.npz"), preprocessing=None).needed_preprocessing()
-
-
-def test_preprocess_scales_each_channel_and_puts_channels_first() -> None:
-    how = Preprocessing(colour="RGB", size=(1, 2), divide_by=10.0, mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0))
-    raw = np.array([[[[10, 20, 30], [20, 60, 70]]]], dtype=np.uint8)
-    result = preprocess(raw, how)
-    assert result.dtype == np.float32
-    assert result.flags.c_contiguous
-    assert result.tolist() == [[[[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 1.0]]]]
-
-
-def test_preprocess_rounds_as_the_trainer_does_in_float32() -> None:
-    how = Preprocessing(colour="L", size=(1, 256), divide_by=255.0, mean=(0.4914,), std=(0.2023,))
-    raw = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1)
-    steps = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.4914)) / np.float32(0.2023)
-    assert np.array_equal(preprocess(raw, how).ravel(), steps)

@@ -36,7 +36,8 @@ import onnx
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.gate.outcome_cache import RANGE_SAMPLES
 from bitswitch_deploy.master import assemble_master, write_master
-from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, Preprocessing, ValueSpec
+from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, ValueSpec
+from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import Granularity, Rounding
 
 WIDTHS = (8, 6, 4, 2)

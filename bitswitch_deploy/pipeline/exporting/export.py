@@ -285,6 +285,7 @@ def _manifest(
         results=RESULTS,
         built_on_device=engines.built_on_device,
         skipped=tuple(SkippedStep(step=item.what, reason=item.why) for item in report.not_done),
+        preprocessing=master.spec.preprocessing,
     )
 
 

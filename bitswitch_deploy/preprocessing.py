@@ -1,0 +1,66 @@
+"""What a network was trained to be fed: from raw pixels to its input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitswitch_deploy.errors import DataError
+
+_CHANNELS = {"L": 1, "RGB": 3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """From raw pixels [H, W, C] to the network input [C, H, W]: (raw / divide_by - mean) / std, per channel.
+
+    colour: Pillow mode that an image file is converted to.
+    size: (height, width) that an image file is resized to.
+    """
+
+    colour: Literal["L", "RGB"]
+    size: tuple[int, int]
+    divide_by: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """How many each pixel has."""
+        return _CHANNELS[self.colour]
+
+    def apply(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Network inputs, float32 [n, C, H, W], of raw pixels, uint8 [n, H, W, C], that have the colour and the size.
+
+        The order of the float32 operations is that of torchvision's ToTensor and Normalize.
+
+        Raises:
+            DataError: another type or shape.
+        """
+        wanted = (*self.size, self.channels)
+        if raw.dtype != np.uint8 or raw.ndim != 4 or raw.shape[1:] != wanted:
+            raise DataError(
+                where="raw pixels",
+                got=f"{raw.dtype} {list(raw.shape)}",
+                allowed=f"uint8 [n, {', '.join(map(str, wanted))}], which is {self.colour}",
+                do="convert and resize the images; one image is raw[None]",
+            )
+        x: npt.NDArray[np.float32] = raw.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+        x /= np.float32(self.divide_by)
+        x -= np.asarray(self.mean, dtype=np.float32)[:, None, None]
+        x /= np.asarray(self.std, dtype=np.float32)[:, None, None]
+        return x
+
+    def faults(self) -> Iterator[tuple[str, str, str]]:
+        """What makes no sense in it: (field or nothing, got, allowed)."""
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            got = f"{len(self.mean)} means and {len(self.std)} standard deviations"
+            yield "", got, f"{self.channels} of each for colour {self.colour}"
+        if min(self.size) < 1:
+            yield ": size", str(self.size), "height and width of at least 1"
+        if self.divide_by <= 0 or min(self.std, default=1) <= 0:
+            yield "", f"divide_by {self.divide_by}, std {self.std}", "positive numbers"
