@@ -32,7 +32,7 @@ from bitswitch_deploy.report.table import print_report
 @click.option(
     "--target", required=True, metavar="NAME", help="Name, alias (`jetson`), NAME@STACK, or path of a profile."
 )
-@click.option("--output", type=PATH, metavar="DIR", help="Folder to make.  [default: deploy-TARGET]")
+@click.option("-o", "--output", type=PATH, metavar="DIR", help="Folder to make.  [default: deploy-TARGET]")
 @click.option("--bits", metavar="LIST", help=f"Widths to export, each in 2..8.  [default: {DEFAULT_BITS}]")
 @mixed_option
 @data_option

@@ -34,6 +34,12 @@ master_option = click.option(
     metavar="FILE",
     help="The master, of several files their *.safetensors.index.json.  [default: the bundled digits network]",
 )
+package_master_option = click.option(
+    "--master",
+    type=PATH,
+    metavar="FILE",
+    help="The master of the package.  [default: the file that its export read, or the bundled digits network]",
+)
 data_option = click.option(
     "--data",
     type=PATH,

@@ -15,8 +15,8 @@ from bitswitch_deploy.cli.options import (
     chosen_device,
     command_line,
     device_option,
-    master_option,
     outlet_options,
+    package_master_option,
     progress_bar,
     ssh_config_option,
 )
@@ -34,7 +34,7 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.command("profile")
 @click.argument("package", type=PATH)
 @click.option("--engine", metavar="NAME", help=f"One of {', '.join(ENGINES)}.  [default: that of the package]")
-@master_option
+@package_master_option
 @click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
 @click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
 @click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")

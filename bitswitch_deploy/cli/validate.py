@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from bitswitch_deploy.cli.options import PATH, data_option, json_option, master_option, max_drop_option, progress_bar
+from bitswitch_deploy.cli.options import (
+    PATH,
+    data_option,
+    json_option,
+    max_drop_option,
+    package_master_option,
+    progress_bar,
+)
 from bitswitch_deploy.pipeline.revalidate import revalidate
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.validation_page import print_validation
@@ -15,7 +22,7 @@ from bitswitch_deploy.report.validation_page import print_validation
 
 @click.command("validate")
 @click.argument("package", type=PATH)
-@master_option
+@package_master_option
 @click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
 @data_option
 @max_drop_option

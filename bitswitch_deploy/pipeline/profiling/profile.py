@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
+from bitswitch_deploy.pipeline.package_master import find_master
 from bitswitch_deploy.pipeline.profiling.bench import Bench, Width, package_widths
 from bitswitch_deploy.pipeline.profiling.onnxruntime_bench import OnnxRuntimeBench
 from bitswitch_deploy.pipeline.profiling.steps import (
@@ -95,7 +96,7 @@ def profile(
     target = _target(request, manifest)
     engine = _engine(request, target)
     widths = package_widths(request.package, manifest, request.widths)
-    master = wanted_master(request, manifest)
+    master = find_master(manifest, request.master)
     if request.latency_table is not None:
         check_table_request(widths, request.batches, engine=engine, target=target, master=master)
     check_turns(request.turns, request.duration_s)
@@ -239,26 +240,6 @@ def _engine(request: ProfileRequest, target: Target) -> EngineName:
         if engine == name:
             return engine
     raise UsageError(where="--engine", got=repr(name), allowed=", ".join(ENGINES), do="choose one of these")
-
-
-def wanted_master(request: ProfileRequest, manifest: Manifest) -> Master | None:
-    """The master that the package was made from; None where it is not at hand.
-
-    Raises:
-        UsageError: the master in the request is another one.
-        MasterError: it cannot be read.
-    """
-    master = read_master(request.master if request.master is not None else bundled_master())
-    if master.sha256 == manifest.master_sha256:
-        return master
-    if request.master is None:
-        return None
-    raise UsageError(
-        where="--master",
-        got=f"a master with sha256 {master.sha256[:12]}",
-        allowed=f"the one that the package was made from, sha256 {manifest.master_sha256[:12]}",
-        do="name that file with --master",
-    )
 
 
 def _open(

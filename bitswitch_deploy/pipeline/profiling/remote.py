@@ -21,7 +21,8 @@ from bitswitch_deploy.master import master_files
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile, wanted_master
+from bitswitch_deploy.pipeline.package_master import find_master
+from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile
 from bitswitch_deploy.pipeline.profiling.remote_host import host_of
 from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
 from bitswitch_deploy.pipeline.progress import LINES_WANTED, Progress, followed, without_progress
@@ -112,7 +113,7 @@ def _check(request: ProfileRequest, manifest: Manifest) -> None:
     """Refuse here, before anything is sent, what depends on files of this machine or on nothing else."""
     check_turns(request.turns, request.duration_s)
     if request.master is not None:
-        wanted_master(request, manifest)
+        find_master(manifest, request.master)
     if request.target is not None and is_target_file(split_stack(request.target)[0]):
         load_target(request.target)
 
