@@ -67,6 +67,7 @@ from bitswitch_deploy.graph.lint.rules.zero_points import (
     GridsDisagree,
     MissingZeroPoint,
     NonZeroZeroPoint,
+    PaddedCodes,
     TypesDisagree,
     UnsignedCodes,
 )
@@ -96,6 +97,7 @@ RULES: tuple[type[Rule], ...] = (
     Int8Moved,
     TinyScale,
     GridsDisagree,
+    PaddedCodes,
     QuantizerWithoutDequantizer,
     DequantizerWithoutQuantizer,
     Dangling,

@@ -61,6 +61,11 @@ class Node:
         found = self._attribute(name, onnx.AttributeProto.FLOAT)
         return None if found is None else float(found.f)
 
+    def text(self, name: str, default: str) -> str:
+        """A string attribute, or `default` where it is not written or of another type."""
+        found = self._attribute(name, onnx.AttributeProto.STRING)
+        return default if found is None else found.s.decode(errors="replace")
+
     def _attribute(self, name: str, kind: int) -> onnx.AttributeProto | None:
         return next((each for each in self.proto.attribute if each.name == name and each.type == kind), None)
 

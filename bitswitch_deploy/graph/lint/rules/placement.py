@@ -167,7 +167,7 @@ class OperatorOnCodes(Rule):
             operators = [node for node in between if node.operator not in MOVING]
             if quantizer is not None and operators:
                 names = ", ".join(node.operator for node in operators[::-1])
-                do = "clip in float in front of Q; give the DQ the scale of its own codes"
+                do = "clip or pad in float in front of Q; give the DQ the scale of its own codes"
                 got = f"{names} between it and {quantizer.node.name}"
                 yield Breach(node=qdq.node, got=got, allowed="DQ directly behind Q", do=do)
 

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
+
+_CHANNELS = 1
 
 
 class MissingZeroPoint(Rule):
@@ -103,3 +106,42 @@ class GridsDisagree(Rule):
                 got = f"another scale or zero-point than {quantizer.node.name}, whose codes it reads"
                 do = "use the scale and zero-point of Q; to rescale on purpose, say so with a Mul"
                 yield Breach(node=qdq.node, got=got, allowed="the grid of its Q", do=do)
+
+
+class PaddedCodes(Rule):
+    """A Pad of codes that fills with another code than the zero-point: the border is no zero to what reads it.
+
+    Of channels nothing is said: weights of 0 may wait for them. Nor of a Pad whose numbers are computed.
+    """
+
+    id = "padded-codes"
+    severity = "warning"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.dequantizers:
+            quantizer, between = graph.quantizer_of(qdq)
+            zero = 0 if qdq.zero_point is None else qdq.zero_values
+            if quantizer is None or zero is None or np.size(zero) != 1:
+                continue
+            for node in between:
+                fill = _border(graph.graph, node)
+                if fill is not None and fill != int(np.asarray(zero).item()):
+                    got = f"a border of code {fill} by {node.name}, which stands for another number than 0"
+                    do = "give the Pad the zero-point as its value, or pad in float in front of Q"
+                    yield Breach(node=qdq.node, got=got, allowed=f"a border of the zero-point, {zero}", do=do)
+
+
+def _border(graph: LintedGraph, node: Node) -> int | None:
+    """The code that a Pad puts around rows or columns; None where it does not, or nobody knows."""
+    if node.operator != "Pad" or node.text("mode", "constant") != "constant":
+        return None
+    pads, fill, axes = (graph.values(node.argument(index)) for index in (1, 2, 3))
+    fill = np.zeros(1, np.int64) if node.argument(2) is None else fill
+    if pads is None or fill is None or fill.size != 1 or pads.size % 2:
+        return None
+    ends = pads.reshape(2, -1)
+    axes = np.arange(ends.shape[1]) if node.argument(3) is None else axes
+    if axes is None or axes.shape != ends.shape[1:] or axes.min(initial=0) < 0:
+        return None
+    return int(fill.item()) if np.any(ends[:, axes != _CHANNELS]) else None

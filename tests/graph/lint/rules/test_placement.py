@@ -140,9 +140,13 @@ def test_a_requantized_move_runs_in_float(tmp_path: Path) -> None:
     assert optimised_operators(model(with_zero(text + pair("c", "y", "s"), "u")), tmp_path)["DequantizeLinear"] == 1
 
 
-@pytest.mark.parametrize("operator", ["Clip (*, ilo, ihi)", "Min (*, ihi)", 'BitShift <direction = "LEFT"> (*, uhi)'])
+@pytest.mark.parametrize(
+    "operator",
+    ["Clip (*, ilo, ihi)", "Min (*, ihi)", 'BitShift <direction = "LEFT"> (*, uhi)', "Pad (*, border)"],
+)
 def test_operators_on_codes(operator: str) -> None:
-    graph = model(pair("x", "y", "s", "u" if "Bit" in operator else "i", on_codes=operator))
+    border = "int64[8] border = {0, 0, 1, 1, 0, 0, 1, 1}"
+    graph = model(pair("x", "y", "s", "u" if "Bit" in operator else "i", on_codes=operator), constants=border)
     assert found(graph, "operator-on-codes") == [("dq_y", f"{operator.split()[0]} between it and q_y")]
 
 

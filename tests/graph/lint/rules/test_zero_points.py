@@ -86,3 +86,33 @@ def test_finer_steps_behind_a_shift_are_meant() -> None:
 def test_the_pair_in_front_of_a_pair() -> None:
     body = pair("x", "a", "s", "i") + pair("a", "d", "s2", "i")
     assert not nodes(model(body + TAIL), "q-dq-scales-disagree")
+
+
+BORDER = "int64[8] border = {0, 0, 1, 1, 0, 0, 1, 1}, int64[8] channels = {0, 0, 0, 0, 0, 4, 0, 0}, uint8 fill = {128}"
+
+
+@pytest.mark.parametrize("operator", ["Pad (*, border)", 'Pad <mode = "constant"> (*, border, u)'])
+def test_a_border_of_codes_that_are_not_zero(operator: str) -> None:
+    graph = model(pair("x", "y", "s", "um", on_codes=operator), constants=BORDER)
+    for node in graph.graph.node:
+        node.name = node.name or "pad"
+    assert found(graph, "padded-codes") == [
+        ("dq_y", "a border of code 0 by pad, which stands for another number than 0")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("operator", "zero"),
+    [
+        ("Pad (*, border, fill)", "um"),
+        ("Pad (*, border)", "u"),
+        ("Pad (*, border)", "i"),
+        ('Pad <mode = "edge"> (*, border)', "um"),
+        ("Pad (*, channels)", "um"),
+        ("Pad (*, four, u, axes)", "um"),
+        ("Transpose (*)", "um"),
+    ],
+)
+def test_other_borders(operator: str, zero: str) -> None:
+    constants = f"{BORDER}, int64[2] four = {{0, 4}}, int64[1] axes = {{1}}"
+    assert not nodes(model(pair("x", "y", "s", zero, on_codes=operator), constants=constants), "padded-codes")
