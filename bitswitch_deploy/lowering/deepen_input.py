@@ -66,7 +66,7 @@ class DeepenInput(LoweringPass):
     quantized after training, the only reader of its codes, codes behind it; SpaceToDepth where the network says that
     height and width are even. Left alone: convolutions that run in float, which only have more to multiply then; those
     behind another layer, whose result would have to become floats; weights with codes of the master, which other graphs
-    may share; windows of whole words that no SpaceToDepth suits.
+    may share; windows of whole words, and signed codes, that no SpaceToDepth suits.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -86,7 +86,7 @@ class DeepenInput(LoweringPass):
             return None
         integers = weight.products()
         is_colour = integers.ndim == 4 and integers.shape[1] == _COLOURS
-        if not is_colour or sole_reader(graph, weight.codes) is None or sole_reader(graph, conv.inputs[1]) is None:
+        if not is_colour or sole_reader(graph, conv.inputs[1]) is None:
             return None
         return _Stem(pattern=pattern, conv=conv, weight=weight, integers=integers)
 
@@ -149,13 +149,12 @@ def _axis(pixels: object, window: int, padding: tuple[int, int]) -> _Axis | None
     first, last = -padding[0] // _BLOCK, (window - 1 - padding[0]) // _BLOCK
     blocks = last - first + 1
     behind = outputs - 1 + blocks - pixels // _BLOCK + first
-    if outputs < 1 or behind < 0 or first > 0:
-        return None
     return _Axis(blocks=blocks, padding=(-first, behind), before=-padding[0] - _BLOCK * first)
 
 
 def _with_fourth_channel(graph: gs.Graph, stem: _Stem) -> bool:
-    if stem.integers[0].size % _WORD == 0:
+    # around signed codes onnxruntime wants Q and DQ without anything in between
+    if stem.integers[0].size % _WORD == 0 or stem.pattern.codes.container is not np.uint8:
         return False
     # bytes are padded faster than floats, and which ones makes no difference to weights of 0
     missing, dequantize = _WORD - _COLOURS, stem.pattern.dequantize

@@ -36,10 +36,11 @@ def network(
     factors: bool = False,
     weight: str = "stem.codes",
     clip: bool = False,
+    container: str = "uint8",
     more: str = "",
 ) -> onnx.ModelProto:
     """Give an image in codes, a convolution of 8 channels, and codes. Scales are powers of two: sums are exact."""
-    shape = (8, channels // group, *window)
+    shape, zero = (8, channels // group, *window), 128 if container == "uint8" else 0
     codes = np.random.default_rng(5).integers(-63, 64, shape).astype(np.int8)
     multiplied = (
         """wide = Cast <to = 6> (W)
@@ -50,8 +51,8 @@ def network(
     )
     text = f"""
     net (float[n, {channels}, {size}] x) => (float[a, b, c, d] y)
-        <float s = {{0.5}}, uint8 z = {{128}}, float t = {{8.0}}, float u = {{0.0625}}, int8 v = {{0}},
-         uint8 top = {{200}}, uint8 low = {{7}},
+        <float s = {{0.5}}, {container} z = {{{zero}}}, float t = {{8.0}}, float u = {{0.0625}}, int8 v = {{0}},
+         {container} top = {{100}}, {container} low = {{7}},
          int8[{", ".join(map(str, shape))}] W = {{{", ".join(map(str, codes.ravel()))}}},
          int32[8, 1, 1, 1] factors = {{1, -1, 2, -2, 1, 1, -1, 1}}> {{
         {multiplied}
@@ -105,6 +106,7 @@ IN_BLOCKS: dict[str, tuple[dict[str, Any], list[int], list[int]]] = {
     "more padding than window": ({"window": (7, 7), "pads": (8, 8, 8, 8)}, [4, 4], [4, 4, 4, 4]),
     "negative gains": (LARGE | {"factors": True}, [4, 4], [2, 2, 1, 1]),
     "a Clip": (LARGE | {"clip": True}, [4, 4], [2, 2, 1, 1]),
+    "signed codes": (LARGE | {"container": "int8"}, [4, 4], [2, 2, 1, 1]),
     "Relu and MaxPool behind it": (
         LARGE | {"behind": "a = Relu (r)  i = MaxPool <kernel_shape = [2, 2]> (a)"},
         [4, 4],
@@ -170,7 +172,8 @@ LEFT_ALONE: dict[str, dict[str, Any]] = {
     "codes and floats": {"behind": "i = Identity (r)", "more": "z2 = Relu (r)"},
     "grey": {"channels": 1},
     "four channels": {"channels": 4},
-    "depth-wise": {"channels": 3, "group": 1, "attributes": ", dilations = [2, 2]"},
+    "dilated": {"attributes": ", dilations = [2, 2]"},
+    "signed codes that no block suits": {"container": "int8"},
     "padding by name": {"pads": (0, 0, 0, 0), "attributes": ', auto_pad = "VALID"'},
     "whole words already": {"window": (4, 4), "strides": (1, 1)},
     "read as floats too": {"more": "z2 = Relu (e)"},
