@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.catalogue import bundled_file, bundled_master, load_target
+from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.tensors import WidthAssignment
@@ -32,3 +34,17 @@ def export_to(package: Path, target: str, **changes: object) -> Exported:
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_to(tmp_path_factory.mktemp("export") / "package", request.param)
+
+
+@pytest.fixture(scope="session")
+def doubtful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits ten times over under heavy noise: 6,000 labelled samples, many of which any rounding can tip."""
+    steps = read_master(bundled_master()).spec.preprocessing
+    assert steps is not None
+    with np.load(bundled_file("calibration/digits/test.npz")) as samples:
+        x = np.repeat(steps.apply(samples["x"][..., None]), 10, axis=0)
+        y = np.repeat(samples["y"], 10)
+    x += np.random.default_rng(1).normal(0, 0.25 / steps.std[0], x.shape).astype(np.float32)
+    path = tmp_path_factory.mktemp("doubtful") / "doubtful.npz"
+    np.savez(path, x=x, y=y)
+    return path

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.catalogue import bundled_file, bundled_master, sample_set
 from bitswitch_deploy.errors import CheckFailedError, TargetFileError, UsageError
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import assemble_master, read_master, write_master
@@ -223,6 +223,23 @@ def test_own_data_without_calibration_samples_is_reported(tmp_path: Path) -> Non
     )
     report = export_to(tmp_path / "p", "jetson", master=path, data=samples.test, widths=WIDTHS[:1]).report
     assert "calibrated on the validation data" in report.note
+
+
+@pytest.mark.parametrize(("least", "kept"), [(None, True), (99.5, False)])
+def test_labels_keep_approximations_unless_agreement_is_asked_for(
+    tmp_path: Path, doubtful: Path, least: float | None, kept: bool
+) -> None:
+    calibration = bundled_file("calibration/digits/train.npz")
+    (row,) = export_to(
+        tmp_path / "p",
+        "x86-cpu",
+        data=doubtful,
+        calibration=calibration,
+        widths=WIDTHS[2:3],
+        min_agreement=least,
+    ).report.widths
+    said = [change for change in row.changes if change.startswith("approximations: ")]
+    assert said[0].endswith("is excluded" if kept else "99.5 % is the limit (--min-agreement)")
 
 
 def test_an_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
