@@ -34,7 +34,11 @@ _SAMPLES = 256
 @click.command("blame")
 @click.argument("package", type=PATH, required=False)
 @master_option
-@click.option("--target", metavar="NAME", help="Without a package: what to lower the master for.")
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="Without a package: what to lower the master for. With one made for a profile of your own: that profile.",
+)
 @click.option("--bits", metavar="LIST", help=f"Without a package: widths.  [default: {DEFAULT_BITS}]")
 @mixed_option
 @data_option

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from bitswitch_deploy.catalogue import ResolvedTarget, load_target
+from bitswitch_deploy.catalogue import ResolvedTarget
 from bitswitch_deploy.diagnosis.blame_result import BlameResult, WidthBlame
 from bitswitch_deploy.diagnosis.edit_model import embedded
 from bitswitch_deploy.diagnosis.lowered_width import LoweredWidth, Runtime
@@ -26,6 +26,7 @@ from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.pipeline.look_at_layers import batch_size
 from bitswitch_deploy.pipeline.lower_width import lower_width
 from bitswitch_deploy.pipeline.package_master import package_master
+from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
@@ -55,13 +56,14 @@ def blame_package(
 
     Raises:
         PackageError: the manifest cannot be read.
-        UsageError: `master` is not the one that the package was made from.
+        UsageError: `master` is not the one that the package was made from; or that was made for a profile which is
+            not bundled, and `target` does not name it.
         DataError: there are no data, or they do not fit.
         GraphError: a graph is damaged, or onnxruntime refuses it.
     """
     manifest = read_manifest(package)
     loaded = package_master(manifest, master)
-    profile = load_target(target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    profile = package_target(manifest, target)
     graphs = [entry for entry in manifest.files if entry.role == "graph"]
     # w8 before w2
     paths = [package / entry.path for entry in sorted(graphs, key=lambda entry: entry.label or "", reverse=True)]

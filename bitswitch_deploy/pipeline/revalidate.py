@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnx
 
-from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.stamp import read_stamp
@@ -16,6 +15,7 @@ from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.pipeline.package_master import package_master
+from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
 from bitswitch_deploy.target import Target
@@ -43,7 +43,7 @@ def revalidate(
     Raises:
         CheckFailedError: a file of the package is not as it was exported.
         PackageError: the manifest cannot be read or names no graphs.
-        UsageError: `master` is not the one that the package was made from.
+        UsageError: `master` is not the one that the package was made from, or `target` is needed.
         DataError: there is no data, or it does not fit.
     """
     manifest = checked_manifest(package)
@@ -51,7 +51,7 @@ def revalidate(
     test = load_export_data(loaded, data=data, calibration=None).test
     if test is None:
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
-    profile = load_target(target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    profile = package_target(manifest, target)
     graphs = [entry for entry in manifest.files if entry.role == "graph"]
     widths = tuple(_validate(package, entry, loaded, profile, test, progress) for entry in graphs)
     result = ValidationResult(dataset=test.summary, widths=widths)

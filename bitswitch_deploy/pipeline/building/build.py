@@ -12,7 +12,6 @@ from pathlib import Path
 import onnx
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, LOCK, SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.dla import check_dla
@@ -40,6 +39,7 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
 from bitswitch_deploy.pipeline.building.engine_step import why_not_here
 from bitswitch_deploy.pipeline.building.kept_layers import forget_layers, kept_layers, layers_path
 from bitswitch_deploy.pipeline.graph_files import GraphRole
+from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow
 from bitswitch_deploy.target import Target, version_matches
@@ -69,7 +69,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
     Raises:
         UnavailableError: this machine cannot build them, or ran out of memory; the message says what is missing.
             Another build runs in this package.
-        UsageError: the target has no engines to build, or an option does not fit.
+        UsageError: the target has no engines to build, or is not bundled and not named; or an option does not fit.
         GraphError: the builder refuses a graph.
         PackageError: a graph is not the exported one.
         OutputError: the folder or the timing cache cannot be written.
@@ -105,7 +105,7 @@ class _Job:
 
 def _job(request: BuildRequest) -> _Job:
     manifest = read_manifest(request.package)
-    target = load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    target = package_target(manifest, request.target)
     module = _checked_module(request, target)
     version, device = str(load_module(module).__version__), device_facts()
     if request.options.dla:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 
-from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, read_record, record_path
@@ -19,6 +18,7 @@ from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, e
 from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.graph_files import GraphRole
+from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.remote.address import Address
 from bitswitch_deploy.remote.device import Device, failure, on_device
@@ -117,7 +117,7 @@ def _arguments(request: BuildRequest) -> str:
 
 
 def _report(request: BuildRequest, manifest: Manifest, address: Address, before: dict[str, str]) -> BuildReport:
-    target = load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
+    target = package_target(manifest, request.target)
     found = list(_engines(request.package, manifest, before))
     records = [record for _, record in found]
     last = records[-1].recipe

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.package_master import find_master
+from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.profiling.bench import Bench, Width, package_widths
 from bitswitch_deploy.pipeline.profiling.onnxruntime_bench import OnnxRuntimeBench
 from bitswitch_deploy.pipeline.profiling.steps import (
@@ -86,14 +86,15 @@ def profile(
     Raises:
         CheckFailedError: a file of the package is not as it was exported.
         PackageError: the manifest cannot be read.
-        UsageError: an unknown width or engine, a master of another package, a batch that the graphs do not take.
+        UsageError: an unknown width or engine, a master of another package, a batch that the graphs do not take, a
+            target that is not bundled and not named.
         UnavailableError: the engine is not here, it has no times for a latency table, or another profile is running on
             this machine.
         OutputError: a file cannot be written.
     """
     host = host or Host()
     manifest = checked_manifest(request.package)
-    target = _target(request, manifest)
+    target = package_target(manifest, request.target)
     engine = _engine(request, target)
     widths = package_widths(request.package, manifest, request.widths)
     master = find_master(manifest, request.master)
@@ -230,10 +231,6 @@ def _notes(widths: Sequence[Width], schedule: Schedule, target: Target, engine: 
     return tuple(notes)
 
 
-def _target(request: ProfileRequest, manifest: Manifest) -> Target:
-    return load_target(request.target or f"{manifest.target}@{dict(manifest.stack)['name']}").target
-
-
 def _engine(request: ProfileRequest, target: Target) -> EngineName:
     name = request.engine or target.engine.name
     for engine in ENGINES:
@@ -251,7 +248,7 @@ def _open(
     board: Board | None,
     stack: ExitStack,
 ) -> Bench:
-    target = _target(request, manifest)
+    target = package_target(manifest, request.target)
     engine = _engine(request, target)
     if engine == "trtexec":
         return TrtexecBench(request.package, manifest, widths, target, board or this_board(), trust=request.trust)
