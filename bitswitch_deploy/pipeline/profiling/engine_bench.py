@@ -12,11 +12,12 @@ from bitswitch_deploy.engines.engine_layers import layers_of_json
 from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import graph_nodes
 from bitswitch_deploy.engines.read_back import ReadBack
-from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.errors import CheckFailedError, GraphError
+from bitswitch_deploy.package.engine_files import Loader, engine_file
+from bitswitch_deploy.package.files import hash_file
+from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.profiling.bench import Width
-from bitswitch_deploy.pipeline.profiling.engine_files import Loader, engine_file, reference_graphs
 from bitswitch_deploy.profiling.fused_layers import fused_owners
 from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns
 
@@ -28,7 +29,7 @@ class EngineBench:
 
     Raises:
         UnavailableError: an engine is not built, or not for this device.
-        CheckFailedError: an engine was not built by us, without `trust`.
+        CheckFailedError: an engine was not built by us, without `trust`; or it is not the engine of its record.
     """
 
     threads: int | None = None
@@ -37,7 +38,7 @@ class EngineBench:
     def __init__(self, package: Path, manifest: Manifest, widths: Sequence[Width], loader: Loader) -> None:
         entries = {width.label: width.entry for width in widths}
         self.reference = None
-        for entry in reference_graphs(manifest):
+        for entry in _reference_graphs(manifest):
             self.reference = entry.label or entry.path
             entries[self.reference] = entry
         self.version = loader.version
@@ -47,7 +48,7 @@ class EngineBench:
         self._models = {
             label: onnx.load(str(package / entry.path), load_external_data=False) for label, entry in entries.items()
         }
-        self._engines = {label: engine_file(package, manifest, entry, loader) for label, entry in entries.items()}
+        self._engines = {label: _whole_engine(package, manifest, entry, loader) for label, entry in entries.items()}
         # by label, what the engine inspector says now, as JSON; empty where it says nothing
         self._inspected: dict[str, str] = {}
 
@@ -80,3 +81,21 @@ def layer_run(layers: Sequence[tuple[str, float]]) -> tuple[NodeTime, ...]:
         run.append(NodeTime(name=name, operator=_OPERATOR, start_us=start_us, duration_us=1e3 * ms))
         start_us += run[-1].duration_us
     return tuple(run)
+
+
+def _reference_graphs(manifest: Manifest) -> tuple[FileEntry, ...]:
+    """The graph of the float network that `build` makes an FP16 engine of; none in older packages."""
+    return tuple(each for each in manifest.files if each.role == "reference" and each.path.endswith(".onnx"))
+
+
+def _whole_engine(package: Path, manifest: Manifest, graph: FileEntry, loader: Loader) -> Path:
+    engine = engine_file(package, manifest, graph, loader)
+    path, record = package / engine.path, engine.record
+    if record is not None and hash_file(path) != (record.sha256, record.size_bytes):
+        raise CheckFailedError(
+            where=str(path),
+            got="it is not the engine that its record describes",
+            allowed="the engine as it was built",
+            do="build it again: bitswitch-deploy build PACKAGE --force",
+        )
+    return path

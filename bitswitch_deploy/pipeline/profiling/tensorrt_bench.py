@@ -14,10 +14,10 @@ from bitswitch_deploy.engines.tensorrt_module import Module, load_module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
 from bitswitch_deploy.engines.timed_calls import time_calls
 from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.package.engine_files import Loader
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
 from bitswitch_deploy.pipeline.profiling.engine_bench import EngineBench, layer_run
-from bitswitch_deploy.pipeline.profiling.engine_files import Loader
 from bitswitch_deploy.profiling.interleave import TURN_MS
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.runtime.load import RuntimeOptions, load

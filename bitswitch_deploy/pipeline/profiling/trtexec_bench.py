@@ -13,10 +13,10 @@ from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.trtexec import LocalTrtexec, Trtexec, TrtexecSession, parse_version, timing_flags
 from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.package.engine_files import Loader
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
 from bitswitch_deploy.pipeline.profiling.engine_bench import EngineBench, layer_run
-from bitswitch_deploy.pipeline.profiling.engine_files import Loader
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
 
@@ -46,11 +46,11 @@ class TrtexecBench(EngineBench):
 
     Args:
         package: the folder, checked. manifest: of it. widths: what to open. target: has the flags.
-        board: what it runs on. trust: see `engine_file`.
+        board: what it runs on. trust: see `Loader`.
 
     Raises:
         UnavailableError: an engine is not built, or not for this device.
-        CheckFailedError: an engine was not built by us, without `trust`.
+        CheckFailedError: an engine was not built by us, without `trust`; or it is not the engine of its record.
     """
 
     name: str = "trtexec"
