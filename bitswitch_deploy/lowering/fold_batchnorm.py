@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.channel_axis import along, channel_axis
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, multiply_codes, producer_of, sole_reader
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
@@ -100,18 +101,6 @@ class FoldBatchNorm(LoweringPass):
     def _record(self, name: str, what: str, channels: NDArray[np.bool_], why: str) -> None:
         listed = ", ".join(str(channel) for channel in np.flatnonzero(channels))
         self.record(name, f"{what} in output channels {listed} ({why})", exact=True)
-
-
-def channel_axis(layer: gs.Node) -> int:
-    """Axis of the output channels in the weight of Conv, ConvTranspose, Gemm or MatMul, as the operator reads it."""
-    if layer.op == "Conv" or (layer.op == "Gemm" and layer.attrs.get("transB", 0)):
-        return 0
-    return 1
-
-
-def along(axis: int, values: NDArray[np.int32], rank: int) -> NDArray[np.int32]:
-    """`values` [channels] in a shape that broadcasts along `axis` of a tensor of `rank` axes."""
-    return values.reshape(tuple(-1 if index == axis else 1 for index in range(rank)))
 
 
 def _affine(node: gs.Node) -> _Affine:

@@ -11,9 +11,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from bitswitch_deploy.graph.channel_axis import channel_axis
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, reads_codes
-from bitswitch_deploy.lowering.fold_batchnorm import channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.quantization import pack_int2, pack_int4
 

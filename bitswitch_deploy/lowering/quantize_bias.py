@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from bitswitch_deploy.graph.channel_axis import along, channel_axis
 from bitswitch_deploy.graph.qdq import (
     ActivationCodes,
     ActivationPattern,
@@ -24,7 +25,6 @@ from bitswitch_deploy.graph.qdq import (
 )
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.bias_codes import LARGEST_CODE, Accumulator, BiasFit, fit_bias, largest_shift
-from bitswitch_deploy.lowering.fold_batchnorm import along, channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2

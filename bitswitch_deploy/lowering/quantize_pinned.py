@@ -7,9 +7,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.channel_axis import along, channel_axis
 from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq, add_weight_dq, producer_of
 from bitswitch_deploy.lowering.approximation import Approximation
-from bitswitch_deploy.lowering.fold_batchnorm import channel_axis
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale
 
@@ -54,8 +54,8 @@ class QuantizePinned(LoweringPass):
         axis = channel_axis(node)
         values = np.asarray(weight.values, np.float64)
         scale = _scales(values, axis)
-        shape = tuple(-1 if index == axis else 1 for index in range(values.ndim))
-        codes = np.clip(np.rint(values / scale.reshape(shape).astype(np.float64)), -_LARGEST, _LARGEST)
+        steps = along(axis, scale, values.ndim).astype(np.float64)
+        codes = np.clip(np.rint(values / steps), -_LARGEST, _LARGEST)
         stored = gs.Constant(f"{weight.name}.codes", codes.astype(np.int8))
         node.inputs[1] = add_weight_dq(graph, stored, scale, {"axis": axis})
 

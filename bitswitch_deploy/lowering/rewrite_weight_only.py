@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from bitswitch_deploy.graph.channel_axis import along
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, reads_codes
 from bitswitch_deploy.lowering.approximation import Approximation
@@ -170,7 +171,7 @@ def _unfolded(graph: gs.Graph, weight: WeightPattern) -> gs.Tensor:
         axis, size = int(dequantize.attrs["axis"]), int(dequantize.attrs["block_size"])
         scale = np.take(np.repeat(scale, size, axis), np.arange(codes.shape[axis]), axis)
     elif scale.ndim:
-        scale = scale.reshape(tuple(-1 if i == dequantize.attrs.get("axis", 1) else 1 for i in range(2)))
+        scale = along(dequantize.attrs.get("axis", 1), scale, 2)
     floats, result = gs.Variable(f"{codes.name}.floats", dtype=np.float32), gs.Variable(name, dtype=np.float32)
     steps = gs.Constant(f"{codes.name}.steps", np.ascontiguousarray(scale))
     graph.nodes[0:0] = [

@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from bitswitch_deploy.graph.channel_axis import along
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
@@ -44,7 +45,7 @@ class _Floats(LargeTensor):
         super().__init__(shape, onnx.TensorProto.FLOAT, 4 * math.prod(shape))
         steps, axis = np.asarray(pattern.scale.values), pattern.dequantize.attrs.get("axis", 1)
         if steps.ndim:
-            steps = steps.reshape(tuple(-1 if index == axis else 1 for index in range(len(shape))))
+            steps = along(axis, steps, len(shape))
         self._pattern, self._steps = pattern, steps
 
     def load(self) -> NDArray[np.float32]:

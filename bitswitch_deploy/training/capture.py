@@ -21,6 +21,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from bitswitch_deploy.errors import GraphError, UsageError
+from bitswitch_deploy.graph.channel_axis import channel_axis_of
 from bitswitch_deploy.master.spec import Operator, ValueSpec
 from bitswitch_deploy.training.tracing import check_example
 
@@ -282,7 +283,7 @@ def _describe(proto: onnx.ModelProto, parameters: dict[str, torch.Tensor], trans
             operator=operator,
             weight=weight,
             transposed=weight in transposed,
-            channel_axis=_channel_axis(node),
+            channel_axis=channel_axis_of(operator, trans_b=any(a.name == "transB" and a.i for a in node.attribute)),
         )
     return CapturedNetwork(
         model=proto,
@@ -300,15 +301,6 @@ def _readers(graph: onnx.GraphProto) -> dict[str, set[tuple[str, int]]]:
         for position, name in enumerate(node.input):
             readers.setdefault(name, set()).add((node.op_type, position))
     return readers
-
-
-def _channel_axis(node: onnx.NodeProto) -> int:
-    """Axis of the output channels in the layout that the operator reads."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
-    return 1
 
 
 def _value_spec(value: onnx.ValueInfoProto) -> ValueSpec:

@@ -6,6 +6,7 @@ Gemm, 0 with transB.
 
 from __future__ import annotations
 
+from bitswitch_deploy.graph.channel_axis import channel_axis_of
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 
@@ -27,10 +28,10 @@ def _channel_axis(graph: QdqGraph, layer: WeightedLayer, weight: QdqNode) -> tup
     rank = _rank_of_codes(graph, weight)
     if rank is None or rank < 2:
         return None
-    axis = rank - 1 if layer.weight_index else rank - 2
-    if layer.node.operator != "MatMul":
-        rows_first = layer.node.operator == "Conv" or layer.node.integer("transB", 0)
-        axis = 0 if rows_first else 1
+    if layer.node.operator == "MatMul":
+        axis = rank - 1 if layer.weight_index else rank - 2
+    else:
+        axis = channel_axis_of(layer.node.operator, trans_b=bool(layer.node.integer("transB", 0)))
     for node in layer.path:
         if node is weight.node:
             return axis, rank

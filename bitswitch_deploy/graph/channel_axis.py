@@ -1,0 +1,26 @@
+"""Where the output channels are in the weight of a Conv, ConvTranspose, Gemm or MatMul."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+def channel_axis(layer: gs.Node) -> int:
+    """Axis of the output channels in the weight of a layer, as the operator reads it."""
+    return channel_axis_of(layer.op, trans_b=bool(layer.attrs.get("transB", 0)))
+
+
+def channel_axis_of(operator: str, *, trans_b: bool) -> int:
+    """The same by operator. trans_b: attribute transB, which Gemm has."""
+    return 0 if operator == "Conv" or (operator == "Gemm" and trans_b) else 1
+
+
+def along(axis: int, values: NDArray[Number], rank: int) -> NDArray[Number]:
+    """`values` [channels] in a shape that broadcasts along `axis` of a tensor of `rank` axes."""
+    return values.reshape(tuple(-1 if index == axis else 1 for index in range(rank)))
