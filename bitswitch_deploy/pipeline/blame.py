@@ -11,7 +11,7 @@ import onnx
 from bitswitch_deploy.catalogue import ResolvedTarget
 from bitswitch_deploy.diagnosis.blame_result import BlameResult, WidthBlame
 from bitswitch_deploy.diagnosis.edit_model import embedded
-from bitswitch_deploy.diagnosis.lowered_width import LoweredWidth, Runtime
+from bitswitch_deploy.diagnosis.lowered_comparison import LoweredComparison, Runtime
 from bitswitch_deploy.diagnosis.quantized_width import QuantizedWidth
 from bitswitch_deploy.diagnosis.suspects import faults, sensitive_layer
 from bitswitch_deploy.diagnosis.switchable_graph import SwitchableGraph
@@ -150,7 +150,7 @@ def _width(
     canonical = replace(canonical, model=embedded(canonical.model, canonical.large))
     is_run_here = target.engine.name == "onnxruntime"
     runtime = Runtime(optimisation="all" if is_run_here else "off", session_options=dict(target.engine.session))
-    lowered = LoweredWidth(master, canonical, graph.model, runtime=runtime)
+    lowered = LoweredComparison(master, canonical, graph.model, runtime=runtime)
     quantized = QuantizedWidth(switchable, graph.assignment)
     progress.start(f"{graph.assignment.label}: comparing layers", test.n)
     for x, y in test.batches(batch_size(test)):

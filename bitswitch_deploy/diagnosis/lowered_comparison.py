@@ -51,7 +51,7 @@ class LoweredErrors:
     statistics: tuple[LayerStatistics, ...]
 
 
-class LoweredWidth:
+class LoweredComparison:
     """Compares one lowered graph with its canonical graph, batch by batch.
 
     Args:
