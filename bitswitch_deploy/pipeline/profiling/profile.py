@@ -24,8 +24,8 @@ from bitswitch_deploy.pipeline.profiling.steps import (
     TimedBatch,
     batch_results,
     layer_names,
-    look_at_layers,
     measure_energy,
+    probe_ownership,
     profile_layers,
     time_batch,
 )
@@ -106,7 +106,7 @@ def profile(
         bench = _open(request, manifest, widths, master=master, board=board, stack=stack)
         if request.latency_table is not None and engine != "onnxruntime":
             # before minutes are spent: onnxruntime runs its nodes one by one, TensorRT may run several layers in one
-            check_layers(look_at_layers(bench, request.batches[0], layer_names(master), progress), widths)
+            check_layers(probe_ownership(bench, request.batches[0], layer_names(master), progress), widths)
         measured = _measured(bench, request, target, master, host, progress)
     result = _result(request, manifest, widths, measured)
     return _with_files(request, result, widths, measured, master, host)

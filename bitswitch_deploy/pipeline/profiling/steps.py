@@ -119,7 +119,7 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
     return LayerProfiles(runs=runs, ownership=ownership, times=times, engines=engines)
 
 
-def look_at_layers(
+def probe_ownership(
     bench: Bench, batch: int, layers: Sequence[LayerName], progress: Progress
 ) -> Mapping[str, Ownership]:
     """Whose time the layers of each candidate would be, by a few runs of each.
