@@ -24,7 +24,7 @@ from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.pipeline.package_results import package_results
 from bitswitch_deploy.pipeline.profiling.profile import ENGINES, ProfileRequest, profile
 from bitswitch_deploy.pipeline.profiling.remote import profile_there
-from bitswitch_deploy.profiling.budget import parse_budget
+from bitswitch_deploy.profiling.budget import parse_latency_budget
 from bitswitch_deploy.profiling.result import SCHEMA
 from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.json import to_json
@@ -77,7 +77,7 @@ def command(
         package=package,
         widths=_widths(widths),
         batches=_batches(batch),
-        budget_ms=parse_budget(budget) if budget is not None else None,
+        budget_ms=parse_latency_budget(budget) if budget is not None else None,
         **options,
     )
     with progress_bar() as progress:

@@ -13,7 +13,7 @@ _MS_OF = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s)")
 
 
-def parse_budget(text: str) -> float:
+def parse_latency_budget(text: str) -> float:
     """The budget in ms.
 
     Raises:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.profiling.budget import judge_budget, parse_budget
+from bitswitch_deploy.profiling.budget import judge_budget, parse_latency_budget
 from tests.profiling.results import candidate
 
 
@@ -12,7 +12,7 @@ from tests.profiling.results import candidate
     [("5ms", 5.0), ("0.005s", 5.0), ("800us", 0.8), (" 2.5 MS ", 2.5), ("33µs", 0.033), (".5ms", 0.5), ("1s", 1000.0)],
 )
 def test_a_budget_has_a_unit(text: str, ms: float) -> None:
-    assert parse_budget(text) == pytest.approx(ms)
+    assert parse_latency_budget(text) == pytest.approx(ms)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_a_budget_has_a_unit(text: str, ms: float) -> None:
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"--budget(.|\n)*write for example --budget 5ms"):
-        parse_budget(text)
+        parse_latency_budget(text)
 
 
 def test_the_p95_decides() -> None:
