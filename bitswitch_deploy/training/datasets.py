@@ -55,7 +55,7 @@ class Dataset(Generic[Split]):
 AnyDataset = Dataset[ImageSet] | Dataset[ImageFolder]
 
 
-def load_dataset(name: str, root: Path, preprocessing: Preprocessing, *, workers: int = 0) -> AnyDataset:
+def load_splits(name: str, root: Path, preprocessing: Preprocessing, *, workers: int = 0) -> AnyDataset:
     """Read a data set below `root`, in the folder of its name or in `root` itself, and check that it fits.
 
     Args:

@@ -20,7 +20,7 @@ from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import MeasuredAccuracy
 from bitswitch_deploy.training.batches import Batch, BatchSource, make_batches
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
-from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_dataset
+from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_splits
 from bitswitch_deploy.training.evaluation import MixedAccuracy, draw_subnets, measure_subnets, measure_widths, top1
 from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
@@ -121,7 +121,7 @@ def _settle_torch(session: Session) -> None:
 def _run(session: Session) -> TrainedNetwork:
     recipe = session.recipe
     model = build_network(recipe.network)
-    dataset = load_dataset(recipe.dataset, session.data, recipe.preprocessing, workers=session.workers)
+    dataset = load_splits(recipe.dataset, session.data, recipe.preprocessing, workers=session.workers)
     check_labels(dataset, _outputs(model, recipe))
     is_first = replica_index() == 0
     saved = from_first(_saved_state(session) if is_first else None)

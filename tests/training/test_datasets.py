@@ -10,7 +10,7 @@ from PIL import Image
 
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.preprocessing import Preprocessing
-from bitswitch_deploy.training.datasets import check_labels, load_cifar10, load_dataset, load_npz_dataset
+from bitswitch_deploy.training.datasets import check_labels, load_cifar10, load_npz_dataset, load_splits
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "calibration"
 
@@ -97,12 +97,12 @@ class TestLoad:
 
     @pytest.mark.parametrize("root", [CALIBRATION, CALIBRATION / "digits"])
     def test_finds_the_folder_of_the_name_or_takes_the_folder_itself(self, root: Path) -> None:
-        assert len(load_dataset("digits", root, self.digits).test.labels) == 600
+        assert len(load_splits("digits", root, self.digits).test.labels) == 600
 
     def test_images_that_do_not_fit_the_recipe(self) -> None:
         colour = Preprocessing(colour="RGB", size=(8, 8), divide_by=255.0, mean=(0.0,) * 3, std=(1.0,) * 3)
         with pytest.raises(DataError, match=r"digits: images: \(8, 8, 1\).*\n  allowed: \(8, 8, 3\)"):
-            load_dataset("digits", CALIBRATION, colour)
+            load_splits("digits", CALIBRATION, colour)
 
     def test_labels_that_the_network_has_no_output_for(self) -> None:
         data = load_npz_dataset(CALIBRATION / "digits")
@@ -112,7 +112,7 @@ class TestLoad:
 
     def test_any_other_name_is_an_image_folder(self) -> None:
         with pytest.raises(DataError, match=r"calibration/train: cannot be listed"):
-            load_dataset("mnist", CALIBRATION, self.digits)
+            load_splits("mnist", CALIBRATION, self.digits)
 
 
 class TestCifar10:
