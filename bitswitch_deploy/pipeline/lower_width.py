@@ -9,7 +9,9 @@ predicts on the calibration samples where there are no others). The last set is 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -85,7 +87,31 @@ def lower_width(
     ranges = observe_ranges(canonical, tensors, data.calibration) if tensors and data.calibration else {}
     # the network may have been trained with the labels of calibration samples
     guess = _commonest_label(data.test) if data.test is not None else None
+    judge = partial(limit.judge, looks=len(rungs) - 1, guess=guess)
+    lowered, result, verdicts = _first_rung_kept(canonical, target, rungs, ranges, validator, judge)
+    return LoweredWidth(
+        canonical=canonical,
+        lowered=lowered,
+        changes=(*_untrained(canonical), *changes, *verdicts, *lowered.changes),
+        result=result if data.test else None,
+    )
+
+
+def _first_rung_kept(
+    canonical: CanonicalGraph,
+    target: Target,
+    rungs: Sequence[frozenset[Approximation]],
+    ranges: Mapping[str, TensorRange],
+    validator: WidthValidator | None,
+    judge: Callable[[frozenset[Approximation], WidthResult], Change],
+) -> tuple[LoweredGraph, WidthResult | None, list[Change]]:
+    """The graph of the first rung whose approximations may stay, its result, and what was judged on the way there.
+
+    The last rung and one whose graph approximates nothing are taken unjudged; so is the first one where there is
+    nothing to validate on.
+    """
     tried: list[tuple[frozenset[Approximation], frozenset[Approximation]]] = []
+    verdicts: list[Change] = []
     for rung in rungs:
         if any(used <= rung <= allowed for allowed, used in tried):
             continue  # what is left out made no difference: the same graph again
@@ -94,15 +120,10 @@ def lower_width(
         measured = _measure(validator, lowered) if validator is not None else None
         if rung == rungs[-1] or not lowered.approximations or measured is None:
             break
-        changes.append(limit.judge(lowered.approximations, measured, looks=len(rungs) - 1, guess=guess))
-        if not changes[-1].exact:
+        verdicts.append(judge(lowered.approximations, measured))
+        if not verdicts[-1].exact:
             break
-    return LoweredWidth(
-        canonical=canonical,
-        lowered=lowered,
-        changes=(*_untrained(canonical), *changes, *lowered.changes),
-        result=measured if data.test else None,
-    )
+    return lowered, measured, verdicts
 
 
 def _measure(validator: WidthValidator, lowered: LoweredGraph) -> WidthResult:
