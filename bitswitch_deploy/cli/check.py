@@ -16,7 +16,8 @@ from bitswitch_deploy.errors import OutputError
 from bitswitch_deploy.gate.config import DEFAULT_NAME, CheckConfig, read_config
 from bitswitch_deploy.gate.executors import local_executor, ray_executor
 from bitswitch_deploy.gate.result import CheckResult
-from bitswitch_deploy.pipeline.check import CheckRequest, check
+from bitswitch_deploy.pipeline.checking.check import check
+from bitswitch_deploy.pipeline.checking.jobs import CheckRequest
 from bitswitch_deploy.report.check_page import print_check
 from bitswitch_deploy.report.github import annotation_lines, step_summary
 from bitswitch_deploy.report.html.check import check_html

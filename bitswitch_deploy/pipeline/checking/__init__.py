@@ -1,0 +1,1 @@
+"""`check`: whether accuracy has regressed since the baseline."""

@@ -1,0 +1,149 @@
+"""What a check evaluates: each master with its data, and a job for each case."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.gate.baseline import Case, Conditions
+from bitswitch_deploy.gate.config import CheckConfig, width_label
+from bitswitch_deploy.gate.evaluation import DataRef, remember_data
+from bitswitch_deploy.gate.metrics.metric import Metric, MetricContext
+from bitswitch_deploy.gate.sample_ids import check_sample_ids
+from bitswitch_deploy.lowering.approximation import Approximation
+from bitswitch_deploy.lowering.lower import check_passes
+from bitswitch_deploy.master import Master, master_name, read_master
+from bitswitch_deploy.pipeline.inputs import (
+    ExportData,
+    bundled_samples,
+    load_export_data,
+    number_of_classes,
+    read_mixed,
+)
+from bitswitch_deploy.target import Target
+from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.validation.dataset import Dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """What to check.
+
+    folder: of the configuration, which its paths start from. cache: where outcomes are kept.
+    update_baseline: record instead of judging. require_proof: too few samples to tell fail the run as well.
+    """
+
+    config: CheckConfig
+    folder: Path
+    cache: Path
+    update_baseline: bool = False
+    require_proof: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One master with its data. ref: of the test samples, for those who evaluate."""
+
+    name: str
+    master: Master
+    data: ExportData
+    test: Dataset
+    ref: DataRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One case before it is evaluated. approximations: those that are there; None chooses."""
+
+    case: Case
+    conditions: Conditions
+    network: Network
+    target: Target
+    assignment: WidthAssignment
+    approximations: frozenset[Approximation] | None
+
+
+def read_networks(request: CheckRequest, metric: Metric) -> list[Network]:
+    """The masters of the configuration, or the bundled one, with data that the metric can use.
+
+    Raises:
+        DataError: no data, or data that fit neither the master nor the metric.
+        MasterError: a master is damaged.
+    """
+    paths = [request.folder / name for name in request.config.masters] or [bundled_master()]
+    return [_network(path, request, metric) for path in paths]
+
+
+def _network(path: Path, request: CheckRequest, metric: Metric) -> Network:
+    master, config = read_master(path), request.config
+    data, calibration = (request.folder / name if name else None for name in (config.data, config.calibration))
+    _, bundled = bundled_samples(master)
+    place = data if data is not None else (bundled.test if bundled is not None else None)
+    if place is None:
+        raise DataError(
+            where=f"{master_name(path)}: data",
+            got="no data",
+            allowed="a folder of images per class, or an .npz file",
+            do="name one as `data` in the configuration",
+        )
+    loaded = load_export_data(master, data=data, calibration=calibration)
+    test = loaded.test
+    assert test is not None
+    ref = DataRef(
+        path=place.resolve(),
+        sha256=test.sha256,
+        preprocessing=master.spec.preprocessing,
+        input_spec=master.spec.inputs[0],
+        classes=number_of_classes(master),
+    )
+    check_sample_ids(place, test.n)
+    remember_data(ref, test)
+    if test.y is None and metric.needs_labels:
+        raise metric.misfit("a data set without labels", "labels for each sample ('y')")
+    metric.check_labels(test.y, MetricContext(class_names=test.class_names))
+    return Network(name=master_name(path), master=master, data=loaded, test=test, ref=ref)
+
+
+def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterator[Job]:
+    """A job for every target and width of the configuration.
+
+    Raises:
+        TargetFileError: a profile is damaged, or names a pass that does not exist.
+        UnavailableError: no profile describes this machine, which a target means.
+        UsageError: a target or a file of widths is not there.
+    """
+    preprocessing = network.master.spec.preprocessing
+    approximations = request.config.approximations
+    named = None if approximations is None else frozenset(map(Approximation, approximations))
+    text = json.dumps(asdict(preprocessing) if preprocessing else None, sort_keys=True)
+    for name in request.config.targets:
+        is_path = "/" in name or name.partition("@")[0].endswith((".yaml", ".yml"))
+        target = load_target(str(request.folder / name) if is_path else name).target
+        check_passes(target)
+        conditions = Conditions(
+            dataset=network.test.name,
+            dataset_sha256=network.test.sha256,
+            n=network.test.n,
+            metric=metric.identity,
+            preprocessing_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            hop="engine" if target.engine.name == "onnxruntime" else "lowered",
+        )
+        for width in request.config.widths:
+            if isinstance(width, int):
+                assignment = WidthAssignment(default=width)
+            else:
+                assignment = read_mixed(request.folder / width, highest=network.master.spec.bits)
+            case = Case(master=network.name, target=name, width=width_label(width))
+            yield Job(
+                case=case,
+                conditions=conditions,
+                network=network,
+                target=target,
+                assignment=assignment,
+                approximations=named,
+            )
