@@ -309,7 +309,7 @@ def _activation_problems(target: Target) -> _Problems:
     activation, forbidden = target.quantization.activation, target.quantization.forbid_types
     if activation.dtype == "uint8" and activation.zero_point != 0:
         yield "quantization.activation.zero_point", f"{activation.zero_point} with uint8", "0"
-    # TensorRT reads UINT8 as INT8 with a warning only, and no zero point but 0 (platforms 0.3).
+    # TensorRT reads UINT8 as INT8 with a warning only, and no zero point but 0.
     if target.engine.name != "onnxruntime" and (activation.dtype, activation.zero_point) != ("int8", 0):
         got = f"{activation.dtype}, zero point {activation.zero_point}"
         yield "quantization.activation", got, "int8 with zero point 0"

@@ -26,7 +26,7 @@ class CodeRange:
 
 
 def code_range(bits: int, *, signed: bool) -> CodeRange:
-    """Codes of `bits` bits: -2^(b-1) .. 2^(b-1)-1 when signed, 0 .. 2^b-1 when not (DESIGN section 2).
+    """Codes of `bits` bits: -2^(b-1) .. 2^(b-1)-1 when signed, 0 .. 2^b-1 when not.
 
     Raises:
         ValueError: `bits` is outside 2..8.

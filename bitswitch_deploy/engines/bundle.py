@@ -1,4 +1,4 @@
-"""The bundle that builds engines on the board: a Jetson engine cannot be built anywhere else (platform notes 0.1)."""
+"""The bundle that builds engines on the board: a Jetson engine cannot be built anywhere else."""
 
 from __future__ import annotations
 

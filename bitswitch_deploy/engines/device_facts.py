@@ -1,7 +1,7 @@
 """What decides whether a TensorRT engine fits this machine, read off the machine itself. No vendor import.
 
-An engine belongs to one GPU architecture, one module and one TensorRT build (platform notes 2.8). Each fact is None
-where the machine does not tell it: nothing is guessed.
+An engine belongs to one GPU architecture, one module and one TensorRT build. Each fact is None where the
+machine does not tell it: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bitswitch_deploy.board import board_names, l4t_version
 
-# Compute capability of each Tegra chip that TensorRT 8.5 and newer runs on (platform notes 1.1).
+# Compute capability of each Tegra chip that TensorRT 8.5 and newer runs on.
 _SM_OF_CHIP = {"tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0"}
 _QUERY_SECONDS = 20
 _GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")

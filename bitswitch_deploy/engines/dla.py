@@ -1,8 +1,8 @@
 """Whether a DLA core can be used: facts of the target's profile (`device.dla_cores`, `device.dla_tensorrt`).
 
-What DLA is good for here: it runs float16 layers, so the FP16 reference. Q and DQ are not among its operators (platform
-notes 2.9: TensorRT up to 8.6 collapses them into implicit scales; how 11.4.1 computes is not known), so most of a
-quantized graph falls back to the GPU. The build lists those layers one by one.
+What DLA is good for here: it runs float16 layers, so the FP16 reference. Q and DQ are not among its operators (TensorRT
+up to 8.6 collapses them into implicit scales; how 11.4.1 computes is not known), so most of a quantized graph falls
+back to the GPU. The build lists those layers one by one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reference: the canonical graph, node for node, as it is written (DESIGN section 3.2)."""
+"""The reference: the canonical graph, node for node, as it is written."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Build TensorRT engines: one code path for `tensorrt` and `tensorrt_rtx`.
 
-What a release can do is read off its attributes, never off enum integers: those moved in 11.0 (notes 0.6, 2.5).
+What a release can do is read off its attributes, never off enum integers: those moved in 11.0.
 Quantization is explicit, by the graph's Q and DQ nodes: no calibrator, no dynamic ranges. From 10.12 on networks are
 strongly typed, so the graph's own types decide what runs in float16; before, the builder has flags for it.
 Proven on a CPU with TensorRT for RTX 1.7.1. The paths of `tensorrt` 8.5 to 11.4 follow the vendor's headers and run

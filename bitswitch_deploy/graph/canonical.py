@@ -1,4 +1,4 @@
-"""The canonical graph: quantize, clip, dequantize in float, precisely as trained (DESIGN section 3.2).
+"""The canonical graph: quantize, clip, dequantize in float, precisely as trained.
 
 Run with graph optimisations off it is the reference that everything else is compared with.
 """

@@ -1,4 +1,4 @@
-"""Invariants of every Q/DQ graph that this project emits (DESIGN section 4, contract 5)."""
+"""Invariants of every Q/DQ graph that this project emits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last check of a lowered graph: nothing in it that the target's engine refuses or misreads (platforms, 7.4).
+"""The last check of a lowered graph: nothing in it that the target's engine refuses or misreads.
 
 What an engine cannot take is the linter's knowledge; what one target forbids is its profile's.
 """

@@ -41,7 +41,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedStep:
-    """Something that was asked for and could not be done here, and why (DESIGN section 4, contract 4)."""
+    """Something that was asked for and could not be done here, and why."""
 
     step: str
     reason: str

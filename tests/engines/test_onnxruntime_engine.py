@@ -90,7 +90,7 @@ def test_only_the_cpu_provider_is_used() -> None:
 
 
 def test_session_options_reach_the_vendor(int4_matmul: bytes) -> None:
-    # level 4 quantizes the activations of MatMulNBits at run time, level 1 computes in float32 (platform notes 0.9)
+    # level 4 quantizes the activations of MatMulNBits at run time, level 1 computes in float32
     x = np.random.default_rng(3).standard_normal((2, 32)).astype(np.float32)
     exact = _session(int4_matmul, optimisation="off").run(x)
     key = "session.qdq_matmulnbits_accuracy_level"

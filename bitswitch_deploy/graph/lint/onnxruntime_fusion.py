@@ -1,4 +1,4 @@
-"""What onnxruntime looks at when it decides whether a layer runs in integers: platforms 5.2, and its own graphs."""
+"""What onnxruntime looks at when it decides whether a layer runs in integers."""
 
 from __future__ import annotations
 

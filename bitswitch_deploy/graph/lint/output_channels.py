@@ -1,4 +1,4 @@
-"""Which axis of a weight holds the output channels: complaint 8 (TensorRT issue 1694).
+"""Which axis of a weight holds the output channels (TensorRT issue 1694).
 
 Axis 0 of Conv, 1 of ConvTranspose, the last one of a MatMul's second input (of a first one the last but one), and 1 of
 Gemm, 0 with transB.

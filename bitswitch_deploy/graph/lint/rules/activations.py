@@ -1,4 +1,4 @@
-"""Rules about activations: platforms 2.1 and 2.3."""
+"""Rules about activations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
 
 class PerChannelActivation(Rule):
-    """An activation with a scale for each channel: TensorRT has per-channel scales for weights only (platforms 2.1).
+    """An activation with a scale for each channel: TensorRT has per-channel scales for weights only.
 
     TensorRT for RTX 1.7.1 builds it, which its own headers rule out.
     """

@@ -1,4 +1,4 @@
-"""Rules about the types of codes and how they are stored: platforms 0.4, 2.1 to 2.3, 5.2 and 6."""
+"""Rules about the types of codes and how they are stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 from bitswitch_deploy.graph.lint.rules.scales import scale_type
 
-# First opset whose Q and DQ take a type (platforms 6).
+# First opset whose Q and DQ take a type.
 _OPSET_OF_TYPE = {
     **dict.fromkeys(("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz"), 19),
     **dict.fromkeys(("int4", "uint4", "int16", "uint16"), 21),
@@ -25,7 +25,7 @@ _TENSORRT_TYPES = ("int8", "int4", "float8e4m3fn", "float4e2m1")
 
 
 class TypeForTensorrt(Rule):
-    """Codes that TensorRT cannot hold: int2, uint2, uint4, int16, uint16 and the other FP8 formats (platforms 0.4).
+    """Codes that TensorRT cannot hold: int2, uint2, uint4, int16, uint16 and the other FP8 formats.
 
     uint8 and int32 have rules of their own.
     """
@@ -107,7 +107,7 @@ class ByteCount(Rule):
 
 
 class OddInt4Row(Rule):
-    """int4 codes whose last dimension is odd: TensorRT wants whole bytes in each row (platforms 2.2).
+    """int4 codes whose last dimension is odd: TensorRT wants whole bytes in each row.
 
     So the parser of 10.1, and JetPack 6 for all that is known; TensorRT for RTX 1.7 wants an even number of elements.
     """

@@ -1,4 +1,4 @@
-"""Layers that onnxruntime leaves in float on the CPU although they have Q and DQ: platforms 5.2.
+"""Layers that onnxruntime leaves in float on the CPU although they have Q and DQ.
 
 Each rule was checked against the optimised graph of onnxruntime 1.32 on x86-64, see the tests: a layer with a quantized
 weight runs in integers exactly when none of these names it.

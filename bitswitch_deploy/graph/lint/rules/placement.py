@@ -1,4 +1,4 @@
-"""Rules about where Q and DQ stand: complaint 3 (TensorRT issues 3861 and 4467), platforms 2.4 and 5.2."""
+"""Rules about where Q and DQ stand (TensorRT issues 3861 and 4467)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class QdqBetweenConvAndAdd(Rule):
     """Q and DQ between a convolution and its residual Add, and no other convolution that the Add could join.
 
     TensorRT computes conv and Add as one kernel only where the Add reads the convolution itself; Q and DQ belong on the
-    skip input (platforms 2.4). onnxruntime wants both inputs in codes: an export for each engine.
+    skip input. onnxruntime wants both inputs in codes: an export for each engine.
     """
 
     id = "qdq-between-conv-and-add"
@@ -45,7 +45,7 @@ class QdqBetweenConvAndAdd(Rule):
 class FloatSkip(Rule):
     """A residual Add whose convolution is in codes and whose skip input is float.
 
-    The fused conv + Add of TensorRT then writes float, and the next Q cannot join it (platforms 2.4).
+    The fused conv + Add of TensorRT then writes float, and the next Q cannot join it.
     """
 
     id = "float-skip"
@@ -101,7 +101,7 @@ class PartlyQuantizedOrt(Rule):
 class UnequalConcatScales(Rule):
     """A Concat whose inputs are in codes of several grids, or of another one than the Q behind it.
 
-    TensorRT moves Q through a Concat where the grids are equal, else it requantizes each input (platforms 2.4).
+    TensorRT moves Q through a Concat where the grids are equal, else it requantizes each input.
     onnxruntime has a kernel for unequal ones.
     """
 

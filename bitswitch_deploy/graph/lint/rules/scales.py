@@ -1,4 +1,4 @@
-"""Rules about scales: complaint 7 of NVIDIA/TensorRT users (issue 2984), platforms 2.1, 2.2 and 5.2."""
+"""Rules about scales (TensorRT issue 2984)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _POSITIVE = "finite scales above 0"
 class ScaleNotPositive(Rule):
     """A scale that is zero, negative, infinite or not a number.
 
-    TensorRT refuses the graph (platforms 2.2). onnxruntime runs it: a negative scale of activations mirrors the grid,
-    so the code -128 has no partner and ties round the other way; a zero scale divides by zero. Negative scales of
-    constants are a rule of their own: onnxruntime computes with them as with any other.
+    TensorRT refuses the graph. onnxruntime runs it: a negative scale of activations mirrors the grid, so the code -128
+    has no partner and ties round the other way; a zero scale divides by zero. Negative scales of constants are a rule
+    of their own: onnxruntime computes with them as with any other.
     """
 
     id = "scale-not-positive"
@@ -42,8 +42,8 @@ class ScaleNotPositive(Rule):
 class NegativeWeightScale(Rule):
     """A negative scale of a weight or bias: constant codes behind nothing but a DequantizeLinear.
 
-    TensorRT refuses the graph (platforms 2.2). The integer kernels of onnxruntime multiply with it (measured with 1.23
-    and 1.32 on x86: the codes of its float kernels, exactly).
+    TensorRT refuses the graph. The integer kernels of onnxruntime multiply with it (measured with 1.23 and 1.32 on x86:
+    the codes of its float kernels, exactly).
     """
 
     id = "negative-weight-scale"
@@ -88,7 +88,7 @@ class TinyScale(Rule):
 class ScaleNotConstant(Rule):
     """A scale or zero-point that is computed while the network runs.
 
-    TensorRT wants scales when it builds the engine up to 10.7, and constant zero-points always (platforms 2.1).
+    TensorRT wants scales when it builds the engine up to 10.7, and constant zero-points always.
     TensorRT for RTX 1.7.1 dies on such a scale. What is computed from constants alone is fine: both engines fold it.
     """
 
@@ -110,7 +110,7 @@ class ScaleShape(Rule):
 
     Cases: a scale vector whose length is not the size of the axis; an axis that the tensor lacks; a zero-point of
     another shape than the scale; blocks that do not cover the tensor. Sizes are known for constants. onnxruntime fuses
-    such weights and fails in the first run; TensorRT does not parse them (platforms 2.2).
+    such weights and fails in the first run; TensorRT does not parse them.
     """
 
     id = "scale-shape"

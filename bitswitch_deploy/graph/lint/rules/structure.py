@@ -1,4 +1,4 @@
-"""Rules about Q and DQ as a pair, and about operators that are no Q/DQ form at all: platforms 2.2."""
+"""Rules about Q and DQ as a pair, and about operators that are no Q/DQ form at all."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Dangling(Rule):
 class IntegerOperator(Rule):
     """QLinearConv, ConvInteger, MatMulNBits and other operators that compute with codes themselves.
 
-    TensorRT imports Q and DQ around float operators, and none of these (platforms 2.2).
+    TensorRT imports Q and DQ around float operators, and none of these.
     """
 
     id = "integer-operator"

@@ -1,4 +1,4 @@
-"""Rules about weights: complaint 8 (TensorRT issue 1694), platforms 0.5, 0.9, 2.2, 2.3 and 5.2."""
+"""Rules about weights (TensorRT issue 1694)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
 
 class WeightAxis(Rule):
-    """Scales of a weight along another axis than its output channels (complaint 8, TensorRT issue 1694).
+    """Scales of a weight along another axis than its output channels (TensorRT issue 1694).
 
     The axes stand in `output_channels.py`. TensorRT's documentation allows output channels only; TensorRT for RTX 1.7
     builds the others as well. Scales in blocks may lie on any axis.
@@ -34,7 +34,7 @@ class WeightAxis(Rule):
 
 
 class WeightPath(Rule):
-    """An operator on the constant codes of a weight, in front of its DQ: TensorRT does not build it (platforms 2.2).
+    """An operator on the constant codes of a weight, in front of its DQ: TensorRT does not build it.
 
     Cases: Clip, Cast, Mul, Reshape, Transpose, Identity, ... A float constant, any operator, Q, DQ is folded and fine.
     """
@@ -57,7 +57,7 @@ class WeightPath(Rule):
 
 
 class WeightDetour(Rule):
-    """Something between a weight's DQ and its layer, or several DQ: NVIDIA asks for exactly one DQ (platforms 2.2).
+    """Something between a weight's DQ and its layer, or several DQ: NVIDIA asks for exactly one DQ.
 
     TensorRT for RTX 1.7 builds it, and ModelOpt writes a Transpose there for Linear layers; whether the layer still
     runs in integers depends on the release. Identity is no detour. Weights that no DQ makes are not this rule's.
@@ -99,7 +99,7 @@ class FloatWeight(Rule):
 
 
 class NarrowConvWeight(Rule):
-    """A convolution with an activation in codes and a weight of 4 bits: TensorRT fails to build it (platforms 0.5)."""
+    """A convolution with an activation in codes and a weight of 4 bits: TensorRT fails to build it."""
 
     id = "narrow-conv-weight"
     severity = "error"
@@ -117,7 +117,7 @@ class NarrowConvWeight(Rule):
 class BlockedConvWeight(Rule):
     """A convolution whose weight has scales in blocks.
 
-    TensorRT blocks the last or second last axis only, which a Conv has no use for (platforms 2.3).
+    TensorRT blocks the last or second last axis only, which a Conv has no use for.
     """
 
     id = "blocked-conv-weight"
@@ -135,8 +135,7 @@ class BlockedConvWeight(Rule):
 class RoundedMatMul(Rule):
     """A MatMul of a float activation and a quantized weight: onnxruntime makes it MatMulNBits with accuracy_level 4.
 
-    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation
-    (platforms 0.9).
+    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation.
     """
 
     id = "rounded-activation"

@@ -1,4 +1,4 @@
-"""Rules about zero-points: complaint 6 (TensorRT issues 4698 and 2081), platforms 0.3, 2.1 and 2.2."""
+"""Rules about zero-points (TensorRT issues 4698 and 2081)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MissingZeroPoint(Rule):
 
 
 class UnsignedCodes(Rule):
-    """uint8 codes: TensorRT reads them as int8 with only a warning, so all above 127 are lost (platforms 0.3).
+    """uint8 codes: TensorRT reads them as int8 with only a warning, so all above 127 are lost.
 
     As weights they are not imported at all.
     """
@@ -54,7 +54,7 @@ class UnsignedCodes(Rule):
 
 
 class NonZeroZeroPoint(Rule):
-    """A zero-point other than 0: TensorRT parses it neither for activations nor for weights (platforms 0.3)."""
+    """A zero-point other than 0: TensorRT parses it neither for activations nor for weights."""
 
     id = "nonzero-zero-point"
     severity = "error"
