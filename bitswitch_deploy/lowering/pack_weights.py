@@ -15,6 +15,7 @@ from bitswitch_deploy.graph.channel_axis import channel_axis
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, reads_codes
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
+from bitswitch_deploy.lowering.weight_storage import is_packable
 from bitswitch_deploy.quantization import pack_int2, pack_int4
 
 # onnx has INT2 since 1.20, and only opset 25 and newer read it
@@ -47,7 +48,7 @@ class PackWeights(LoweringPass):
     def _pack(self, node: gs.Node, weight: WeightPattern, container: str) -> bool:
         codes, dequantize = weight.codes, weight.dequantize
         shape = tuple(codes.shape)
-        if shape[-1] % 2:
+        if not is_packable(shape):
             self.record(codes.name, f"kept in int8: {container} needs an even last dimension, got {shape}", exact=True)
             return False
         if weight.factors is not None:

@@ -14,15 +14,12 @@ from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, reads_codes
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass, replace_node
+from bitswitch_deploy.lowering.weight_storage import CodeBlocks, code_blocks, is_plain_product, is_transposed
 from bitswitch_deploy.quantization import pack_blocks
 
 DOMAIN = "com.microsoft"
 # What MatMulNBits computes with: the float inputs as they are, or 8-bit codes of each block of them.
 FLOAT_INPUTS, INT8_INPUTS = 1, 4
-# Fewer, larger blocks are faster and smaller, up to 128; below 16 there is none (onnxruntime 1.23 to 1.32).
-_MIN_BLOCK, _MAX_BLOCK = 16, 128
-_PACKED_BITS = 4
-_OPERATORS = ("MatMul", "Gemm")
 
 
 class RewriteWeightOnly(LoweringPass):
@@ -32,20 +29,21 @@ class RewriteWeightOnly(LoweringPass):
     twenty times slower than float, or rounds the input to int8 without a word. Cases:
 
     * up to 4 bits: MatMulNBits of 4-bit codes and float inputs. Exact.
-    * above: Cast and Mul in place of DequantizeLinear, which onnxruntime folds when it loads the graph: one byte for a
-      weight in the file, float32 and its speed in memory. Exact, the same product rounded once.
+    * above, and for blocks of other sizes: Cast and Mul in place of DequantizeLinear, which onnxruntime folds when it
+      loads the graph: one byte for a weight in the file (with scales per block five, each has its float32 step there),
+      float32 and its speed in memory. Exact, the same product rounded once.
     * with the approximation `int8-inputs`: MatMulNBits of 4- or 8-bit codes, which rounds blocks of inputs to 8 bits.
 
-    Scales per tensor, channel and block of a power of two from 16 on; a Gemm's bias becomes an Add. Left alone: layers
-    that read codes; convolutions; codes with factors; weights with other blocks; Gemm with alpha, beta or transA.
-    2-bit codes go into 4 bits: onnxruntime 1.23 has no kernel for 2 bits, that of 1.32 is slower.
+    Scales per tensor, channel and block of a power of two from 16 on (`weight_storage.code_blocks`); a Gemm's bias
+    becomes an Add. Left alone: layers that read codes; convolutions; codes with factors; Gemm with alpha, beta or
+    transA.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Rewrite every layer of the cases; see the class."""
         modified = False
         for node in list(graph.nodes):
-            weight = match_weight(node.inputs[1]) if node.op in _OPERATORS and not node.domain else None
+            weight = match_weight(node.inputs[1]) if len(node.inputs) > 1 and not node.domain else None
             if weight is None or reads_codes(node) or not _is_plain(node, weight):
                 continue
             if weight.codes.name in self.context.weight_bits:
@@ -55,90 +53,72 @@ class RewriteWeightOnly(LoweringPass):
 
     def _rewrite(self, graph: gs.Graph, node: gs.Node, weight: WeightPattern) -> None:
         bits, rounds = self.context.weight_bits[weight.codes.name], self._rounds_inputs()
-        inputs, outputs = _sizes(node, weight)
-        size = _block_size(weight, inputs)
-        if size is None or (bits > _PACKED_BITS and not rounds):
+        blocks = code_blocks(
+            tuple(weight.codes.shape),
+            transposed=is_transposed(node.attrs),
+            bits=bits,
+            block_size=int(weight.dequantize.attrs["block_size"]) if weight.is_blocked else None,
+            rounds_inputs=rounds,
+        )
+        if blocks is None:
             node.inputs[1] = _unfolded(graph, weight)
             what = f"weights of {bits} bits become float32 when onnxruntime loads the graph"
             self.record(weight.codes.name, what, exact=True)
             return
-        packed = _PACKED_BITS if bits <= _PACKED_BITS else 8
         attributes = {
-            "K": inputs,
-            "N": outputs,
-            "bits": packed,
-            "block_size": size,
+            "K": blocks.inputs,
+            "N": blocks.outputs,
+            "bits": blocks.bits,
+            "block_size": blocks.size,
             "accuracy_level": INT8_INPUTS if rounds else FLOAT_INPUTS,
         }
-        operands = [node.inputs[0], *_operands(graph, node, weight, packed, size)]
+        operands = [node.inputs[0], *_operands(graph, node, weight, blocks)]
         _replace(graph, node, operands, attributes)
         if rounds:
-            what = f"inputs rounded to 8 bits in blocks of {size}"
+            what = f"inputs rounded to 8 bits in blocks of {blocks.size}"
             self.record(weight.codes.name, what, exact=False, approximation=Approximation.INT8_INPUTS)
 
     def _rounds_inputs(self) -> bool:
         return Approximation.INT8_INPUTS in self.context.approximations
 
 
-class _Blocks(LargeTensor):
+class _BlockedCodes(LargeTensor):
     """Codes as MatMulNBits stores them, uint8 [outputs, blocks, bytes of a block]."""
 
-    def __init__(self, codes: gs.Constant, bits: int, size: int, *, transposed: bool) -> None:
-        rows, columns = codes.shape if transposed else codes.shape[::-1]
-        shape = (rows, -(-columns // size), size * bits // 8)
-        super().__init__(shape, onnx.TensorProto.UINT8, math.prod(shape))
-        self._codes, self._bits, self._size, self._transposed = codes, bits, size, transposed
+    def __init__(self, codes: gs.Constant, blocks: CodeBlocks, *, transposed: bool) -> None:
+        super().__init__(blocks.codes_shape, onnx.TensorProto.UINT8, math.prod(blocks.codes_shape))
+        self._codes, self._blocks, self._transposed = codes, blocks, transposed
 
     def load(self) -> NDArray[np.uint8]:
         codes = np.asarray(self._codes.values)
-        return pack_blocks(codes if self._transposed else codes.T, bits=self._bits, block_size=self._size)
+        by_output = codes if self._transposed else codes.T
+        return pack_blocks(by_output, bits=self._blocks.bits, block_size=self._blocks.size)
 
 
 def _is_plain(node: gs.Node, weight: WeightPattern) -> bool:
-    """Whether the node is input times weight (plus bias) and nothing else, and the weight a matrix of bare codes."""
-    factors = (float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0)), node.attrs.get("transA", 0))
-    return factors == (1.0, 1.0, 0) and weight.factors is None and len(weight.codes.shape) == 2
+    """Whether the node is a plain product, and its weight bare codes."""
+    return weight.factors is None and is_plain_product(node.op, node.attrs, tuple(weight.codes.shape))
 
 
-def _is_transposed(node: gs.Node) -> bool:
-    """Whether the weight is [outputs, inputs], as a Gemm of torch has it."""
-    return bool(node.attrs.get("transB", 0))
-
-
-def _sizes(node: gs.Node, weight: WeightPattern) -> tuple[int, int]:
-    """Inputs and outputs of the layer."""
-    rows, columns = map(int, weight.codes.shape)
-    return (columns, rows) if _is_transposed(node) else (rows, columns)
-
-
-def _block_size(weight: WeightPattern, inputs: int) -> int | None:
-    """Inputs that share a scale: the master's blocks, or the largest that are not mostly padding; None: impossible."""
-    if weight.is_blocked:
-        size = int(weight.dequantize.attrs["block_size"])
-        return size if size >= _MIN_BLOCK and size & (size - 1) == 0 else None
-    return min(_MAX_BLOCK, max(_MIN_BLOCK, 1 << (inputs - 1).bit_length()))
-
-
-def _operands(graph: gs.Graph, node: gs.Node, weight: WeightPattern, bits: int, size: int) -> list[gs.Constant]:
+def _operands(graph: gs.Graph, node: gs.Node, weight: WeightPattern, blocks: CodeBlocks) -> list[gs.Constant]:
     """Codes and scales of MatMulNBits; several nodes that read one weight share them."""
     known = graph.tensors()
     name = weight.codes.name
     if f"{name}.blocks" in known:
         return [known[f"{name}.blocks"], known[f"{name}.block_scales"]]
-    blocks = _Blocks(weight.codes, bits, size, transposed=_is_transposed(node))
+    blocked = _BlockedCodes(weight.codes, blocks, transposed=is_transposed(node.attrs))
     is_large = isinstance(weight.codes, LargeConstant)
-    codes = LargeConstant(f"{name}.blocks", blocks) if is_large else gs.Constant(f"{name}.blocks", blocks.load())
-    scales = _block_scales(node, weight, (blocks.shape[0], blocks.shape[1]))
-    return [codes, gs.Constant(f"{name}.block_scales", scales)]
+    codes = LargeConstant(f"{name}.blocks", blocked) if is_large else gs.Constant(f"{name}.blocks", blocked.load())
+    return [codes, gs.Constant(f"{name}.block_scales", _block_scales(node, weight, blocks.scales_shape))]
 
 
 def _block_scales(node: gs.Node, weight: WeightPattern, shape: tuple[int, int]) -> NDArray[np.float32]:
     """A scale for each block, float32 [outputs, blocks]."""
     scale = np.asarray(weight.scale.values, np.float32)
     if weight.is_blocked:
-        by_output = scale if _is_transposed(node) else scale.T
+        by_output = scale if is_transposed(node.attrs) else scale.T
     elif scale.ndim:
-        by_channel = (weight.dequantize.attrs.get("axis", 1) == 0) == _is_transposed(node)
+        by_channel = (weight.dequantize.attrs.get("axis", 1) == 0) == is_transposed(node.attrs)
         if not by_channel:
             raise AssertionError(f"{node.name}: a scale for each input, which no master has")
         by_output = scale[:, None]

@@ -3,8 +3,9 @@
     avg_bits          mean width over the quantized layers, each counted once
     avg_weight_bits   the same over their weights
     bytes             codes as they are stored, float32 scales, and the float32 weights of pinned layers, all layers.
-                      Without a target the codes are packed without gaps, ceil(n * b / 8); on a target they take the
-                      containers that its graphs really have, which is int8 for most operators at most widths
+                      Without a target the codes are packed without gaps, ceil(n * b / 8); on a target they take what
+                      its graphs really have: int8 for most operators at most widths, 4 bits in blocks, each with a
+                      scale, for narrow weights of float inputs in onnxruntime
     bops              sum of b_w * b_a * MACs over the quantized layers, for one sample; a float input counts 32 bits
     latency_p50_ms    sum of the measured times of a latency table, in ns here
 
@@ -16,19 +17,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
 from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
+from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
+from bitswitch_deploy.lowering.weight_storage import code_blocks, is_packable, is_plain_product, is_transposed
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import LayerSpec
 from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.problem import Row
 from bitswitch_deploy.target import Target
 
-FLOAT_BITS = 32
+FLOAT_BITS, FLOAT_BYTES = 32, 4
 NS_PER_MS = 10**6
 # Sums of times per layer that are farther from the measured whole than this predict nothing.
 MAX_TABLE_ERROR = 0.25
@@ -86,6 +90,7 @@ class Resources:
     ) -> None:
         self._master, self._choices, self._macs, self._targets = master, choices, macs, targets
         self._layers = {layer.name: layer for layer in master.spec.layers if not layer.pinned}
+        self._attributes = {node.input[1]: _attributes(node) for _, node in layer_nodes(master)}
         self._tables = {table.target: table for table in tables}
         self.checks = tuple(_check_table(table, master, choices) for table in tables)
 
@@ -131,8 +136,18 @@ class Resources:
 
     def _size_bytes(self, layer: LayerSpec, bits: int, target: Target | None) -> int:
         shape = self._master.tensors[layer.weight].shape
-        n_scales = int(self._master.tensors[layer.weight_scale].size)
-        return 4 * n_scales + math.ceil(math.prod(shape) * stored_bits(layer, bits, shape, target) / 8)
+        n_weights, n_scales = math.prod(shape), int(self._master.tensors[layer.weight_scale].size)
+        if target is None:
+            return FLOAT_BYTES * n_scales + math.ceil(n_weights * bits / 8)
+        attributes = self._attributes[layer.weight]
+        if not _is_rewritten(layer, attributes, shape, target):
+            return FLOAT_BYTES * n_scales + math.ceil(n_weights * _container_bits(layer, bits, shape, target) / 8)
+        block_size = layer.granularity.block_size
+        blocks = code_blocks(shape, transposed=is_transposed(attributes), bits=bits, block_size=block_size)
+        if blocks is not None:
+            return blocks.size_bytes
+        # what onnxruntime multiplies the codes with when it loads them: with blocks a step for each
+        return n_weights + FLOAT_BYTES * (n_scales if block_size is None else n_weights)
 
     def _latency(self, target: str, text: str) -> tuple[LayerUse, int, int]:
         if target not in self._tables:
@@ -153,15 +168,24 @@ class Resources:
         )
 
 
-def stored_bits(layer: LayerSpec, bits: int, shape: tuple[int, ...], target: Target | None) -> int:
-    """Bits that one code takes in a file: as narrow as it is without a target, else the container of its graphs.
+def _is_rewritten(layer: LayerSpec, attributes: Mapping[str, Any], shape: tuple[int, ...], target: Target) -> bool:
+    """Whether the target's graphs have the weight in the form of RewriteWeightOnly.
 
-    The same rule as lowering's PackWeights: narrow types need an even last dimension.
+    That pass leaves alone a Gemm whose signs a folded BatchNormalization flips, which the statistics of each width
+    decide: that is not foreseen.
     """
-    if target is None:
-        return bits
+    is_weight_only = layer.activation == "none" and is_plain_product(layer.operator, attributes, shape)
+    return is_weight_only and RewriteWeightOnly.__name__ in target.lowering
+
+
+def _container_bits(layer: LayerSpec, bits: int, shape: tuple[int, ...], target: Target) -> int:
+    """Bits that one code takes in a graph of the target, as PackWeights stores it."""
     container = int(target.quantization.weight_container(layer.operator, bits).removeprefix("int"))
-    return 8 if shape[-1] % 2 else container
+    return container if is_packable(shape) else 8
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _input_bits(layer: LayerSpec, bits: int) -> int:

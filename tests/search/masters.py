@@ -5,10 +5,10 @@ from __future__ import annotations
 from bitswitch_deploy.master import Master
 from tests.graph.masters import build, layer, per_channel
 
-# conv 4*6*6 outputs x 2*9; up 4*6*6 inputs x 2*4; two tokens of 12 values by MatMul; a row of 24 by Gemm
+# conv 4*6*6 outputs x 2*9; up 4*6*6 inputs x 2*4; two tokens by MatMul, then by one of float inputs; a row by Gemm
 EVERY_OPERATOR = """
 net (float[n, 2, 8, 8] x, float[4, 2, 3, 3] "conv.weight", float[4, 2, 2, 2] "up.weight", float[144, 6] "mat.weight",
-     float[12, 3] "fc.weight") => (float[n, 3] logits)
+     float[6, 6] "only.weight", float[12, 3] "fc.weight") => (float[n, 3] logits)
 {
     a = Conv (x, "conv.weight")
     b = Relu (a)
@@ -18,11 +18,13 @@ net (float[n, 2, 8, 8] x, float[4, 2, 3, 3] "conv.weight", float[4, 2, 2, 2] "up
     e = Reshape (d, shape)
     f = MatMul (e, "mat.weight")
     g = Relu (f)
-    h = Flatten (g)
+    only = MatMul (g, "only.weight")
+    relu = Relu (only)
+    h = Flatten (relu)
     logits = Gemm (h, "fc.weight")
 }
 """
-MACS = {"conv": 4 * 36 * 18, "up": 4 * 36 * 8, "mat": 2 * 6 * 144, "fc": 36}
+MACS = {"conv": 4 * 36 * 18, "up": 4 * 36 * 8, "mat": 2 * 6 * 144, "only": 2 * 6 * 6, "fc": 36}
 
 TWO_BLOCKS = """
 net (float[n, 2, 6, 6] x, float[4, 2, 3, 3] "stem.weight", float[4, 4, 3, 3] "a.weight", float[4] "bn.gamma",
@@ -44,8 +46,9 @@ net (float[n, 2, 6, 6] x, float[4, 2, 3, 3] "stem.weight", float[4, 4, 3, 3] "a.
 
 
 def every_operator() -> Master:
-    names = (("conv", "Conv"), ("up", "ConvTranspose"), ("mat", "MatMul"), ("fc", "Gemm"))
-    return build(EVERY_OPERATOR, [layer(name, operator) for name, operator in names])  # type: ignore[arg-type]
+    layers = [layer("conv"), layer("up", "ConvTranspose"), layer("mat", "MatMul")]
+    layers += [layer("only", "MatMul", activation="none"), layer("fc", "Gemm")]
+    return build(EVERY_OPERATOR, layers)
 
 
 def two_blocks() -> Master:

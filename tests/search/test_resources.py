@@ -17,11 +17,11 @@ from bitswitch_deploy.lowering.lower import lower
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.problem import Row
-from bitswitch_deploy.search.resources import Choices, Resources, count_macs, stored_bits
+from bitswitch_deploy.search.resources import Choices, Resources, count_macs
 from bitswitch_deploy.search.shapes import layer_shapes
 from bitswitch_deploy.target import Target
-from bitswitch_deploy.tensors import WidthAssignment
-from tests.graph.masters import build, layer
+from bitswitch_deploy.tensors import PER_TENSOR, Granularity, WidthAssignment
+from tests.graph.masters import build, layer, per_block, per_channel
 from tests.search.masters import MACS, every_operator, two_blocks
 from tests.search.resnet18 import CLASSIFIER, STEM_MACS, STEM_WEIGHTS, resnet18
 
@@ -48,18 +48,20 @@ def test_multiplications_of_every_operator(batch: int) -> None:
 def test_rows_of_bits() -> None:
     master = every_operator()
     average = row(master, "avg_bits<=3.5")
-    assert (average.use, average.cap, average.minimum, average.per_unit) == ((WIDTHS,) * 4, 14, 8, 4)
+    assert (average.use, average.cap, average.minimum, average.per_unit) == ((WIDTHS,) * 5, 17, 10, 5)
     weighted = row(master, "avg_weight_bits<=3.5")
-    sizes = (72, 32, 864, 36)
+    sizes = (72, 32, 864, 36, 36)
     assert weighted.use == tuple(tuple(n * bits for bits in WIDTHS) for n in sizes)
     assert weighted.cap == int(3.5 * sum(sizes))
-    assert row(master, "bops<=5k").use[0] == (64000, 36000, 16000, 4000)
+    operations = row(master, "bops<=5k").use
+    assert operations[0] == (64000, 36000, 16000, 4000)
+    assert operations[3] == tuple(32 * 1000 * bits for bits in WIDTHS)
 
 
 @pytest.mark.parametrize("k", range(4))
 def test_average_bits_of_a_uniform_width_are_that_width_by_layer_by_weight_and_by_bytes(k: int) -> None:
     master = every_operator()
-    selection = (k,) * 4
+    selection = (k,) * 5
     for name in ("avg_bits", "avg_weight_bits"):
         counted = row(master, f"{name}<=8")
         assert counted.total(selection) == WIDTHS[k] * counted.per_unit
@@ -99,18 +101,42 @@ def test_bytes_without_a_target_are_packed_without_gaps() -> None:
     assert packed.base == 4 * (72 + 12)
 
 
-@pytest.mark.parametrize("name", ["rtx", "x86-cpu", "jetson-orin-nano"])
+@pytest.mark.parametrize("name", ["rtx", "x86-cpu", "arm64-cpu", "jetson-orin-nano"])
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_bytes_of_a_target_are_those_of_its_graphs(name: str, bits: int) -> None:
     master, target = every_operator(), load_target(name).target
-    lowered = lower(canonical_graph(master, WidthAssignment(default=bits)), target, ranges={}, approximations=EXACT)
-    stored = {each.name: each for each in lowered.model.graph.initializer}
-    for each in master.spec.layers:
-        shape = master.tensors[each.weight].shape
-        expected = -(-int(np.prod(shape)) * stored_bits(each, bits, shape, target) // 8)
-        assert _size_bytes(stored[each.weight]) == expected, each.name
-    used = row(master, f"bytes<=1M@{name}", target=target)
-    assert used.use[2][WIDTHS.index(bits)] == _size_bytes(stored["mat.weight"]) + 4
+    used = row(master, f"bytes<=1M@{name}", target=target).use
+    for each, of_layer in zip(master.spec.layers, used):
+        codes, scales = _stored_bytes(master, each.weight, bits, target)
+        if (name, each.name) == ("rtx", "mat"):
+            # int4 beside codes has a scale for each channel (PackWeights), counted as the master's one
+            scales = 4
+        assert of_layer[WIDTHS.index(bits)] == codes + scales, each.name
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    ("shape", "granularity", "node"),
+    [
+        ((160, 9), PER_TENSOR, "MatMul"),
+        ((160, 9), per_channel(1), "MatMul"),
+        ((9, 40), per_channel(0), "Gemm <transB = 1>"),
+        ((9, 40), per_block(1, 16), "Gemm <transB = 1>"),
+        ((160, 9), per_block(0, 32), "MatMul"),
+        ((48, 10), per_block(0, 24), "MatMul"),
+        ((40, 9), per_channel(1), "Gemm <alpha = 2.0>"),
+    ],
+)
+def test_bytes_of_weight_only_layers(shape: tuple[int, int], granularity: Granularity, node: str, bits: int) -> None:
+    """Blocks of 4-bit codes, floats to be where there is no such form, and a layer that the pass leaves alone."""
+    inputs, outputs = shape[::-1] if "transB" in node else shape
+    parameters = f'float[n, {inputs}] x, float[{shape[0]}, {shape[1]}] "a.weight"'
+    text = f'net ({parameters}) => (float[n, {outputs}] y) {{ y = {node} (x, "a.weight") }}'
+    operator = node.partition(" ")[0]
+    master = build(text, [layer("a", operator, granularity, "none")])  # type: ignore[arg-type]
+    target = load_target("x86-cpu").target
+    used = row(master, "bytes<=1M@x86-cpu", target=target).use[0][WIDTHS.index(bits)]
+    assert used == sum(_stored_bytes(master, "a.weight", bits, target))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -121,6 +147,18 @@ def test_an_odd_last_dimension_is_not_packed(bits: int) -> None:
     (stored,) = [each for each in lowered.model.graph.initializer if each.name == "odd.weight"]
     assert _size_bytes(stored) == 30
     assert row(master, "bytes<=1M@rtx", target=target).use[0][WIDTHS.index(bits)] == 30 + 4
+
+
+def _stored_bytes(master: Master, weight: str, bits: int, target: Target) -> tuple[int, int]:
+    """Of codes and of scales, in the graph that the target gets."""
+    lowered = lower(canonical_graph(master, WidthAssignment(default=bits)), target, ranges={}, approximations=EXACT)
+    sizes = {each.name: _size_bytes(each) for each in lowered.model.graph.initializer}
+    codes, scales = (
+        [sizes[name] for name in (weight + form for form in forms) if name in sizes]
+        for forms in (("", ".blocks"), (".scale", ".block_scales", ".steps"))
+    )
+    assert len(codes) == len(scales) == 1
+    return codes[0], scales[0]
 
 
 def _size_bytes(tensor: onnx.TensorProto) -> int:

@@ -273,7 +273,7 @@ def test_nothing_within_the_drop(tmp_path: Path, cache: Path) -> None:
 def test_a_layer_that_runs_twice_is_one_choice() -> None:
     """Layers that share a weight are one layer of the master, so no assignment can tell them apart."""
     master = every_operator()
-    assert layer_groups(master, ()) == (("conv",), ("up",), ("mat",), ("fc",))
+    assert layer_groups(master, ()) == (("conv",), ("up",), ("mat",), ("only",), ("fc",))
     assert replace(master.spec, accuracy=()).layers == master.spec.layers
 
 
