@@ -65,7 +65,10 @@ _CACHE = ".bitswitch-search"
     "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True, help="What joblib runs them on."
 )
 @click.option(
-    "--cache", type=PATH, metavar="DIR", help=f"What was measured; a search goes on from it.  [default: {_CACHE}]"
+    "--cache",
+    type=PATH,
+    metavar="DIR",
+    help=f"What was measured; a search goes on from it.  [default: {_CACHE} beside --output]",
 )
 @click.option(
     "-o", "--output", type=PATH, default=Path("assignment.json"), show_default=True, help="The assignment to write."
