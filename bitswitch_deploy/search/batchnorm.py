@@ -18,7 +18,8 @@ normalised by itself, and of the parts
 
 which is what the whole has where nothing was normalised before, and near it behind: mixture and uniform width are
 measured alike. The master handed in is not touched: the statistics go into a copy, in the rows that the assignment
-reads. Other assignments of the copy read some of these rows too, so it serves this one only.
+reads. Other assignments of the copy read some of these rows too, so it serves this one only, and its provenance says
+where it comes from.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from bitswitch_deploy.tensors import WidthAssignment
 _DEFAULT_EPSILON = 1e-5
 # Input of one part: ResNet-50 takes 60 times as much for its activations.
 _PART_BYTES = 2**23
+# In the provenance of a copy.
+_ADAPTED = "BatchNorm statistics"
 # A batch of fewer samples has no statistics worth the name behind a layer that pools.
 _FEWEST = 8
 
@@ -95,7 +98,9 @@ class BatchNormAdapter:
             mean[row] += shift
             var[row] *= factor
             tensors |= {mixed.mean_name: mean, mixed.var_name: var}
-        spec = replace(self._master.spec, accuracy=())
+        kept = tuple(pair for pair in self._master.spec.provenance if pair[0] != _ADAPTED)
+        made = (_ADAPTED, f"fitted by a search to one assignment of the master with sha256 {self._master.sha256}")
+        spec = replace(self._master.spec, accuracy=(), provenance=(*kept, made))
         return assemble_master(spec=spec, tensors=tensors, skeleton=self._master.skeleton)
 
     def _moments(self, canonical: CanonicalGraph) -> list[_Moments]:
@@ -110,6 +115,11 @@ class BatchNormAdapter:
             for name, value in session.run_all({session.inputs[0].name: part}).items():
                 found[name].append(value.reshape(-1))
         return [_joined(node, found[f"{name}_mean"], found[f"{name}_var"]) for node, name in replaced]
+
+
+def is_adapted(master: Master) -> bool:
+    """Whether a master is a copy that `BatchNormAdapter` made."""
+    return any(key == _ADAPTED for key, _ in master.spec.provenance)
 
 
 def _parts(master: Master, x: Inputs) -> list[Inputs]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.errors import CheckFailedError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, MasterError, UsageError
 from bitswitch_deploy.master import Master, read_master, write_master
 from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY
 from bitswitch_deploy.pipeline.progress import Progress, Silent
@@ -22,7 +22,7 @@ from bitswitch_deploy.pipeline.searching.data import Sampling, SearchData, load_
 from bitswitch_deploy.pipeline.searching.final_test import TestScores, run_final_test
 from bitswitch_deploy.pipeline.searching.problem import Budgeted, budget_rows, layer_groups, make_problem
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
-from bitswitch_deploy.search.batchnorm import BatchNormAdapter
+from bitswitch_deploy.search.batchnorm import BatchNormAdapter, is_adapted
 from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.choose import Choice, Chooser, Measurement, Prediction
 from bitswitch_deploy.search.costs import CostTable, assignment_of, measured_costs, read_costs
@@ -78,7 +78,8 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     """Search, test, and write the assignment.
 
     Raises:
-        UsageError: budgets that cannot be kept or contradict each other, unknown layers, widths or targets.
+        UsageError: budgets that cannot be kept or contradict each other, unknown layers, widths or targets, an output
+            that would overwrite a master.
         InputFileError: the master, data, costs or a latency table is bad.
         CheckFailedError: nothing loses as little as `max_drop`, or an output is not finite.
         UnavailableError: the backend is not installed, or the solver found nothing in time.
@@ -102,15 +103,7 @@ class _Search:
                 allowed="a master with quantized layers",
                 do="train one that quantizes layers",
             )
-
-        written = {request.output, request.adapted_master} if request.reestimate else {request.output}
-        if request.master.resolve() in {path.resolve() for path in written}:
-            raise UsageError(
-                where=f"--output {request.output}",
-                got="the master would be overwritten",
-                allowed="a file of another name",
-                do="choose another --output",
-            )
+        _check_outputs(request)
 
     def run(self) -> SearchReport:
         request, master = self._request, self._master
@@ -195,6 +188,33 @@ def write_assignment(path: Path, assignment: WidthAssignment) -> None:
     """
     document: Mapping[str, int] = {**dict(assignment.overrides), DEFAULT_KEY: assignment.default}
     replace_file(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def _check_outputs(request: SearchRequest) -> None:
+    """Refuse to overwrite a master, the one that is searched or another; what an earlier search wrote is replaced."""
+    adapted = request.adapted_master
+    written = {request.output, adapted} if request.reestimate else {request.output}
+    if request.master.resolve() in {path.resolve() for path in written}:
+        got = "the master would be overwritten"
+    elif request.reestimate and adapted == request.output:
+        got = "the name of the master that --reestimate writes beside it"
+    elif request.reestimate and adapted.exists() and not _is_of_a_search(adapted):
+        got = f"{adapted} is there, which --reestimate would overwrite, and no search wrote it"
+    else:
+        return
+    raise UsageError(
+        where=f"--output {request.output}",
+        got=got,
+        allowed="a file of another name, such as assignment.json",
+        do="choose another --output",
+    )
+
+
+def _is_of_a_search(path: Path) -> bool:
+    try:
+        return is_adapted(read_master(path))
+    except MasterError:
+        return False
 
 
 def _widths(master: Master, wanted: tuple[int, ...] | None) -> tuple[int, ...]:

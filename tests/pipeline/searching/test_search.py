@@ -101,6 +101,23 @@ def test_fitted_statistics_are_exported_with_a_master_of_their_own(tmp_path: Pat
     assert report.chosen.test is not None
     assert report.chosen.test.loss == pytest.approx(scores.mean_loss, rel=1e-6)
     assert report.samples.n_search + report.samples.n_test <= 1797
+    # its own file is replaced
+    search(request(tmp_path, cache, "avg_bits<=2.5", reestimate=True, criterion="cross_entropy"))
+    assert read_master(tmp_path / "widths.safetensors").sha256 == adapted.sha256
+
+
+@pytest.mark.parametrize("content", [b"notes", bundled_master().read_bytes()], ids=["no master", "a master"])
+def test_a_file_that_no_search_wrote_is_not_overwritten(tmp_path: Path, cache: Path, content: bytes) -> None:
+    (tmp_path / "widths.safetensors").write_bytes(content)
+    with pytest.raises(UsageError, match=r"widths.safetensors is there, .* no search wrote it"):
+        search(request(tmp_path, cache, "avg_bits<=4", reestimate=True))
+    assert (tmp_path / "widths.safetensors").read_bytes() == content
+    assert not (tmp_path / "widths.json").exists()
+
+
+def test_the_assignment_does_not_take_the_place_of_its_master(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UsageError, match="the name of the master that --reestimate writes"):
+        search(request(tmp_path, cache, "avg_bits<=4", reestimate=True, output=tmp_path / "widths.safetensors"))
 
 
 def test_ties_hold(tmp_path: Path, cache: Path) -> None:
