@@ -1,7 +1,8 @@
 """The one error tree; the branch decides the exit code of the command line.
 
     BitswitchError
-    |- CheckFailedError        1   accuracy fell too far, a package fails its hashes, --strict refused an approximation
+    |- CheckFailedError        1   accuracy fell too far, a package fails its hashes, --strict refused an approximation,
+    |                              no assignment is within --max-drop, an output is not finite
     |- UsageError              2   an argument that cannot be: unknown width, target, layer; output exists
     |- InputFileError          3   a file handed in is bad
     |  |- MasterError              the master file
@@ -11,8 +12,10 @@
     |  |- TargetFileError          a targets/*.yaml file
     |  |- PackageError             an exported package
     |- OutputError             3   a folder or disk that cannot be written
-    |- UnavailableError        4   the engine, device or optional package is not here
+    |- UnavailableError        4   the engine, device or optional package is not here, is busy, ran out of memory or
+                                   time, or is of another device
 
+A command that ends with a result that fails, such as a regression or a broken part, exits with 1 without an error.
 Everything that is not a BitswitchError is a bug: it keeps its traceback and exits with 70 (`EXIT_BUG`).
 """
 
@@ -93,6 +96,6 @@ class OutputError(BitswitchError):
 
 
 class UnavailableError(BitswitchError):
-    """An engine, device or optional dependency that the request needs is not here."""
+    """An engine, device or optional dependency that the request needs is not here, or cannot do it now."""
 
     exit_code = 4

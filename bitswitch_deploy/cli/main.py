@@ -76,7 +76,7 @@ def main() -> NoReturn:
         exc.show()
         sys.exit(exc.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted: nothing was written")
+        _say("interrupted: no result was written; engines and measurements that were finished stay")
         sys.exit(_EXIT_INTERRUPTED)
     except BitswitchError as exc:
         if "--json" in sys.argv:

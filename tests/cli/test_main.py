@@ -109,4 +109,6 @@ def test_ctrl_c_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main_module.cli, "main", interrupted)
-    assert run("inspect").code == 130
+    outcome = run("inspect")
+    assert outcome.code == 130
+    assert "no result was written; engines and measurements that were finished stay" in outcome.err
