@@ -17,6 +17,7 @@ from bitswitch_deploy.diagnosis.suspects import faults, sensitive_layer
 from bitswitch_deploy.diagnosis.switchable_graph import SwitchableGraph
 from bitswitch_deploy.errors import DataError, GraphError
 from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.graph.lint.reading import read_model
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.lowering.approximation import USUAL
 from bitswitch_deploy.master import Master, read_master
@@ -111,14 +112,15 @@ def blame_master(
 
 
 def _load(path: Path) -> Lowered:
+    model = read_model(path)
     try:
-        model = onnx.load(str(path))
-    except Exception as exc:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, onnx.checker.ValidationError) as exc:  # onnx follows no symbolic link
         raise GraphError(
             where=str(path),
-            got=f"cannot be read: {exc}",
-            allowed="an ONNX file of the package, with its weights beside it",
-            do="export the package again",
+            got=f"its weights cannot be read: {exc}",
+            allowed="weights in files beside it",
+            do="copy the package again, as files",
         ) from exc
     return Lowered(assignment=read_stamp(model, where=str(path)).assignment, model=model)
 

@@ -108,7 +108,31 @@ def test_refusals(run: Run, package: Path, tmp_path: Path) -> None:
     (broken / "digits-w4.onnx").write_bytes(b"no graph")
     outcome = run("blame", broken)
     assert outcome.code == 3
-    assert "cannot be read" in outcome.err
+    assert "its protobuf does not parse" in outcome.err
+
+
+def test_shared_weights_that_are_missing_or_a_link(run: Run, tmp_path: Path) -> None:
+    package = _export(run, tmp_path / "shared", "--shared-weights", "--bits", "4")
+    weights = package / "digits.weights"
+    aside = weights.rename(package / "aside")
+    outcome = run("blame", package)
+    assert outcome.code == 3
+    assert "external data in" in outcome.err
+    weights.symlink_to(aside)
+    outcome = run("blame", package)
+    assert outcome.code == 3
+    assert "its weights cannot be read" in outcome.err
+
+
+def test_a_bug_in_reading_a_graph_is_no_damaged_file(run: Run, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("this is broken")
+
+    _export(run, package)
+    monkeypatch.setattr(onnx, "load_external_data_for_model", broken)
+    outcome = run("blame", package)
+    assert outcome.code == 70
+    assert "RuntimeError: this is broken" in outcome.err
 
 
 def test_data_without_labels(run: Run, package: Path, tmp_path: Path) -> None:

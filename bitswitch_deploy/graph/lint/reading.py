@@ -15,10 +15,19 @@ _DO = "export the model again, or copy it again with its data files beside it"
 
 
 def read_graph(path: Path) -> LintedGraph:
-    """The index of an ONNX file. External data stay on the disk; each of their files must be there and long enough.
+    """The index of an ONNX file, see `read_model`.
 
     Raises:
         GraphError: the file cannot be read, is cut short or no ONNX; data are missing; or see LintedGraph.
+    """
+    return LintedGraph(read_model(path), where=str(path), folder=path.parent)
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model in an ONNX file. External data stay on the disk; each of their files must be there and long enough.
+
+    Raises:
+        GraphError: the file cannot be read, is cut short or no ONNX; data are missing.
     """
     try:
         # format: else onnx guesses it from the name
@@ -30,7 +39,7 @@ def read_graph(path: Path) -> LintedGraph:
     if not model.HasField("graph") or not model.opset_import:
         raise _refusal(path, "no ONNX model: it has no graph or no opset", "an ONNX file")
     _check_external_data(model, path)
-    return LintedGraph(model, where=str(path), folder=path.parent)
+    return model
 
 
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
