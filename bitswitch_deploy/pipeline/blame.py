@@ -19,7 +19,7 @@ from bitswitch_deploy.errors import DataError, GraphError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.lint.reading import read_model
 from bitswitch_deploy.graph.stamp import read_stamp
-from bitswitch_deploy.lowering.approximation import USUAL
+from bitswitch_deploy.lowering.approximation import EXPORTED
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
@@ -83,7 +83,7 @@ def blame_master(
     samples: int,
     progress: Progress | None = None,
 ) -> BlameResult:
-    """The same for a master that is lowered to a target here, as `export` does.
+    """The same for a master that is lowered to a target here, as `export` does without `--approximate`.
 
     Raises:
         MasterError: the file is damaged.
@@ -102,7 +102,7 @@ def blame_master(
                 assignment,
                 profile,
                 data=chosen,
-                wanted=USUAL,
+                wanted=EXPORTED,
                 limit=ApproximationLimit(min_agreement=profile.quantization.min_agreement),
                 progress=progress,
             )

@@ -73,6 +73,17 @@ def test_a_master_with_shared_weights_and_without_a_package(run: Run, tmp_path: 
     assert shared["widths"] == alone["widths"]
 
 
+def test_without_a_package_it_looks_at_what_a_default_export_would_write(run: Run, tmp_path: Path) -> None:
+    """Float16 in layers that are not quantized is one of its approximations, where a network is strongly typed."""
+    package = tmp_path / "thor"
+    words = ("--target", "jetson-thor", "--bits", "4")
+    assert run("export", *words, "--output", package).code == 0
+    exported = json.loads(run("blame", package, "--samples", 32, "--json").out)
+    lowered = json.loads(run("blame", *words, "--samples", 32, "--json").out)
+    assert "Cast" in str(exported["widths"][0]["parts"])
+    assert lowered["widths"] == exported["widths"]
+
+
 def test_mixed_widths_beside_uniform_ones(run: Run, tmp_path: Path) -> None:
     widths = tmp_path / "widths.json"
     widths.write_text(json.dumps({"blocks.0.conv1": 2, "blocks.2.conv2": 6, "*": 4}))
