@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
-from bitswitch_deploy.engines.optimized_operators import OptimizedNode
+from bitswitch_deploy.engines.optimized_operators import Arithmetic, OptimizedNode, arithmetic_of
 from bitswitch_deploy.profiling.result import OperatorTime
 
 
@@ -51,10 +51,14 @@ class Unsplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ownership:
-    """owner_of: layer of the master, by what the profiler times. unsplit: quantized layers, in the master's order."""
+    """owner_of: layer of the master, by what the profiler times. unsplit: quantized layers, in the master's order.
+
+    arithmetic: by the same, where the operator alone does not tell.
+    """
 
     owner_of: Mapping[str, str]
     unsplit: tuple[Unsplit, ...] = ()
+    arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
 
 
 def owners(nodes: Sequence[OptimizedNode], layers: Sequence[LayerName]) -> dict[str, str]:
@@ -92,14 +96,14 @@ def _place(maker: tuple[int, str | None]) -> int:
     return maker[0]
 
 
-def operator_times(run: ProfiledRuns, owner_of: Mapping[str, str], *, p50_ms: float) -> tuple[OperatorTime, ...]:
+def operator_times(run: ProfiledRuns, ownership: Ownership, *, p50_ms: float) -> tuple[OperatorTime, ...]:
     """The time of each node, the longest first; together they are no longer than the whole.
 
     What the profiler costs is about the same for every node, and is taken off: it is known from runs without profiler
     that took turns with the profiled ones. The rest is scaled to the p50 that was measured before.
 
     Args:
-        run: the profile. owner_of: layer by node. p50_ms: of the whole network.
+        run: the profile. ownership: of its nodes. p50_ms: of the whole network.
     """
     durations: dict[tuple[str, str], list[float]] = {}
     for nodes in run.runs:
@@ -111,8 +115,16 @@ def operator_times(run: ProfiledRuns, owner_of: Mapping[str, str], *, p50_ms: fl
     times = []
     for (name, operator), ms in seen.items():
         share = max(ms - cost, 0.0) / whole_ms
-        owner = owner_of.get(name)
-        times.append(OperatorTime(name=name, operator=operator, layer=owner, ms=share * p50_ms, share=share))
+        times.append(
+            OperatorTime(
+                name=name,
+                operator=operator,
+                layer=ownership.owner_of.get(name),
+                ms=share * p50_ms,
+                share=share,
+                arithmetic=ownership.arithmetic.get(name, arithmetic_of(operator)),
+            )
+        )
     return tuple(sorted(times, key=lambda time: (-time.ms, time.name)))
 
 

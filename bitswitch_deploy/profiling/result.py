@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bitswitch_deploy.engines.optimized_operators import Arithmetic
 from bitswitch_deploy.profiling.board.state import BoardRecord
 from bitswitch_deploy.profiling.statistics import LatencyStatistics, Ratio
 
@@ -17,6 +18,7 @@ class OperatorTime:
     """One node of what really runs. layer: of the master, None where none owns it.
 
     ms: from the profiler, less what the profiler costs. share: of the p50 of the whole network, 0..1.
+    arithmetic: of a layer, where the engine tells.
     """
 
     name: str
@@ -24,6 +26,7 @@ class OperatorTime:
     layer: str | None
     ms: float
     share: float
+    arithmetic: Arithmetic | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,18 +9,6 @@ from bitswitch_deploy.profiling.result import OperatorTime
 from bitswitch_deploy.profiling.statistics import Ratio
 
 # Types of onnxruntime, as they stand in an optimised graph.
-INTEGER_LAYERS = frozenset(
-    (
-        *("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
-        *("DynamicQuantizeMatMul", "MatMulNBits", "QAttention", "DynamicQuantizeLSTM"),
-    )
-)
-FLOAT_LAYERS = frozenset(
-    (
-        *("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
-        *("Attention", "MultiHeadAttention", "LSTM", "GRU", "RNN"),
-    )
-)
 CONVERSIONS = frozenset(
     (
         *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "BitShift", "Clip"),
@@ -48,26 +36,27 @@ def cause_in_graph(nodes: Sequence[OperatorTime], cpu_features: Sequence[str]) -
         nodes: what runs, with the time of each.
         cpu_features: of the processor, empty where unknown.
     """
-    floats = [node for node in nodes if node.operator in FLOAT_LAYERS]
-    integers = [node for node in nodes if node.operator in INTEGER_LAYERS]
+    layers = [node for node in nodes if node.arithmetic is not None]
+    floats = [node for node in layers if node.arithmetic == "float"]
+    weight_only = [node for node in layers if node.arithmetic == "weight-only"]
     converting = [node for node in nodes if node.operator in CONVERSIONS]
-    if not floats and not integers:
+    if not layers:
         return "of a reason that this engine does not tell: `build` lists the layers that fell back to float"
     clauses = []
-    if floats:
-        names = _first([node.layer or node.name for node in floats])
-        total = len(floats) + len(integers)
-        clauses.append(f"{len(floats)} of {total} layers run in float ({names}), {_share(floats)} of its time")
+    for some, how in ((floats, "run in float"), (weight_only, "are weight-only, with float inputs")):
+        if some:
+            names = _first([node.layer or node.name for node in some])
+            clauses.append(f"{len(some)} of {len(layers)} layers {how} ({names}), {_share(some)} of its time")
     if sum(node.share for node in converting) >= _WORTH_SAYING:
         operators = ", ".join(sorted({node.operator for node in converting}))
         clauses.append(f"{_share(converting)} of its time goes into conversions ({operators})")
-    others = [node for node in nodes if node not in floats and node not in integers and node not in converting]
+    others = [node for node in nodes if node not in layers and node not in converting]
     if sum(node.share for node in others) >= _WORTH_SAYING:
         operators = ", ".join(sorted({node.operator for node in others}))
         clauses.append(f"{_share(others)} goes into operators beside the layers ({operators})")
     if cpu_features and not set(cpu_features) & set(_DOT_PRODUCTS):
         clauses.append("this processor has no dot product of bytes")
-    return "; ".join(clauses) or f"all {len(integers)} layers run in integers and their kernels are no faster here"
+    return "; ".join(clauses) or f"all {len(layers)} layers run in integers and their kernels are no faster here"
 
 
 def cause_in_engine(found: ReadBack) -> str:

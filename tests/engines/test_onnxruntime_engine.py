@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_nodes, optimized_operators
 from bitswitch_deploy.errors import DataError, GraphError, UsageError
 
 TWO_OUTPUTS = """
@@ -179,6 +179,14 @@ def test_optimized_operators_show_integer_convolutions(qdq_conv: Callable[..., b
     operators = dict(optimized_operators(path, session_options={}))
     assert operators["Conv"] == 1
     assert "QLinearConv" not in operators
+
+
+@pytest.mark.parametrize(("level", "arithmetic"), [("1", "weight-only"), ("4", "integer")])
+def test_a_product_with_narrow_weights_says_what_becomes_of_its_inputs(
+    int4_matmul: bytes, level: str, arithmetic: str
+) -> None:
+    nodes = optimized_nodes(int4_matmul, session_options={"session.qdq_matmulnbits_accuracy_level": level})
+    assert [(node.operator, node.arithmetic) for node in nodes] == [("MatMulNBits", arithmetic)]
 
 
 def test_optimized_operators_are_sorted_and_look_into_branches() -> None:

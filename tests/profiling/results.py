@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitswitch_deploy.engines.optimized_operators import arithmetic_of
 from bitswitch_deploy.profiling.result import CandidateResult, OperatorTime
 from bitswitch_deploy.profiling.statistics import describe
 
@@ -25,4 +26,5 @@ def candidate(label: str, *, p50_ms: float = 1.0, p95_ms: float | None = None, *
 
 
 def node(name: str, operator: str, share: float, layer: str | None = None) -> OperatorTime:
-    return OperatorTime(name=name, operator=operator, layer=layer, ms=share, share=share)
+    arithmetic = arithmetic_of(operator)
+    return OperatorTime(name=name, operator=operator, layer=layer, ms=share, share=share, arithmetic=arithmetic)

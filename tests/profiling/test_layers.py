@@ -7,7 +7,7 @@ import pytest
 
 from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode
-from bitswitch_deploy.profiling.layers import LayerName, ProfiledRuns, operator_times, owners, typical
+from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns, operator_times, owners, typical
 
 
 def node(name: str, inputs: str, outputs: str, operator: str = "Any") -> OptimizedNode:
@@ -74,27 +74,36 @@ def profiled(*runs: tuple[NodeTime, ...], plain_ms: float) -> ProfiledRuns:
 
 def test_the_cost_of_the_profiler_is_taken_off_every_node_alike() -> None:
     """104 and 24 us in the profile, 112 us without: 8 us each."""
-    times = operator_times(profiled(run(a=104, b=24), plain_ms=0.112), {"a": "conv"}, p50_ms=0.112)
+    times = operator_times(profiled(run(a=104, b=24), plain_ms=0.112), Ownership(owner_of={"a": "conv"}), p50_ms=0.112)
     assert [(each.name, each.layer) for each in times] == [("a", "conv"), ("b", None)]
     assert [each.ms for each in times] == pytest.approx([0.096, 0.016])
 
 
 def test_no_node_takes_less_than_nothing() -> None:
     """c is 22 us for the two long nodes; the short one, 10 us, has none left."""
-    times = operator_times(profiled(run(a=100, b=24, c=10), plain_ms=0.080), {}, p50_ms=0.080)
+    times = operator_times(profiled(run(a=100, b=24, c=10), plain_ms=0.080), Ownership(owner_of={}), p50_ms=0.080)
     assert [each.ms for each in times] == pytest.approx([0.078, 0.002, 0.0])
 
 
 def test_times_are_scaled_to_the_p50() -> None:
-    times = operator_times(profiled(run(a=60, b=20), plain_ms=0.1), {}, p50_ms=0.2)
+    times = operator_times(profiled(run(a=60, b=20), plain_ms=0.1), Ownership(owner_of={}), p50_ms=0.2)
     assert [each.ms for each in times] == pytest.approx([0.12, 0.04])
     assert [each.share for each in times] == pytest.approx([0.6, 0.2])
 
 
 def test_a_node_that_runs_several_times_in_a_run_counts_whole() -> None:
     loop = (*run(body=10), *run(body=14))
-    (time,) = operator_times(profiled(loop, loop, plain_ms=1.0), {}, p50_ms=1.0)
+    (time,) = operator_times(profiled(loop, loop, plain_ms=1.0), Ownership(owner_of={}), p50_ms=1.0)
     assert time.ms == pytest.approx(0.024)
+
+
+def test_arithmetic_is_that_of_the_operator_or_what_the_graph_says_of_the_node() -> None:
+    names = {"a": "MatMulNBits", "b": "MatMulNBits", "c": "QGemm", "d": "Relu"}
+    nodes = tuple(NodeTime(name=name, operator=of, start_us=0.0, duration_us=1) for name, of in names.items())
+    ownership = Ownership(owner_of={}, arithmetic={"b": "integer"})
+    times = operator_times(profiled(nodes, plain_ms=1.0), ownership, p50_ms=1.0)
+    found = {each.name: each.arithmetic for each in times}
+    assert found == {"a": "weight-only", "b": "integer", "c": "integer", "d": None}
 
 
 def test_typical_is_deaf_to_interruptions() -> None:

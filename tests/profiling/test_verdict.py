@@ -40,6 +40,17 @@ def test_float_layers_are_named_and_counted() -> None:
     )
 
 
+def test_weight_only_layers_are_no_integer_layers() -> None:
+    nodes = [node("a", "QLinearConv", 0.5), node("b", "MatMulNBits", 0.3, "fc"), node("c", "Gemm", 0.2, "head")]
+    assert cause_in_graph(nodes, ("avx_vnni",)) == (
+        "1 of 3 layers run in float (head), 20% of its time; "
+        "1 of 3 layers are weight-only, with float inputs (fc), 30% of its time"
+    )
+    assert "weight-only" in cause_in_graph(nodes[:2], ("avx_vnni",))
+    rounded = replace(nodes[1], arithmetic="integer")
+    assert cause_in_graph([nodes[0], rounded], ("avx_vnni",)).startswith("all 2 layers run in integers")
+
+
 def test_conversions_and_other_operators_are_named_where_they_take_a_tenth() -> None:
     nodes = [
         node("a", "QLinearConv", 0.5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from bitswitch_deploy.board import board_names
 from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT, write_bundle
 from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.engine_record import record_path
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_nodes
 from bitswitch_deploy.engines.read_back import read_back
 from bitswitch_deploy.engines.shape_range import ShapeRange
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
@@ -91,14 +92,10 @@ def _integer_share(folder: Path, graph: GraphFile, target: Target) -> str:
     if graph.is_large:
         # onnxruntime would hold all weights in memory, some of them as floats
         return "onnxruntime: layers not counted, the weights are not loaded here"
-    counts = dict(optimized_operators(folder / graph.path, session_options=dict(target.engine.session)))
-    integer = sum(
-        n for op, n in counts.items() if op in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
-    )
-    floating = sum(
-        n for op, n in counts.items() if op in ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul")
-    )
-    return f"onnxruntime: {integer} of {integer + floating} layers in integers"
+    nodes = optimized_nodes(folder / graph.path, session_options=dict(target.engine.session))
+    counts = Counter(node.arithmetic for node in nodes if node.arithmetic is not None)
+    text = f"onnxruntime: {counts['integer']} of {counts.total()} layers in integers"
+    return f"{text}, {counts['weight-only']} weight-only" if counts["weight-only"] else text
 
 
 def why_not_here(target: Target, root: Path = Path("/")) -> str | None:

@@ -64,7 +64,9 @@ class OnnxRuntimeBench:
 
     def ownership(self, label: str, layers: Sequence[LayerName], profile: ProfiledRuns) -> Ownership:
         """By the graph that really runs."""
-        return Ownership(owner_of=owners(optimized_nodes(self._graphs[label], session_options=self._options), layers))
+        nodes = optimized_nodes(self._graphs[label], session_options=self._options)
+        arithmetic = {node.name: node.arithmetic for node in nodes if node.arithmetic is not None}
+        return Ownership(owner_of=owners(nodes, layers), arithmetic=arithmetic)
 
     def read_back(self, label: str) -> None:
         """Nothing: it is for TensorRT."""

@@ -111,7 +111,7 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
     runs = bench.profile(timed.feeds, runs_of)
     ownership = {label: bench.ownership(label, layers, profile) for label, profile in runs.items()}
     times = {
-        label: operator_times(profile, ownership[label].owner_of, p50_ms=_median(timed.turns[label]))
+        label: operator_times(profile, ownership[label], p50_ms=_median(timed.turns[label]))
         for label, profile in runs.items()
     }
     progress.advance()

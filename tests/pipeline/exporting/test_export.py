@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from bitswitch_deploy.catalogue import bundled_file, bundled_master, sample_set
 from bitswitch_deploy.errors import CheckFailedError, TargetFileError, UsageError
 from bitswitch_deploy.graph.stamp import read_stamp
+from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.pipeline.exporting.export import RESULTS
 from bitswitch_deploy.tensors import WidthAssignment
+from tests.graph import masters
 from tests.pipeline.conftest import WIDTHS, Exported, export_to
 
 
@@ -265,6 +267,19 @@ def test_a_profile_that_names_an_unknown_pass_is_refused_before_anything_is_made
     with pytest.raises(TargetFileError, match="no pass is named QuantiseBias"):
         export_to(tmp_path / "p", str(profile))
     assert not (tmp_path / "p").exists()
+
+
+def test_layers_with_float_inputs_are_counted_as_what_they_compute_with(tmp_path: Path) -> None:
+    """Wide weights become floats, narrow ones are widened on the way, and inputs that are rounded make it integers."""
+    text = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y = MatMul (x, "a.weight") }'
+    write_master(masters.build(text, [masters.layer("a", "MatMul", activation="none")]), tmp_path / "m.safetensors")
+    for name, approximations, expected in (
+        ("exact", frozenset(), ("0 of 1 layers in integers", "0 of 1 layers in integers, 1 weight-only")),
+        ("rounded", frozenset({Approximation.INT8_INPUTS}), ("1 of 1 layers in integers",) * 2),
+    ):
+        changes = {"master": tmp_path / "m.safetensors", "widths": WIDTHS[::2], "approximations": approximations}
+        made = export_to(tmp_path / name, "x86-cpu", **changes)
+        assert [row.engine for row in made.report.widths] == [f"onnxruntime: {each}" for each in expected]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

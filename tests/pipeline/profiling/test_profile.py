@@ -16,6 +16,7 @@ from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_
 from bitswitch_deploy.engines.read_back import NodePrecision, ReadBack
 from bitswitch_deploy.errors import CheckFailedError, InputFileError, UnavailableError, UsageError
 from bitswitch_deploy.latency_table import read_latency_table
+from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.pipeline.profiling.profile import schedule_for
 from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
@@ -25,6 +26,8 @@ from bitswitch_deploy.search.resources import Choices, Resources
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.engines import fake_trtexec
 from tests.engines.tensorrt_device import install, plan
+from tests.graph import masters
+from tests.pipeline.conftest import WIDTHS, export_to
 from tests.pipeline.profiling.conftest import MASTER, put_reference, run
 from tests.profiling.board.machines import JETSON_FILES, X86_FILES, machine
 from tests.runtime.conftest import MIXED, Packages
@@ -77,6 +80,20 @@ def test_layers_are_those_of_the_master_and_add_up(whole: tuple[ProfileResult, P
         assert sum(node.share for node in each.layers) <= 1 + 1e-9
         assert [node.ms for node in each.layers] == sorted((node.ms for node in each.layers), reverse=True)
         assert sum(count for _, count in each.operators) == len({node.name for node in each.layers})
+
+
+def test_what_a_layer_of_float_inputs_computes_with(tmp_path: Path) -> None:
+    """The operator is the same; the graph that really runs tells."""
+    text = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y = MatMul (x, "a.weight") }'
+    write_master(masters.build(text, [masters.layer("a", "MatMul", activation="none")]), tmp_path / MASTER)
+    for name, approximations, arithmetic in (
+        ("exact", frozenset(), "weight-only"),
+        ("rounded", frozenset({Approximation.INT8_INPUTS}), "integer"),
+    ):
+        changes = {"master": tmp_path / MASTER, "widths": WIDTHS[2:3], "approximations": approximations}
+        result = run(export_to(tmp_path / name, "x86-cpu", **changes).package)
+        found = {(each.operator, each.arithmetic) for each in result.candidates[0].layers}
+        assert ("MatMulNBits", arithmetic) in found
 
 
 def test_the_latency_table_holds_what_the_result_says(whole: tuple[ProfileResult, Path]) -> None:
