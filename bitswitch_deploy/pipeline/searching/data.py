@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bitswitch_deploy.catalogue import sample_set
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.pipeline.inputs import load_samples
+from bitswitch_deploy.pipeline.inputs import bundled_samples, load_samples, number_of_classes
 from bitswitch_deploy.search.samples import (
     Inputs,
     Labels,
@@ -24,8 +23,7 @@ from bitswitch_deploy.search.samples import (
 )
 from bitswitch_deploy.validation.dataset import Dataset
 
-# As many as the search toy and ResNet-20 needed.
-# few: what they have by chance cancels (`search.batchnorm`)
+# As many as the search toy and ResNet-20 needed; few, because what they have by chance cancels (`search.batchnorm`).
 STATISTICS = 256
 _BLOCK = 256
 
@@ -77,8 +75,7 @@ def load_search_data(
         OutputError: the folder cannot be written.
     """
     if data is None:
-        names = {accuracy.dataset for accuracy in master.spec.accuracy}
-        bundled = next((found for name in sorted(names) if (found := sample_set(name)) is not None), None)
+        _, bundled = bundled_samples(master)
         data, test = (bundled.train, test or bundled.test) if bundled else (None, test)
     pool = load_samples(master, data, limit=None)
     if pool is None or data is None:
@@ -90,7 +87,7 @@ def load_search_data(
     n_search = min(sampling.count, n_most - n_statistics)
     order = choose_samples(pool.y, pool.n, count=n_search + n_statistics, seed=sampling.seed)
     chosen, others = order[:n_search], order[n_search:]
-    notes = check_samples(pool.y, chosen, classes=_classes(master), where=str(data))
+    notes = check_samples(pool.y, chosen, classes=number_of_classes(master) or 1, where=str(data))
     x, x_statistics = _inputs(pool, chosen), _inputs(pool, others)
     return SearchData(
         name=pool.name,
@@ -122,8 +119,3 @@ def _check_labels(data: Path, pool: Dataset, held_out: Dataset | None, test: Pat
             allowed="both or none",
             do="hand in samples of the same kind",
         )
-
-
-def _classes(master: Master) -> int:
-    shape = master.spec.outputs[0].shape
-    return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else 1
