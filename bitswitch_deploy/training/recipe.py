@@ -150,7 +150,6 @@ def stage_decisions(recipe: Recipe, settings: StageSettings) -> dict[str, str]:
     """What the steps of a stage depend on, as JSON by name, for a checkpoint.
 
     Left out are its length, which the state itself tells, and the learning rate, which may fall where it diverged.
-    diverged.
     """
     common = ("seed", "network", "dataset", "preprocessing", "augmentation", "quantization")
     whole = asdict(recipe)

@@ -1,4 +1,7 @@
-"""The two stages of a run: float training, then joint training at all widths. A stage knows one mini-batch."""
+"""The first two stages of a run: float training, then joint training at all widths; `supernet` is the third.
+
+A stage knows one mini-batch.
+"""
 
 from __future__ import annotations
 
