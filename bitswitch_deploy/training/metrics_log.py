@@ -6,8 +6,10 @@
      "seconds": ..., "images_per_s": ...}
     {"event": "end", "float_top1": ..., "top1": {...}, "master_sha256": ...}
 
-A run that was interrupted and went on has another "start" with the step that it went on from. Top-1 is in percent of
-the test split, `seconds` is time spent training since the line before (measuring and saving left out).
+A run that was interrupted and went on has another "start" with the step that it went on from. A "start" at a step above
+0 has `parent`: the stage that the step counts in, and the `runs` that the state file comes from, each with what its own
+"start" said ({}: one that an older version did not record). Float weights are named where they were read. Top-1 is in
+percent of the test split, `seconds` is time spent training since the line before (measuring and saving left out).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from bitswitch_deploy.errors import OutputError
 VERSIONS = {
     "bitswitch-deploy": __version__,
     "python": platform.python_version(),
-    "torch": torch.__version__,
+    "torch": str(torch.__version__),  # a state file holds plain values, and this is a class of torch
     "numpy": np.__version__,
 }
 

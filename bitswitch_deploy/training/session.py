@@ -5,6 +5,7 @@ Started by torchrun, the processes share the work; the first one reads and write
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -47,6 +48,12 @@ from bitswitch_deploy.training.supernet import SupernetStage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, restore_stage, run_stage
 
 _MEASURED_SUBNETS = 16
+_TRAINED = (JointStage.name, SupernetStage.name)  # a state of these has the float network's weights in it
+# what a state file keeps of each run that it comes from; `decisions` beside it tells what its steps depended on
+_OF_A_RUN = (
+    *("recipe", "seed", "float_checkpoint", "float_checkpoint_sha256", "joint_steps", "threads", "fast"),
+    *("precision", "replicas", "device", "host", "versions"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +132,10 @@ def _run(session: Session) -> TrainedNetwork:
     check_labels(dataset, _outputs(model, recipe))
     is_first = replica_index() == 0
     saved = from_first(_saved_state(session) if is_first else None)
-    run = _Run(session=session, dataset=dataset, saved=saved, log=MetricsLog(session.log if is_first else None))
-    run.log.write("start", **_circumstances(session), step=saved.get("step", 0))
+    started = _circumstances(session, saved)
+    log = MetricsLog(session.log if is_first else None)
+    run = _Run(session=session, dataset=dataset, saved=saved, runs=_runs(saved, started), log=log)
+    log.write("start", **started, step=saved.get("step", 0), **_parent(saved))
     model, float_top1 = run.float_network(model)
     prepared = prepare(model, (_example(recipe),), recipe.quantization)
     run.log.write("prepared", layers={each.name: f"{each.decision}: {each.reason}" for each in prepared.report})
@@ -144,17 +153,21 @@ def _run(session: Session) -> TrainedNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """A session under way. saved: the state that it goes on from; empty when it begins."""
+    """A session under way.
+
+    saved: the state that it goes on from; empty when it begins. runs: what states of this session say of their origin.
+    """
 
     session: Session
     dataset: AnyDataset
     saved: dict[str, Any]
+    runs: list[dict[str, Any]]
     log: MetricsLog
 
     def float_network(self, model: nn.Module) -> tuple[nn.Module, float]:
         """The trained float network, on the CPU, and its top-1: `model` with weights loaded or trained."""
         session, recipe = self.session, self.session.recipe
-        if self.saved.get("stage") in (JointStage.name, SupernetStage.name):
+        if self.saved.get("stage") in _TRAINED:
             return model, _saved_top1(self.saved, session)  # the weights come with the joint state
 
         def measure() -> dict[str, float]:
@@ -270,7 +283,8 @@ class _Run:
 
         def reached(milestone: Milestone) -> dict[str, float]:
             if replica_index() == 0:
-                save_checkpoint({**milestone.state, **extra, "decisions": decided}, session.state)
+                kept = {**milestone.state, **extra, "decisions": decided, "runs": self.runs}
+                save_checkpoint(kept, session.state)
             accuracies = measure()
             self.log.write_epoch(
                 stage.name,
@@ -293,7 +307,7 @@ def _saved_state(session: Session) -> dict[str, Any]:
     if not session.resume:
         raise UsageError(
             where=str(session.state),
-            got="an interrupted run left its state here",
+            got="an earlier run left its state here",
             allowed="no state file, or a run that resumes",
             do="go on with --resume, or delete the file to start again",
         )
@@ -350,14 +364,17 @@ def _of_mixtures(mixed: MixedAccuracy | None) -> dict[str, float]:
     return {} if mixed is None else {"mixed": mixed.as_trained, "mixed, re-estimated": mixed.reestimated}
 
 
-def _circumstances(session: Session) -> dict[str, Any]:
-    """What the figures of a log depend on."""
+def _circumstances(session: Session, saved: dict[str, Any]) -> dict[str, Any]:
+    """What the figures of a log depend on, besides the state that the session goes on from."""
     recipe = session.recipe
     execution = session.execution
+    checkpoint = None if saved.get("stage") in _TRAINED else session.float_checkpoint
     return {
         "recipe": recipe.name,
+        "dataset": recipe.dataset,
         "seed": recipe.seed,
-        "float_checkpoint": None if session.float_checkpoint is None else session.float_checkpoint.name,
+        "float_checkpoint": None if checkpoint is None else checkpoint.name,
+        "float_checkpoint_sha256": None if checkpoint is None else _sha256(checkpoint),
         "joint_epochs": recipe.joint.epochs,
         "joint": asdict(recipe.joint),
         "joint_steps": session.joint_steps,
@@ -371,6 +388,27 @@ def _circumstances(session: Session) -> dict[str, Any]:
         "host": host_text(),
         "versions": VERSIONS,
     }
+
+
+def _runs(saved: dict[str, Any], started: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that states of this one come from, the earliest first and this one last; {} is one that is not known."""
+    own = {name: started[name] for name in _OF_A_RUN if started[name] is not None}
+    before: list[dict[str, Any]] = _parent(saved)["parent"]["runs"] if saved else []
+    is_the_last = bool(before) and {**before[-1], **own} == before[-1]  # which was interrupted
+    return before if is_the_last else [*before, own]
+
+
+def _parent(saved: dict[str, Any]) -> dict[str, Any]:
+    """For the log: the stage of the state that is gone on from, and the runs that it comes from."""
+    return {"parent": {"stage": saved.get("stage"), "runs": saved.get("runs", [{}])}} if saved else {}
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file; None where it cannot be read, as whoever imports it says why."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _device_text(device: torch.device) -> str:

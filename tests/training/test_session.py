@@ -265,9 +265,61 @@ def test_a_state_that_tells_no_recipe_is_taken(tmp_path: Path, data: Path, begun
     run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", joint_steps=1, resume=True))
 
 
+def start_lines(log: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["event"] == "start"]
+
+
+def test_a_log_names_the_run_whose_state_it_went_on_from(
+    tmp_path: Path, data: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitswitch_deploy.training.session._MEASURED_SUBNETS", 1)
+    state, log = tmp_path / "state", tmp_path / "log.jsonl"
+    shutil.copy(begun, state)
+    mixed = replace(supernet_recipe(draw="uniform"), name="mixed")
+    session = Session(recipe=mixed, data=data, state=state, joint_steps=1, resume=True, log=log)
+    run_session(session)
+    run_session(session)  # to see what it left in its own state
+    inherited, resumed = start_lines(log)
+    (first,) = inherited["parent"]["runs"]
+    assert (inherited["step"], inherited["parent"]["stage"]) == (1, "joint")
+    assert (first["recipe"], first["seed"], first["precision"], first["threads"]) == ("digits", 1, "float32", 1)
+    weights = begun.with_name("float.pt")
+    assert first["float_checkpoint"] == "float.pt"
+    assert first["float_checkpoint_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert inherited["float_checkpoint"] is None  # it was not read
+    assert (resumed["step"], resumed["parent"]["stage"]) == (4, "supernet")
+    assert resumed["parent"]["runs"][0] == first
+    assert [run["recipe"] for run in resumed["parent"]["runs"]] == ["digits", "mixed"]
+    # the same run, interrupted and resumed, is one
+    assert load_checkpoint(state)["runs"] == resumed["parent"]["runs"]
+
+
+def test_a_state_of_an_older_version_is_of_an_unknown_run(tmp_path: Path, data: Path, begun: Path) -> None:
+    state = load_checkpoint(begun)
+    del state["runs"]
+    save_checkpoint(state, tmp_path / "state")
+    log = tmp_path / "log.jsonl"
+    run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", joint_steps=1, resume=True, log=log))
+    assert start_lines(log)[0]["parent"] == {"stage": "joint", "runs": [{}]}
+
+
+def test_a_log_names_the_float_weights_that_were_read(tmp_path: Path, data: Path) -> None:
+    checkpoint, log = tmp_path / "float.pt", tmp_path / "log.jsonl"
+    save_checkpoint(build_network("digits-resnet").state_dict(), checkpoint)
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "s", checkpoint=checkpoint, joint_steps=1, log=log)
+    run_session(session)
+    (started,) = start_lines(log)
+    assert (started["float_checkpoint"], started["dataset"]) == ("float.pt", "digits")
+    assert started["float_checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert "parent" not in started
+    with pytest.raises(CheckpointError, match=r"none\.pt: cannot be read"):
+        run_session(replace(session, checkpoint=tmp_path / "none.pt", state=tmp_path / "t"))
+
+
 def test_a_state_is_not_overwritten(tmp_path: Path, data: Path) -> None:
     save_checkpoint({"stage": "joint"}, tmp_path / "state")
-    with pytest.raises(UsageError, match=r"an interrupted run left its state here[\s\S]*--resume"):
+    with pytest.raises(UsageError, match=r"an earlier run left its state here[\s\S]*--resume"):
         run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state"))
     assert load_checkpoint(tmp_path / "state") == {"stage": "joint"}
 
