@@ -43,8 +43,9 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--fast", is_flag=True, help="Compile the training steps (torch.compile): minutes at first, then faster.")
+@click.option("--keep-state", is_flag=True, help="Leave the state file, for a run of another recipe to go on from.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The master to write.")
-def main(recipe: str, output: Path, seed: int | None, device: str, **choices: Any) -> None:
+def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: bool, **choices: Any) -> None:
     """Train a network at several widths at once and write its master."""
     try:
         loaded = load_recipe(recipe)
@@ -66,7 +67,8 @@ def main(recipe: str, output: Path, seed: int | None, device: str, **choices: An
         click.echo("interrupted; the same command with --resume goes on from the last epoch", err=True)
         sys.exit(EXIT_INTERRUPTED)
     if is_first_process():
-        session.state.unlink(missing_ok=True)
+        if not keep_state:
+            session.state.unlink(missing_ok=True)
         Console().print(summary(trained))
 
 

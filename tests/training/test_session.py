@@ -369,6 +369,18 @@ class TestTool:
             "out.safetensors.log.jsonl",
         ]
 
+    def test_leaves_the_state_on_demand(self, tmp_path: Path, data: Path, begun: Path) -> None:
+        output = tmp_path / "out.safetensors"
+        shutil.copy(begun, tmp_path / "out.safetensors.state")
+        words = ("--recipe", "digits", "--data", str(data), "--steps", "1", "-o", str(output))
+        done = self.run(*words, "--resume", "--keep-state")
+        assert done.returncode == 0, done.stderr
+        assert output.is_file()
+        assert (tmp_path / "out.safetensors.state").read_bytes() == begun.read_bytes()
+        again = self.run(*words)
+        assert again.returncode == 2
+        assert "an earlier run left its state here" in again.stderr
+
     @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
     def test_a_killed_process_goes_on_to_the_same_master(
         self, tmp_path: Path, data: Path, whole: TrainedNetwork, signal_number: signal.Signals
