@@ -14,24 +14,36 @@ from typing import Any
 
 import click
 
+from bitswitch_deploy.catalogue import sample_set
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.training.recipe import load_recipe
+
 CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 VARIANT_MARK = "+"  # tools/ablation.py calls a changed recipe <recipe>+<variant>
 HEAD = """# Results of training
 
 Written by `tools/results_table.py` from the logs in `results/`, one for each run; put new logs there and run it again.
 Top-1 in percent of the test split, behind it the difference in points to the run's own float network.
+[The README](../README.md#train-and-capture) says what the folder `DATA` of the commands holds.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What one log tells. start: its first line. float_top1, top1: None and empty where training failed."""
+    """What one log tells.
 
+    log: name of its file. start: its first line. changed: where it went on with other options after an interruption.
+    float_top1, top1: None and empty where training failed. master_sha256: of the master that came out, if any did.
+    """
+
+    log: str
     start: dict[str, Any]
+    changed: list[dict[str, Any]]
     float_top1: float | None
     top1: dict[str, float]
     failure: str | None
     images_per_s: float
+    master_sha256: str | None
 
     @property
     def recipe(self) -> str:
@@ -51,18 +63,29 @@ class Run:
         return f"{joint}, then {supernet['epochs']} of mixtures" if supernet else joint
 
     @property
+    def label(self) -> str:
+        """Variant, if it is one, and seed."""
+        return f"{self.variant} (seed {self.start['seed']})".strip()
+
+    @property
     def inherited(self) -> int:
-        """Mini-batches that were done when the log begins: those in the state file that the run found."""
+        """Mini-batches of a stage that were done when the log begins: those of the state file that the run found."""
         return int(self.start["step"])
 
     @property
     def options(self) -> list[str]:
         """How the command was called, where that is not as usual."""
-        words = []
-        for option, usual in (("threads", 1), ("precision", "float32"), ("joint_steps", None)):
-            if self.start.get(option, usual) != usual:
-                words += [f"--{option.removeprefix('joint_')}", str(self.start[option])]
-        return [*words, *(["--fast"] if self.start["fast"] else [])]
+        return called_with(self.start)
+
+    @property
+    def data(self) -> list[str]:
+        """Where the command finds the data set: nothing to say where it is a bundled one."""
+        dataset = self.start.get("dataset")  # older logs lack it
+        try:
+            bundled = sample_set(dataset or load_recipe(self.recipe).dataset)
+        except UsageError:  # a recipe that is no bundled one
+            bundled = None
+        return ["--data", "DATA"] if bundled is None else []
 
     @property
     def machine(self) -> str:
@@ -73,18 +96,33 @@ class Run:
         return named if replicas == 1 else f"{replicas} x {named}"
 
 
+def called_with(start: dict[str, Any]) -> list[str]:
+    """The options of a command that a log, or a state file, tells of."""
+    words = []
+    for option, usual in (("threads", 1), ("precision", "float32"), ("joint_steps", None)):
+        if start.get(option, usual) != usual:
+            words += [f"--{option.removeprefix('joint_')}", str(start[option])]
+    if start.get("device", "cpu") != "cpu":
+        words += ["--device", "cuda"]
+    return [*words, *(["--fast"] if start.get("fast") else [])]
+
+
 def read_run(path: Path) -> Run | None:
     """The run of a log; None as long as it is under way."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rates = [line["images_per_s"] for line in lines if line["event"] == "epoch" and line["stage"] == "joint"]
+    starts = [line for line in lines if line["event"] == "start"]
     if lines[-1]["event"] not in ("end", "failed"):
         return None
     return Run(
+        log=path.name,
         start=lines[0],
+        changed=[line for line in starts if called_with(line) != called_with(lines[0])],
         float_top1=lines[-1].get("float_top1"),
         top1=lines[-1].get("top1", {}),
         failure=lines[-1].get("reason"),
         images_per_s=median(rates) if rates else 0.0,
+        master_sha256=lines[-1].get("master_sha256"),
     )
 
 
@@ -111,10 +149,53 @@ def table(runs: list[Run]) -> Iterator[str]:
         versions = ", ".join(f"{name} {version}" for name, version in run.start["versions"].items())
         cells = [run.length, str(run.start["seed"]), figure([run], None), *figures, f"{run.images_per_s:.0f}"]
         yield f"| {' | '.join([*cells, run.machine, versions])} |"
+    yield from beginnings(runs)
     yield ""
     for run in runs:
-        seed = str(run.start["seed"])
-        yield " ".join(["    python tools/train_master.py --recipe", run.recipe, "--seed", seed, *run.options])
+        yield f"    {train_command(run)}"
+
+
+def train_command(run: Run) -> str:
+    """What makes a run of a recipe again."""
+    replicas, seed = run.start.get("replicas", 1), str(run.start["seed"])
+    start = "python" if replicas == 1 else f"torchrun --nproc-per-node {replicas}"
+    words = [start, "tools/train_master.py --recipe", run.recipe, *run.data, "--seed", seed, *run.options]
+    return " ".join([*words, "-o", f"{run.recipe}-seed{seed}.safetensors"])
+
+
+def beginnings(runs: list[Run]) -> Iterator[str]:
+    """Paragraphs on what the commands do not show: the state files that runs went on from, and options that changed."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.inherited:
+            found.setdefault(beginning(run), []).append(run)
+    for text, of_these in found.items():
+        named = "All of them" if len(of_these) == len(runs) > 1 else ", ".join(run.label for run in of_these)
+        rest = "Without the file the command trains everything with its options"
+        how = "[how to go on from one](../bitswitch_deploy/training/README.md)"
+        yield f"\n{named} went on from {text}. The options below are those of what came after. {rest}: {how}."
+    for run in runs:
+        for each in run.changed:
+            options = " ".join(called_with(each)) or "no options"
+            yield f"\n{run.label} was interrupted and went on from mini-batch {each['step']:,} with {options}."
+
+
+def beginning(run: Run) -> str:
+    """The state file that a run went on from, as far as its log tells."""
+    parent = run.start.get("parent", {"stage": None, "runs": [{}]})
+    stage = f" of stage {parent['stage']}" if parent["stage"] else ""
+    place = f"the state file of another run, behind mini-batch {run.inherited:,}{stage}"
+    if not any(parent["runs"]):
+        return f"{place}. The logs do not tell which run that was, nor its precision and threads"
+    return f"{place}: {', then '.join(origin(each) for each in parent['runs'])}"
+
+
+def origin(run: dict[str, Any]) -> str:
+    """One of the runs that a state file comes from."""
+    if not run:
+        return "a run that is not known"
+    others = " ".join(called_with({**run, "precision": "float32"})) or "no other options"
+    return f"`{run['recipe']}`, seed {run['seed']}, in {run['precision']} with {others}"
 
 
 def ablation(runs: list[Run]) -> Iterator[str]:
@@ -133,25 +214,30 @@ def ablation(runs: list[Run]) -> Iterator[str]:
         cells = [figure(good, None), *(figure(good, width) for width in widths)] if good else []
         failed = [f"seed {run.start['seed']}: {run.failure}" for run in of_variant if run.failure is not None]
         yield f"| {' | '.join([variant, seeds, *cells, *failed])} |"
-    for steps in sorted({run.inherited for run in runs} - {0}):
-        of_these = [f"{run.variant} (seed {run.start['seed']})" for run in runs if run.inherited == steps]
-        named = "all of them" if len(of_these) == len(runs) else ", ".join(of_these)
-        yield f"\nThe first {steps:,} mini-batches of {named} are those of a state file, from which training went on."
+    yield from beginnings(runs)
     yield ""
     yield from ablation_commands(runs)
 
 
 def ablation_commands(runs: list[Run]) -> Iterator[str]:
     """What makes runs of one recipe again: a command for all variants that had the same seeds and options."""
-    seeds: dict[tuple[str, str], list[str]] = {}
+    seeds: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        seeds.setdefault((run.variant, " ".join(run.options)), []).append(str(run.start["seed"]))
-    variants: dict[tuple[str, str], list[str]] = {}
-    for (variant, options), of_variant in seeds.items():
-        variants.setdefault((",".join(of_variant), options), []).append(variant)
-    for (all_seeds, options), names in variants.items():
-        words = f"--recipe {runs[0].recipe} --variants {','.join(names)} --seeds {all_seeds} {options}"
-        yield f"    python tools/ablation.py {words}".rstrip()
+        seeds.setdefault((run.variant, " ".join(run.options)), []).append(run)
+    alike: dict[tuple[str, str], list[Run]] = {}
+    for (_, options), of_variant in seeds.items():
+        all_seeds = ",".join(str(run.start["seed"]) for run in of_variant)
+        alike.setdefault((all_seeds, options), []).extend(of_variant)
+    for of_these in alike.values():
+        yield f"    {ablation_command(of_these)}"
+
+
+def ablation_command(runs: list[Run]) -> str:
+    """What makes runs of one recipe again that have the same seeds and options."""
+    variants = ",".join(dict.fromkeys(run.variant for run in runs))
+    seeds = ",".join(dict.fromkeys(str(run.start["seed"]) for run in runs))
+    words = ["python tools/ablation.py --recipe", runs[0].recipe, *runs[0].data, "--variants", variants]
+    return " ".join([*words, "--seeds", seeds, *runs[0].options, "-o runs"])
 
 
 def figure(runs: list[Run], width: str | None) -> str:

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
-from tools.results_table import CALIBRATION, main, page, read_run
+import tools.ablation
+import tools.train_master
+from tools.results_table import CALIBRATION, Run, ablation_command, main, page, read_run, train_command
 
 VERSIONS = {"torch": "2.13.0", "numpy": "2.4.6"}
 
@@ -39,45 +42,108 @@ def test_the_page_of_a_few_logs(tmp_path: Path) -> None:
         "| 50 mini-batches | 1 | 98.00 | 98.25 (+0.25) | 97.50 (-0.50) | 200 | x86_64, some processor, 2 threads "
         "| torch 2.13.0, numpy 2.4.6 |"
     ) in lines
-    assert "    python tools/train_master.py --recipe digits --seed 1 --threads 2 --steps 50 --fast" in lines
+    assert (
+        "    python tools/train_master.py --recipe digits --seed 1 --threads 2 --steps 50 --fast"
+        " -o digits-seed1.safetensors"
+    ) in lines
     assert (
         "| alrs-none | 1, 2 | 97.50 [97.00..98.00] | 97.75 (+0.25) [97.50..98.00] | 96.00 (-1.50) [95.00..97.00] |"
     ) in lines
     assert "| scale-per-tensor | 1 | seed 1: loss nan |" in lines
     assert [line for line in lines if "ablation.py" in line] == [
-        "    python tools/ablation.py --recipe digits --variants alrs-none --seeds 1,2 --threads 2 --fast",
-        "    python tools/ablation.py --recipe digits --variants scale-per-tensor --seeds 1 --threads 2 --fast",
+        "    python tools/ablation.py --recipe digits --variants alrs-none --seeds 1,2 --threads 2 --fast -o runs",
+        "    python tools/ablation.py --recipe digits --variants scale-per-tensor --seeds 1 --threads 2 --fast -o runs",
     ]
     assert "container-uint8" not in "".join(lines)
 
 
+def runs(folder: Path, *logs: Path) -> list[Run]:
+    return [run for run in map(read_run, logs or sorted(folder.glob("*.log.jsonl"))) if run is not None]
+
+
 def test_a_run_on_several_devices_says_so(tmp_path: Path) -> None:
-    run = read_run(log(tmp_path, "x", end(98.0, 98.0, 97.0), device="Some GPU", replicas=4, precision="bfloat16"))
-    assert run is not None
+    (run,) = runs(
+        tmp_path, log(tmp_path, "x", end(98.0, 98.0, 97.0), device="Some GPU", replicas=4, precision="bfloat16")
+    )
     assert run.machine == "4 x Some GPU"
-    assert run.options == ["--threads", "2", "--precision", "bfloat16", "--fast"]
+    assert run.options == ["--threads", "2", "--precision", "bfloat16", "--device", "cuda", "--fast"]
+    assert train_command(run).startswith("torchrun --nproc-per-node 4 tools/train_master.py --recipe digits --seed 1 ")
+
+
+@pytest.mark.parametrize(
+    ("start", "data"),
+    [
+        ({"recipe": "digits"}, []),
+        ({"recipe": "cifar10-resnet20-short"}, ["--data", "DATA"]),
+        ({"recipe": "mine"}, ["--data", "DATA"]),  # a recipe that is not here, in a log that does not tell
+        ({"recipe": "mine", "dataset": "digits"}, []),
+        ({"recipe": "digits", "dataset": "photos"}, ["--data", "DATA"]),
+    ],
+)
+def test_a_data_set_that_is_not_bundled_is_asked_for(tmp_path: Path, start: dict[str, str], data: list[str]) -> None:
+    (run,) = runs(tmp_path, log(tmp_path, "x", end(98.0, 98.0, 97.0), **start))
+    assert run.data == data
+    for command in (train_command(run), ablation_command([run])):
+        assert ("--data DATA" in command) == bool(data)
+
+
+def test_the_commands_are_those_that_the_tools_take(tmp_path: Path) -> None:
+    start = {"recipe": "cifar10-resnet20+as-it-is", "device": "Some GPU", "precision": "bfloat16", "joint_steps": 5}
+    (run,) = runs(tmp_path, log(tmp_path, "x", end(98.0, 98.0, 97.0), **start))
+    for tool, command in (
+        (tools.train_master.main, train_command(run)),
+        (tools.ablation.main, ablation_command([run])),
+    ):
+        words = command.partition(".py ")[2].split()
+        assert tool.make_context("tool", words).params["output"]
 
 
 def test_a_stage_of_mixtures_from_the_state_of_another_run(tmp_path: Path) -> None:
     for variant in ("a", "b"):
         start = {"recipe": f"digits+{variant}", "supernet": {"epochs": 3}, "step": 1200}
         log(tmp_path, variant, end(98.0, 98.0, 97.0), **start)
-    found = [read_run(tmp_path / f"{variant}.log.jsonl") for variant in ("a", "b")]
-    lines = page([run for run in found if run is not None]).splitlines()
+    found = runs(tmp_path)
+    lines = page(found).splitlines()
     assert (
         "Variants, 60 epochs, then 3 of mixtures, means over seeds (lowest to highest where there are several):"
         in lines
     )
-    assert (
-        "The first 1,200 mini-batches of all of them are those of a state file, from which training went on." in lines
+    unknown = (
+        " went on from the state file of another run, behind mini-batch 1,200. The logs do not tell which run that "
+        "was, nor its precision and threads. The options below are those of what came after. "
     )
-    assert "    python tools/ablation.py --recipe digits --variants a,b --seeds 1 --threads 2 --fast" in lines
-    alone = read_run(log(tmp_path, "c", end(98.0, 98.0, 97.0), recipe="digits+c", seed=2))
-    assert alone is not None
-    lines = page([alone, *(run for run in found if run is not None)]).splitlines()
-    assert any(line.startswith("The first 1,200 mini-batches of a (seed 1), b (seed 1) are") for line in lines)
+    assert [line for line in lines if line.startswith(f"All of them{unknown}")]
+    assert "    python tools/ablation.py --recipe digits --variants a,b --seeds 1 --threads 2 --fast -o runs" in lines
+    (alone,) = runs(tmp_path, log(tmp_path, "c", end(98.0, 98.0, 97.0), recipe="digits+c", seed=2))
+    lines = page([alone, *found]).splitlines()
+    assert [line for line in lines if line.startswith(f"a (seed 1), b (seed 1){unknown}")]
     # which seed and which options were of which variant
-    assert "    python tools/ablation.py --recipe digits --variants c --seeds 2 --threads 2 --fast" in lines
+    assert "    python tools/ablation.py --recipe digits --variants c --seeds 2 --threads 2 --fast -o runs" in lines
+
+
+def test_a_log_that_names_the_run_before_it(tmp_path: Path) -> None:
+    before = {"recipe": "short", "seed": 1, "precision": "float32", "threads": 2, "fast": True}
+    after = {**before, "recipe": "longer", "precision": "bfloat16", "threads": 1, "fast": False}
+    parent = {"stage": "joint", "runs": [{}, before, after]}
+    log(tmp_path, "a", end(98.0, 98.0, 97.0), step=1200, parent=parent)
+    text = page(runs(tmp_path))
+    assert (
+        "\n(seed 1) went on from the state file of another run, behind mini-batch 1,200 of stage joint: a run that is "
+        "not known, then `short`, seed 1, in float32 with --threads 2 --fast, then `longer`, seed 1, in bfloat16 with "
+        "no other options. The options below"
+    ) in text
+
+
+def test_options_that_changed_on_the_way(tmp_path: Path) -> None:
+    path = log(tmp_path, "a", end(98.0, 98.0, 97.0), recipe="digits+a")
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    again = json.loads(first)
+    same = json.dumps({**again, "step": 10})
+    other = json.dumps({**again, "step": 2000, "precision": "bfloat16"})
+    path.write_text("\n".join([first, same, other, *rest]) + "\n", encoding="utf-8")
+    changed = [line for line in page(runs(tmp_path)).splitlines() if "interrupted" in line]
+    options = "--threads 2 --precision bfloat16 --fast"
+    assert changed == [f"a (seed 1) was interrupted and went on from mini-batch 2,000 with {options}."]
 
 
 def test_the_results_page_is_that_of_the_logs() -> None:
