@@ -14,12 +14,16 @@ from typing import Any
 
 import click
 
-from bitswitch_deploy.catalogue import sample_set
+from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.recipe import load_recipe
+from tools.ablation import SUPERNET_VARIANTS, VARIANTS
 
 CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 VARIANT_MARK = "+"  # tools/ablation.py calls a changed recipe <recipe>+<variant>
+UNCHANGED = {name for name, (joint, quantization) in VARIANTS.items() if not (joint or quantization)}
+UNCHANGED |= {name for name, changes in SUPERNET_VARIANTS.items() if not changes}
 HEAD = """# Results of training
 
 Written by `tools/results_table.py` from the logs in `results/`, one for each run; put new logs there and run it again.
@@ -205,6 +209,7 @@ def ablation(runs: list[Run]) -> Iterator[str]:
     widths = list(next((run.top1 for run in runs if run.top1), {}))
     lengths = ", ".join(sorted({run.length for run in runs}))
     yield f"Variants, {lengths}, means over seeds (lowest to highest where there are several):\n"
+    yield f"{chance(runs)}\n"
     yield f"| variant | seeds | float | {' | '.join(widths)} |"
     yield f"|{'---|' * (len(widths) + 3)}"
     for variant in dict.fromkeys(run.variant for run in runs):
@@ -217,6 +222,42 @@ def ablation(runs: list[Run]) -> Iterator[str]:
     yield from beginnings(runs)
     yield ""
     yield from ablation_commands(runs)
+
+
+def chance(runs: list[Run]) -> str:
+    """How far figures differ where nothing was changed."""
+    unchanged = [run for run in runs if run.variant in UNCHANGED and run.failure is None]
+    known = []
+    for variant in dict.fromkeys(run.variant for run in unchanged):
+        tops = [run.top1 for run in unchanged if run.variant == variant]
+        if len(tops) > 1:
+            spread = {width: max(top[width] for top in tops) - min(top[width] for top in tops) for width in tops[0]}
+            known.append(f"Between its seeds {variant}, the recipe unchanged, differs by {listed(spread)} points.")
+    for run in unchanged:
+        if bundled := bundled_figures(run):
+            gaps = {width: abs(run.top1[width] - value) for width, value in bundled.items()}
+            twin = f"The bundled master, of the same recipe and seed as {run.label} but trained another time,"
+            known.append(f"{twin} differs from it by {listed(gaps)} points.")
+    if not known:
+        return "How far figures differ where nothing is changed these runs do not tell: small differences say nothing."
+    if len({run.start["seed"] for run in runs}) == 1:
+        return " ".join([*known, "With one seed, differences of that size between variants say nothing."])
+    return " ".join([*known, "Weigh differences between variants against that."])
+
+
+def bundled_figures(run: Run) -> dict[str, float]:
+    """Top-1 of the bundled master where it is of the recipe, seed and length of a run; else nothing."""
+    spec = read_master(bundled_master()).spec
+    made = dict(spec.provenance)
+    steps = run.start["joint_steps"]
+    wanted = (run.recipe, str(run.start["seed"]), None if steps is None else str(steps))
+    same = (made.get("recipe"), made.get("seed"), made.get("joint_steps")) == wanted
+    return {f"w{entry.bits}": entry.value for entry in spec.accuracy} if same else {}
+
+
+def listed(values: dict[str, float]) -> str:
+    """Points by width, in words."""
+    return ", ".join(f"{value:.2f} ({width.replace(',', '')})" for width, value in values.items())
 
 
 def ablation_commands(runs: list[Run]) -> Iterator[str]:

@@ -9,7 +9,9 @@ from click.testing import CliRunner
 
 import tools.ablation
 import tools.train_master
-from tools.results_table import CALIBRATION, Run, ablation_command, main, page, read_run, train_command
+from bitswitch_deploy.catalogue import bundled_master
+from bitswitch_deploy.master import read_master
+from tools.results_table import CALIBRATION, Run, ablation_command, chance, main, page, read_run, train_command
 
 VERSIONS = {"torch": "2.13.0", "numpy": "2.4.6"}
 
@@ -54,6 +56,9 @@ def test_the_page_of_a_few_logs(tmp_path: Path) -> None:
         "    python tools/ablation.py --recipe digits --variants alrs-none --seeds 1,2 --threads 2 --fast -o runs",
         "    python tools/ablation.py --recipe digits --variants scale-per-tensor --seeds 1 --threads 2 --fast -o runs",
     ]
+    assert (
+        "How far figures differ where nothing is changed these runs do not tell: small differences say nothing."
+    ) in lines
     assert "container-uint8" not in "".join(lines)
 
 
@@ -144,6 +149,29 @@ def test_options_that_changed_on_the_way(tmp_path: Path) -> None:
     changed = [line for line in page(runs(tmp_path)).splitlines() if "interrupted" in line]
     options = "--threads 2 --precision bfloat16 --fast"
     assert changed == [f"a (seed 1) was interrupted and went on from mini-batch 2,000 with {options}."]
+
+
+def test_what_figures_differ_by_where_nothing_was_changed(tmp_path: Path) -> None:
+    accuracy = {entry.bits: entry.value for entry in read_master(bundled_master()).spec.accuracy}
+    log(tmp_path, "a", end(98.0, accuracy[8], accuracy[2] - 1.5), recipe="digits+as-it-is")
+    (one,) = runs(tmp_path)
+    for width in ("w6", "w4"):
+        one.top1[width] = accuracy[int(width[1:])]
+    assert chance([one]) == (
+        "The bundled master, of the same recipe and seed as as-it-is (seed 1) but trained another time, differs from "
+        "it by 0.00 (w8), 0.00 (w6), 0.00 (w4), 1.50 (w2) points. With one seed, differences of that size between "
+        "variants say nothing."
+    )
+    log(tmp_path, "a", end(98.0, 98.0, 96.0), recipe="digits+as-it-is", seed=2)
+    log(tmp_path, "b", end(98.0, 98.5, 97.75), recipe="digits+as-it-is", seed=3)
+    log(tmp_path, "c", end(98.0, 90.0, 90.0), recipe="digits+alrs-none", seed=3)
+    assert chance(runs(tmp_path)) == (
+        "Between its seeds as-it-is, the recipe unchanged, differs by 0.50 (w8), 1.75 (w2) points. Weigh differences "
+        "between variants against that."
+    )
+    # as long as no other: the bundled master is no twin of a shorter run
+    log(tmp_path, "a", end(98.0, 98.0, 96.0), recipe="digits+as-it-is", joint_steps=5)
+    assert "bundled" not in chance(runs(tmp_path))
 
 
 def test_the_results_page_is_that_of_the_logs() -> None:
