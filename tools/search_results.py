@@ -1,11 +1,19 @@
 """Does the search hold what it promises? Three experiments; `tools/search_page.py` writes the page about them.
 
-python tools/search_results.py exhaustive --tie "blocks.1.conv1,blocks.1.shortcut.conv" \
+python tools/search_results.py exhaustive --tie "blocks.1.conv1,blocks.1.shortcut.conv" --hessian costs.json \
     -o calibration/results/search-exhaustive-digits.json
 python tools/search_results.py against-uniform --master resnet20.safetensors --cifar10 DATA/cifar10 --reestimate \
-    --bits 8,7,6,5,4,3,2 -o calibration/results/search-resnet20-all-widths.json
-python tools/search_results.py statistics --master resnet20.safetensors --cifar10 DATA/cifar10 \
+    --bits 8,7,6,5,4,3,2 --averages 4,3,5 -o calibration/results/search-resnet20-all-widths.json
+python tools/search_results.py statistics --master resnet20.safetensors --cifar10 DATA/cifar10 --test-samples 4000 \
     -o calibration/results/search-statistics-resnet20.json
+
+The page names each command in full, and the log of the training that made each master. `costs.json` and, beside it,
+`costs.traces.json` are written by tools/hessian_costs.py --samples 512 --vectors 128 -o costs.json.
+
+--cifar10 is any of the layouts that `load_cifar10` of bitswitch_deploy/training/datasets.py reads. Its images are kept
+as .npz files in --cache, .bitswitch-search here; for other commands they are written by
+
+python tools/search_results.py cifar10-files DATA/cifar10 -o .bitswitch-search
 """
 
 from __future__ import annotations
@@ -24,9 +32,11 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from bitswitch_deploy.atomic_file import atomic_writer
 from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.cli.options import progress_bar
 from bitswitch_deploy.engines.cpu_features import usable_cores
+from bitswitch_deploy.errors import BitswitchError
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.pipeline.searching.data import Sampling, load_search_data
 from bitswitch_deploy.pipeline.searching.final_test import run_final_test
@@ -357,6 +367,23 @@ def _row(scores: Scores, than: Scores | None = None) -> dict[str, Any]:
     return row
 
 
+@main.command("cifar10-files")
+@click.argument("folder", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder of the two files.")
+def store_cifar10(folder: Path, output: Path) -> None:
+    """The images and labels of CIFAR-10 as .npz files that every command takes as --data.
+
+    Files that are there already are left as they are.
+    """
+    try:
+        paths = cifar10_files(folder, output, None)
+    except BitswitchError as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(exc.exit_code)
+    for path in paths:
+        click.echo(path)
+
+
 def cifar10_files(folder: Path, cache: Path, test_samples: int | None) -> tuple[Path, Path]:
     from bitswitch_deploy.training.datasets import load_cifar10
 
@@ -365,7 +392,8 @@ def cifar10_files(folder: Path, cache: Path, test_samples: int | None) -> tuple[
     dataset = load_cifar10(folder)
     for path, split, count in zip(paths, (dataset.train, dataset.test), (None, test_samples)):
         if not path.is_file():
-            np.savez(path, x=np.asarray(split.images)[:count], y=np.asarray(split.labels)[:count])
+            with atomic_writer(path) as file:  # as a file that is there is never written anew
+                np.savez(file, x=np.asarray(split.images)[:count], y=np.asarray(split.labels)[:count])
     return paths
 
 

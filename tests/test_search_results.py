@@ -1,0 +1,53 @@
+"""The files that the README's commands on CIFAR-10 name come out of a command, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from tools.search_results import main
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> np.ndarray:
+    """Four images of the binary version of CIFAR-10 in each of its files, in `tmp_path`/cifar10."""
+    records = np.random.default_rng(0).integers(0, 256, (4, 3073), dtype=np.uint8)
+    records[:, 0] %= 10
+    (tmp_path / "cifar10").mkdir()
+    for name in (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"):
+        (tmp_path / "cifar10" / f"{name}.bin").write_bytes(records.tobytes())
+    return records
+
+
+def cifar10_files(folder: Path, output: Path) -> Result:
+    return CliRunner().invoke(main, ["cifar10-files", str(folder), "-o", str(output)])
+
+
+def test_cifar10_becomes_two_files(tmp_path: Path, records: np.ndarray) -> None:
+    output = tmp_path / "new" / "folder"
+    done = cifar10_files(tmp_path / "cifar10", output)
+    assert done.exit_code == 0, done.output
+    train, test = output / "cifar10-train.npz", output / "cifar10-test-all.npz"
+    assert done.stdout.splitlines() == [str(train), str(test)]
+    assert sorted(output.iterdir()) == [test, train]
+    images = records[:, 1:].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
+    for path, times in ((train, 5), (test, 1)):
+        with np.load(path) as arrays:
+            assert sorted(arrays) == ["x", "y"]
+            np.testing.assert_array_equal(arrays["x"], np.concatenate([images] * times))
+            np.testing.assert_array_equal(arrays["y"], np.tile(records[:, 0], times))
+    test.write_bytes(b"mine")
+    assert cifar10_files(tmp_path / "cifar10", output).exit_code == 0
+    assert test.read_bytes() == b"mine"
+
+
+def test_what_is_no_cifar10_is_refused(tmp_path: Path) -> None:
+    done = cifar10_files(tmp_path, tmp_path / "out")
+    assert done.exit_code == 3
+    assert done.stderr.startswith(f"error: {tmp_path / 'train_00.webp'}: cannot be read")
+    assert not list((tmp_path / "out").iterdir())
