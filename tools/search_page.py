@@ -3,29 +3,61 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bitswitch_deploy.catalogue import bundled_master
+from bitswitch_deploy.master import read_master
+from tools.results_table import VARIANT_MARK, Run, ablation_command, read_run, train_command
 
 LOSS, DIVERGENCE = "loss", "divergence"  # what all assignments were measured by
 RESULTS = Path(__file__).resolve().parent.parent / "calibration"
 _HEAD = """# Results of the search
 
 Written by `tools/search_page.py` from the files in `results/`; what they show is discussed in
-[the search's own page](../bitswitch_deploy/search/README.md#what-was-measured)."""
+[the search's own page](../bitswitch_deploy/search/README.md#what-was-measured). What `DATA` holds says
+[the README](../README.md#train-and-capture)."""
 
 
 def main() -> None:
     """Write the page anew."""
+    (RESULTS / "SEARCH.md").write_text(page(RESULTS / "results"), encoding="utf-8")
+
+
+def page(folder: Path) -> str:
+    """The Markdown page of the results in a folder, with the training logs there that tell where masters come from."""
     parts = [_HEAD]
-    for path in sorted((RESULTS / "results").glob("search-*.json")):
+    found = [read_run(path) for path in sorted(folder.glob("*.log.jsonl"))]
+    runs = {run.master_sha256: run for run in found if run is not None}
+    for path in sorted(folder.glob("search-*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         render = _PAGES[result["experiment"]]
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        made = f"`{result['command']}` ({versions}; master sha256 {result['master_sha256'][:12]})"
-        parts.append("\n".join([f"## {path.stem.removeprefix('search-')}", "", made, "", *render(result)]))
-    (RESULTS / "SEARCH.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        made = [f"`{result['command']}` ({versions})", "", _origin(result, runs)]
+        parts.append("\n".join([f"## {path.stem.removeprefix('search-')}", "", *made, "", *render(result)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(result: dict[str, Any], runs: dict[str | None, Run]) -> str:
+    """Where the master of a result comes from: by its hash, as its file may have had any name."""
+    sha256, words = result["master_sha256"], shlex.split(result["command"])
+    name = f"`{words[words.index('--master') + 1]}`" if "--master" in words else "The master"
+    named = f"{name} (sha256 {sha256[:12]})"
+    if sha256 == read_master(bundled_master()).sha256:
+        return f"{named} is the bundled one, `calibration/digits/digits.safetensors`."
+    run = runs.get(sha256)
+    if run is None:
+        return f"{named} is in no log of `results/`, so the command that made it is not known."
+    made = f"`{train_command(run)}` wrote"
+    if run.variant:
+        file = f"runs/{run.recipe}{VARIANT_MARK}{run.variant}-seed{run.start['seed']}.safetensors"
+        made = f"`{ablation_command([run])}` wrote as `{file}`"
+    if run.inherited:
+        made += f", going on from [a state file of another run](RESULTS.md#{run.recipe})"
+    return f"{named} is what {made} ([its log](results/{run.log}))."
 
 
 def _exhaustive_page(result: dict[str, Any]) -> list[str]:
