@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tools.bench.latency_chart import alt_text, chart, table
-from tools.update_readme import CHART, LATENCY, MEASURED, README, ROOT, latencies
+from tools.update_readme import CHART, LATENCY, MEASURED, README, ROOT, latencies, spreads
 
 RATIOS = {"float32": 2.5, "quantize_static": 1.0, "modelopt": 6.25, "w8": 1.1, "w6": 1.2, "w4": 0.9, "w2": 0.95}
 FAST = {f"w{bits} fast": 0.8 + bits / 100 for bits in (8, 6, 4, 2)}
@@ -62,6 +62,13 @@ def test_table_without_modelopt() -> None:
     lines = table([*rows("other"), *measured], absent).splitlines()
     assert lines[2] == "| other | 1 | 1 | 1.10 | 1.20 | 0.90 | 0.95 | 0.82 to 0.88 | 2.50 | 6.25 |"
     assert lines[3] == "| net | 1 | 2 | 1.10 | 1.20 | 0.90 | 0.95 | 0.82 to 0.88 | 2.50 | - |"
+
+
+def test_the_spread_is_told_for_each_number_of_threads() -> None:
+    measured = [*rows(threads=2), *rows(), *rows("other"), *rows("other", threads=2)]
+    assert spreads(rows()) == "their quartiles lie up to 2% of the median apart with one thread"
+    measured[1]["spread"], measured[-1]["spread"], measured[len(rows())]["spread"] = 0.3, 0.5, 0.25
+    assert spreads(measured) == "their quartiles lie up to 25% of the median apart with one thread, 50% with 2 threads"
 
 
 def test_the_readme_shows_what_was_measured() -> None:

@@ -54,10 +54,19 @@ def latencies(measured: dict[str, Any]) -> tuple[str, str]:
     shown = {"batch": first["batch"], "threads": first["threads"]}
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     reasons = [f"ModelOpt, {each['network']}: {each['reason']}.\n" for each in measured["absent"]]
-    spread = max(row["spread"] for row in rows)
-    note = f"Medians of {measured['turns']} interleaved turns; their quartiles lie up to {spread:.0%} of it apart."
+    note = f"Medians of {measured['turns']} interleaved turns; {spreads(rows)}: read smaller differences with care."
     block = [f"![{alt_text(rows, **shown)}]({CHART})\n", table(rows, measured["absent"]) + "\n", *reasons]
     return "\n".join([*block, f"{note} {versions}.\n"]), chart(rows, **shown)
+
+
+def spreads(rows: list[dict[str, Any]]) -> str:
+    """How far the quartiles of a row lie apart at most, for each number of threads: several are disturbed more."""
+    each: list[str] = []
+    for threads in sorted({row["threads"] for row in rows}):
+        worst = max(row["spread"] for row in rows if row["threads"] == threads)
+        of_what = "" if each else " of the median apart"
+        each.append(f"{worst:.0%}{of_what} with {'one thread' if threads == 1 else f'{threads} threads'}")
+    return f"their quartiles lie up to {', '.join(each)}"
 
 
 if __name__ == "__main__":
