@@ -58,7 +58,8 @@ def main(
             with progress_bar() as progress:
                 report = search(request, progress)
             what = "front of average bits" if pareto else budget
-            click.echo(f"{what}: {report.seconds:.0f} s, {report.n_candidates} assignments on all {samples:,} samples")
+            n = report.samples.n_search  # half of the data at most
+            click.echo(f"{what}: {report.seconds:.0f} s, {report.n_candidates} assignments on all {n:,} samples")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS)
     click.echo(f"{jobs} jobs, {platform.machine()}, {versions}, Python {sys.version.split()[0]}, seed 0")
 
