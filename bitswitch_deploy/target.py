@@ -100,7 +100,8 @@ class Quantization:
 
     weight_containers: per operator one type, or pairs (widest code in bits, type).
     residual: which inputs of a residual Add are quantized.
-    min_agreement: percent of samples predicted as before that an approximation must leave.
+    min_agreement: percent of samples predicted as before that an approximation must leave, unless labels exclude that
+        top-1 falls by the rest to 100 points.
     negative_scales: whether the runtime takes them for weights.
     """
 

@@ -5,7 +5,7 @@ targets: [x86-cpu, jetson]
 widths: [8, 6, 4, 2, mixed.json]  # a name is a JSON file of layer -> width
 data: photos/                     # the bundled set of the master where it is left out
 calibration: train.npz            # samples for approximations; as for export
-approximations: [residual-codes]  # those that export keeps; they are chosen on the calibration samples if left out
+approximations: {net x86-cpu w8: [residual-codes]}  # what export kept; chosen on the calibration samples if left out
 metric: top-1
 baseline: bitswitch-baseline.json
 limits: {max_drop: 0.0, effect: 1.0, alpha: 0.05, power: 0.8}
@@ -63,7 +63,7 @@ class CheckConfig:
     """What the file says.
 
     Raises:
-        ValueError: no target or width, one of them twice, a width that is none, or an unknown approximation.
+        ValueError: no target or width, one of them twice, a width that is none, an unknown approximation.
     """
 
     targets: tuple[str, ...]
@@ -71,7 +71,7 @@ class CheckConfig:
     masters: tuple[str, ...] = ()
     data: str | None = None
     calibration: str | None = None
-    approximations: tuple[str, ...] | None = None
+    approximations: tuple[tuple[str, tuple[str, ...]], ...] = ()
     metric: str = "top-1"
     baseline: str = "bitswitch-baseline.json"
     limits: Limits = Limits()
@@ -86,9 +86,12 @@ class CheckConfig:
         wrong = [bits for bits in self.widths if isinstance(bits, int) and not MIN_BITS <= bits <= MAX_BITS]
         if wrong:
             raise ValueError(f"the width {wrong[0]} is not in {MIN_BITS}..{MAX_BITS}")
-        unknown = [name for name in self.approximations or () if name not in _APPROXIMATIONS]
-        if unknown:
-            raise ValueError(f"the approximation {unknown[0]} is none of {', '.join(_APPROXIMATIONS)}")
+        for case, kept in self.approximations:
+            unknown = [name for name in kept if name not in _APPROXIMATIONS]
+            if unknown:
+                raise ValueError(f"the approximation {unknown[0]} is none of {', '.join(_APPROXIMATIONS)}")
+            if len(set(kept)) != len(kept):
+                raise ValueError(f"the approximations of {case} hold something twice")
         for what, names in (
             ("masters", [master_name(Path(name)) for name in self.masters]),
             ("widths", [width_label(width) for width in self.widths]),

@@ -16,6 +16,7 @@ class CaseResult:
 
     hop: what ran, `engine` or `lowered`. value: of the metric now. n: samples; computed: those not taken from the
     cache.
+    approximations: that the graph makes.
     evidence, judgement: None when a baseline was recorded instead. notes: what the reader should know, one sentence
     each.
     """
@@ -25,6 +26,7 @@ class CaseResult:
     value: float
     n: int
     computed: int
+    approximations: tuple[str, ...] = ()
     evidence: Evidence | None = None
     judgement: Judgement | None = None
     notes: tuple[str, ...] = ()

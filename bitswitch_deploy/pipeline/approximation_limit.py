@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from bitswitch_deploy.gate.paired_counts import p_value_of_exclusion
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import Change
-from bitswitch_deploy.validation.hops import HOPS, HopResult, WidthResult
+from bitswitch_deploy.validation.hops import HOPS, HopResult, WidthResult, percent_rounded_down
 
+CHOICE = "choice of approximations"
 # Chance that labels keep a set which costs as much top-1 as the limit, over all sets that are tried for a width.
 _LEVEL = 0.05
-# A guess must cost so many times as much, or labels say nothing about the network (or are those of another one).
+# A guess must cost so many times as much, or labels say nothing about the network (or are those of another one). So
+# they never count where a tenth of the predictions may change, or more.
 _INFORMATIVE = 10.0
 
 
@@ -47,7 +49,7 @@ class ApproximationLimit:
         hops = [hop for hop in measured.hops[HOPS.index("lowered") :] if hop.n]
         names = approximation_names(used)
         agreement = min(map(_agreement, hops))
-        text = f"{agreement:.2f} % agreement on {hops[0].n:,} samples"
+        text = f"{percent_rounded_down(agreement)} % agreement on {hops[0].n:,} samples"
         if agreement >= self.min_agreement:
             return choice(f"{names}: {text}", exact=False)
         wanted = f"{self.min_agreement:g} % is the limit (--min-agreement)"
@@ -67,7 +69,7 @@ class ApproximationLimit:
 
 def choice(what: str, *, exact: bool) -> Change:
     """A change that tells what was chosen."""
-    return Change(by="choice of approximations", where="approximations", what=what, exact=exact)
+    return Change(by=CHOICE, where="approximations", what=what, exact=exact)
 
 
 def approximation_names(approximations: Iterable[Approximation]) -> str:

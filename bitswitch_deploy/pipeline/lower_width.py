@@ -25,7 +25,7 @@ from bitswitch_deploy.lowering.lower import CALIBRATED, MADE_BY, LoweredGraph, c
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit, approximation_names, choice
+from bitswitch_deploy.pipeline.approximation_limit import CHOICE, ApproximationLimit, approximation_names, choice
 from bitswitch_deploy.pipeline.inputs import ExportData
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
@@ -54,6 +54,11 @@ class LoweredWidth:
     result: WidthResult | None
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was wanted and is not in the graph, and why; a sentence each."""
+        return tuple(change.what for change in self.changes if change.by == CHOICE and change.exact)
+
+    @property
     def exact(self) -> bool:
         """Whether the lowered graph has the integer codes of the canonical one."""
         return all(change.exact for change in self.changes)
@@ -66,13 +71,14 @@ def lower_width(
     *,
     data: ExportData,
     wanted: frozenset[Approximation],
-    limit: ApproximationLimit,
+    limit: ApproximationLimit | None,
     progress: Progress,
 ) -> LoweredWidth:
     """Derive, lower, choose and validate.
 
     wanted: approximations to begin with; none of them makes the graph exact where the target can be.
-    limit: what an approximation must leave as it is; labels count on validation samples only.
+    limit: what an approximation must leave as it is; labels count on validation samples only. None keeps what is
+        wanted, whatever it costs.
 
     Raises:
         UsageError: the assignment does not fit the master.
@@ -80,14 +86,14 @@ def lower_width(
         CheckFailedError: an output is not finite.
     """
     canonical = canonical_graph(master, assignment)
-    judged_on = data.test or data.calibration
+    judged_on = data.test or (data.calibration if limit is not None else None)
     validator = WidthValidator(master, canonical, target, judged_on, progress) if judged_on is not None else None
     changes, rungs = _rungs(canonical, target, wanted, data)
     tensors = tuple(dict.fromkeys(name for rung in rungs for name in calibrated_tensors(canonical, target, rung)))
     ranges = observe_ranges(canonical, tensors, data.calibration) if tensors and data.calibration else {}
     # the network may have been trained with the labels of calibration samples
     guess = _commonest_label(data.test) if data.test is not None else None
-    judge = partial(limit.judge, looks=len(rungs) - 1, guess=guess)
+    judge = partial(limit.judge, looks=len(rungs) - 1, guess=guess) if limit is not None else None
     lowered, result, verdicts = _first_rung_kept(canonical, target, rungs, ranges, validator, judge)
     return LoweredWidth(
         canonical=canonical,
@@ -103,12 +109,12 @@ def _first_rung_kept(
     rungs: Sequence[frozenset[Approximation]],
     ranges: Mapping[str, TensorRange],
     validator: WidthValidator | None,
-    judge: Callable[[frozenset[Approximation], WidthResult], Change],
+    judge: Callable[[frozenset[Approximation], WidthResult], Change] | None,
 ) -> tuple[LoweredGraph, WidthResult | None, list[Change]]:
     """The graph of the first rung whose approximations may stay, its result, and what was judged on the way there.
 
-    The last rung and one whose graph approximates nothing are taken unjudged; so is the first one where there is
-    nothing to validate on.
+    The last rung and one whose graph approximates nothing are taken unjudged; so is the first one where nobody judges
+    or there is nothing to judge by.
     """
     tried: list[tuple[frozenset[Approximation], frozenset[Approximation]]] = []
     verdicts: list[Change] = []
@@ -118,7 +124,11 @@ def _first_rung_kept(
         lowered = lower(canonical, target, ranges=ranges, approximations=rung)
         tried.append((rung, lowered.approximations))
         measured = _measure(validator, lowered) if validator is not None else None
-        if rung == rungs[-1] or not lowered.approximations or measured is None:
+        if rung == rungs[-1] or not lowered.approximations or judge is None:
+            break
+        if measured is None:
+            names = approximation_names(lowered.approximations)
+            verdicts.append(choice(f"{names}: no samples to judge by", exact=False))
             break
         verdicts.append(judge(lowered.approximations, measured))
         if not verdicts[-1].exact:

@@ -25,6 +25,7 @@ class WidthRow:
     file_name, size_bytes: the ONNX file in the package.
     hops: results in the order of validation.hops.HOPS; empty when nothing was validated.
     exact: whether the lowered graph computes the same integer codes as the canonical one.
+    approximations: that the lowered graph makes, by name.
     changes: what lowering changed, and what that cost where it was not exact; one sentence each.
     engine: what became of the engine, in words.
     verdicts: judgements on the accuracy of the hops; empty when none were asked for.
@@ -39,6 +40,7 @@ class WidthRow:
     changes: tuple[str, ...]
     engine: str
     verdicts: tuple[Verdict, ...] = ()
+    approximations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -11,7 +10,7 @@ from rich.filesize import decimal
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.validation.dataset import DatasetSummary
-from bitswitch_deploy.validation.hops import HOPS, Hop, Verdict
+from bitswitch_deploy.validation.hops import HOPS, Hop, Verdict, percent_rounded_down
 
 # From here on there is room for the distance of the outputs; with what is left, for file names.
 WIDE = 92
@@ -118,7 +117,7 @@ def _cells(row: WidthRow) -> dict[str, Cell]:
         "file": (row.file_name, ""),
         "size": (decimal(row.size_bytes), ""),
         **{hop: _top1(row, hop) for hop in HOPS},
-        "agree": _number(_rounded_down(min(agreement)) if agreement else None),
+        "agree": _number(percent_rounded_down(min(agreement)) if agreement else None),
         "SQNR dB": _number(f"{min(sqnr):.1f}" if sqnr else None),
         "max error": _number(f"{max(error):.2g}" if error else None),
         "graph": ("exact", "") if row.exact else ("approx", "yellow"),
@@ -133,11 +132,6 @@ def _top1(row: WidthRow, name: Hop) -> Cell:
     if any(verdict.hop == name and verdict.verdict == "failed" for verdict in row.verdicts):
         return f"! {shown}", "bold red"
     return (shown, "") if hop.same_data else (f"({shown})", "dim")
-
-
-def _rounded_down(percent: float) -> str:
-    """Two decimals, and 100.00 only for all: 99.998 must not look like it."""
-    return f"{math.floor(percent * 100 + 1e-6) / 100:.2f}"
 
 
 def _number(text: str | None) -> Cell:

@@ -284,3 +284,8 @@ def _verdict(hop: HopResult, baseline: _Baseline, max_drop: float) -> Verdict:
 
 def _not_judged(hop: HopResult, reason: str) -> Verdict:
     return Verdict(label=hop.label, hop=hop.hop, verdict="not judged", drop_points=None, reason=reason)
+
+
+def percent_rounded_down(percent: float) -> str:
+    """Two decimals, and 100.00 only for all: 99.998 must not look like it."""
+    return f"{math.floor(percent * 100 + 1e-6) / 100:.2f}"

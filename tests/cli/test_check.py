@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import xml.etree.ElementTree as ET
@@ -12,8 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitswitch_deploy.catalogue import bundled_file, bundled_master, sample_set
+from bitswitch_deploy.catalogue import bundled_file, bundled_master, load_target, sample_set
+from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.lowering.approximation import Approximation
+from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.master import assemble_master, read_master, write_master
+from bitswitch_deploy.pipeline.inputs import load_export_data
+from bitswitch_deploy.pipeline.lower_width import observe_ranges
+from bitswitch_deploy.tensors import WidthAssignment
 from tests.conftest import Run
 
 CONFIG = "masters: [digits.safetensors]\ntargets: [x86-cpu]\nwidths: [8, 2]\ndata: data.npz\ncalibration: data.npz\n"
@@ -119,19 +126,53 @@ def test_a_mixed_width_and_a_target_that_is_not_here(run: Run, repository: Path)
     assert "judged by the lowered graph" in run("check").out
 
 
+NAMED: tuple[set[str], ...] = (
+    set(),
+    {"rounded-bias"},
+    {"residual-codes", "rounded-bias"},
+    {"full-resolution", "pinned-layers"},
+)
+
+
 def test_the_graphs_of_named_approximations_are_judged(run: Run, repository: Path) -> None:
-    """What export keeps by its labels would not be chosen here."""
-    graphs = {}
-    for names in ("[]", "[rounded-bias]", "[residual-codes, rounded-bias]", "[full-resolution]"):
-        Path("bitswitch.yaml").write_text(f"{CONFIG}approximations: {names}\n")
-        assert run("check", "--update-baseline").code == 0
-        records = json.loads(Path(BASELINE).read_text())["records"]
-        graphs[names] = tuple(record["graph_sha256"] for record in records)
-    assert len(set(graphs.values())) == 4
-    Path("bitswitch.yaml").write_text(f"{CONFIG}approximations: [rounded]\n")
-    outcome = run("check")
-    assert outcome.code == 3
-    assert "the approximation rounded is none of rounded-bias, " in outcome.err
+    """What export keeps by its labels would not be chosen here, and every width has its own."""
+    master = read_master(repository / "digits.safetensors")
+    calibration = load_export_data(master, data=Path("data.npz"), calibration=Path("data.npz")).calibration
+    assert calibration is not None
+    target = load_target("x86-cpu").target
+    for pair in zip(NAMED, NAMED[::-1], strict=True):
+        wanted = {f"digits x86-cpu w{bits}": sorted(names) for bits, names in zip((8, 2), pair, strict=True)}
+        (repository / "bitswitch.yaml").write_text(f"{CONFIG}approximations: {json.dumps(wanted)}\n")
+        outcome = run("check", "--update-baseline", "--json")
+        assert outcome.code == 0
+        cases = json.loads(outcome.out)["cases"]
+        records = {each["case"]["width"]: each for each in json.loads((repository / BASELINE).read_text())["records"]}
+        for case, names, bits in zip(cases, pair, (8, 2), strict=True):
+            allowed = frozenset(map(Approximation, names))
+            canonical = canonical_graph(master, WidthAssignment(default=bits))
+            tensors = tuple(calibrated_tensors(canonical, target, allowed))
+            ranges = observe_ranges(canonical, tensors, calibration) if tensors else {}
+            graph = lower(canonical, target, ranges=ranges, approximations=allowed)
+            text = graph.model.SerializeToString(deterministic=True)
+            assert records[f"w{bits}"]["graph_sha256"] == hashlib.sha256(text).hexdigest()
+            assert case["approximations"] == sorted(each.value for each in graph.approximations)
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "message"),
+    [
+        ("{digits x86-cpu w8: [rounded]}", 3, "the approximation rounded is none of rounded-bias, "),
+        ("{digits x86-cpu w8: [rounded-bias, rounded-bias]}", 3, "the approximations of digits x86-cpu w8 hold some"),
+        ("[rounded-bias]", 3, "approximations[0]: 'rounded-bias'"),
+        ("{digits x86-cpu w4: []}", 2, "approximations: digits x86-cpu w4\n  allowed: digits x86-cpu w8, digits x86"),
+        ("{digits x86-cpu w2: [half-layers]}", 2, "approximations of digits x86-cpu w2: half-layers\n  allowed: roun"),
+    ],
+)
+def test_approximations_that_nobody_makes(run: Run, repository: Path, names: str, code: int, message: str) -> None:
+    (repository / "bitswitch.yaml").write_text(f"{CONFIG}approximations: {names}\n")
+    outcome = run("check", "--update-baseline")
+    assert outcome.code == code
+    assert message in outcome.err
 
 
 def test_every_path_starts_from_the_folder_of_the_configuration(

@@ -149,9 +149,9 @@ def test_the_export_with_labels_keeps_predictions_or_accuracy_at_every_hop(
                 assert hop.agreement_percent is not None
                 assert hop.top1_percent is not None
                 # an approximation that moves predictions stays only where the labels exclude a drop by the limit
-                tested = target == "x86-cpu" and "is excluded" in str(row.changes)
+                tested = "is excluded" in str(row.changes)
                 assert hop.agreement_percent >= LIMIT or tested, (row.label, hop)
-                assert hop.top1_percent > canonical - (100 - LIMIT), (row.label, hop)
+                assert hop.top1_percent >= canonical - (100 - LIMIT) - 1e-9, (row.label, hop)
 
 
 @pytest.mark.parametrize("target", target_names())

@@ -285,7 +285,26 @@ def test_without_any_samples_nothing_is_judged(master: Master) -> None:
     width, tried = lowered(master, ExportData(test=None, calibration=None, note=""), EXPORTED, least=100.001)
     assert tried == [{ROUNDED}]
     assert width.result is None
-    assert not any("agreement" in text for text, _ in said(width))
+    assert said(width) == [
+        ("residual-codes left out: no calibration samples", True),
+        ("rounded-bias: no samples to judge by", False),
+    ]
+
+
+def test_without_a_limit_what_is_wanted_stays_unjudged(master: Master, data: ExportData) -> None:
+    for bits, samples in ((8, data), (2, replace(data, test=None))):
+        with watched() as tried:
+            width = lower_width(
+                master,
+                WidthAssignment(default=bits),
+                X86,
+                data=samples,
+                wanted=ALL,
+                limit=None,
+                progress=Silent(),
+            )
+        assert (tried, said(width), width.left_out) == ([ALL], [], ())
+        assert (width.result is None) == (samples.test is None)
 
 
 def test_without_test_samples_the_calibration_samples_decide(master: Master, data: ExportData) -> None:

@@ -10,7 +10,7 @@ from bitswitch_deploy.gate.metrics import find_metric
 from bitswitch_deploy.gate.outcome_cache import Executor
 from bitswitch_deploy.gate.result import CheckResult
 from bitswitch_deploy.pipeline.checking.evaluate_job import Outcome, evaluate_job
-from bitswitch_deploy.pipeline.checking.jobs import CheckRequest, make_jobs, read_networks
+from bitswitch_deploy.pipeline.checking.jobs import CheckRequest, make_jobs, read_networks, require_cases
 from bitswitch_deploy.pipeline.checking.verdicts import judge_outcomes, record_baseline, require_records
 from bitswitch_deploy.pipeline.progress import Progress
 
@@ -34,6 +34,7 @@ def check(request: CheckRequest, executor: Executor, progress: Progress) -> Chec
     baseline = None if request.update_baseline else read_baseline(path)
     networks = read_networks(request, metric)
     jobs = [job for network in networks for job in make_jobs(request, network, metric)]
+    require_cases(config, jobs)
     if baseline is not None:
         require_records(baseline, jobs)
     outcomes = [evaluate_job(request, job, metric, executor, progress) for job in jobs]

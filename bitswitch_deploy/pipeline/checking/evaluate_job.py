@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from bitswitch_deploy.gate.outcome_cache import Evaluated, Executor, evaluate_al
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.external_data import data_chunks, runnable
 from bitswitch_deploy.graph.large_tensors import LargeTensor
-from bitswitch_deploy.lowering.approximation import USUAL
+from bitswitch_deploy.lowering.approximation import EXPORTED
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.checking.jobs import CheckRequest, Job
@@ -30,10 +29,15 @@ from bitswitch_deploy.tensors import WidthAssignment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A job that was evaluated. graph_sha256: of the graph that was evaluated."""
+    """A job that was evaluated.
+
+    graph_sha256: of the graph that was evaluated. approximations: those that it makes. notes: on their choice.
+    """
 
     job: Job
     graph_sha256: str
+    approximations: tuple[str, ...]
+    notes: tuple[str, ...]
     evaluated: Evaluated
 
 
@@ -54,10 +58,10 @@ def evaluate_job(request: CheckRequest, job: Job, metric: Metric, executor: Exec
         job.assignment,
         job.target,
         data=ExportData(test=None, calibration=network.data.calibration),
-        wanted=USUAL if job.approximations is None else job.approximations,
-        limit=ApproximationLimit(
-            min_agreement=job.target.quantization.min_agreement if job.approximations is None else -math.inf
-        ),
+        wanted=EXPORTED if job.approximations is None else job.approximations,
+        limit=ApproximationLimit(min_agreement=job.target.quantization.min_agreement)
+        if job.approximations is None
+        else None,
         progress=progress,
     )
     optimisation: Optimisation = "all" if job.conditions.hop == "engine" else "off"
@@ -76,7 +80,13 @@ def evaluate_job(request: CheckRequest, job: Job, metric: Metric, executor: Exec
         evaluated = evaluate_all(
             evaluation, network.test.n, executor=executor, cache=request.cache, advance=progress.advance
         )
-    return Outcome(job=job, graph_sha256=graph.sha256, evaluated=evaluated)
+    return Outcome(
+        job=job,
+        graph_sha256=graph.sha256,
+        approximations=tuple(sorted(each.value for each in width.lowered.approximations)),
+        notes=width.left_out,
+        evaluated=evaluated,
+    )
 
 
 @contextmanager

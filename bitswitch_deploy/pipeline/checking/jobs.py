@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.gate.baseline import Case, Conditions
 from bitswitch_deploy.gate.config import CheckConfig, width_label
 from bitswitch_deploy.gate.evaluation import DataRef, remember_data
 from bitswitch_deploy.gate.metrics.metric import Metric, MetricContext
 from bitswitch_deploy.gate.sample_ids import check_sample_ids
 from bitswitch_deploy.lowering.approximation import Approximation
-from bitswitch_deploy.lowering.lower import check_passes
+from bitswitch_deploy.lowering.lower import MADE_BY, check_passes
 from bitswitch_deploy.master import Master, master_name, read_master
 from bitswitch_deploy.pipeline.inputs import (
     ExportData,
@@ -115,11 +115,9 @@ def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterat
     Raises:
         TargetFileError: a profile is damaged, or names a pass that does not exist.
         UnavailableError: no profile describes this machine, which a target means.
-        UsageError: a target or a file of widths is not there.
+        UsageError: a target or a file of widths is not there, or an approximation that the target cannot make.
     """
     preprocessing = network.master.spec.preprocessing
-    approximations = request.config.approximations
-    named = None if approximations is None else frozenset(map(Approximation, approximations))
     text = json.dumps(asdict(preprocessing) if preprocessing else None, sort_keys=True)
     for name in request.config.targets:
         is_path = "/" in name or name.partition("@")[0].endswith((".yaml", ".yml"))
@@ -145,5 +143,33 @@ def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterat
                 network=network,
                 target=target,
                 assignment=assignment,
-                approximations=named,
+                approximations=_approximations(request.config, case, target),
             )
+
+
+def _approximations(config: CheckConfig, case: Case, target: Target) -> frozenset[Approximation] | None:
+    names = dict(config.approximations).get(case.label)
+    if names is None:
+        return None
+    useless = [name for name in names if MADE_BY[Approximation(name)] not in target.lowering]
+    if useless:
+        raise UsageError(
+            where=f"approximations of {case.label}",
+            got=", ".join(useless),
+            allowed=", ".join(each.value for each in MADE_BY if MADE_BY[each] in target.lowering) or "none",
+            do="name what `export --json` says that it kept",
+        )
+    return frozenset(map(Approximation, names))
+
+
+def require_cases(config: CheckConfig, jobs: Sequence[Job]) -> None:
+    """See that approximations are those of cases.
+
+    Raises:
+        UsageError: there is no such case.
+    """
+    cases = [job.case.label for job in jobs]
+    unknown = [name for name, _ in config.approximations if name not in cases]
+    if unknown:
+        do = "name the master, the target and the width as `check` prints them"
+        raise UsageError(where="approximations", got=unknown[0], allowed=", ".join(cases), do=do)

@@ -72,7 +72,7 @@ def record_baseline(path: Path, outcomes: list[Outcome], metric: Metric) -> tupl
         for outcome in outcomes
     )
     write_baseline(path, records)
-    return tuple(_case_result(outcome, metric) for outcome in outcomes)
+    return tuple(_case_result(outcome, metric, notes=outcome.notes) for outcome in outcomes)
 
 
 def judge_outcomes(
@@ -108,7 +108,7 @@ def _weigh(
             allowed="outcomes as this release records them",
             do="record the baseline again: bitswitch-deploy check --update-baseline",
         ) from exc
-    notes = [*_changes_since(record, outcome)]
+    notes = [*outcome.notes, *_changes_since(record, outcome)]
     broken = _degenerate(metric, outcome)
     notes += [broken] if broken else []
     evidence = weigh(metric, before, rows, job.network.test.y, config.limits, cases=cases)
@@ -122,6 +122,7 @@ def _case_result(outcome: Outcome, metric: Metric, **more: object) -> CaseResult
         value=_value(metric, outcome),
         n=outcome.job.conditions.n,
         computed=outcome.evaluated.computed,
+        approximations=outcome.approximations,
         **more,  # type: ignore[arg-type]
     )
 

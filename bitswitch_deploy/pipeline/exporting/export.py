@@ -148,6 +148,7 @@ class _Outcome:
     bits: int | None
     exact: bool
     changes: tuple[str, ...]
+    approximations: tuple[str, ...]
     result: WidthResult | None
     look: LayerLook | None
 
@@ -192,6 +193,7 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
         changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
+        approximations=tuple(sorted(each.value for each in width.lowered.approximations)),
         result=width.result,
         look=look,
     )
@@ -245,6 +247,7 @@ def _rows(
             hops=outcome.result.hops if outcome.result is not None else (),
             exact=outcome.exact,
             changes=outcome.changes,
+            approximations=outcome.approximations,
             engine=engine,
             verdicts=tuple(verdict for verdict in verdicts if verdict.label == outcome.graph.label),
         )

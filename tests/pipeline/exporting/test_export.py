@@ -241,6 +241,7 @@ def test_labels_keep_approximations_unless_agreement_is_asked_for(
         min_agreement=least,
     ).report.widths
     said = [change for change in row.changes if change.startswith("approximations: ")]
+    assert row.approximations == (("residual-codes",) if kept else ())
     assert said[0].endswith("is excluded" if kept else "99.5 % is the limit (--min-agreement)")
 
 
