@@ -18,9 +18,7 @@ from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.target import Target
 
 SCRIPT = "build_on_device.sh"
-# Where the script puts what it builds, beside itself.
-BUILD_FOLDER = "on_device"
-# Held in that folder while a build runs, by the script and by `bitswitch-deploy build`.
+# Held in the folder of engines while a build runs, by the script and by `bitswitch-deploy build`.
 LOCK = ".lock"
 
 _SETTINGS = "#@SETTINGS@"

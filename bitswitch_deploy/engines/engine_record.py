@@ -18,6 +18,8 @@ from bitswitch_deploy.errors import CheckFailedError, PackageError, UnavailableE
 from bitswitch_deploy.records import Reader
 
 SCHEMA: Literal["bitswitch-engine/1"] = "bitswitch-engine/1"
+# Folder of a package in which a board puts its engines and their records.
+BUILD_FOLDER = "on_device"
 _READER = Reader(error=PackageError, do="build the engine again: bitswitch-deploy build PACKAGE --force")
 _MAX_RECORD_BYTES = 1 << 20
 

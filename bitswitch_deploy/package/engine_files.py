@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.engines.device_facts import DeviceFacts
-from bitswitch_deploy.engines.engine_record import EngineRecord, trusted_record
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, EngineRecord, trusted_record
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 

@@ -7,7 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT
+from bitswitch_deploy.engines.bundle import SCRIPT
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER
 
 TRTEXEC = """#!/bin/sh
 echo "&&&& RUNNING TensorRT.trtexec [TensorRT {banner}] [b9] # trtexec $*"

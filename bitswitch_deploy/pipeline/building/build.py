@@ -12,10 +12,10 @@ from pathlib import Path
 import onnx
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER, LOCK, SCRIPT
+from bitswitch_deploy.engines.bundle import LOCK, SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.dla import check_dla
-from bitswitch_deploy.engines.engine_record import Recipe, read_record, record_path
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, Recipe, read_record, record_path
 from bitswitch_deploy.engines.read_back import ReadBack, read_back
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine

@@ -12,9 +12,9 @@ from pathlib import Path
 import onnx
 
 from bitswitch_deploy.board import board_names
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT, write_bundle
+from bitswitch_deploy.engines.bundle import SCRIPT, write_bundle
 from bitswitch_deploy.engines.device_facts import device_facts
-from bitswitch_deploy.engines.engine_record import record_path
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, record_path
 from bitswitch_deploy.engines.optimized_operators import optimized_nodes
 from bitswitch_deploy.engines.read_back import read_back
 from bitswitch_deploy.engines.shape_range import ShapeRange

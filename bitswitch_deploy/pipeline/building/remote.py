@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx
 
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER, SCRIPT
+from bitswitch_deploy.engines.bundle import SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts
-from bitswitch_deploy.engines.engine_record import EngineRecord, read_record, record_path
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, EngineRecord, read_record, record_path
 from bitswitch_deploy.errors import PackageError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from bitswitch_deploy.catalogue import load_target
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER, LOCK
+from bitswitch_deploy.engines.bundle import LOCK
 from bitswitch_deploy.engines.device_facts import DeviceFacts
-from bitswitch_deploy.engines.engine_record import read_record, record_path
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, read_record, record_path
 from bitswitch_deploy.errors import (
     GraphError,
     OutputError,

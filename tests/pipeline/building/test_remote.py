@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UnavailableError, UsageError
 from bitswitch_deploy.pipeline.building.build import BuildRequest
 from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions

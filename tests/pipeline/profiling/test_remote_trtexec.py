@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bitswitch_deploy.engines.bundle import BUILD_FOLDER
 from bitswitch_deploy.engines.device_facts import DeviceFacts
-from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
+from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, EngineRecord, Recipe, record_path
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.package.files import hash_file
