@@ -92,7 +92,8 @@ class LoweringErrors:
         for cut in self._cuts:
             error = self._distances[cut.tensor].result()
             if cut.tensor in self._channels:
-                verdict, what = judge_channels(self._channels[cut.tensor].worst(), is_coded=cut.is_approximate)
+                worst, is_half = self._channels[cut.tensor].worst(), "Cast" in cut.operators
+                verdict, what = judge_channels(worst, is_coded=cut.is_approximate, is_half=is_half)
             elif cut.tensor in self._levels:
                 reference, own = (levels.result() for levels in self._levels[cut.tensor])
                 verdict, what = judge_levels(reference, own, error, highest=self._highest.get(cut.tensor, 0))
@@ -147,8 +148,8 @@ def judge_levels(reference: Levels, own: Levels, error: TensorError, *, highest:
     return "fault", "its codes mean other values than trained: look at zero-point and type"
 
 
-def judge_channels(worst: ChannelError, *, is_coded: bool) -> tuple[CutVerdict, str]:
-    """What a layer computes, by its worst channel."""
+def judge_channels(worst: ChannelError, *, is_coded: bool, is_half: bool = False) -> tuple[CutVerdict, str]:
+    """What a layer computes, by its worst channel. is_coded: in codes that were not trained; is_half: in float16."""
     where = f"in output channel {worst.channel}"
     if worst.noise_db >= _EXACT_DB and abs(worst.offset) <= _EXACT_OFFSET:
         return "exact", ""
@@ -158,6 +159,8 @@ def judge_channels(worst: ChannelError, *, is_coded: bool) -> tuple[CutVerdict, 
         return "fault", f"the bias is off by {abs(worst.offset):.1f} standard deviations {where}"
     if is_coded:
         return "approximate", "float weights in 8-bit codes that were not trained"
+    if is_half:
+        return "approximate", "computed in float16"
     return "approximate", "bias and scales rounded to what integers hold"
 
 

@@ -80,7 +80,7 @@ def test_without_a_package_it_looks_at_what_a_default_export_would_write(run: Ru
     assert run("export", *words, "--output", package).code == 0
     exported = json.loads(run("blame", package, "--samples", 32, "--json").out)
     lowered = json.loads(run("blame", *words, "--samples", 32, "--json").out)
-    assert "Cast" in str(exported["widths"][0]["parts"])
+    assert "computed in float16" in [each["part"]["what"] for each in exported["widths"][0]["parts"]]
     assert lowered["widths"] == exported["widths"]
 
 

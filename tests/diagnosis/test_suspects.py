@@ -103,3 +103,9 @@ def test_layers(worst: ChannelError, is_coded: bool, verdict: str, text: str) ->
     found, what = judge_channels(worst, is_coded=is_coded)
     assert found == verdict
     assert text in what
+
+
+def test_layers_in_half_precision() -> None:
+    worst = replace(GOOD, noise_db=60.0, offset=0.001)
+    assert judge_channels(worst, is_coded=False, is_half=True) == ("approximate", "computed in float16")
+    assert judge_channels(GOOD, is_coded=False, is_half=True) == ("exact", "")

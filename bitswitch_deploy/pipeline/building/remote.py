@@ -18,7 +18,6 @@ from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, e
 from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.graph_files import GraphRole
-from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.remote.address import Address
 from bitswitch_deploy.remote.device import Device, failure, on_device
@@ -51,6 +50,13 @@ def _check(request: BuildRequest, manifest: Manifest) -> None:
             got=f"a package for {manifest.target}, which has no {SCRIPT}",
             allowed="a package whose engines are built on a device",
             do="leave out --device",
+        )
+    if request.target is not None:
+        raise UsageError(
+            where="--target",
+            got="--device as well",
+            allowed="one of the two: the package has all that the device needs to know",
+            do="leave it out",
         )
     if request.timing_cache is not None:
         raise UsageError(
@@ -117,13 +123,12 @@ def _arguments(request: BuildRequest) -> str:
 
 
 def _report(request: BuildRequest, manifest: Manifest, address: Address, before: dict[str, str]) -> BuildReport:
-    target = package_target(manifest, request.target)
     found = list(_engines(request.package, manifest, before))
     records = [record for _, record in found]
     last = records[-1].recipe
     return BuildReport(
         package=str(request.package),
-        target=target.name,
+        target=manifest.target,
         builder=f"{records[-1].tool}, {last.module} {last.version}, at {address}",
         device=last.device or DeviceFacts(arch="unknown"),
         timing_cache=None,

@@ -214,6 +214,15 @@ def test_packages_that_no_device_builds(board: Server, tmp_path: Path) -> None:
         built(board, export_to(tmp_path / "cpu", "x86-cpu").package)
 
 
+def test_a_target_is_not_asked_for(board: Server, package: Path) -> None:
+    """Nor looked up: it may be a profile of the user's own, which is not here any more."""
+    path = package / "manifest.json"
+    path.write_text(path.read_text().replace('"jetson-orin-nano"', '"my-board"'))
+    assert built(board, package).target == "my-board"
+    with pytest.raises(UsageError, match="--target: --device as well"):
+        built(board, package, target="jetson-orin-nano")
+
+
 def test_a_timing_cache_of_this_machine_is_refused(board: Server, package: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the device keeps its own timing cache"):
         built(board, package, timing_cache=tmp_path / "cache")
