@@ -1,6 +1,8 @@
 """Write the results page from the logs of training runs, so that no figure on it is typed by hand.
 
 python tools/results_table.py        # calibration/results/*.log.jsonl -> calibration/RESULTS.md
+
+Needs the extra `train`, for the recipes.
 """
 
 from __future__ import annotations

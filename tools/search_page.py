@@ -1,4 +1,7 @@
-"""Write calibration/SEARCH.md from what `tools/search_results.py` measured, calibration/results/search-*.json."""
+"""Write calibration/SEARCH.md from what `tools/search_results.py` measured, calibration/results/search-*.json.
+
+Needs the extra `train`, for the recipes that masters were trained by.
+"""
 
 from __future__ import annotations
 

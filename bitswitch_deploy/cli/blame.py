@@ -16,9 +16,9 @@ from bitswitch_deploy.cli.options import (
     chosen_widths,
     command_line,
     data_option,
-    master_option,
     mixed_option,
     outlet_options,
+    package_master_option,
     progress_bar,
 )
 from bitswitch_deploy.diagnosis.blame_result import BlameResult
@@ -33,7 +33,7 @@ _SAMPLES = 256
 
 @click.command("blame")
 @click.argument("package", type=PATH, required=False)
-@master_option
+@package_master_option
 @click.option(
     "--target",
     metavar="NAME",

@@ -38,7 +38,7 @@ package_master_option = click.option(
     "--master",
     type=PATH,
     metavar="FILE",
-    help="The master of the package.  [default: the file that its export read, or the bundled digits network]",
+    help="The master.  [default: of a package the file that its export read; else the bundled digits network]",
 )
 data_option = click.option(
     "--data",

@@ -30,7 +30,7 @@ class Cut:
     layer: the layer it is part of; of what stands between layers, the nearest one before it; empty at the beginning.
     operators: that compute it in the lowered graph.
     channel_axis: of the output channels.
-    is_approximate: the lowering made float weights into codes here.
+    is_approximate: the lowering made float weights into codes here. is_half: something is computed in float16.
     """
 
     tensor: str
@@ -39,6 +39,7 @@ class Cut:
     operators: tuple[str, ...] = ()
     channel_axis: int = -1
     is_approximate: bool = False
+    is_half: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +177,7 @@ class _Finder:
             layer=layer,
             operators=tuple(dict.fromkeys(node.op_type for node in reversed(live))),
             channel_axis=1 if any(node.op_type in _CHANNELS_FIRST for node in nodes) else -1,
+            is_half=any(node.op_type == "Cast" and _to(node) == onnx.TensorProto.FLOAT16 for node in nodes),
             is_approximate=bool(owner is not None and owner.pinned and weighted is not None and self._coded(weighted)),
         )
 
@@ -192,6 +194,10 @@ class _Finder:
     def _before(self, nodes: list[onnx.NodeProto]) -> str:
         named = [self._layer_of.get(name, "") for node in nodes for name in node.input]
         return next((name for name in named if name), "")
+
+
+def _to(cast: onnx.NodeProto) -> int:
+    return next(int(each.i) for each in cast.attribute if each.name == "to")
 
 
 _CHANNELS_FIRST = ("Conv", "ConvTranspose", "BatchNormalization")

@@ -92,8 +92,8 @@ class LoweringErrors:
         for cut in self._cuts:
             error = self._distances[cut.tensor].result()
             if cut.tensor in self._channels:
-                worst, is_half = self._channels[cut.tensor].worst(), "Cast" in cut.operators
-                verdict, what = judge_channels(worst, is_coded=cut.is_approximate, is_half=is_half)
+                worst = self._channels[cut.tensor].worst()
+                verdict, what = judge_channels(worst, is_coded=cut.is_approximate, is_half=cut.is_half)
             elif cut.tensor in self._levels:
                 reference, own = (levels.result() for levels in self._levels[cut.tensor])
                 verdict, what = judge_levels(reference, own, error, highest=self._highest.get(cut.tensor, 0))

@@ -86,6 +86,8 @@ class CheckConfig:
         wrong = [bits for bits in self.widths if isinstance(bits, int) and not MIN_BITS <= bits <= MAX_BITS]
         if wrong:
             raise ValueError(f"the width {wrong[0]} is not in {MIN_BITS}..{MAX_BITS}")
+        if len(dict(self.approximations)) != len(self.approximations):
+            raise ValueError("approximations holds a case twice")
         for case, kept in self.approximations:
             unknown = [name for name in kept if name not in _APPROXIMATIONS]
             if unknown:

@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 # `reference`: the float network, and its data file; `record`: what an engine was built from
 Role = Literal["graph", "canonical", "reference", "weights", "index", "engine", "record", "bundle", "results", "report"]
 _READER = Reader(error=PackageError, do="export the package again with this release", plain_text=False)
+# Packages that were made before these keys lack them.
+_ADDED = ("preprocessing",)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -104,7 +106,7 @@ class Manifest:
             PackageError: it is not JSON, or not what the schema says.
         """
         document = _READER.load_json(text, where=MANIFEST)
-        missing = [field.name for field in fields(cls) if field.name not in document]
+        missing = [field.name for field in fields(cls) if field.name not in (*document, *_ADDED)]
         if missing:
             # a manifest is written whole: an absent key is damage, also where the field has a default
             raise _READER.refusal(MANIFEST, f"no key {', '.join(missing)}", "every key of the schema", is_text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,15 @@ def find_master(manifest: Manifest, master: Path | None) -> Master | None:
         if loaded.sha256 != manifest.master_sha256:
             raise _refusal(manifest, f"a master with sha256 {loaded.sha256[:12]}")
         return loaded
+    return next((loaded for _, loaded in _found(manifest)), None)
+
+
+def master_beside(manifest: Manifest) -> Path | None:
+    """The file that the export read, if it lies where it lay; None where it does not, and for the bundled master."""
+    return next((path for path, _ in _found(manifest) if path != bundled_master()), None)
+
+
+def _found(manifest: Manifest) -> Iterator[tuple[Path, Master]]:
     for path in _at_hand(manifest):
         try:
             loaded = read_master(path)
@@ -48,14 +58,14 @@ def find_master(manifest: Manifest, master: Path | None) -> Master | None:
             # the name may be something else's by now
             continue
         if loaded.sha256 == manifest.master_sha256:
-            return loaded
-    return None
+            yield path, loaded
 
 
 def _at_hand(manifest: Manifest) -> Iterator[Path]:
     """Files that may be it; paths are relative to where the export ran, and so may miss."""
     named = (Path(value) for flag, value in pairwise(manifest.command) if flag == "--master")
-    yield from (path for path in named if path.is_file())
+    # pathlib's raises where a folder may not be entered, or the name is too long to be one
+    yield from (path for path in named if os.path.isfile(path))
     yield bundled_master()
 
 

@@ -25,6 +25,7 @@ from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
 from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
+from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
 from bitswitch_deploy.lowering.weight_storage import code_blocks, is_packable, is_plain_product, is_transposed
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import LayerSpec
@@ -139,6 +140,8 @@ class Resources:
         n_weights, n_scales = math.prod(shape), int(self._master.tensors[layer.weight_scale].size)
         if target is None:
             return FLOAT_BYTES * n_scales + math.ceil(n_weights * bits / 8)
+        if _is_float(layer, target):
+            return FLOAT_BYTES * (n_scales + n_weights)
         attributes = self._attributes[layer.weight]
         if not _is_rewritten(layer, attributes, shape, target):
             return FLOAT_BYTES * n_scales + math.ceil(n_weights * _container_bits(layer, bits, shape, target) / 8)
@@ -168,6 +171,12 @@ class Resources:
         )
 
 
+def _is_float(layer: LayerSpec, target: Target) -> bool:
+    """Whether the target's graphs have the weight as floats in front of a quantizer (StoreFloatWeights)."""
+    wanted = target.stack.weight_form == "float_q_dq" and StoreFloatWeights.__name__ in target.lowering
+    return wanted and layer.granularity.block_size is None
+
+
 def _is_rewritten(layer: LayerSpec, attributes: Mapping[str, Any], shape: tuple[int, ...], target: Target) -> bool:
     """Whether the target's graphs have the weight in the form of RewriteWeightOnly.
 
@@ -179,7 +188,10 @@ def _is_rewritten(layer: LayerSpec, attributes: Mapping[str, Any], shape: tuple[
 
 
 def _container_bits(layer: LayerSpec, bits: int, shape: tuple[int, ...], target: Target) -> int:
-    """Bits that one code takes in a graph of the target, as PackWeights stores it."""
+    """Bits that one code takes in a graph of the target, as PackWeights stores it.
+
+    That pass gives int4 codes beside codes a scale for each channel, where the master has one: that is not counted.
+    """
     container = int(target.quantization.weight_container(layer.operator, bits).removeprefix("int"))
     return container if is_packable(shape) else 8
 

@@ -288,4 +288,4 @@ def _not_judged(hop: HopResult, reason: str) -> Verdict:
 
 def percent_rounded_down(percent: float) -> str:
     """Two decimals, and 100.00 only for all: 99.998 must not look like it."""
-    return f"{math.floor(percent * 100 + 1e-6) / 100:.2f}"
+    return f"{math.floor(percent * 100 + 1e-6) / 100:.2f}" if math.isfinite(percent) else str(percent)

@@ -164,6 +164,7 @@ def test_the_graphs_of_named_approximations_are_judged(run: Run, repository: Pat
         ("{digits x86-cpu w8: [rounded]}", 3, "the approximation rounded is none of rounded-bias, "),
         ("{digits x86-cpu w8: [rounded-bias, rounded-bias]}", 3, "the approximations of digits x86-cpu w8 hold some"),
         ("[rounded-bias]", 3, "approximations[0]: 'rounded-bias'"),
+        ("[[digits x86-cpu w8, []], [digits x86-cpu w8, []]]", 3, "approximations holds a case twice"),
         ("{digits x86-cpu w4: []}", 2, "approximations: digits x86-cpu w4\n  allowed: digits x86-cpu w8, digits x86"),
         ("{digits x86-cpu w2: [half-layers]}", 2, "approximations of digits x86-cpu w2: half-layers\n  allowed: roun"),
     ],
@@ -173,6 +174,15 @@ def test_approximations_that_nobody_makes(run: Run, repository: Path, names: str
     outcome = run("check", "--update-baseline")
     assert outcome.code == code
     assert message in outcome.err
+
+
+def test_a_named_approximation_that_the_graph_has_no_use_for_is_said(run: Run, repository: Path) -> None:
+    text = f"{CONFIG}approximations: {{digits x86-cpu w2: [rounded-bias, int8-inputs]}}\n"
+    (repository / "bitswitch.yaml").write_text(text)
+    outcome = run("check", "--update-baseline", "--json")
+    assert outcome.code == 0
+    notes = {case["case"]["width"]: case["notes"] for case in json.loads(outcome.out)["cases"]}
+    assert notes["w2"] == ["int8-inputs, rounded-bias: named, and of no use to this graph"]
 
 
 def test_every_path_starts_from_the_folder_of_the_configuration(

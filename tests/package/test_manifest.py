@@ -31,6 +31,12 @@ def test_reading_gives_what_was_written(manifest_of: Callable[..., Manifest]) ->
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+def test_a_manifest_from_before_a_key_is_read(manifest_of: Callable[..., Manifest]) -> None:
+    document = json.loads(manifest_of((ENTRY,)).to_json())
+    del document["preprocessing"]
+    assert Manifest.from_json(json.dumps(document)) == manifest_of((ENTRY,), preprocessing=None)
+
+
 names = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
@@ -73,7 +79,6 @@ def _changed(manifest: Manifest, path: tuple[Any, ...], value: object) -> str:
         (("stack", "opset"), 21, r"stack\[opset\]: 21"),
         (("command",), "export", "command: 'export'\n  allowed: a list"),
         (("command", 0), None, r"command\[0\]: None"),
-        (("preprocessing",), ..., "no key preprocessing"),
         (("preprocessing", "colour"), "CMYK", r"preprocessing\.colour: 'CMYK'"),
         (("preprocessing", "std"), [0.0], r"preprocessing: divide_by 16.0, std \(0.0,\)\n  allowed: positive numbers"),
         (("files",), {}, "files: {}\n  allowed: a list"),

@@ -10,7 +10,7 @@ from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.errors import MasterError, UsageError
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.package_master import find_master, package_master
+from bitswitch_deploy.pipeline.package_master import find_master, master_beside, package_master
 
 
 def manifest_of(master: Path, *command: str) -> Manifest:
@@ -34,6 +34,22 @@ def test_the_master_that_the_export_read_is_found_where_it_lay(mine: Path, monke
     manifest = manifest_of(mine, "--target", "rtx", "--master", mine.name, "--strict")
     assert package_master(manifest, None).sha256 == read_master(mine).sha256
     assert package_master(manifest_of(bundled_master(), "--target", "rtx"), None).sha256 != read_master(mine).sha256
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "locked/my.safetensors", "\0"])
+def test_a_name_that_cannot_be_looked_up(
+    tmp_path: Path, mine: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package may come from somebody whose folders nobody else may enter."""
+    (tmp_path / "locked").mkdir(mode=0)
+    monkeypatch.chdir(tmp_path)
+    assert find_master(manifest_of(mine, "--master", name), None) is None
+
+
+def test_the_file_beside_is_that_of_the_export_and_not_the_bundled_one(mine: Path) -> None:
+    assert master_beside(manifest_of(mine, "--master", str(mine))) == mine
+    assert master_beside(manifest_of(bundled_master(), "--master", str(bundled_master()))) is None
+    assert master_beside(manifest_of(mine, "--master", "gone")) is None
 
 
 @pytest.mark.parametrize("there", ["nothing", "another", "no master", "a folder"])

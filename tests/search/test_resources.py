@@ -101,7 +101,7 @@ def test_bytes_without_a_target_are_packed_without_gaps() -> None:
     assert packed.base == 4 * (72 + 12)
 
 
-@pytest.mark.parametrize("name", ["rtx", "x86-cpu", "arm64-cpu", "jetson-orin-nano"])
+@pytest.mark.parametrize("name", ["rtx", "x86-cpu", "arm64-cpu", "jetson-orin-nano", "jetson-agx-xavier"])
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_bytes_of_a_target_are_those_of_its_graphs(name: str, bits: int) -> None:
     master, target = every_operator(), load_target(name).target

@@ -21,6 +21,7 @@ from bitswitch_deploy.validation.hops import (
     WidthResult,
     WidthUnderTest,
     judge,
+    percent_rounded_down,
     validate_hops,
 )
 
@@ -244,3 +245,11 @@ def test_few_samples_are_pointed_out() -> None:
 def test_a_limit_that_cannot_be(max_drop: float) -> None:
     with pytest.raises(UsageError, match=r"largest accepted drop of accuracy: .*\n  allowed: 0 or more points"):
         judge(_validated(None, 91.0, None, None), (), max_drop=max_drop)
+
+
+@pytest.mark.parametrize(
+    ("percent", "text"),
+    [(100.0, "100.00"), (99.998, "99.99"), (99.67, "99.67"), (0.0, "0.00"), (-math.inf, "-inf"), (math.nan, "nan")],
+)
+def test_percent_is_rounded_down(percent: float, text: str) -> None:
+    assert percent_rounded_down(percent) == text

@@ -54,7 +54,7 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 class ProfileRequest:
     """What to measure.
 
-    master: what the package was made from; None tries the bundled one. target: see `revalidate`.
+    master: what the package was made from; None: see `find_master`. target: see `revalidate`.
     engine: None takes the one of the target. threads: None takes every core that may be used.
     turns, duration_s: of each candidate, at most one of them; None takes the time that the target's profile asks for.
     widths: labels; None takes all. budget_ms: for the p95 of every width.

@@ -21,7 +21,7 @@ from bitswitch_deploy.master import master_files
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.package_master import find_master
+from bitswitch_deploy.pipeline.package_master import find_master, master_beside
 from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile
 from bitswitch_deploy.pipeline.profiling.remote_host import host_of
 from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
@@ -53,6 +53,8 @@ def profile_there(request: ProfileRequest, device: Device, progress: Progress) -
         BitswitchError: as `profile`, under the same exit code.
     """
     manifest = checked_manifest(request.package)
+    if request.master is None:
+        request = replace(request, master=master_beside(manifest))
     _check(request, manifest)
     # beside a build of the same package, which has a folder of its own
     name = f"{hash_file(request.package / MANIFEST)[0][:16]}-profile"

@@ -191,7 +191,7 @@ def write_assignment(path: Path, assignment: WidthAssignment) -> None:
 
 
 def _check_outputs(request: SearchRequest) -> None:
-    """Refuse to overwrite a master, the one that is searched or another; what an earlier search wrote is replaced."""
+    """Refuse to overwrite the master that is searched, or one that no search wrote; what a search wrote is replaced."""
     adapted = request.adapted_master
     written = {request.output, adapted} if request.reestimate else {request.output}
     if request.master.resolve() in {path.resolve() for path in written}:
@@ -199,14 +199,14 @@ def _check_outputs(request: SearchRequest) -> None:
     elif request.reestimate and adapted == request.output:
         got = "the name of the master that --reestimate writes beside it"
     elif request.reestimate and adapted.exists() and not _is_of_a_search(adapted):
-        got = f"{adapted} is there, which --reestimate would overwrite, and no search wrote it"
+        got = f"{adapted} is there, which --reestimate would overwrite, and it does not say that a search wrote it"
     else:
         return
     raise UsageError(
         where=f"--output {request.output}",
         got=got,
         allowed="a file of another name, such as assignment.json",
-        do="choose another --output",
+        do="choose another --output, or move that file away",
     )
 
 

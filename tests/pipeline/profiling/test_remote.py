@@ -128,6 +128,17 @@ def test_the_result_and_its_files_come_back(board: Server, packages: Packages, t
     assert left(board) == []
 
 
+def test_the_master_that_the_export_read_goes_along(board: Server, packages: Packages, tmp_path: Path) -> None:
+    """It is on this machine, not on the device."""
+    package = Path(shutil.copytree(packages.own, tmp_path / "p"))
+    document = json.loads((package / "manifest.json").read_text())
+    document["command"] += ["--master", str(packages.own.parent / MASTER)]
+    (package / "manifest.json").write_text(json.dumps(document))
+    result = profiled(board, package)
+    assert [each.label for each in result.candidates] == ["w4", "float32"]
+    assert f"--master=./master/{MASTER}" in calls(board)[-1]
+
+
 def test_page_json_and_exit_code_are_those_of_a_local_run(
     board: Server, packages: Packages, tmp_path: Path, run: Run
 ) -> None:
