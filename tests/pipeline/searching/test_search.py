@@ -109,7 +109,7 @@ def test_fitted_statistics_are_exported_with_a_master_of_their_own(tmp_path: Pat
 @pytest.mark.parametrize("content", [b"notes", bundled_master().read_bytes()], ids=["no master", "a master"])
 def test_a_file_that_no_search_wrote_is_not_overwritten(tmp_path: Path, cache: Path, content: bytes) -> None:
     (tmp_path / "widths.safetensors").write_bytes(content)
-    with pytest.raises(UsageError, match=r"widths.safetensors is there, .* no search wrote it"):
+    with pytest.raises(UsageError, match=r"widths.safetensors is there, .* it does not say that a search wrote it"):
         search(request(tmp_path, cache, "avg_bits<=4", reestimate=True))
     assert (tmp_path / "widths.safetensors").read_bytes() == content
     assert not (tmp_path / "widths.json").exists()
