@@ -29,9 +29,9 @@ class RewriteWeightOnly(LoweringPass):
     twenty times slower than float, or rounds the input to int8 without a word. Cases:
 
     * up to 4 bits: MatMulNBits of 4-bit codes and float inputs. Exact.
-    * above, and for blocks of other sizes: Cast and Mul in place of DequantizeLinear, which onnxruntime folds when it
-      loads the graph: one byte for a weight in the file (with scales per block five, each has its float32 step there),
-      float32 and its speed in memory. Exact, the same product rounded once.
+    * above, and for blocks of other sizes: Cast and Mul in place of DequantizeLinear (with a Gather that repeats the
+      scales of blocks), which onnxruntime folds when it loads the graph: one byte for a weight in the file, float32 and
+      its speed in memory. Exact, the same product rounded once.
     * with the approximation `int8-inputs`: MatMulNBits of 4- or 8-bit codes, which rounds blocks of inputs to 8 bits.
 
     Scales per tensor, channel and block of a power of two from 16 on (`weight_storage.code_blocks`); a Gemm's bias
@@ -147,15 +147,16 @@ def _unfolded(graph: gs.Graph, weight: WeightPattern) -> gs.Tensor:
     if name in known:
         return known[name]
     scale = np.asarray(weight.scale.values, np.float32)
-    if weight.is_blocked:
-        axis, size = int(dequantize.attrs["axis"]), int(dequantize.attrs["block_size"])
-        scale = np.take(np.repeat(scale, size, axis), np.arange(codes.shape[axis]), axis)
-    elif scale.ndim:
+    if scale.ndim and not weight.is_blocked:
         scale = along(dequantize.attrs.get("axis", 1), scale, 2)
     floats, result = gs.Variable(f"{codes.name}.floats", dtype=np.float32), gs.Variable(name, dtype=np.float32)
-    steps = gs.Constant(f"{codes.name}.steps", np.ascontiguousarray(scale))
-    graph.nodes[0:0] = [
-        gs.Node("Cast", f"{codes.name}/Cast", {"to": onnx.TensorProto.FLOAT}, [codes], [floats]),
-        gs.Node("Mul", f"{codes.name}/Mul", {}, [floats, steps], [result]),
-    ]
+    steps: gs.Tensor = gs.Constant(f"{codes.name}.steps", np.ascontiguousarray(scale))
+    nodes = [gs.Node("Cast", f"{codes.name}/Cast", {"to": onnx.TensorProto.FLOAT}, [codes], [floats])]
+    if weight.is_blocked:
+        axis, size = int(dequantize.attrs["axis"]), int(dequantize.attrs["block_size"])
+        blocks = gs.Constant(f"{codes.name}.block_of", np.arange(codes.shape[axis], dtype=np.int32) // np.int32(size))
+        repeated = gs.Variable(f"{codes.name}.repeated_steps", dtype=np.float32)
+        nodes.append(gs.Node("Gather", f"{codes.name}/Gather", {"axis": axis}, [steps, blocks], [repeated]))
+        steps = repeated
+    graph.nodes[0:0] = [*nodes, gs.Node("Mul", f"{codes.name}/Mul", {}, [floats, steps], [result])]
     return result

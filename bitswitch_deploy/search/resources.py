@@ -33,7 +33,7 @@ from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.problem import Row
 from bitswitch_deploy.target import Target
 
-FLOAT_BITS, FLOAT_BYTES = 32, 4
+FLOAT_BITS, FLOAT_BYTES, INDEX_BYTES = 32, 4, 4
 NS_PER_MS = 10**6
 # Sums of times per layer that are farther from the measured whole than this predict nothing.
 MAX_TABLE_ERROR = 0.25
@@ -149,8 +149,9 @@ class Resources:
         blocks = code_blocks(shape, transposed=is_transposed(attributes), bits=bits, block_size=block_size)
         if blocks is not None:
             return blocks.size_bytes
-        # what onnxruntime multiplies the codes with when it loads them: with blocks a step for each
-        return n_weights + FLOAT_BYTES * (n_scales if block_size is None else n_weights)
+        # codes, scales, and with blocks the int32 index of its block for each input
+        indices = 0 if block_size is None else shape[int(is_transposed(attributes))]
+        return n_weights + FLOAT_BYTES * n_scales + INDEX_BYTES * indices
 
     def _latency(self, target: str, text: str) -> tuple[LayerUse, int, int]:
         if target not in self._tables:

@@ -89,6 +89,7 @@ def test_folded_and_exact(bits: int, operator: str, kind: str, tmp_path: Path) -
     assert np.array_equal(initializer(after.model, "a.weight"), codes_of(master, bits))
     x = inputs_of(master)
     assert np.array_equal(run(before.model, x), run(after.model, x))
+    assert initializer(after.model, "a.weight.steps").size == {"tensor": 1, "channel": 24, "block": 24 * 64 // 32}[kind]
     save_optimized(after.model.SerializeToString(), tmp_path / "o.onnx", session_options=SESSION)
     assert Counter(node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node) == Counter([operator])
 
@@ -129,8 +130,9 @@ def test_other_factors_are_left_alone(attributes: str) -> None:
     assert is_untouched(applied("RewriteWeightOnly", before, X86, bits=4), before)
 
 
-def test_other_blocks_become_floats() -> None:
-    master = network("MatMul", 48, 24, per_block(0, 24))
+@pytest.mark.parametrize("inputs", [48, 60])
+def test_other_blocks_become_floats(inputs: int) -> None:
+    master = network("MatMul", inputs, 24, per_block(0, 24))
     before, after = lowered(master, 4, X86, approximations=EXACT)
     x = inputs_of(master)
     assert "MatMulNBits" not in {node.op_type for node in after.model.graph.node}

@@ -150,7 +150,7 @@ def test_an_odd_last_dimension_is_not_packed(bits: int) -> None:
 
 
 def _stored_bytes(master: Master, weight: str, bits: int, target: Target) -> tuple[int, int]:
-    """Of codes and of scales, in the graph that the target gets."""
+    """Of codes, and of scales with what says where they belong, in the graph that the target gets."""
     lowered = lower(canonical_graph(master, WidthAssignment(default=bits)), target, ranges={}, approximations=EXACT)
     sizes = {each.name: _size_bytes(each) for each in lowered.model.graph.initializer}
     codes, scales = (
@@ -158,7 +158,7 @@ def _stored_bytes(master: Master, weight: str, bits: int, target: Target) -> tup
         for forms in (("", ".blocks"), (".scale", ".block_scales", ".steps"))
     )
     assert len(codes) == len(scales) == 1
-    return codes[0], scales[0]
+    return codes[0], scales[0] + sizes.get(f"{weight}.block_of", 0)
 
 
 def _size_bytes(tensor: onnx.TensorProto) -> int:
