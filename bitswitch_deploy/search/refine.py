@@ -2,7 +2,8 @@
 
 RFQuant's greedy search (arXiv 2401.01543) moves down only until a budget holds, judges each move by one mini-batch and
 may undo what it just did. Here the budget always holds, moves are judged on all search samples of the same search, the
-predicted best are tried first, and only what a paired interval calls better is taken: so no move is ever undone.
+predicted best are tried first, and only what a paired interval calls better is taken, one that allows for the number of
+moves tried: so no move is ever undone.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def refine(
         better = [
             (measured.mean_loss, each, measured)
             for each, measured in zip(nearby, measure(nearby))
-            if compare(measured, scores).loss.high < 0
+            if compare(measured, scores, comparisons=len(nearby)).loss.high < 0
         ]
         if not better:
             break

@@ -47,14 +47,14 @@ def test_finds_what_the_prediction_got_wrong() -> None:
 
 
 def test_chance_is_no_reason_to_move() -> None:
-    """Nothing is better; the lowest mean of six is lower nearly always, and significantly so one time in seven."""
+    """Nothing is better; the lowest of six means is lower nearly always, beyond an interval for one time in seven."""
     given = problem([(0, 1, 9)] * 3, average_row(3, 6, (8, 6, 4)), widths=(8, 6, 4))
     moves = 0
-    for seed in range(12):
+    for seed in range(40):
         measure = _measure(given, dict.fromkeys("abc", (0, 0, 0)), [], noise=0.02, seed=seed)
         (start,) = measure([(1, 1, 1)])
         moves += refine(given, (1, 1, 1), start, measure, tries=20).moves
-    assert moves <= 5
+    assert moves <= 2
 
 
 def test_neighbours_move_one_group_or_swap_two() -> None:

@@ -8,7 +8,14 @@ import pytest
 from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.search.halving import FEW, halve
 from bitswitch_deploy.search.score import Scores, score_against, score_labelled
-from bitswitch_deploy.search.statistics import compare, mcnemar, paired_interval, rank_correlation, wilson
+from bitswitch_deploy.search.statistics import (
+    cautious_drop,
+    compare,
+    mcnemar,
+    paired_interval,
+    rank_correlation,
+    wilson,
+)
 from bitswitch_deploy.tensors import WidthAssignment
 
 
@@ -38,10 +45,26 @@ def test_intervals() -> None:
     interval = paired_interval(np.array([2.0, 4.0, 6.0]), np.array([1.0, 1.0, 1.0]))
     assert interval.value == 3
     assert interval.high - 3 == pytest.approx(1.959964 * 2 / np.sqrt(3), rel=1e-6)
+    # 97.5 % and 99.5 % of the normal distribution
+    assert paired_interval(np.array([0.0, 2.0]), np.zeros(2)).high == pytest.approx(1 + 1.959964, rel=1e-6)
+    assert paired_interval(np.array([0.0, 2.0]), np.zeros(2), comparisons=5).high == pytest.approx(
+        1 + 2.575829, rel=1e-6
+    )
     share = wilson(90, 100)
     assert (share.value, share.low, share.high) == pytest.approx((90, 82.56, 94.48), abs=0.01)
     assert wilson(10, 10).high == pytest.approx(100)
     assert wilson(0, 10).low == pytest.approx(0)
+
+
+def test_a_drop_with_its_standard_error() -> None:
+    """Three of 100 samples are lost and one is won: 2 points, and the root of 0.04 / 99 less 0.0004 / 99."""
+    right = np.ones(100, bool)
+    right[:10] = False
+    changed = right.copy()
+    changed[[0, 20, 21, 22]] ^= True
+    loss = np.zeros(100)
+    drop = cautious_drop(Scores(loss=loss, right=changed), Scores(loss=loss, right=right))
+    assert drop == pytest.approx(2 + 100 * np.sqrt((0.04 - 0.0004) / 99))
 
 
 def test_rank_correlation() -> None:
