@@ -38,7 +38,7 @@ _CACHE = ".bitswitch-search"
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Find the cheapest assignment that loses no more points than this.",
+    help="Find the cheapest assignment that loses no more points than this.  [default: 1.0 without --budget]",
 )
 @click.option("--pareto", is_flag=True, help="The whole front over the first budget's resource, or average bits.")
 @click.option(

@@ -104,7 +104,7 @@ def _print_table(page: Page, report: SearchReport, rows: Sequence[Assigned], met
     resource = rows[0].uses[0][0].partition("@")[0]
     columns = [("", False), (_NARROW.get(resource, resource), True), (_NARROW.get(metric, metric), True)]
     columns += [("95 %", True)]
-    columns += [(f"against {each}", True) for each in (report.uniform[0].label, report.best_uniform or "uniform")]
+    columns += [(f"against {each}", True) for each in (report.reference, report.best_uniform or "uniform")]
     cells = []
     for index, each in enumerate(rows):
         test = each.test

@@ -69,9 +69,11 @@ class SearchReport:
 
     master_path: to export from; with `reestimated` BatchNorm statistics a copy of the master that was written.
     method, n_costs: how layers were judged and on how many samples. chosen: what was written to `output`.
+    reference: label of the highest trained width, which drops are counted from.
     best_uniform: label of the best uniform width that keeps the budgets, empty where none does.
     front: assignments from dear to cheap, each better than all that are cheaper; empty without --pareto or --max-drop.
     swept: the resource of the front. rank_correlation: of predicted costs and measured losses, None below 5 candidates.
+        Of a front within each of its levels.
     n_refits: times that costs which predicted poorly were fitted to what was measured; n_refit_candidates: what these
     proposed; n_refit_taken: those of them that became the best so far, or part of the front.
     dominated: choices left out because another one is as good in everything.
@@ -87,6 +89,7 @@ class SearchReport:
     method: Method
     n_costs: int
     chosen: Assigned
+    reference: str
     best_uniform: str
     uniform: tuple[Assigned, ...]
     front: tuple[Assigned, ...]

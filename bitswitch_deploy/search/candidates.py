@@ -61,10 +61,8 @@ def sweep(problem: Problem, row: Row, *, levels: int, count: int) -> tuple[Level
     found: list[Level] = []
     for step in range(levels):
         cap = top - (top - row.minimum) * step // max(levels - 1, 1)
-        bound = replace(row, cap=cap)
-        bounded = replace(problem, rows=tuple(bound if other is row else other for other in problem.rows))
         try:
-            solutions = near_optimal(bounded, count=count, distance=distance)
+            solutions = near_optimal(bounded(problem, row, cap), count=count, distance=distance)
         except UsageError:
             if step == 0:
                 raise
@@ -72,6 +70,11 @@ def sweep(problem: Problem, row: Row, *, levels: int, count: int) -> tuple[Level
         if all(level.solutions[0].selection != solutions[0].selection for level in found):
             found.append(Level(cap=cap, solutions=solutions))
     return tuple(found)
+
+
+def bounded(problem: Problem, row: Row, cap: int) -> Problem:
+    """The problem with another cap for one of its rows."""
+    return replace(problem, rows=tuple(replace(row, cap=cap) if other is row else other for other in problem.rows))
 
 
 def neighbours(problem: Problem, selection: Selection) -> tuple[Selection, ...]:

@@ -1,8 +1,8 @@
 """From a problem and a way to measure to the assignment that is taken: under budgets, or from a front.
 
 Predicted costs propose, measured losses decide. Costs that rank the proposed assignments poorly are fitted to what was
-measured, and propose again. Uniform widths that keep the budgets are among the candidates always,
-so what comes out is as good as the best of them on the samples of the search.
+measured, and propose again. Uniform widths that keep the budgets are measured on all samples of the search always, so
+what comes out is as good as the best of them there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from bitswitch_deploy.search.candidates import near_optimal, sweep, usual_distance
+from bitswitch_deploy.search.candidates import bounded, near_optimal, sweep, usual_distance
 from bitswitch_deploy.search.costs import assignment_of
 from bitswitch_deploy.search.dominance import Dominated, remove_dominated, without
 from bitswitch_deploy.search.halving import halve
@@ -54,7 +55,8 @@ class Prediction:
     """How well costs of single layers predicted whole assignments, and what was done about it.
 
     correlation: rank correlation of predicted costs and losses on the samples of the first round, over the candidates
-    that were measured before any fit; None for fewer than 5, or where all have the same loss.
+    that were measured before any fit, of a front within each of its levels (across them it is high, however wrong the
+    costs are: few bits cost more). None for fewer than 5, or where all have the same loss.
     refits: fits of the costs to these losses. n_proposed: candidates that these proposed.
     n_taken: those of them that were the best, or part of the front, when the fits were done.
     """
@@ -112,28 +114,32 @@ class Chooser:
             solutions = near_optimal(fewer, count=count, distance=usual_distance(fewer))
             return [self._selection(fewer, each.selection) for each in solutions]
 
-        self._compete(propose(self._problem, CANDIDATES) + self.feasible_uniform())
+        candidates = propose(self._problem, CANDIDATES) + self.feasible_uniform()
+        self._compete(candidates)
+        self._scores(self.feasible_uniform())
         problem, prediction = self._refit(
-            self._problem, lambda fit: [propose(fit, CANDIDATES_PER_REFIT)], kept=lambda: (self._best(),)
+            self._problem,
+            self._correlation([candidates]),
+            lambda fit: [propose(fit, CANDIDATES_PER_REFIT)],
+            kept=lambda: (self._best(),),
         )
         best = self._best()
-        refined = refine(problem, best.selection, best.scores, self._scores, tries=len(problem.groups))
-        self._remember(refined.selection, refined.scores)
-        chosen = self._known[refined.selection]
-        return self._choice(chosen, (), refined.moves, dominated, prediction)
+        chosen, moves = self._refined(problem, best)
+        return self._choice(chosen, (), moves, dominated, prediction)
 
-    def on_front(self, swept: Row, *, max_drop: float | None) -> Choice:
-        """The front over one resource, and of it the cheapest that is right on at most `max_drop` points less.
+    def on_front(self, swept: Row, *, is_within: Callable[[Scores], bool] | None) -> Choice:
+        """The front over one resource, and the cheapest assignment measured that is within a limit.
 
-        The drop is that of right samples against the highest width. Between the levels where it crosses `max_drop`
-        more is measured. Without `max_drop` the best of the front is chosen.
+        Between the levels where the limit is crossed more is measured, and what is found there is refined. Of those
+        that are as cheap the one of least loss is taken, on the front or not.
+
+        is_within: whether scores keep the limit; None takes the best of the front.
 
         Raises:
             UsageError: the budgets leave nothing.
-            LookupError: nothing on the front is within `max_drop`.
+            LookupError: nothing that was measured is within the limit.
         """
-        bounded = replace(swept, cap=swept.maximum if swept.cap is None else swept.cap)
-        problem = replace(self._problem, rows=tuple(bounded if row is swept else row for row in self._problem.rows))
+        problem = bounded(self._problem, swept, swept.maximum if swept.cap is None else swept.cap)
         _, dominated = remove_dominated(problem)
         place = self._problem.rows.index(swept)
 
@@ -142,38 +148,39 @@ class Chooser:
             found = sweep(fewer, fewer.rows[place], levels=LEVELS, count=count)
             return [[self._selection(fewer, each.selection) for each in level.solutions] for level in found]
 
-        for level in levels(problem, CANDIDATES_PER_LEVEL):
-            self._compete(level)
+        crowds = levels(problem, CANDIDATES_PER_LEVEL)
+        for crowd in crowds:
+            self._compete(crowd)
         self._scores(self.feasible_uniform())
-        fit, prediction = self._refit(problem, lambda fit: levels(fit, 1), kept=lambda: self._front(swept))
-        if max_drop is None:
+        fit, prediction = self._refit(
+            problem, self._correlation(crowds), lambda fit: levels(fit, 1), kept=lambda: self._front(swept)
+        )
+        if is_within is None:
             front = self._front(swept)
             chosen = min(front, key=lambda each: each.scores.mean_loss)
             return self._choice(chosen, front, 0, dominated, prediction)
-        ((_, highest), *_) = self._problem.uniform()
-        (reference,) = self._scores([highest])
-        limit = reference.right_percent - max_drop
-        within = self._within(swept, limit)
-        if within is None:
-            raise LookupError(f"nothing within {max_drop:g} points")
-        chosen = self._closer(without(fit, dominated), swept, limit, within)
-        return self._choice(chosen, self._front(swept), 0, dominated, prediction)
+        self._close_in(without(fit, dominated), swept, is_within)
+        cheapest = self._cheapest(swept, is_within)
+        _, moves = self._refined(bounded(fit, fit.rows[place], swept.total(cheapest.selection)), cheapest)
+        return self._choice(self._cheapest(swept, is_within), self._front(swept), moves, dominated, prediction)
 
     def _refit(
         self,
         problem: Problem,
+        correlation: float | None,
         propose: Callable[[Problem], list[list[Selection]]],
         *,
         kept: Callable[[], Sequence[Measurement]],
     ) -> tuple[Problem, Prediction]:
         """Fit costs that predict poorly to what was measured, and measure what they propose, twice at most.
 
-        propose: lists of candidates that compete among themselves. kept: the best so far, or the front.
+        correlation: of the costs so far. propose: lists of candidates that compete among themselves. kept: the best so
+        far, or the front.
 
         Returns:
             The problem with the costs to rely on, and what became of them.
         """
-        prediction, fit, refits = Prediction(correlation=self._correlation()), problem, 0
+        prediction, fit, refits = Prediction(correlation=correlation), problem, 0
         proposed: set[Selection] = set()
         while prediction.is_poor and refits < MAX_REFITS:
             fit, refits = refitted(problem, self._first_losses), refits + 1
@@ -191,47 +198,63 @@ class Chooser:
     def _best(self) -> Measurement:
         return min(self._known.values(), key=lambda each: each.scores.mean_loss)
 
-    def _correlation(self) -> float | None:
-        costs = np.array([self._problem.cost(each) for each in self._first_losses])
-        losses = np.array(list(self._first_losses.values()))
-        is_telling = len(losses) >= _FEWEST_TO_CORRELATE and losses.min() < losses.max()
-        return rank_correlation(costs, losses) if is_telling else None
+    def _refined(self, problem: Problem, best: Measurement) -> tuple[Measurement, int]:
+        """Where moves from the best one end, and how many were taken."""
+        refined = refine(problem, best.selection, best.scores, self._scores, tries=len(problem.groups))
+        self._remember(refined.selection, refined.scores)
+        return self._known[refined.selection], refined.moves
 
-    def _within(self, swept: Row, limit: float) -> Measurement | None:
-        """The cheapest of the front that is right on `limit` percent."""
-        within = [each for each in self._front(swept) if each.scores.right_percent >= limit]
-        return within[-1] if within else None
+    def _correlation(self, crowds: Sequence[Sequence[Selection]]) -> float | None:
+        """Of predicted costs and losses on the first samples, both less their mean in each crowd."""
+        costs, losses = [], []
+        for crowd in crowds:
+            unlike = list(dict.fromkeys(crowd))
+            costs.append(_centred([self._problem.cost(each) for each in unlike]))
+            losses.append(_centred([self._first_losses[each] for each in unlike]))
+        cost, loss = np.concatenate(costs), np.concatenate(losses)
+        is_telling = len(loss) >= _FEWEST_TO_CORRELATE and bool(loss.any())
+        return rank_correlation(cost, loss) if is_telling else None
 
-    def _closer(self, fewer: Problem, swept: Row, limit: float, chosen: Measurement) -> Measurement:
+    def _cheapest(self, swept: Row, is_within: Callable[[Scores], bool]) -> Measurement:
+        """Of all that is within the limit and keeps the budgets; the one of least loss where several are as cheap.
+
+        Raises:
+            LookupError: nothing is.
+        """
+        within = [each for each in self._feasible() if is_within(each.scores)]
+        if not within:
+            raise LookupError("nothing that was measured is within the limit")
+        return min(within, key=lambda each: (swept.total(each.selection), each.scores.mean_loss))
+
+    def _close_in(self, fewer: Problem, swept: Row, is_within: Callable[[Scores], bool]) -> None:
         """Measure between the cheapest within the limit and the next cheaper one, which is not, by halves."""
         row = fewer.rows[self._problem.rows.index(swept)]
-        totals = [swept.total(each.selection) for each in self._front(swept)]
-        high = swept.total(chosen.selection)
+        totals = [swept.total(each.selection) for each in self._feasible()]
+        high = swept.total(self._cheapest(swept, is_within).selection)
         low = max((total for total in totals if total < high), default=high)
         for _ in range(BISECTIONS):
             cap = (low + high) // 2
             if cap <= low:
                 break
-            bound = replace(row, cap=cap)
-            bounded = replace(fewer, rows=tuple(bound if other is row else other for other in fewer.rows))
-            found = near_optimal(bounded, count=CANDIDATES_PER_LEVEL, distance=usual_distance(fewer))
+            found = near_optimal(bounded(fewer, row, cap), count=CANDIDATES_PER_LEVEL, distance=usual_distance(fewer))
             self._compete([self._selection(fewer, each.selection) for each in found])
-            cheaper = self._within(swept, limit)
-            if cheaper is not None and swept.total(cheaper.selection) <= cap:
-                chosen, high = cheaper, swept.total(cheaper.selection)
+            cheapest = swept.total(self._cheapest(swept, is_within).selection)
+            if cheapest <= cap:
+                high = cheapest
             else:
                 low = cap
-        return chosen
 
     def feasible_uniform(self) -> list[Selection]:
         """Uniform widths that keep the budgets, highest first."""
         return [each for _, each in self._problem.uniform() if self._problem.is_feasible(each)]
 
+    def _feasible(self) -> list[Measurement]:
+        return [each for each in self._known.values() if self._problem.is_feasible(each.selection)]
+
     def _front(self, swept: Row) -> tuple[Measurement, ...]:
         """From dear to cheap, without those for which something as cheap has a lower loss."""
         front: list[Measurement] = []
-        full = [each for each in self._known.values() if self._problem.is_feasible(each.selection)]
-        for each in sorted(full, key=lambda each: (swept.total(each.selection), each.scores.mean_loss)):
+        for each in sorted(self._feasible(), key=lambda each: (swept.total(each.selection), each.scores.mean_loss)):
             if not front or each.scores.mean_loss < front[-1].scores.mean_loss:
                 front.append(each)
         return tuple(reversed(front))
@@ -279,3 +302,9 @@ class Chooser:
             dominated=dominated,
             prediction=prediction,
         )
+
+
+def _centred(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    array = np.array(values, np.float64)
+    centred: npt.NDArray[np.float64] = array - array.mean()
+    return centred

@@ -38,7 +38,7 @@ def test_json_and_the_front(run: Run, tmp_path: Path, cache: Path) -> None:
     report = json.loads(run("search", "--pareto", *words, "-o", tmp_path / "a.json", "--json").out)
     assert report["schema"] == "bitswitch-search/1"
     assert {bits for each in report["front"] for _, bits in each["widths"]} <= {8, 4, 2}
-    assert report["max_drop"] is None
+    assert report["max_drop"] == 1.0
     assert report["swept"] == "avg_bits"
 
 

@@ -43,6 +43,7 @@ def report() -> SearchReport:
         method="cross_entropy",
         n_costs=64,
         chosen=chosen,
+        reference="w8",
         best_uniform="w2",
         uniform=(assigned("w8", 8, 0), assigned("w2", 2, 3.75)),
         front=(assigned("w8", 8, 0), chosen),

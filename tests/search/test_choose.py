@@ -11,6 +11,7 @@ import pytest
 from bitswitch_deploy.search import choose
 from bitswitch_deploy.search.choose import Chooser, Measure
 from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.search.statistics import cautious_drop
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.search.problems import average_row, every_selection, problem
 
@@ -30,6 +31,10 @@ def measured_by(truth: Callable[[list[int]], float], asked: list[WidthAssignment
     return measure
 
 
+def within(max_drop: float, reference: Scores) -> Callable[[Scores], bool]:
+    return lambda scores: cautious_drop(scores, reference) <= max_drop
+
+
 def test_a_uniform_width_wins_where_predictions_are_wrong() -> None:
     """Predicted: the first layers need bits. True: whatever is not uniform is bad."""
     costs: list[tuple[float, ...]] = [(0.0, s, 4.0 * s) for s in (32, 16, 8, 4, 2, 1)]
@@ -46,19 +51,45 @@ def test_fronts_and_drops() -> None:
     given = problem(costs, row, widths=WIDTHS)
     truth = lambda bits: sum(w * (8 - b) for w, b in zip((6, 5, 4, 3, 2, 1), bits)) / 100 + 0.5  # noqa: E731
     chooser = Chooser(given, measured_by(truth, []), 201)
-    choice = chooser.on_front(row, max_drop=20.0)
+    reference = chooser.on_front(row, is_within=None).chosen
+    assert set(given.widths(reference.selection).values()) == {8}
+    is_within = within(20, reference.scores)
+    choice = chooser.on_front(row, is_within=is_within)
     totals = [row.total(each.selection) for each in choice.front]
     losses = [each.scores.mean_loss for each in choice.front]
     assert totals == sorted(set(totals), reverse=True)
     assert losses == sorted(losses)
-    reference = choice.front[0].scores.right_percent
-    assert reference - choice.chosen.scores.right_percent <= 20
+    assert reference.selection == choice.front[0].selection
+    assert is_within(choice.chosen.scores)
     after = choice.front[[each.selection for each in choice.front].index(choice.chosen.selection) + 1]
-    assert reference - after.scores.right_percent > 20
-    assert chooser.on_front(row, max_drop=None).chosen.selection == choice.front[0].selection
+    assert not is_within(after.scores)
     tight = replace(row, cap=24)
-    with pytest.raises(LookupError, match="nothing within 1 points"):
-        Chooser(replace(given, rows=(tight,)), measured_by(truth, []), 201).on_front(tight, max_drop=1.0)
+    with pytest.raises(LookupError, match="nothing that was measured is within"):
+        Chooser(replace(given, rows=(tight,)), measured_by(truth, []), 201).on_front(
+            tight, is_within=within(1, reference.scores)
+        )
+
+
+def test_the_cheapest_within_a_limit_may_be_off_the_front() -> None:
+    """What is right on all samples at 6 bits loses by the criterion to something as cheap that is not within."""
+    row = replace(average_row(6, 8, WIDTHS), cap=None, name="avg_bits")
+    given = problem([(0.0, 1.0, 2.0)] * 6, row, widths=WIDTHS)
+
+    def measure(wanted: Sequence[WidthAssignment], n: int) -> list[Scores]:
+        bits = [[each.bits_of(name) for name in NAMES] for each in wanted]
+        return [
+            Scores(loss=np.full(n, 3.0 * (len(set(each)) == 1) - sum(each)), right=np.full(n, len(set(each)) == 1))
+            for each in bits
+        ]
+
+    choice = Chooser(given, measure, 201).on_front(row, is_within=lambda scores: bool(scores.right.all()))
+    assert set(given.widths(choice.chosen.selection).values()) == {4}
+    assert choice.chosen.selection in {each.selection for each in choice.front}  # nothing is cheaper than 4 bits
+    six = Chooser(given, measure, 201).on_front(
+        row, is_within=lambda scores: bool(scores.right.all()) and float(scores.loss[0]) < -30
+    )
+    assert set(given.widths(six.chosen.selection).values()) == {6}
+    assert six.chosen.selection not in {each.selection for each in six.front}
 
 
 @pytest.mark.parametrize("max_drop", [5.0, 12.0, 20.0, 30.0])
@@ -71,8 +102,11 @@ def test_between_levels_a_drop_is_closed_in_on(monkeypatch: pytest.MonkeyPatch, 
     measure = measured_by(truth, [])
     every = {each: given.widths(each).items() for each in every_selection(given)}
     scores = measure([WidthAssignment(default=8, overrides=tuple(widths)) for widths in every.values()], 201)
-    right = dict(zip(every, (each.right_percent for each in scores)))
-    cheapest = min(row.total(each) for each in right if right[each] >= right[(0,) * 6] - max_drop)
-    choice = Chooser(given, measure, 201).on_front(row, max_drop=max_drop)
+    right = dict(zip(every, scores))
+    is_within = within(max_drop, right[(0,) * 6])
+    cheapest = min(row.total(each) for each in right if is_within(right[each]))
+    choice = Chooser(given, measure, 201).on_front(row, is_within=is_within)
     assert row.total(choice.chosen.selection) == cheapest
-    assert choice.n_candidates <= 3 * choose.CANDIDATES_PER_LEVEL + len(WIDTHS) + 4 * choose.CANDIDATES_PER_LEVEL
+    swept, closed_in = (times * choose.CANDIDATES_PER_LEVEL for times in (3, choose.BISECTIONS))
+    refined = len(NAMES) * (choice.moves + 1)
+    assert choice.n_candidates <= swept + len(WIDTHS) + closed_in + refined

@@ -127,7 +127,7 @@ def test_a_front_is_swept_again_with_fitted_costs(monkeypatch: pytest.MonkeyPatc
     fronts = []
     for fits in (0, choose.MAX_REFITS):
         monkeypatch.setattr(choose, "MAX_REFITS", fits)
-        choice = Chooser(given, measured_by(truth, []), 201).on_front(row, max_drop=None)
+        choice = Chooser(given, measured_by(truth, []), 201).on_front(row, is_within=None)
         fronts.append({row.total(each.selection): each.scores.mean_loss for each in choice.front})
     assert (choice.prediction.is_poor, choice.prediction.refits, choice.prediction.n_taken) == (True, 2, 2)
     assert choice.prediction.n_proposed <= 2 * 4
@@ -140,7 +140,6 @@ def test_a_front_is_swept_again_with_fitted_costs(monkeypatch: pytest.MonkeyPatc
 def test_what_a_fit_proposes_for_a_front_competes_within_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """More levels than a halving keeps, on more samples than its first round: cheap ones always lose more."""
     monkeypatch.setattr(choose, "LEVELS", 7)
-    monkeypatch.setattr(choose, "POOR_CORRELATION", 0.9)  # levels rank themselves, however wrong the costs
     row = average_row(6, 6, WIDTHS)
     given = problem([tuple(float(w * s) for s in SHAPE) for w in (32, 16, 8, 4, 2, 1)], row, widths=WIDTHS)
     noise = np.random.default_rng(0).uniform(-0.005, 0.005, 4 * choose.FIRST_ROUND)
@@ -154,7 +153,7 @@ def test_what_a_fit_proposes_for_a_front_competes_within_its_level(monkeypatch: 
         ]
         return [Scores(loss=loss, right=loss < 1) for loss in losses]
 
-    choice = Chooser(given, measure, len(noise)).on_front(row, max_drop=None)
+    choice = Chooser(given, measure, len(noise)).on_front(row, is_within=None)
     assert choice.prediction.n_proposed > 4
     assert set(seen.values()) == {len(noise)}
     assert choice.n_candidates == len(seen)

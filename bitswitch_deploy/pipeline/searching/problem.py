@@ -17,6 +17,7 @@ from bitswitch_deploy.search.problem import Group, Problem, Row
 from bitswitch_deploy.search.resources import Choices, Resources, TableCheck, count_macs
 from bitswitch_deploy.search.samples import Inputs
 from bitswitch_deploy.search.shapes import layer_shapes
+from bitswitch_deploy.search.solver import solve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +120,19 @@ def _read_tables(paths: Sequence[Path]) -> list[LatencyTable]:
             )
         tables[table.target] = table
     return list(tables.values())
+
+
+def refuse_impossible(choices: Choices, rows: Sequence[Row]) -> None:
+    """See that the budgets can be kept at all, before anything is measured.
+
+    Raises:
+        UsageError: a budget below the least that is possible, or budgets that contradict each other.
+    """
+    groups = tuple(
+        Group(layers=layers, widths=widths, costs=(0.0,) * len(widths))
+        for layers, widths in zip(choices.groups, choices.widths)
+    )
+    solve(Problem(groups=groups, rows=tuple(rows)))
 
 
 def make_problem(choices: Choices, table: CostTable, rows: Sequence[Row], *, where: str) -> Problem:

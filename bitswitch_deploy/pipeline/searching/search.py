@@ -20,7 +20,13 @@ from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.pipeline.searching.data import Sampling, SearchData, load_search_data
 from bitswitch_deploy.pipeline.searching.final_test import TestScores, run_final_test
-from bitswitch_deploy.pipeline.searching.problem import Budgeted, budget_rows, layer_groups, make_problem
+from bitswitch_deploy.pipeline.searching.problem import (
+    Budgeted,
+    budget_rows,
+    layer_groups,
+    make_problem,
+    refuse_impossible,
+)
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter, is_adapted
 from bitswitch_deploy.search.budget import Budget
@@ -31,7 +37,7 @@ from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.resources import Choices
 from bitswitch_deploy.search.samples import resolution_points
 from bitswitch_deploy.search.score import Criterion, Scores
-from bitswitch_deploy.search.statistics import compare, wilson
+from bitswitch_deploy.search.statistics import cautious_drop, compare, wilson
 from bitswitch_deploy.search.store import ScoreStore
 from bitswitch_deploy.tensors import WidthAssignment
 
@@ -46,8 +52,9 @@ class SearchRequest:
     output: the assignment, for `--mixed`. cache: what was measured; the same request goes on from there.
     data, test: samples to search on and to test on, see `load_search_data`. widths: None takes the trained ones.
     criterion: what is kept small, see `search.score`; without labels it is the divergence. ties: see `layer_groups`.
-    max_drop: points that may be lost; None where budgets alone decide. pareto: find the whole front. reestimate: adapt
-    BatchNorm statistics to each assignment, and write a master with those of the chosen one to `adapted_master`.
+    max_drop: points that may be lost; None where budgets alone decide, and DEFAULT_MAX_DROP where there are none.
+    pareto: find the whole front. reestimate: adapt BatchNorm statistics to each assignment, and write a master with
+    those of the chosen one to `adapted_master`.
     """
 
     master: Path
@@ -67,6 +74,11 @@ class SearchRequest:
     samples: int = DEFAULT_SAMPLES
     seed: int = 0
     workers: Workers = field(default_factory=Workers)
+
+    @property
+    def drop_limit(self) -> float | None:
+        """The drop that is allowed, given or not; None where budgets alone decide."""
+        return DEFAULT_MAX_DROP if self.max_drop is None and not self.budgets else self.max_drop
 
     @property
     def adapted_master(self) -> Path:
@@ -115,6 +127,7 @@ class _Search:
             folder=request.cache,
         )
         budgeted = budget_rows(master, self._choices, request.budgets, request.tables, data.search.read(0, 1)[0])
+        refuse_impossible(self._choices, budgeted.rows)
         evaluator = Evaluator(
             request.master,
             data.search,
@@ -127,11 +140,12 @@ class _Search:
         table = self._costs(evaluator, data)
         where = f"--costs {request.costs}" if request.costs else "costs"
         problem = make_problem(self._choices, table, budgeted.rows, where=where)
-        choice = self._choose(problem, evaluator)
+        reference = self._reference(evaluator)
+        choice = self._choose(problem, evaluator, reference.scores)
         uniform = [_measured(problem, each, evaluator) for _, each in problem.uniform()]
-        wanted = [each.assignment for each in (choice.chosen, *choice.front, *uniform)]
+        wanted = [reference.assignment, *(each.assignment for each in (choice.chosen, *choice.front, *uniform))]
         tested = run_final_test(master, data, wanted, self._progress, criterion=request.criterion)
-        report = _Reporting(request, master, problem, data, tested, uniform).report(choice, table, budgeted)
+        report = _Reporting(request, master, problem, data, tested, uniform, reference).report(choice, table, budgeted)
         if data.statistics is not None:
             x, _ = data.statistics.read(0, data.statistics.n)
             write_master(BatchNormAdapter(master, x).adapted(choice.chosen.assignment), request.adapted_master)
@@ -157,20 +171,29 @@ class _Search:
             ),
         )
 
-    def _choose(self, problem: Problem, evaluator: Evaluator) -> Choice:
+    def _reference(self, evaluator: Evaluator) -> _Reference:
+        """The highest trained width, whether it is among those to choose from or not."""
+        highest = self._master.spec.widths[0]
+        assignment = assignment_of({layer: highest for group in self._choices.groups for layer in group})
+        (scores,) = self._measure(evaluator, "highest width", [assignment], evaluator.n)
+        return _Reference(assignment=assignment, scores=scores)
+
+    def _choose(self, problem: Problem, evaluator: Evaluator, reference: Scores) -> Choice:
         request = self._request
         chooser = Chooser(problem, lambda wanted, n: self._measure(evaluator, "candidates", wanted, n), evaluator.n)
         if request.budgets and not request.pareto and request.max_drop is None:
             return chooser.under_budgets()
-        max_drop = DEFAULT_MAX_DROP if request.max_drop is None and not request.budgets else request.max_drop
+        limit = request.drop_limit
+        if limit is None:
+            return chooser.on_front(problem.rows[0], is_within=None)
         try:
-            return chooser.on_front(problem.rows[0], max_drop=max_drop)
+            return chooser.on_front(problem.rows[0], is_within=lambda each: cautious_drop(each, reference) <= limit)
         except LookupError as exc:
             raise CheckFailedError(
                 where="--max-drop",
-                got=f"{exc} of the highest width keeps the budgets",
-                allowed="an assignment within the drop and the budgets",
-                do="allow a larger drop or raise the budgets",
+                got=f"nothing that keeps the budgets is within {limit:g} points of the highest width",
+                allowed="an assignment whose drop, with its standard error, is within that",
+                do="allow a larger drop, raise the budgets, or name more --samples",
             ) from exc
 
     def _measure(
@@ -229,6 +252,14 @@ def _widths(master: Master, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     return widths
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Reference:
+    """What drops are counted from, with its scores on the samples of the search."""
+
+    assignment: WidthAssignment
+    scores: Scores
+
+
 def _measured(problem: Problem, selection: Selection, evaluator: Evaluator) -> Measurement:
     assignment = assignment_of(problem.widths(selection))
     (scores,) = evaluator.measure([assignment])
@@ -246,9 +277,10 @@ class _Reporting:
         data: SearchData,
         tested: TestScores,
         uniform: Sequence[Measurement],
+        reference: _Reference,
     ) -> None:
         self._request, self._master, self._problem = request, master, problem
-        self._data, self._tested, self._uniform = data, tested, uniform
+        self._data, self._tested, self._uniform, self._reference = data, tested, uniform, reference
         feasible = [each for each in uniform if problem.is_feasible(each.selection)]
         self._best = min(feasible, key=lambda each: each.scores.mean_loss, default=None)
 
@@ -267,11 +299,12 @@ class _Reporting:
                 left_out=self._tested.left_out,
             ),
             budgets=tuple(_budget_use(row, chosen.selection) for row in self._problem.caps),
-            max_drop=request.max_drop,
+            max_drop=request.drop_limit,
             reestimated=request.reestimate,
             method=table.method,
             n_costs=table.n,
             chosen=self._assigned(chosen),
+            reference=_label(self._reference.assignment),
             best_uniform=_label(self._best.assignment) if self._best else "",
             uniform=tuple(self._assigned(each) for each in self._uniform),
             front=tuple(self._assigned(each) for each in choice.front),
@@ -289,8 +322,7 @@ class _Reporting:
         )
 
     def _assigned(self, each: Measurement) -> Assigned:
-        tested = self._tested.scores
-        reference = self._uniform[0]
+        tested, reference = self._tested.scores, self._reference
         best = self._best if self._best and self._best.assignment != each.assignment else None
         return Assigned(
             label=_label(each.assignment),
@@ -308,11 +340,11 @@ class _Reporting:
         notes = [
             f"{n:,} samples tell differences of {resolution_points(n):.1f} points from none; use more for finer ones"
         ]
-        by_labels = self._data.search.labelled and self._request.criterion == "cross_entropy"
-        if by_labels and self._uniform[0].scores.right.all():
+        by_labels = self._request.criterion == "cross_entropy" or self._request.drop_limit is not None
+        if self._data.search.labelled and by_labels and self._reference.scores.right.all():
             notes.append(
                 "the highest width is right on every sample of the search, as on samples that it was trained on: "
-                "their loss says little about others. Name samples with --data that training has not seen"
+                "what is lost there says little about others. Name samples with --data that training has not seen"
             )
         return [*notes, *_prediction_notes(choice.prediction)]
 

@@ -99,10 +99,11 @@ def _resource(report: SearchReport) -> str:
 
 def _test(report: SearchReport, tested: Sequence[_Tested], metric: str) -> tuple[Block, ...]:
     resources = [name for name, _ in report.chosen.uses]
+    against = [f"against {each}" for each in (report.reference, report.best_uniform or "uniform")]
     columns = (
         *words("assignment"),
         *numbers(", ".join(resources)),
-        *numbers(f"{metric}, from, to, against highest, against {report.best_uniform or 'uniform'}, p, search loss"),
+        *numbers(f"{metric}, from, to, {', '.join(against)}, p, search loss"),
         *words("front"),
     )
     table = Table(
