@@ -17,8 +17,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import DTypeLike, NDArray
 
-_MOVEMENTS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
-_PASSED_BY_CODES = ("Relu", "Clip", *_MOVEMENTS)
+_MOVEMENTS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+_PASSED_BY_CODES = ("Relu", "Clip", "Identity", "Dropout", *_MOVEMENTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,9 +243,7 @@ def is_known(tensor: gs.Tensor) -> bool:
 
 def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     """The only node that reads `tensor`, or None when there are several, none, or it is a graph output."""
-    if len(tensor.outputs) != 1 or any(tensor is output for output in graph.outputs):
-        return None
-    return tensor.outputs[0]
+    return None if len(tensor.outputs) != 1 or _is_output(graph, tensor) else tensor.outputs[0]
 
 
 def way_to_codes(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Node]:
@@ -262,6 +260,40 @@ def way_to_codes(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Node]:
             break
         tensor = reader.outputs[0]
     return []
+
+
+def output_before_codes(graph: gs.Graph, tensor: gs.Tensor) -> gs.Tensor | None:
+    """The first output of the graph on a way as in `way_to_codes`; None where there is no such way, or no output on it.
+
+    onnxruntime rounds the bias of a layer with a QuantizeLinear behind. For that it counts the nodes that read a
+    result, and an output of the graph is none (weight_bias_quantization.cc).
+    """
+    found = None
+    while len(tensor.outputs) == 1:
+        (reader,) = tensor.outputs
+        if found is None and _is_output(graph, tensor):
+            found = tensor
+        if reader.op == "QuantizeLinear":
+            return found
+        # past an output it moves no QuantizeLinear up through data movement
+        ends = (tensor, reader.outputs[0])
+        if reader.op not in _PASSED_BY_CODES or (reader.op in _MOVEMENTS and any(_is_output(graph, e) for e in ends)):
+            break
+        tensor = reader.outputs[0]
+    return None
+
+
+def hand_out_copy(graph: gs.Graph, output: gs.Tensor) -> None:
+    """Make an output of the graph a copy of the tensor that its readers read."""
+    (producer,) = output.inputs
+    kept = gs.Variable(f"{output.name}.read", dtype=output.dtype, shape=output.shape)
+    producer.outputs = [kept if each is output else each for each in producer.outputs]
+    redirect_readers(graph, output, kept)
+    graph.nodes.append(gs.Node("Identity", f"{output.name}/Copy", {}, [kept], [output]))
+
+
+def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    return any(tensor is output for output in graph.outputs)
 
 
 def redirect_readers(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor, *, keep: gs.Node | None = None) -> None:

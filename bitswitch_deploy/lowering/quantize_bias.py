@@ -14,10 +14,12 @@ from bitswitch_deploy.graph.qdq import (
     ActivationPattern,
     WeightPattern,
     activation_patterns,
+    hand_out_copy,
     is_known,
     match_activation,
     match_weight,
     multiply_codes,
+    output_before_codes,
     producer_of,
     refine_activation,
     sole_reader,
@@ -62,10 +64,13 @@ class QuantizeBias(LoweringPass):
     channels; without ROUNDED_BIAS the layer runs in float instead.
     A channel whose sums are negligible beside its bias, as training leaves them where a gain vanished, has its weights
     multiplied by 0 and its bias counted in steps of its own.
+    A result that is handed out as an output of the graph stays float, but where one Q reads it onnxruntime rounds the
+    bias nevertheless. A copy that is handed out instead keeps it from that.
     Cases: Conv, ungrouped ConvTranspose, Gemm; a MatMul and its Add, which onnxruntime makes a Gemm of: this bias stays
     float, but is a whole number of steps; a Gemm with float output, whose bias moves behind it, since onnxruntime runs
-    it in integers only without a float bias; weight scale per tensor and per channel, of either sign; output codes with
-    and without Clip, directly behind or behind Relu, Clip and data movement; one bias for several layers.
+    it in integers only without a float bias; an output of the graph on the way to a Q; weight scale per tensor and per
+    channel, of either sign; output codes with and without Clip, directly behind or behind Relu, Clip and data movement;
+    one bias for several layers.
     Left alone: other layers whose input, weight or output is not in codes, scales per block or along another axis, a
     bias that differs within a channel, a bias that depends on data. Left alone, and recorded as inexact: a bias that is
     computed from constants, a weight that several nodes read, Gemm with alpha or beta, grouped ConvTranspose with one
@@ -77,10 +82,7 @@ class QuantizeBias(LoweringPass):
         codes = {id(pattern.quantize): pattern.codes for pattern in activation_patterns(graph)}
         found = [layer for node in graph.nodes if (layer := _integer_layer(graph, node, codes)) is not None]
         layers = [layer for layer in found if layer.thresholds is not None]
-        to_float = [layer for layer in found if layer.thresholds is None and layer.node.op == "Gemm"]
-        freed = [layer for layer in to_float if _is_separable(layer)]
-        for layer in freed:
-            _subtract_bias(graph, layer)
+        freed = [layer for layer in found if layer.thresholds is None and _keep_bias(graph, layer)]
         fits, kept = [], []
         for layer in layers:
             obstacle = _obstacle(graph, layer)
@@ -160,6 +162,19 @@ def _write(
         shape = (*layer.adder.inputs[layer.bias_input].shape[:-1], layer.bias.size)
         whole_steps = np.asarray(bias * step32, np.float32).reshape(shape)
         layer.adder.inputs[layer.bias_input] = gs.Constant(f"{name}.bias", whole_steps)
+
+
+def _keep_bias(graph: gs.Graph, layer: _Layer) -> bool:
+    """Let a layer with float output have its bias as it is, and a product run in integers; whether it took a change."""
+    output = output_before_codes(graph, layer.adder.outputs[0])
+    is_product = layer.node.op == "Gemm" or (layer.node.op == "MatMul" and output is not None)
+    if is_product and _is_separable(layer):
+        _subtract_bias(graph, layer)
+    elif output is not None:
+        hand_out_copy(graph, output)
+    else:
+        return False
+    return True
 
 
 def _is_separable(layer: _Layer) -> bool:

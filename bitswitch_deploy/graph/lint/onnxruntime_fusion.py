@@ -32,8 +32,7 @@ def tail_of(graph: QdqGraph, layer: WeightedLayer) -> Tail:
     """What follows `layer`."""
     activations: list[Node] = []
     moved = False
-    add = bias_add(graph, layer)
-    tensor = layer.result if add is None else add.outputs[0]
+    tensor = result_of(graph, layer)
     while True:
         quantizer, following, because = _next(graph, tensor, moved)
         if following is None:
@@ -75,6 +74,12 @@ def bias_add(graph: QdqGraph, layer: WeightedLayer) -> Node | None:
     return readers[0] if other and becomes_gemm else None
 
 
+def result_of(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
+    """What a layer makes, its bias_add included."""
+    add = bias_add(graph, layer)
+    return layer.result if add is None else add.outputs[0]
+
+
 def has_float_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
     """Whether a bias belongs to the layer, its bias_add included, and no DQ makes it."""
     add = bias_add(graph, layer)
@@ -85,6 +90,26 @@ def has_float_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
     else:
         bias = layer.node.argument(2)
     return bias is not None and graph.dequantizer_of(bias) is None
+
+
+def is_bias_rounded(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether onnxruntime rounds a float bias of the layer to int32: it has, or seems to have, one Q behind.
+
+    An output of the graph is no node that reads a result, and onnxruntime counts nodes (weight_bias_quantization.cc).
+    """
+    return has_float_bias(graph, layer) and (tail_of(graph, layer).quantizer is not None or _leads_to_q(graph, layer))
+
+
+def _leads_to_q(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    tensor = result_of(graph, layer)
+    while tensor is not None and len(readers := graph.graph.readers(tensor)) == 1:
+        if graph.graph.is_output(tensor) and not tensor.is_output:
+            return False  # an Identity hands it out, which is a node that reads it
+        (reader,) = readers
+        if reader.operator not in _ABSORBABLE:
+            return bool(graph.quantizers_reading(tensor))
+        tensor = reader.outputs[0]
+    return False
 
 
 def integer_layers(graph: QdqGraph) -> Iterator[WeightedLayer]:

@@ -64,11 +64,16 @@ def model(
     y: str = "a, b, c, d",
     shape: tuple[int, ...] = (4, 4, 3, 3),
     constants: str = "",
+    outputs: str = "",
 ) -> onnx.ModelProto:
-    """A graph float[x] x -> float[y] y, with int8 `w`, uint8 `wu`, float `f` and int4 `n` of `shape` to read."""
+    """A graph float[x] x -> float[y] y and more `outputs`.
+
+    int8 `w`, uint8 `wu`, float `f` and int4 `n` of `shape` are there to read.
+    """
     more = f", {constants}" if constants else ""
     header = f'<ir_version: {IR_VERSIONS[opset]}, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
-    text = f"{header} net (float[{x}] x) => (float[{y}] y) <{CONSTANTS}{more}> {{ {body} }}"
+    handed_out = f", {outputs}" if outputs else ""
+    text = f"{header} net (float[{x}] x) => (float[{y}] y{handed_out}) <{CONSTANTS}{more}> {{ {body} }}"
     made = onnx.parser.parse_model(text)
     rng = np.random.default_rng(3)
     codes = rng.integers(-100, 100, shape)

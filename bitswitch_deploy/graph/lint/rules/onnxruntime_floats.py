@@ -13,7 +13,9 @@ from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
     has_float_bias,
     integer_layers,
     is_absorbed,
+    is_bias_rounded,
     is_private,
+    result_of,
     tail_of,
 )
 from bitswitch_deploy.graph.lint.output_channels import other_axis
@@ -96,7 +98,8 @@ class FloatOutput(Rule):
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in integer_layers(graph):
             tail = tail_of(graph, layer)
-            reads = layer.result is not None and graph.quantizers_reading(layer.result)
+            result = result_of(graph, layer)
+            reads = result is not None and graph.quantizers_reading(result)
             if tail.quantizer is None and (layer.node.operator == "Conv" or reads):
                 do = "put Q and DQ behind it, read by all of its readers"
                 yield Breach(node=layer.node, got=tail.float_because, allowed="one Q as the only reader", do=do)
@@ -246,7 +249,9 @@ class PerChannelInput(Rule):
 class FloatBias(Rule):
     """A float bias of a layer in codes: onnxruntime rounds it to int32 when it loads the graph (seen with 1.32).
 
-    The step is the product of both scales: at low widths the result can differ from what was validated.
+    The step is the product of both scales: at low widths the result can differ from what was validated. That holds as
+    well for a layer that stays float because its result, or that of a Relu or Clip behind it, is an output of the graph
+    beside its only Q.
     """
 
     id = "float-bias"
@@ -255,7 +260,7 @@ class FloatBias(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in integer_layers(graph):
-            if has_float_bias(graph, layer) and tail_of(graph, layer).quantizer is not None:
+            if is_bias_rounded(graph, layer):
                 do = "store int32 codes at scale activation * weight with a DQ behind, and validate with them"
                 got = "a float bias, which becomes int32 when the graph is loaded"
                 yield Breach(node=layer.node, got=got, allowed="a bias in int32 codes", do=do)
@@ -273,9 +278,9 @@ class FloatBiasOfGemm(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in integer_layers(graph):
-            if layer.node.operator == "Conv" or not has_float_bias(graph, layer):
+            if layer.node.operator == "Conv":
                 continue
-            if tail_of(graph, layer).quantizer is None:
+            if has_float_bias(graph, layer) and not is_bias_rounded(graph, layer):
                 do = "store int32 codes at scale activation * weight with a DQ behind, or quantize the output"
                 yield Breach(
                     node=layer.node, got="a float bias and a float output", allowed="one of them in codes", do=do

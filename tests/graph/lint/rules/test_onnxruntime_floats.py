@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import FLOAT_RULES
@@ -22,7 +23,7 @@ from tests.graph.lint.graphs import (
     weight,
     with_zero,
 )
-from tests.graph.running import needs_current_onnxruntime
+from tests.graph.running import needs_current_onnxruntime, run, watched
 
 FLOAT_OPERATORS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}
@@ -117,6 +118,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "clipped weight": (conv(OUT, made="wc = Clip (w, ilo, ihi)" + weight(codes="wc")), {}),
     "float bias": (conv(OUT, "c = Conv (d, wd, bias)"), {}),
+    "float bias, handed out": (conv(OUT, "c = Conv (d, wd, bias)"), {"outputs": "float[e, f, g, h] c"}),
+    "float bias, relu, handed out": (
+        conv("r = Relu (c)" + pair("r", "y"), "c = Conv (d, wd, bias)"),
+        {"outputs": "float[e, f, g, h] r"},
+    ),
+    "float bias, copy handed out": (
+        conv(OUT + "h = Identity (c)", "c = Conv (d, wd, bias)"),
+        {"outputs": "float[e, f, g, h] h"},
+    ),
     "int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)"), WITH_BIAS),
     "deconvolution": (conv(OUT, "c = ConvTranspose (d, wd)", made=ONE_SCALE), {}),
     "scales of another axis": (conv(OUT, made=weight(1)), {}),
@@ -163,6 +173,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemm, weight only": (WEIGHT + "y = Gemm <transB = 1> (x, wd)", MATRIX),
     "gemm, bias": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
     "gemm, bias, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd, bias)", MATRIX),
+    "gemm, bias, handed out": (
+        IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias)" + OUT,
+        MATRIX | {"outputs": "float[e, f] c"},
+    ),
+    "gemm, bias, relu, handed out": (
+        IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias) r = Relu (c)" + pair("r", "y"),
+        MATRIX | {"outputs": "float[e, f] r"},
+    ),
+    "matmul, bias, handed out": (MATMUL + "a = Add (c, bias)" + pair("a", "y"), MATRIX | {"outputs": "float[e, f] a"}),
     "gemm, int32 bias, float output": (
         IN + WEIGHT + BIAS + "y = Gemm <transB = 1> (d, wd, bd)",
         MATRIX | WITH_BIAS,
@@ -217,10 +236,26 @@ def test_what_is_said(rule: str) -> None:
     assert [said for _, said in found(model(with_zero(text, zero), **options), rule)] == [got]
 
 
-@pytest.mark.parametrize("name", ["int32 bias", "gemm, bias, float output", "matmul, bias", "float output"])
+@pytest.mark.parametrize(
+    "name",
+    ["int32 bias", "float bias, copy handed out", "gemm, bias, float output", "matmul, bias", "float output"],
+)
 def test_a_bias_is_rounded_only_where_a_float_one_stands_in_an_integer_layer(name: str) -> None:
     text, options = CASES[name]
     assert not nodes(model(with_zero(text, "u"), **options), "float-bias")
+
+
+@needs_current_onnxruntime
+@pytest.mark.parametrize(("name", "result"), [("float bias, handed out", "c"), ("float bias, relu, handed out", "r")])
+def test_a_bias_is_rounded_although_the_result_is_handed_out_beside_its_q(name: str, result: str) -> None:
+    text, options = CASES[name]
+    constants = "float[4] odd = {0.1026, 0.2071, 0.3022, 0.4064}"
+    graph = model(with_zero(text.replace("wd, bias", "wd, odd"), "u"), constants=constants, **options)
+    assert len(nodes(graph, "float-bias")) == 1
+    x = np.random.default_rng(2).normal(size=(1, 4, 8, 8)).astype(np.float32)
+    handed_out = watched(graph, (result, "y"))
+    rounded, exact = (run(handed_out, x, optimisation=each) for each in ("all", "off"))
+    assert np.abs(rounded - exact).max() > 1e-3
 
 
 def test_reasons_for_a_float_output() -> None:
