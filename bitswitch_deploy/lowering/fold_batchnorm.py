@@ -35,7 +35,7 @@ class FoldBatchNorm(LoweringPass):
     Training with weight decay leaves channels that died: their gain is zero, or so small that their scale would
     underflow. They get a scale so small that their sums vanish beside the offset and beside every code.
     Cases: scale per tensor (becomes per channel) or per channel; Conv, Gemm and ungrouped ConvTranspose; layer with or
-    without bias.
+    without bias; several BatchNormalizations in a row.
     Left alone, and recorded: a gain too large for a float32 scale; a negative gain in a channel that holds -128 for a
     target without negative scales; scales per block; grouped ConvTranspose, whose channels share a scale across groups;
     a weight that several nodes read; Gemm with alpha or beta; a bias, mean or the like that is computed; training mode.
@@ -84,9 +84,11 @@ class FoldBatchNorm(LoweringPass):
             multiply_codes(graph, weight, along(axis, signs, len(weight.codes.shape)))
             self._record(name, "signs flipped", flipped, "negative BatchNormalization gain")
         if mirrored.any():
-            self._record(name, "scale negative", mirrored, "negative BatchNormalization gain and code -128")
-        scale = np.maximum(weight.scale.values * np.abs(affine.gain), _SMALLEST_SCALE)
-        weight.scale.values = np.asarray(np.where(mirrored, -scale, scale), np.float32)
+            self._record(name, "scale negated", mirrored, "negative BatchNormalization gain and code -128")
+        # it has a sign already where another BatchNormalization was folded before
+        before = np.where(mirrored, -weight.scale.values, weight.scale.values)
+        size = np.maximum(np.abs(before * affine.gain), _SMALLEST_SCALE)
+        weight.scale.values = np.asarray(np.copysign(size, before), np.float32)
         zero_point = weight.dequantize.inputs[2]
         zero_point.values = np.zeros(weight.scale.values.shape, zero_point.values.dtype)
         weight.dequantize.attrs["axis"] = axis

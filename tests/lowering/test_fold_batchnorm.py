@@ -14,11 +14,11 @@ from bitswitch_deploy.master.spec import Operator
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity, Rounding
 from tests.graph import slow
-from tests.graph.masters import build, layer, per_block, per_channel
+from tests.graph.masters import BATCH_NORM, build, layer, per_block, per_channel
 from tests.graph.running import initializer, look, operators, run
 from tests.lowering.lowered import Applied, applied, canonical, profile
 
-X86 = profile("x86-cpu")
+X86, ARM = profile("x86-cpu"), profile("arm64-cpu")
 NORM = 'BatchNormalization (a, "n.gamma", "n.beta", "n.mean", "n.var")'
 NORM_INPUTS = 'float[6] "n.gamma", float[6] "n.beta", float[6] "n.mean", float[6] "n.var"'
 CONV = 'a = Conv (x, "a.weight")'
@@ -201,11 +201,37 @@ def minus_128(operator: Operator) -> Master:
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
 def test_negative_gain_in_a_channel_with_minus_128(operator: Operator) -> None:
     before, result = fold(minus_128(operator), 8)
-    mirrored = "scale negative in output channels 1 (negative BatchNormalization gain and code -128)"
+    mirrored = "scale negated in output channels 1 (negative BatchNormalization gain and code -128)"
     assert said(result) == [("a.weight", flips(4), True), ("a.weight", mirrored, True)]
     assert (initializer(result.model, "a.weight.scale") < 0).tolist() == [False, True, False, False, False, False]
     assert "BatchNormalization" not in operators(result.model)
     assert_same_numbers(before, result.model, images(30, 4, 5, 5))
+
+
+TWICE = network(CONV, "6, 4, 3, 3", more="".join(f', float[6] "m.{part}"' for part in BATCH_NORM)).replace(
+    "y = Relu (b)", 'm = BatchNormalization (b, "m.gamma", "m.beta", "m.mean", "m.var") y = Relu (m)'
+)
+
+
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_two_in_a_row_under_every_pair_of_signs(bits: int, target: Target) -> None:
+    """Channels 0 to 3 hold -128: only the scale can carry the sign, and two negative gains make it positive again."""
+    codes = np.random.default_rng(3).integers(-127, 128, (6, 4, 3, 3))
+    codes[:4, 0, 0, 0] = -128
+    gains = {"n.gamma": [1, -1, 0.9, -0.8, -1, -1], "m.gamma": [1, 1, -1, -1, -1, 1]}
+    master = build(TWICE, (layer("a", granularity=PER_CHANNEL),), tensors={"a.weight": codes, **gains})
+    before, result = fold(master, bits, target)
+    assert "BatchNormalization" not in operators(result.model)
+    negative = [False, True, True, False, False, False] if bits == 8 else [False] * 6
+    assert (initializer(result.model, "a.weight.scale") < 0).tolist() == negative
+    x = images(30, 4, 5, 5)
+    assert_same_numbers(before, result.model, x)
+    # each channel by itself, in front of the Relu
+    expected, found = look(before, x, "m"), look(result.model, x, "m")
+    for channel in range(6):
+        largest = float(np.abs(expected[:, channel]).max())
+        np.testing.assert_allclose(found[:, channel], expected[:, channel], atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("target", [X86, profile("jetson-orin-nano")], ids=["x86", "jetson"])
