@@ -10,6 +10,7 @@ each output channel; onnxruntime folds it into the codes when it loads the graph
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -296,9 +297,9 @@ def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     return any(tensor is output for output in graph.outputs)
 
 
-def redirect_readers(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor, *, keep: gs.Node | None = None) -> None:
-    """Let every reader of `old` but `keep` read `new` instead; a graph output `old` stays as it is."""
-    for reader in [node for node in old.outputs if node is not keep]:
+def redirect_readers(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor, *, keep: Sequence[gs.Node] = ()) -> None:
+    """Let every reader of `old` but those of `keep` read `new` instead; a graph output `old` stays as it is."""
+    for reader in [node for node in old.outputs if not any(node is each for each in keep)]:
         reader.inputs = [new if tensor is old else tensor for tensor in reader.inputs]
 
 

@@ -29,7 +29,8 @@ class QuantizeResidual(LoweringPass):
     Cases: a tensor for all its readers (`both_inputs`); only the edge into the Add (`skip_input`); a tensor behind data
     movement takes the scale of its origin; a tensor that a trained quantizer reads as well takes codes that do not
     change what that one gives, or with FULL_RESOLUTION the very codes of that one, which spares an operator, where they
-    fit the branch nearly as well as its own. Left alone: everything when there are no ranges, which the caller decides
+    fit the branch nearly as well as its own. Left alone: layers with a float weight between codes, which read the float
+    tensor as before; everything when there are no ranges, which the caller decides
     and reports.
     """
 
@@ -68,7 +69,8 @@ class QuantizeResidual(LoweringPass):
         readers = list(tensor.outputs)
         quantized = add_activation_qdq(graph, tensor, codes, name=f"{point.tensor}.residual{suffix}")
         if point.reader is None:
-            redirect_readers(graph, tensor, quantized, keep=quantized_by(tensor, readers))
+            kept = [reader for reader in readers if reader.name in point.kept]
+            redirect_readers(graph, tensor, quantized, keep=[quantized_by(tensor, readers), *kept])
             return
         for reader in readers:
             if reader.name == point.reader:

@@ -6,6 +6,9 @@ a lowering quantizes more than was trained: ranges come from calibration samples
 
 Only Adds and means behind a quantized convolution are touched: behind a transformer's MatMul the next node is a float
 LayerNormalization, which would gain nothing and lose precision.
+
+A layer with a float weight between codes would not stay float: onnxruntime rounds its weight to int8, with one scale,
+when it loads the graph (weight_bias_quantization.cc). Such layers go on reading the float tensor.
 """
 
 from __future__ import annotations
@@ -16,13 +19,17 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.qdq import match_weight, producer_of, sole_reader
+from bitswitch_deploy.graph.qdq import is_known, match_weight, producer_of, sole_reader
 
 Mode = Literal["none", "skip_input", "both_inputs"]
 
 _SAME_CODES = ("Slice", "Pad", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _POOLING = ("ReduceMean", "GlobalAveragePool", "AveragePool")
+_WEIGHTED = (*_CONVOLUTIONS, "Gemm", "MatMul")
+_ABSORBED = ("Relu", "Clip")
+# What onnxruntime makes part of a float layer, where the other inputs are constants.
+_FUSED = ("BatchNormalization", "Add", "Mul")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +37,15 @@ class ResidualPoint:
     """One tensor that gets 8-bit codes.
 
     like: the tensor whose scale it shares, because only data movement lies between them; else its own name.
-    reader: the one node that reads the codes, None for all readers. unsigned: it comes from a Relu or a Clip at 0.
+    reader: the one node that reads the codes, None for all readers but `kept`. unsigned: it comes from a Relu or a Clip
+    at 0. kept: nodes that go on reading the float tensor.
     """
 
     tensor: str
     like: str
     reader: str | None
     unsigned: bool
+    kept: tuple[str, ...] = ()
 
 
 def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[ResidualPoint, ...]:
@@ -50,6 +59,7 @@ def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[ResidualPoint, ...]:
     if mode == "both_inputs":
         for tensor in _pooled_outputs(graph):
             points.setdefault((tensor.name, None), _point(tensor, reader=None))
+        return tuple(_share_scales(_keep_float_layers(graph, points.values())))
     return tuple(_share_scales(points.values()))
 
 
@@ -121,3 +131,42 @@ def _share_scales(points: Iterable[ResidualPoint]) -> list[ResidualPoint]:
     listed = list(points)
     wrapped = {point.tensor for point in listed if point.reader is None}
     return [point if point.like in wrapped else replace(point, like=point.tensor) for point in listed]
+
+
+def _keep_float_layers(graph: gs.Graph, points: Iterable[ResidualPoint]) -> list[ResidualPoint]:
+    """The points with the layers that onnxruntime would round as `kept`; without those that nobody else reads."""
+    listed, tensors = list(points), graph.tensors()
+    coded = {point.tensor for point in listed}
+    found = []
+    for point in listed:
+        readers = tensors[point.tensor].outputs
+        kept = tuple(reader.name for reader in readers if _reaches_rounded(reader, coded))
+        if not kept or len(kept) < len(readers):
+            found.append(replace(point, kept=kept))
+    return found
+
+
+def _reaches_rounded(node: gs.Node, coded: set[str]) -> bool:
+    """Whether a float weight is rounded if `node` reads codes: its own, or that of a layer behind data movement."""
+    result = node.outputs[0]
+    if node.op in _SAME_CODES:
+        return result.name not in coded and any(_reaches_rounded(reader, coded) for reader in result.outputs)
+    if node.op not in _WEIGHTED or match_weight(node.inputs[1]) is not None or not is_known(node.inputs[1]):
+        return False
+    # a MatMul only where its bias makes it a Gemm
+    return (node.op != "MatMul" or [each.op for each in result.outputs] == ["Add"]) and _becomes_codes(result, coded)
+
+
+def _becomes_codes(tensor: gs.Tensor, coded: set[str]) -> bool:
+    """Whether the result of a float layer has codes behind, or will have as one of the tensors `coded`."""
+    while tensor.name not in coded:
+        if len(tensor.outputs) != 1:
+            return False
+        (reader,) = tensor.outputs
+        if reader.op == "QuantizeLinear":
+            return True
+        is_fused = reader.op in _FUSED and all(is_known(each) for each in reader.inputs if each is not tensor)
+        if not is_fused and reader.op not in (*_ABSORBED, *_SAME_CODES):
+            return False
+        tensor = reader.outputs[0]
+    return True

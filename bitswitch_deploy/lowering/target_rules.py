@@ -13,6 +13,7 @@ from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.finding import Engine
 from bitswitch_deploy.graph.lint.lint import lint
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph
+from bitswitch_deploy.graph.lint.onnxruntime_fusion import is_weight_rounded
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.rules.weights import WeightDetour
 from bitswitch_deploy.target import Target
@@ -23,7 +24,7 @@ _REFUSED_WARNINGS = (WeightDetour.id,)
 
 def check_target_rules(model: onnx.ModelProto, target: Target) -> None:
     """Refuse a graph that breaks a rule of its target: another opset, a forbidden type, or an error of the linter,
-    or anything between the DequantizeLinear of a weight and its layer.
+    anything between the DequantizeLinear of a weight and its layer, or a float weight that onnxruntime rounds.
 
     Raises:
         GraphError: naming the first node that breaks a rule.
@@ -38,12 +39,16 @@ def _violations(model: onnx.ModelProto, target: Target) -> Iterator[tuple[str, s
     if graph.opset != target.stack.opset:
         allowed = f"opset {target.stack.opset} of stack {target.stack.name} (pass SetOpset)"
         yield "graph", f"opset {graph.opset}", allowed, ""
-    forbidden = target.quantization.forbid_types
-    for qdq in QdqGraph(graph).nodes:
+    forbidden, quantized = target.quantization.forbid_types, QdqGraph(graph)
+    for qdq in quantized.nodes:
         if qdq.code_type in forbidden:
             allowed = f"any type but {', '.join(forbidden)}"
             yield f"{qdq.node.operator} {qdq.node.name}", f"type {qdq.code_type}", allowed, ""
     engine: Engine = "onnxruntime" if target.engine.name == "onnxruntime" else "tensorrt"
+    for layer in quantized.layers if engine == "onnxruntime" else ():
+        if is_weight_rounded(quantized, layer):
+            where, got = f"{layer.node.operator} {layer.node.name}", "a float weight between codes, which becomes int8"
+            yield where, got, "weight, input and output in codes, or a float input", ""
     for finding in lint(graph, engines=(engine,)).findings:
         if finding.severity == "error" or finding.rule in _REFUSED_WARNINGS:
             yield f"{finding.operator} {finding.node}", finding.got, finding.allowed, finding.do

@@ -200,7 +200,7 @@ def test_producer() -> None:
 def test_redirected_readers() -> None:
     whole = graph(READERS)
     tensors = whole.tensors()
-    redirect_readers(whole, tensors["a"], tensors["x"], keep=node(whole, "Neg"))
+    redirect_readers(whole, tensors["a"], tensors["x"], keep=[node(whole, "Neg")])
     assert [tensor.name for tensor in node(whole, "Add").inputs] == ["x", "x"]
     assert [tensor.name for tensor in node(whole, "Neg").inputs] == ["a"]
     redirect_readers(whole, tensors["b"], tensors["x"])

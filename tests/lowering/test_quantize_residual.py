@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_nodes, optimized_operators
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import LoweredGraph, calibrated_tensors, lower
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, dividing_scale
 from bitswitch_deploy.target import Target
-from tests.graph.masters import build, layer
+from tests.graph.masters import BATCH_NORM, build, layer
 from tests.graph.running import initializer, look, run
 from tests.lowering.blocks import images, observed, residual_master
 from tests.lowering.lowered import applied, canonical, profile
@@ -139,6 +139,69 @@ def test_a_graph_output_stays_float() -> None:
     result = applied("QuantizeResidual", graph.model, X86, ranges=ranges)
     assert [output.name for output in result.model.graph.output] == ["y", "first"]
     assert readers(result.model, "first") == {"first.residual/QuantizeLinear"}
+
+
+# --- layers that training kept in float ---------------------------------------------------------------------------
+
+IN_THE_MIDDLE = [("identity", "a"), ("identity", "c"), ("moved", "c"), ("convolution", "d")]
+
+
+def rounded_weights(model: onnx.ModelProto, target: Target) -> list[str]:
+    """Layers whose float weight onnxruntime has made codes of; it names these after the layer."""
+    nodes = optimized_nodes(model.SerializeToString(), session_options=dict(target.engine.session))
+    return [node.name for node in nodes if any("_weight_q" in name for name in node.inputs)]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("shortcut", "pinned"), IN_THE_MIDDLE)
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_a_pinned_layer_in_the_middle_stays_in_float(
+    bits: int, target: Target, shortcut: str, pinned: str, norm: bool
+) -> None:
+    _, after = both(shortcut, bits, target, norm=norm, pinned=pinned)
+    assert rounded_weights(after.model, target) == []
+    assert Approximation.RESIDUAL_CODES in after.approximations
+    found = fast(after.model, target)
+    # stem, z and the pinned one; what is around them is in integers as before
+    assert found.get("Conv", 0) + found.get("FusedConv", 0) == 3
+    assert found["QLinearConv"] == (4 if shortcut == "convolution" else 3)
+    x = images()
+    as_written = run(after.model, x)
+    as_run = run(after.model, x, optimisation="all", session=dict(target.engine.session))
+    assert np.sqrt(((as_run - as_written) ** 2).mean() / (as_written**2).mean()) < 5e-3
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_a_pinned_layer_with_a_batchnorm_in_the_middle_stays_in_float(bits: int) -> None:
+    """onnxruntime makes the BatchNormalization part of the layer, and then finds a Q behind it."""
+    norm = "".join(f'float[4] "n.{part}", ' for part in BATCH_NORM)
+    text = f"""
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "stem.weight", float[4, 4, 3, 3] "a.weight", {norm}
+         float[4, 4, 3, 3] "b.weight", float[5, 4, 1, 1] "z.weight") => (float[n, 5, 6, 6] y) {{
+        stem = Conv (x, "stem.weight")
+        start = Relu (stem)
+        a = Conv <pads = [1, 1, 1, 1]> (start, "a.weight")
+        m = BatchNormalization (a, "n.gamma", "n.beta", "n.mean", "n.var")
+        ra = Relu (m)
+        b = Conv <pads = [1, 1, 1, 1]> (ra, "b.weight")
+        sum = Add (b, start)
+        r = Relu (sum)
+        y = Conv (r, "z.weight")
+    }}"""
+    layers = (layer("stem", activation="pinned"), layer("a", activation="pinned"), layer("b"), layer("z"))
+    graph = canonical(build(text, layers), bits)
+    result = lower(graph, X86, ranges=observed(graph.model, calibrated_tensors(graph, X86)))
+    assert rounded_weights(result.model, X86) == []
+    assert fast(result.model, X86)["QLinearConv"] == 1
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_a_pinned_layer_without_codes_behind_reads_those_of_the_branch(bits: int) -> None:
+    """onnxruntime leaves its weight alone, and the Add in front of it needs a Q as its only reader."""
+    _, after = both("identity", bits, X86, pinned="z")
+    assert readers(after.model, "second") == {"second.residual/QuantizeLinear"}
+    assert rounded_weights(after.model, X86) == []
 
 
 # --- which codes ---------------------------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ def plan(master: Master, mode: Mode) -> tuple[ResidualPoint, ...]:
     return plan_residuals(import_model(canonical(master, 4).model), mode)
 
 
-def point(tensor: str, *, like: str = "", reader: str | None = None, unsigned: bool = False) -> ResidualPoint:
-    return ResidualPoint(tensor=tensor, like=like or tensor, reader=reader, unsigned=unsigned)
+def point(
+    tensor: str, *, like: str = "", reader: str | None = None, unsigned: bool = False, kept: tuple[str, ...] = ()
+) -> ResidualPoint:
+    return ResidualPoint(tensor=tensor, like=like or tensor, reader=reader, unsigned=unsigned, kept=kept)
 
 
 FIRST_BLOCK = (point("b"), point("start", unsigned=True), point("first", unsigned=True))
@@ -150,3 +152,68 @@ def test_two_adds_of_one_shortcut() -> None:
     master = build(text, (layer("a"), layer("b")))
     assert plan(master, "skip_input") == (point("x", reader="one"), point("x", reader="two"))
     assert plan(master, "both_inputs") == (point("a"), point("x"), point("s"), point("b"), point("y"))
+
+
+# --- layers with a float weight --------------------------------------------------------------------------------------
+
+BEHIND_START = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "s.weight", float[4, 4, 1, 1] "a.weight", float[4] "a.bias",
+         float[4, 4, 1, 1] "b.weight", float[4, 4, 1, 1] "z.weight") => (float[n, 4, p, q] y)
+        <float low = {{0}}, float high = {{4}}, float[1] two = {{2}}> {{
+        s = Conv (x, "s.weight")
+        start = Relu (s)
+        {}
+        b = Conv (start, "b.weight")
+        sum = Add (b, start)
+        t = Add (end, sum)
+        y = Conv (t, "z.weight")
+    }}"""
+PINNED = '[pinned] a = Conv ({}, "a.weight", "a.bias") '
+CODES_BEHIND = {
+    "relu": PINNED.format("start") + 'r = Relu (a) end = Conv (r, "b.weight")',
+    "clip and pooling": PINNED.format("start")
+    + 'r = Clip (a, low, high) p = MaxPool <kernel_shape = [1, 1]> (r) end = Conv (p, "b.weight")',
+    "factor": PINNED.format("start") + 'r = Mul (a, two) end = Conv (r, "b.weight")',
+    "branch": PINNED.format("start") + 'k = Conv (start, "b.weight") joined = Add (a, k) end = Relu (joined)',
+}
+NO_CODES_BEHIND = {
+    "sigmoid": PINNED.format("start") + 'r = Sigmoid (a) end = Conv (r, "b.weight")',
+    "two readers": PINNED.format("start") + 'r = Sigmoid (a) k = Conv (a, "b.weight") end = Mul (r, k)',
+    "factor that is computed": PINNED.format("start") + 'r = Mul (a, start) end = Conv (r, "b.weight")',
+}
+
+
+def kept_of_start(middle: str) -> tuple[str, ...]:
+    layers = (layer("s"), layer("a", activation="pinned"), layer("b"), layer("z"))
+    points = plan(build(BEHIND_START.format(middle), layers), "both_inputs")
+    return next(each.kept for each in points if each.tensor == "start")
+
+
+@pytest.mark.parametrize("case", CODES_BEHIND)
+def test_a_float_layer_between_codes_goes_on_reading_the_float_tensor(case: str) -> None:
+    assert kept_of_start(CODES_BEHIND[case]) == ("pinned",)
+
+
+def test_data_movement_in_front_of_such_a_layer_stays_in_float_as_well() -> None:
+    middle = CODES_BEHIND["relu"].replace("(start,", "(m,")
+    assert kept_of_start("[move] m = Transpose <perm = [0, 1, 2, 3]> (start) " + middle) == ("move",)
+
+
+@pytest.mark.parametrize("case", NO_CODES_BEHIND)
+def test_a_float_layer_without_codes_behind_reads_the_codes(case: str) -> None:
+    assert kept_of_start(NO_CODES_BEHIND[case]) == ()
+
+
+def test_a_branch_that_only_such_layers_read_gets_no_codes() -> None:
+    text = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "s.weight", float[4, 4, 1, 1] "a.weight", float[4, 4, 1, 1] "b.weight")
+        => (float[n, 4, p, q] y) {
+        s = Conv (x, "s.weight")
+        start = Relu (x)
+        sum = Add (s, start)
+        a = Conv (sum, "a.weight")
+        r = Relu (a)
+        y = Conv (r, "b.weight")
+    }"""
+    layers = (layer("s"), layer("a", activation="pinned"), layer("b"))
+    assert plan(build(text, layers), "both_inputs") == (point("s"), point("start", unsigned=True))

@@ -157,5 +157,40 @@ def test_errors_of_the_linter_are_refused_on_their_engine() -> None:
         )
 
 
+IMAGES = "q = QuantizeLinear (x, s, u) d = DequantizeLinear (q, s, u) "
+OUT = " p = QuantizeLinear (r, s, u) y = DequantizeLinear (p, s, u)"
+BETWEEN_CODES = {
+    "gemm": "r = Gemm (d, f)" + OUT,
+    "relu": "c = Gemm (d, f) r = Relu (c)" + OUT,
+    "matmul and add": "c = MatMul (d, f) r = Add (c, row)" + OUT,
+    "moved": "t = Transpose (d) r = Gemm (t, f)" + OUT,
+    "folded weight": "g = Neg (f) r = Gemm (d, g)" + OUT,
+    "batchnorm": "c = Gemm (d, f) m = BatchNormalization (c, row, row, row, row) r = Relu (m)" + OUT,
+}
+NOT_BETWEEN_CODES = {
+    "float input": "r = Gemm (x, f)" + OUT,
+    "float output": "y = Gemm (d, f)",
+    "sigmoid": "c = Gemm (d, f) r = Sigmoid (c)" + OUT,
+    "two readers": "c = Gemm (d, f) r = Add (c, c) k = Add (r, c) p = QuantizeLinear (k, s, u)"
+    " y = DequantizeLinear (p, s, u)",
+    "matmul": "r = MatMul (d, f)" + OUT,
+    "weight in codes": "g = DequantizeLinear (w, s, i) r = Gemm (d, g)" + OUT,
+}
+ROW = f"{CONSTANTS} float[2] row = {{1, 2}},"
+
+
+@pytest.mark.parametrize("case", BETWEEN_CODES)
+def test_a_float_weight_that_onnxruntime_rounds(case: str) -> None:
+    message = r"a float weight between codes, which becomes int8\n  allowed: .*, or a float input\n  do: .*x86-cpu"
+    refused(IMAGES + BETWEEN_CODES[case], X86, message, constants=ROW)
+    signed = (IMAGES + BETWEEN_CODES[case]).replace("s, u)", "s, i)")
+    check(signed, RTX, constants=ROW)
+
+
+@pytest.mark.parametrize("case", NOT_BETWEEN_CODES)
+def test_float_weights_that_it_leaves_alone(case: str) -> None:
+    check(IMAGES + NOT_BETWEEN_CODES[case], X86, constants=ROW)
+
+
 def test_what_is_slow_only_is_left_alone() -> None:
     check("q = QuantizeLinear (x, s, i) d = DequantizeLinear (q, s, i) y = Add (x, d)", RTX)

@@ -97,16 +97,29 @@ def is_bias_rounded(graph: QdqGraph, layer: WeightedLayer) -> bool:
 
     An output of the graph is no node that reads a result, and onnxruntime counts nodes (weight_bias_quantization.cc).
     """
-    return has_float_bias(graph, layer) and (tail_of(graph, layer).quantizer is not None or _leads_to_q(graph, layer))
+    if not has_float_bias(graph, layer):
+        return False
+    return tail_of(graph, layer).quantizer is not None or _leads_to_q(graph, layer, past=_ABSORBABLE)
 
 
-def _leads_to_q(graph: QdqGraph, layer: WeightedLayer) -> bool:
+def is_weight_rounded(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether onnxruntime rounds a float weight of the layer to int8 with one scale: codes in front and one Q behind.
+
+    It makes a BatchNormalization part of the layer before it looks for the Q.
+    """
+    if layer.activation is None or not layer.activation.is_per_tensor or layer.weight or not layer.has_constant_weight:
+        return False
+    is_gemm = layer.node.operator != "MatMul" or bias_add(graph, layer) is not None
+    return is_gemm and _leads_to_q(graph, layer, past=(*_ABSORBABLE, "BatchNormalization"))
+
+
+def _leads_to_q(graph: QdqGraph, layer: WeightedLayer, *, past: tuple[str, ...]) -> bool:
     tensor = result_of(graph, layer)
     while tensor is not None and len(readers := graph.graph.readers(tensor)) == 1:
         if graph.graph.is_output(tensor) and not tensor.is_output:
             return False  # an Identity hands it out, which is a node that reads it
         (reader,) = readers
-        if reader.operator not in _ABSORBABLE:
+        if reader.operator not in past:
             return bool(graph.quantizers_reading(tensor))
         tensor = reader.outputs[0]
     return False

@@ -82,8 +82,8 @@ class WeightDetour(Rule):
 class FloatWeight(Rule):
     """A layer with a quantized activation and a float constant weight.
 
-    TensorRT computes it in float. onnxruntime chooses 8-bit codes by itself when it loads the graph (seen with 1.32),
-    so the numbers are not the ones that were validated.
+    TensorRT computes it in float. With a Q behind, onnxruntime chooses 8-bit codes by itself when it loads the graph
+    (seen with 1.32), so the numbers are not the ones that were validated.
     """
 
     id = "float-weight"
