@@ -45,7 +45,8 @@ class QdqBetweenConvAndAdd(Rule):
 class FloatSkip(Rule):
     """A residual Add whose convolution is in codes and whose skip input is float.
 
-    The fused conv + Add of TensorRT then writes float, and the next Q cannot join it.
+    The fused conv + Add of TensorRT then writes float, and the next Q cannot join it. A BatchNormalization between
+    convolution and Add is passed over.
     """
 
     id = "float-skip"
@@ -55,7 +56,7 @@ class FloatSkip(Rule):
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         in_codes = {id(layer.node) for layer in graph.layers if layer.activation and layer.weight}
         for node, inputs in _residual_adds(graph):
-            joined = [t for t in inputs if (made := graph.graph.source(t).producer) and id(made) in in_codes]
+            joined = [tensor for tensor in inputs if id(_maker(graph, tensor)) in in_codes]
             skips = [t for t in inputs if _makes(graph, t) not in _CONVOLUTIONS]
             if joined and skips and graph.dequantizer_of(skips[0]) is None and not _is_moved_codes(graph, skips[0]):
                 do = "put Q and DQ on the skip input"
@@ -180,12 +181,18 @@ def _residual_adds(graph: QdqGraph) -> Iterator[tuple[Node, list[Tensor]]]:
             yield node, inputs
 
 
-def _makes(graph: QdqGraph, tensor: Tensor | None) -> str | None:
-    """The operator that makes a tensor; a BatchNormalization, which engines fold, counts as what it normalizes."""
+def _maker(graph: QdqGraph, tensor: Tensor | None) -> Node | None:
+    """The node that makes a tensor; a BatchNormalization, which engines fold, counts as what it normalizes."""
     producer = None if tensor is None else graph.graph.source(tensor).producer
     if producer is not None and producer.operator == "BatchNormalization" and producer.argument(0) is not None:
-        return _makes(graph, producer.argument(0))
-    return None if producer is None else producer.operator
+        return _maker(graph, producer.argument(0))
+    return producer
+
+
+def _makes(graph: QdqGraph, tensor: Tensor | None) -> str | None:
+    """The operator of the node that makes a tensor, as `_maker`."""
+    maker = _maker(graph, tensor)
+    return None if maker is None else maker.operator
 
 
 def _joins_convolution(graph: QdqGraph, node: Node) -> bool:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from tests.graph.lint.graphs import IN, OUT, WEIGHT, found, linted, model, nodes, optimised_operators, pair, with_zero
@@ -40,6 +42,27 @@ def test_a_float_skip_beside_a_convolution_in_codes() -> None:
     assert residual("c", "x") == ["float-skip"]
     assert residual("s0", "c", "s0 = Sigmoid (x)") == ["float-skip"]
     graph = model(with_zero(BRANCH + ADD.format("c", "x"), "i"))
+    assert found(graph, "float-skip") == [("add", "a float skip input, x")]
+
+
+@pytest.mark.parametrize("norms", [1, 2])
+def test_a_float_skip_beside_a_convolution_and_its_batchnorm(norms: int) -> None:
+    middle = "".join(f" c{i + 1} = BatchNormalization (c{i}, one, one, one, one)" for i in range(norms))
+    assert residual(f"c{norms}", "x", middle.replace("(c0,", "(c,")) == ["float-skip"]
+    assert residual("x", f"c{norms}", middle.replace("(c0,", "(c,")) == ["float-skip"]
+    assert residual(f"c{norms}", "d", middle.replace("(c0,", "(c,")) == []
+    assert residual("norm", "x", "e = Conv (x, f) norm = BatchNormalization (e, one, one, one, one)") == []
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_a_float_skip_at_every_width(bits: int) -> None:
+    """Codes of every width lie in int8."""
+    high = 2 ** (bits - 1) - 1
+    norm = "norm = BatchNormalization (c, one, one, one, one)"
+    graph = model(with_zero(BRANCH + norm + ADD.format("norm", "x"), "i"))
+    codes = next(tensor for tensor in graph.graph.initializer if tensor.name == "w")
+    narrow = np.clip(onnx.numpy_helper.to_array(codes), -high - 1, high)
+    codes.CopyFrom(onnx.numpy_helper.from_array(narrow, "w"))
     assert found(graph, "float-skip") == [("add", "a float skip input, x")]
 
 
