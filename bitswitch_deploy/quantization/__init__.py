@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from bitswitch_deploy.quantization.affine import dequantize, quantize
-from bitswitch_deploy.quantization.packing import pack_blocks, pack_int2, pack_int4, unpack_int2, unpack_int4
-from bitswitch_deploy.quantization.rounding import derive_blocks, derive_codes, derive_scale
+from bitswitch_deploy.quantization.packing import pack_blocks, pack_int2, pack_int4
+from bitswitch_deploy.quantization.rounding import derive_codes, derive_scale
 
 __all__ = [
     "dequantize",
-    "derive_blocks",
     "derive_codes",
     "derive_scale",
     "pack_blocks",
     "pack_int2",
     "pack_int4",
     "quantize",
-    "unpack_int2",
-    "unpack_int4",
 ]

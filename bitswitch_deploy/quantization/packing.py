@@ -6,8 +6,6 @@ two's complement. Source: ONNX IR, onnx.proto, TensorProto.raw_data; ONNX operat
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -57,24 +55,6 @@ def pack_blocks(codes: npt.NDArray[np.int8], *, bits: int, block_size: int) -> B
     return packed.reshape(rows, blocks, block_size * bits // 8)
 
 
-def unpack_int4(packed: ByteArray, shape: tuple[int, ...], *, signed: bool = True) -> CodeArray:
-    """Codes [shape], int8 when signed, uint8 when not, from bytes [ceil(n / 2)].
-
-    Raises:
-        ValueError: not uint8, or not the number of bytes that `shape` needs.
-    """
-    return _unpack(packed, shape, bits=4, signed=signed)
-
-
-def unpack_int2(packed: ByteArray, shape: tuple[int, ...], *, signed: bool = True) -> CodeArray:
-    """Codes [shape], int8 when signed, uint8 when not, from bytes [ceil(n / 4)].
-
-    Raises:
-        ValueError: not uint8, or not the number of bytes that `shape` needs.
-    """
-    return _unpack(packed, shape, bits=2, signed=signed)
-
-
 def _pack(codes: CodeArray, *, bits: int) -> ByteArray:
     if codes.dtype not in (np.int8, np.uint8):
         raise ValueError(f"codes must be int8 or uint8, got {codes.dtype}")
@@ -89,23 +69,3 @@ def _pack(codes: CodeArray, *, bits: int) -> ByteArray:
         part = flat[position::per_byte]
         packed[: part.size] |= (part & mask) << np.uint8(bits * position)
     return packed
-
-
-def _unpack(packed: ByteArray, shape: tuple[int, ...], *, bits: int, signed: bool) -> CodeArray:
-    count = math.prod(shape)
-    per_byte = 8 // bits
-    expected = -(-count // per_byte)
-    if packed.dtype != np.uint8 or packed.size != expected:
-        raise ValueError(f"{count} codes of {bits} bits are uint8[{expected}], got {packed.dtype}[{packed.size}]")
-    flat = packed.reshape(-1)
-    codes = np.empty(count, dtype=np.uint8)
-    for position in range(per_byte):
-        part = codes[position::per_byte]
-        # Shifted to the top of the byte, so that the way back fills with zeros or with the sign.
-        np.left_shift(flat[: part.size], np.uint8(8 - bits * (position + 1)), out=part)
-    if signed:
-        extended = codes.view(np.int8)
-        np.right_shift(extended, np.int8(8 - bits), out=extended)
-        return extended.reshape(shape)
-    np.right_shift(codes, np.uint8(8 - bits), out=codes)
-    return codes.reshape(shape)

@@ -18,8 +18,6 @@ rounding_shift.py computes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 import numpy.typing as npt
 
@@ -72,18 +70,6 @@ def derive_codes(
         for source, result in chunks:
             shift.apply(source, result)
     return out
-
-
-def derive_blocks(
-    blocks: Iterable[Int8Array], *, from_bits: int, to_bits: int, rounding: Rounding
-) -> Iterator[Int8Array]:
-    """`derive_codes` over a stream: one derived block for each block, for tensors that do not fit in memory.
-
-    Raises:
-        ValueError: as `derive_codes`, when the block concerned is asked for.
-    """
-    for codes in blocks:
-        yield derive_codes(codes, from_bits=from_bits, to_bits=to_bits, rounding=rounding)
 
 
 def derive_scale(scale: Float32Array, *, from_bits: int, to_bits: int) -> Float32Array:

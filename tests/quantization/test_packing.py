@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 
-from bitswitch_deploy.quantization import pack_int2, pack_int4, unpack_int2, unpack_int4
+from bitswitch_deploy.quantization import pack_int2, pack_int4
 
 # bits, signed, ONNX element type
 TYPES = [
@@ -21,7 +21,11 @@ TYPES = [
     (2, False, onnx.TensorProto.UINT2),
 ]
 PACK: dict[int, Callable[..., np.ndarray]] = {4: pack_int4, 2: pack_int2}
-UNPACK: dict[int, Callable[..., np.ndarray]] = {4: unpack_int4, 2: unpack_int2}
+
+
+def read_by_onnx(packed: np.ndarray, shape: tuple[int, ...], element_type: int) -> np.ndarray:
+    tensor = onnx.helper.make_tensor("t", element_type, shape, packed.tobytes(), raw=True)
+    return onnx.numpy_helper.to_array(tensor)
 
 
 def ends(bits: int, signed: bool) -> tuple[int, int]:
@@ -30,21 +34,17 @@ def ends(bits: int, signed: bool) -> tuple[int, int]:
 
 @given(kind=st.sampled_from(TYPES), data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_onnx_reads_our_bytes_and_we_read_those_of_onnx(kind: tuple[int, bool, int], data: st.DataObject) -> None:
+def test_onnx_reads_our_bytes_and_writes_the_same(kind: tuple[int, bool, int], data: st.DataObject) -> None:
     bits, signed, element_type = kind
     low, high = ends(bits, signed)
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5))
     dtype = np.int8 if signed else np.uint8
     codes = data.draw(hnp.arrays(dtype, shape, elements=st.integers(low, high)))
     packed = PACK[bits](codes)
-    ours = onnx.helper.make_tensor("t", element_type, shape, packed.tobytes(), raw=True)
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(ours).astype(dtype), codes)
+    np.testing.assert_array_equal(read_by_onnx(packed, shape, element_type).astype(dtype), codes)
     theirs = onnx.numpy_helper.from_array(codes.astype(onnx.helper.tensor_dtype_to_np_dtype(element_type)))
     assert theirs.data_type == element_type
     assert packed.tobytes() == theirs.raw_data
-    unpacked = UNPACK[bits](packed, shape, signed=signed)
-    assert unpacked.dtype == dtype
-    np.testing.assert_array_equal(unpacked, codes)
 
 
 def test_first_code_in_the_lowest_bits_and_zeros_at_the_end() -> None:
@@ -63,7 +63,7 @@ def test_every_code_fits_and_the_next_does_not(bits: int, signed: bool, element_
     low, high = ends(bits, signed)
     dtype = np.int8 if signed else np.uint8
     codes = np.arange(low, high + 1).astype(dtype)
-    assert UNPACK[bits](PACK[bits](codes), codes.shape, signed=signed).tolist() == codes.tolist()
+    assert read_by_onnx(PACK[bits](codes), codes.shape, element_type).astype(dtype).tolist() == codes.tolist()
     beyond = [high + 1] if not signed else [low - 1, high + 1]
     for code in beyond:
         with pytest.raises(ValueError, match=rf"codes of {bits} bits are {low}\.\.{high}, got"):
@@ -71,10 +71,6 @@ def test_every_code_fits_and_the_next_does_not(bits: int, signed: bool, element_
 
 
 @pytest.mark.parametrize("bits", [4, 2])
-def test_other_dtypes_and_sizes_are_refused(bits: int) -> None:
+def test_other_dtypes_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="codes must be int8 or uint8, got int16"):
         PACK[bits](np.zeros(2, np.int16))
-    with pytest.raises(ValueError, match=rf"9 codes of {bits} bits are uint8\[\d\], got uint8\[1\]"):
-        UNPACK[bits](np.zeros(1, np.uint8), (3, 3))
-    with pytest.raises(ValueError, match="got int8"):
-        UNPACK[bits](np.zeros(1, np.int8), (1,))

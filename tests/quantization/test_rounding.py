@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from bitswitch_deploy.quantization import derive_blocks, derive_codes, derive_scale, rounding, rounding_shift
+from bitswitch_deploy.quantization import derive_codes, derive_scale, rounding, rounding_shift
 from bitswitch_deploy.tensors import Rounding
 
 WIDTH_PAIRS = [(high, low) for high in range(2, 9) for low in range(2, high + 1)]
@@ -220,31 +220,6 @@ def test_other_dtypes_are_refused(dtype: type) -> None:
 def test_an_unfit_out_is_refused(out: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"out must be int8 of shape \(3,\), got"):
         derive_codes(np.zeros(3, np.int8), from_bits=8, to_bits=4, rounding=Rounding.HALF_UP, out=out)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_blocks_equal_the_whole(rule: Rounding) -> None:
-    codes = np.random.default_rng(5).integers(-32, 32, 1000, dtype=np.int8)
-    pieces = np.split(codes, [1, 1, 17, 400])
-    derived = list(derive_blocks(iter(pieces), from_bits=6, to_bits=3, rounding=rule))
-    assert [piece.size for piece in derived] == [1, 0, 16, 383, 600]
-    np.testing.assert_array_equal(np.concatenate(derived), slow_codes(codes, 6, 3, rule))
-
-
-def test_blocks_are_taken_one_at_a_time() -> None:
-    taken = []
-
-    def source() -> Iterator[np.ndarray]:
-        for index in range(3):
-            taken.append(index)
-            yield np.full(2, 8 if index == 2 else 7, dtype=np.int8)
-
-    stream = derive_blocks(source(), from_bits=4, to_bits=2, rounding=Rounding.HALF_UP)
-    assert next(stream).tolist() == [1, 1]
-    assert taken == [0]
-    assert next(stream).tolist() == [1, 1]
-    with pytest.raises(ValueError, match="codes of 4 bits"):
-        next(stream)
 
 
 @given(
