@@ -244,7 +244,7 @@ def is_known(tensor: gs.Tensor) -> bool:
 
 def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     """The only node that reads `tensor`, or None when there are several, none, or it is a graph output."""
-    return None if len(tensor.outputs) != 1 or _is_output(graph, tensor) else tensor.outputs[0]
+    return None if len(tensor.outputs) != 1 or is_output(graph, tensor) else tensor.outputs[0]
 
 
 def way_to_codes(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Node]:
@@ -272,13 +272,13 @@ def output_before_codes(graph: gs.Graph, tensor: gs.Tensor) -> gs.Tensor | None:
     found = None
     while len(tensor.outputs) == 1:
         (reader,) = tensor.outputs
-        if found is None and _is_output(graph, tensor):
+        if found is None and is_output(graph, tensor):
             found = tensor
         if reader.op == "QuantizeLinear":
             return found
         # past an output it moves no QuantizeLinear up through data movement
         ends = (tensor, reader.outputs[0])
-        if reader.op not in _PASSED_BY_CODES or (reader.op in _MOVEMENTS and any(_is_output(graph, e) for e in ends)):
+        if reader.op not in _PASSED_BY_CODES or (reader.op in _MOVEMENTS and any(is_output(graph, e) for e in ends)):
             break
         tensor = reader.outputs[0]
     return None
@@ -293,7 +293,8 @@ def hand_out_copy(graph: gs.Graph, output: gs.Tensor) -> None:
     graph.nodes.append(gs.Node("Identity", f"{output.name}/Copy", {}, [kept], [output]))
 
 
-def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether the graph hands the tensor out."""
     return any(tensor is output for output in graph.outputs)
 
 

@@ -4,7 +4,9 @@ A convolution whose output stays float cannot run in integers on onnxruntime, an
 the fused convolution and Add from writing int8. The trained network has no codes there, so this is the one place where
 a lowering quantizes more than was trained: ranges come from calibration samples and the change is reported as inexact.
 
-Only Adds and means behind a quantized convolution are touched: behind a transformer's MatMul the next node is a float
+With `skip_input` these are the skip inputs of residual Adds. With `both_inputs` they are all tensors around such an
+Add, and whatever else a convolution in codes hands on in float: to pooling, a Concat, a SiLU or HardSwish, two layers
+with quantizers of their own. Behind a transformer's MatMul nothing is touched: the next node is a float
 LayerNormalization, which would gain nothing and lose precision.
 
 A layer with a float weight between codes would not stay float: onnxruntime rounds its weight to int8, with one scale,
@@ -13,19 +15,26 @@ when it loads the graph (weight_bias_quantization.cc). Such layers go on reading
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.qdq import is_known, match_weight, producer_of, sole_reader
+from bitswitch_deploy.graph.qdq import (
+    is_known,
+    is_output,
+    match_weight,
+    producer_of,
+    reads_codes,
+    sole_reader,
+    way_to_codes,
+)
 
 Mode = Literal["none", "skip_input", "both_inputs"]
 
 _SAME_CODES = ("Slice", "Pad", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-_POOLING = ("ReduceMean", "GlobalAveragePool", "AveragePool")
 _WEIGHTED = (*_CONVOLUTIONS, "Gemm", "MatMul")
 _ABSORBED = ("Relu", "Clip")
 # What onnxruntime makes part of a float layer, where the other inputs are constants.
@@ -57,24 +66,28 @@ def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[ResidualPoint, ...]:
         for point in _skip_point(add) if mode == "skip_input" else _all_points(graph, add):
             points.setdefault((point.tensor, point.reader), point)
     if mode == "both_inputs":
-        for tensor in _pooled_outputs(graph):
+        for tensor in _float_results(graph):
             points.setdefault((tensor.name, None), _point(tensor, reader=None))
         return tuple(_share_scales(_keep_float_layers(graph, points.values())))
     return tuple(_share_scales(points.values()))
 
 
-def _pooled_outputs(graph: gs.Graph) -> list[gs.Tensor]:
-    """What quantized convolutions hand to a float mean or pooling, behind their BatchNormalization and activation."""
-    found = []
+def _float_results(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    """What quantized convolutions hand on in float, behind their BatchNormalization and activation."""
     for node in graph.nodes:
-        if node.op not in _POOLING:
+        if node.op != "Conv" or match_weight(node.inputs[1]) is None or not reads_codes(node):
             continue
-        origin = node.inputs[0]
-        while (producer := producer_of(origin)) is not None and producer.op in ("Relu", "Clip"):
-            origin = producer.inputs[0]
-        if _convolution_behind(origin) is not None:
-            found.append(node.inputs[0])
-    return found
+        result = _behind(graph, node.outputs[0], ("BatchNormalization",))
+        if not way_to_codes(graph, result):
+            result = _behind(graph, result, _ABSORBED)
+            if result.outputs and not is_output(graph, result):
+                yield result
+
+
+def _behind(graph: gs.Graph, tensor: gs.Tensor, operators: tuple[str, ...]) -> gs.Tensor:
+    while (reader := sole_reader(graph, tensor)) is not None and reader.op in operators:
+        tensor = reader.outputs[0]
+    return tensor
 
 
 def _residual_adds(graph: gs.Graph) -> list[gs.Node]:

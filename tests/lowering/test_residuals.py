@@ -106,14 +106,48 @@ NETWORK = 'net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "a.weight") => (float[n, 
     ("body", "activation"),
     [
         ('a = Conv (x, "a.weight") y = Add (a, x)', "pinned"),
-        ('a = Conv (x, "a.weight") e = Relu (a) y = Add (e, x)', "unsigned"),
-        ('a = Conv (x, "a.weight") y = Mul (a, x)', "unsigned"),
-        ('a = Conv (x, "a.weight") y = Add (a, one)', "unsigned"),
+        ('a = Conv (x, "a.weight") y = Sigmoid (a)', "pinned"),
+        ('y = Conv (x, "a.weight")', "unsigned"),
+        ('a = Conv (x, "a.weight") y = Relu (a)', "unsigned"),
     ],
 )
-def test_adds_that_are_no_residual(body: str, activation: str, mode: Mode) -> None:
+def test_nothing_to_gain(body: str, activation: str, mode: Mode) -> None:
+    assert plan(build(NETWORK.format(body), (layer("a", activation=activation),)), mode) == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "coded"),
+    [
+        ('a = Conv (x, "a.weight") e = Relu (a) y = Add (e, x)', point("e", unsigned=True)),
+        ('a = Conv (x, "a.weight") y = Mul (a, x)', point("a")),
+        ('a = Conv (x, "a.weight") y = Add (a, one)', point("a")),
+        ('a = Conv (x, "a.weight") s = Sigmoid (a) y = Mul (a, s)', point("a")),
+        ('a = Conv (x, "a.weight") r = Relu (a) y = Concat <axis = 0> (r, x)', point("r", unsigned=True)),
+    ],
+)
+def test_what_a_convolution_hands_on_in_float(body: str, coded: ResidualPoint) -> None:
     text = NETWORK.format(body).replace("=> (float[n, 4, 6, 6] y)", "=> (float[n, 4, 6, 6] y) <float one = {1}>")
-    assert plan(build(text, (layer("a", activation=activation),)), mode) == ()
+    master = build(text, (layer("a"),))
+    assert plan(master, "both_inputs") == (coded,)
+    assert plan(master, "skip_input") == ()
+
+
+def test_two_layers_behind_one_convolution() -> None:
+    """With one quantizer behind it a convolution has codes; with one for each of two readers onnxruntime gives none."""
+    text = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "a.weight", float[4, 4, 1, 1] "b.weight", float[4, 4, 1, 1] "c.weight")
+        => (float[n, 4, 6, 6] y, float[n, 4, 6, 6] z) {
+        a = Conv (x, "a.weight")
+        r = Relu (a)
+        y = Conv (r, "b.weight")
+        SECOND
+    }"""
+    layers = tuple(map(layer, "abc"))
+    two = build(text.replace("SECOND", 'z = Conv (r, "c.weight")'), layers)
+    assert plan(two, "both_inputs") == (point("r", unsigned=True),)
+    # y leaves the network in float
+    chain = build(text.replace("SECOND", 'm = MaxPool <kernel_shape = [1, 1]> (y) z = Conv (m, "c.weight")'), layers)
+    assert plan(chain, "both_inputs") == ()
 
 
 @pytest.mark.parametrize("mode", ["skip_input", "both_inputs"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -20,7 +21,13 @@ from tests.networks.zoo import Sample, inputs
 
 FORMS = [target for target in graph_forms().values() if target.engine.name != "tensorrt"]
 # Tensors with codes: both inputs and the output of each Add, or its skip input only.
-POINTS = {"resnet18": (20, 8), "resnet20": (19, 9), "pre-activation": (6, 2)}
+POINTS = {
+    "resnet18": (20, 8),
+    "resnet20": (19, 9),
+    "pre-activation": (6, 2),
+    "densenet": (5, 0),
+    "inception": (5, 0),
+}
 
 
 def observed(
@@ -49,6 +56,8 @@ def test_little_is_lost(sample: Callable[[str], Sample], name: str, bits: int) -
     for target in FORMS:
         ranges = observed(canonical, target, inputs(made.entry, 64, seed=5).numpy())
         assert len(ranges) == POINTS[name][0 if target.quantization.residual == "both_inputs" else 1]
+        if not ranges:
+            continue
         lowered = lower(canonical, target, ranges=ranges)
         assert "QuantizeResidual" in lowered.passes
         assert not lowered.exact
@@ -64,6 +73,23 @@ def test_little_is_lost(sample: Callable[[str], Sample], name: str, bits: int) -
         norm = np.linalg.norm(run.output)
         assert 0 < np.linalg.norm(outputs[0] - run.output) / norm < 0.1
         assert np.linalg.norm(outputs[0] - outputs[-1]) / norm < 5e-3
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2, MIXED])
+@pytest.mark.parametrize("name", ["densenet", "inception", "excite", "grouped"])
+def test_no_quantized_convolution_is_in_float(sample: Callable[[str], Sample], name: str, bits: int) -> None:
+    """In front of a Concat, a SiLU, a HardSwish, pooling, or two layers with quantizers of their own."""
+    made = sample(name)
+    canonical = canonical_graph(made.master, assignment(made.master, bits))
+    wanted = Counter(each.pinned for each in made.master.spec.layers if each.operator == "Conv")
+    for target in FORMS:
+        if target.engine.name == "onnxruntime":
+            model = lower(
+                canonical, target, ranges=observed(canonical, target, inputs(made.entry, 32, seed=5).numpy())
+            ).model
+            found = dict(optimized_operators(model.SerializeToString(), session_options=dict(target.engine.session)))
+            # the pooling behind the transition of the DenseNet takes the place of a convolution
+            assert (found["QLinearConv"], found["Conv"]) == (wanted[False], wanted[True] + (name == "densenet"))
 
 
 # Quantized convolutions, and those that take the place of shortcuts. At 8 bits some BatchNorms of the residual networks
