@@ -24,7 +24,7 @@ from bitswitch_deploy.master.spec import LayerSpec
 from bitswitch_deploy.pipeline.inputs import load_samples
 from bitswitch_deploy.quantization import dequantize, derive_codes
 from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts
-from bitswitch_deploy.search.samples import choose_samples
+from bitswitch_deploy.search.samples import draw_samples
 from bitswitch_deploy.training.hessian import MAX_VECTORS, Trace, hessian_traces
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import load_recipe
@@ -49,7 +49,7 @@ def main(master: Path | None, recipe: str, data: Path | None, output: Path, **op
     pool = load_samples(loaded, data or (bundled.train if bundled else None), limit=None)
     if pool is None or pool.y is None:
         raise click.UsageError("--data: labelled samples are needed")
-    chosen = choose_samples(pool.y, pool.n, count=options["samples"], seed=options["seed"])
+    chosen = draw_samples(pool.y, pool.n, n_search=options["samples"], seed=options["seed"]).search
     x = np.concatenate([pool.source.read(int(i), int(i) + 1) for i in chosen])
     y = pool.y[chosen]
     model = network_of(loaded, build_network(load_recipe(recipe).network))

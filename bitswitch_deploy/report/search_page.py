@@ -78,15 +78,13 @@ def search_facts(report: SearchReport) -> list[tuple[str, str]]:
     samples = report.samples
     correlation = report.rank_correlation
     statistics = "fitted to each assignment" if report.reestimated else "the master's, as exported"
+    drawn = "of each class the same number, as far as it has them" if samples.labelled else "by chance"
     master = f"{report.master_path} (sha256 {report.master_sha256[:12]})"
     if report.reestimated:  # the hash is that of the master it was made from
         master = f"sha256 {report.master_sha256[:12]}; with the statistics of this assignment: {report.master_path}"
     facts = [
         ("master", master),
-        (
-            "searched on",
-            f"{samples.n_search:,} samples of {samples.name}, the same number of each class where labelled",
-        ),
+        ("searched on", f"{samples.n_search:,} samples of {samples.name}, {drawn}"),
         ("costs", f"{_METHODS[report.method]}, on {report.n_costs:,} samples"),
         ("BatchNorm statistics", statistics),
         ("candidates", f"{report.n_candidates} measured, {report.refine_moves} improving moves"),

@@ -1,7 +1,9 @@
 """The samples of a search: a random part of the data with the same number from each class, fixed by a hash.
 
 Labelled data is drawn class by class, because data that is sorted by class would otherwise show the search a few
-classes only. What the search sees is never in the final test.
+classes only. Where a class has too few samples it gives what it may, and the others give more. What the search sees is
+never in the final test: when that takes the rest of the data, the search leaves it half of every class. Samples for
+BatchNorm statistics are others again, with each class as frequent as in the data.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _Z95 = 1.96
 
 Inputs = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +47,46 @@ class SearchSamples:
         return np.ascontiguousarray(x), None if y is None else np.array(y)
 
 
-def choose_samples(y: Labels | None, n_all: int, *, count: int, seed: int) -> npt.NDArray[np.intp]:
-    """Indices [count] of samples for the search in random order; class counts differ by one at most, where they can.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawn:
+    """Indices of samples in random order, none of them twice. search: to search on. statistics: for BatchNorm."""
+
+    search: Indices
+    statistics: Indices
+
+
+def draw_samples(
+    y: Labels | None, n_all: int, *, n_search: int, n_statistics: int = 0, rest_is_tested: bool = False, seed: int
+) -> Drawn:
+    """Samples for the search, whose class counts differ by one at most where they can, and others for statistics.
 
     Args:
-        y: labels [n_all], None without. count: how many; all when there are fewer. seed: of the draw.
+        y: labels [n_all], None without. n_search: how many; fewer where the classes have no more. n_statistics: others.
+        rest_is_tested: whether the search leaves half of each class. seed: of the draw.
     """
     random = np.random.default_rng(seed)
     if y is None:
-        return random.permutation(n_all)[:count]
-    # the i-th sample of each class before the (i+1)-th of any: every prefix of this order is balanced
-    place = np.empty(n_all, np.int64)
+        order = random.permutation(n_all)
+        return Drawn(search=order[:n_search], statistics=order[n_search : n_search + n_statistics])
+    place, size = np.empty(n_all, np.int64), np.empty(n_all, np.int64)
     for label in np.unique(y):
         members = np.flatnonzero(y == label)
         place[random.permutation(members)] = np.arange(len(members))
-    order = np.lexsort((random.random(n_all), place))
-    return order[:count]
+        size[members] = len(members)
+    chance = random.random(n_all)
+    most = size // 2 if rest_is_tested else size - size * n_statistics // n_all
+    # the i-th sample of each class before the (i+1)-th of any: every prefix of this order is balanced
+    order = np.lexsort((chance, place))
+    search = order[(place < most)[order]][:n_search]
+    # Counted from where the search stopped, the i-th sample of a class comes at i / size: a prefix has the classes as
+    # frequent as the data has them. Where all are of one size this goes on in the order of the search.
+    left = np.setdiff1d(order, search)
+    begun = np.minimum(place[search].max(initial=0), most)
+    share = (place - begun + chance) / size
+    return Drawn(search=search, statistics=left[np.argsort(share[left])][:n_statistics])
 
 
-def check_samples(y: Labels | None, chosen: npt.NDArray[np.intp], *, classes: int, where: str) -> tuple[str, ...]:
+def check_samples(y: Labels | None, chosen: Indices, *, classes: int, where: str) -> tuple[str, ...]:
     """Warnings about samples that can be searched on.
 
     Raises:
@@ -86,8 +110,17 @@ def check_samples(y: Labels | None, chosen: npt.NDArray[np.intp], *, classes: in
             allowed="samples of every class, at least half of them",
             do="hand in the whole data set: the first samples of data sorted by class are no sample of it",
         )
-    absent = sorted(set(range(classes)) - set(present.tolist()))
-    return (f"no sample of {len(absent)} of {classes} classes, such as class {absent[0]}",) if absent else ()
+    return _absent_classes(y[chosen], classes, "")
+
+
+def check_test_samples(y: Labels | None, *, classes: int) -> tuple[str, ...]:
+    """Warnings about the labels [n] of the final test, None without."""
+    return () if y is None else _absent_classes(y, classes, "in the final test ")
+
+
+def _absent_classes(y: Labels, classes: int, place: str) -> tuple[str, ...]:
+    absent = sorted(set(range(classes)) - set(np.unique(y).tolist()))
+    return (f"{place}no sample of {len(absent)} of {classes} classes, such as class {absent[0]}",) if absent else ()
 
 
 def needed(points: float) -> int:

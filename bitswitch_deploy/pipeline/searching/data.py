@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.inputs import bundled_samples, load_samples, number_of_classes
 from bitswitch_deploy.search.samples import (
+    Drawn,
+    Indices,
     Inputs,
     Labels,
     SearchSamples,
     check_samples,
-    choose_samples,
+    check_test_samples,
+    draw_samples,
     sample_digests,
     store_samples,
 )
@@ -67,8 +69,8 @@ def load_search_data(
 ) -> SearchData:
     """Choose samples to search on, and what is left for the final test.
 
-    Without `test` the rest of `data` is tested on, and the search gets half of it at most. Without `data` the bundled
-    set of the master is taken.
+    Without `test` the rest of `data` is tested on, and the search gets half of each class at most. Without `data` the
+    bundled set of the master is taken.
 
     Raises:
         DataError: no data, too few samples or classes, or data that does not fit the master.
@@ -82,24 +84,37 @@ def load_search_data(
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
     held_out = load_samples(master, test, limit=None) if test else pool
     _check_labels(data, pool, held_out, test)
-    n_most = pool.n if test else pool.n // 2
-    n_statistics = min(STATISTICS, n_most // 3) if sampling.reestimate else 0
-    n_search = min(sampling.count, n_most - n_statistics)
-    order = choose_samples(pool.y, pool.n, count=n_search + n_statistics, seed=sampling.seed)
-    chosen, others = order[:n_search], order[n_search:]
-    notes = check_samples(pool.y, chosen, classes=number_of_classes(master) or 1, where=str(data))
-    x, x_statistics = _inputs(pool, chosen), _inputs(pool, others)
+    drawn = _draw(pool, sampling, rest_is_tested=test is None)
+    classes = number_of_classes(master) or 1
+    notes = check_samples(pool.y, drawn.search, classes=classes, where=str(data))
+    tested = held_out.y if held_out else None
+    if tested is not None and test is None:
+        tested = np.delete(tested, [*drawn.search, *drawn.statistics])
+    x, x_statistics = _inputs(pool, drawn.search), _inputs(pool, drawn.statistics)
     return SearchData(
         name=pool.name,
-        search=store_samples(folder, x, None if pool.y is None else pool.y[chosen]),
+        search=store_samples(folder, x, None if pool.y is None else pool.y[drawn.search]),
         statistics=store_samples(folder, x_statistics, None) if sampling.reestimate else None,
         test=held_out or pool,
         seen=frozenset(sample_digests(x)) | frozenset(sample_digests(x_statistics)),
-        notes=notes,
+        notes=(*notes, *check_test_samples(tested, classes=classes)),
     )
 
 
-def _inputs(pool: Dataset, indices: npt.NDArray[np.intp]) -> Inputs:
+def _draw(pool: Dataset, sampling: Sampling, *, rest_is_tested: bool) -> Drawn:
+    n_most = pool.n // 2 if rest_is_tested else pool.n
+    n_statistics = min(STATISTICS, n_most // 3) if sampling.reestimate else 0
+    return draw_samples(
+        pool.y,
+        pool.n,
+        n_search=min(sampling.count, n_most - n_statistics),
+        n_statistics=n_statistics,
+        rest_is_tested=rest_is_tested,
+        seed=sampling.seed,
+    )
+
+
+def _inputs(pool: Dataset, indices: Indices) -> Inputs:
     rows = [pool.source.read(int(index), int(index) + 1) for index in indices]
     return np.concatenate(rows) if rows else pool.source.read(0, 0)
 

@@ -14,7 +14,7 @@ from bitswitch_deploy.errors import BitswitchError, CheckFailedError, DataError,
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import load_samples, read_mixed
 from bitswitch_deploy.pipeline.progress import Silent
-from bitswitch_deploy.pipeline.searching.data import STATISTICS, Sampling, load_search_data
+from bitswitch_deploy.pipeline.searching.data import STATISTICS, Sampling, SearchData, load_search_data
 from bitswitch_deploy.pipeline.searching.problem import layer_groups
 from bitswitch_deploy.pipeline.searching.search import DEFAULT_MAX_DROP, SearchRequest, search
 from bitswitch_deploy.report.json import to_json
@@ -30,6 +30,7 @@ from tests.search.masters import every_operator
 from tests.search.test_resources import table
 
 FEW = 200
+TESTED = "in the final test "
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +257,26 @@ def test_samples_of_search_statistics_and_final_test_are_disjoint(tmp_path: Path
     assert not parts[0] & parts[1]
     assert not tested & (parts[0] | parts[1])
     assert len(tested) >= 590  # of 600, some alike
+
+
+def test_a_rare_class_is_in_the_final_test_and_one_that_it_lacks_is_said(tmp_path: Path) -> None:
+    """Of class 9 there are 20 among 400, and of class 8 one, which the samples for statistics may take."""
+    labels = np.concatenate([np.arange(379) % 8, [8], np.full(20, 9)])
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).integers(0, 17, (400, 8, 8)), y=labels)
+    np.savez(tmp_path / "t.npz", x=np.zeros((80, 8, 8), np.uint8), y=np.arange(80) % 8)
+    master = read_master(bundled_master())
+
+    def load(test: Path | None, *, seed: int = 0, reestimate: bool = False) -> SearchData:
+        drawn = Sampling(count=190, seed=seed, reestimate=reestimate)
+        return load_search_data(master, data=tmp_path / "d.npz", test=test, sampling=drawn, folder=tmp_path)
+
+    data = load(None)
+    tested = np.concatenate([y for _, y, _ in data.test_blocks() if y is not None])
+    assert np.bincount(tested)[8:].tolist() == [1, 10]
+    not_searched, not_tested = (f"{place}no sample of 1 of 10 classes, such as class 8" for place in ("", TESTED))
+    assert data.notes == (not_searched,)
+    assert load(None, seed=0, reestimate=True).notes == (not_searched, not_tested)
+    assert load(tmp_path / "t.npz").notes == (f"{TESTED}no sample of 2 of 10 classes, such as class 8",)
 
 
 def test_without_labels(tmp_path: Path, cache: Path) -> None:
