@@ -5,11 +5,14 @@
     bytes             codes as they are stored, float32 scales, and the float32 weights of pinned layers, all layers.
                       Without a target the codes are packed without gaps, ceil(n * b / 8); on a target they take what
                       its graphs really have: int8 for most operators at most widths, 4 bits in blocks, each with a
-                      scale, for narrow weights of float inputs in onnxruntime
+                      scale, for narrow weights of float inputs in onnxruntime; and a zero-point beside each scale
+                      where DequantizeLinear reads the codes, which has their type
     bops              sum of b_w * b_a * MACs over the quantized layers, for one sample; a float input counts 32 bits
     latency_p50_ms    sum of the measured times of a latency table, in ns here
 
-Float parameters that every width has alike (biases, BatchNorm) are in none of them, pinned layers in bytes only.
+Float parameters that every width has alike (biases, BatchNorm) are in none of them, pinned layers in bytes only. Where
+FoldBatchNorm folds a BatchNormalization into a layer with one scale, that becomes one for each channel: values decide
+that, and it is not foreseen.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 import onnx
 
 from bitswitch_deploy.errors import InputFileError, UsageError
+from bitswitch_deploy.graph.channel_axis import channel_axis_of
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
 from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
@@ -141,10 +145,13 @@ class Resources:
         if target is None:
             return FLOAT_BYTES * n_scales + math.ceil(n_weights * bits / 8)
         if _is_float(layer, target):
-            return FLOAT_BYTES * (n_scales + n_weights)
+            return FLOAT_BYTES * n_weights + _scales_bytes(n_scales, 8)
         attributes = self._attributes[layer.weight]
         if not _is_rewritten(layer, attributes, shape, target):
-            return FLOAT_BYTES * n_scales + math.ceil(n_weights * _container_bits(layer, bits, shape, target) / 8)
+            container_bits = _container_bits(layer, bits, shape, target)
+            if container_bits < 8 and layer.granularity.kind == "per_tensor" and layer.activation != "none":
+                n_scales = shape[channel_axis_of(layer.operator, trans_b=is_transposed(attributes))]
+            return math.ceil(n_weights * container_bits / 8) + _scales_bytes(n_scales, container_bits)
         block_size = layer.granularity.block_size
         blocks = code_blocks(shape, transposed=is_transposed(attributes), bits=bits, block_size=block_size)
         if blocks is not None:
@@ -189,12 +196,14 @@ def _is_rewritten(layer: LayerSpec, attributes: Mapping[str, Any], shape: tuple[
 
 
 def _container_bits(layer: LayerSpec, bits: int, shape: tuple[int, ...], target: Target) -> int:
-    """Bits that one code takes in a graph of the target, as PackWeights stores it.
-
-    That pass gives int4 codes beside codes a scale for each channel, where the master has one: that is not counted.
-    """
+    """Bits that one code takes in a graph of the target, as PackWeights stores it."""
     container = int(target.quantization.weight_container(layer.operator, bits).removeprefix("int"))
     return container if is_packable(shape) else 8
+
+
+def _scales_bytes(n_scales: int, container_bits: int) -> int:
+    """Of scales, and of the zero-point that stands beside each of them in the type of the codes."""
+    return FLOAT_BYTES * n_scales + math.ceil(n_scales * container_bits / 8)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.problem import Row
 from bitswitch_deploy.search.resources import Choices, Resources, count_macs
 from bitswitch_deploy.search.shapes import layer_shapes
-from bitswitch_deploy.target import Target
+from bitswitch_deploy.target import Target, WeightType
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity, WidthAssignment
 from tests.graph.masters import build, layer, per_block, per_channel
 from tests.search.masters import MACS, every_operator, two_blocks
@@ -107,11 +107,7 @@ def test_bytes_of_a_target_are_those_of_its_graphs(name: str, bits: int) -> None
     master, target = every_operator(), load_target(name).target
     used = row(master, f"bytes<=1M@{name}", target=target).use
     for each, of_layer in zip(master.spec.layers, used):
-        codes, scales = _stored_bytes(master, each.weight, bits, target)
-        if (name, each.name) == ("rtx", "mat"):
-            # int4 beside codes has a scale for each channel (PackWeights), counted as the master's one
-            scales = 4
-        assert of_layer[WIDTHS.index(bits)] == codes + scales, each.name
+        assert of_layer[WIDTHS.index(bits)] == sum(_stored_bytes(master, each.weight, bits, target)), each.name
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -140,13 +136,41 @@ def test_bytes_of_weight_only_layers(shape: tuple[int, int], granularity: Granul
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("activation", ["signed", "none"])
+@pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(1), per_block(0, 32)], ids=lambda each: each.kind)
+def test_bytes_of_scales_and_zero_points(granularity: Granularity, activation: str, bits: int) -> None:
+    """One scale of a layer that reads codes becomes one for each channel where its weights are packed."""
+    text = 'net (float[n, 64] x, float[64, 6] "a.weight") => (float[n, 6] y) { y = MatMul (x, "a.weight") }'
+    master = build(text, [layer("a", "MatMul", granularity, activation)])
+    target = load_target("rtx").target
+    used = row(master, "bytes<=1M@rtx", target=target).use[0][WIDTHS.index(bits)]
+    codes, scales = _stored_bytes(master, "a.weight", bits, target)
+    assert used == codes + scales
+    if (activation, granularity, bits) == ("signed", PER_TENSOR, 4):
+        assert (codes, scales) == (192, 6 * 4 + 3)
+
+
+@pytest.mark.parametrize(("shape", "node"), [((6, 64), "Gemm <transB = 1>"), ((64, 6), "Gemm")])
+def test_bytes_of_a_packed_gemm_have_a_scale_for_each_output(shape: tuple[int, int], node: str) -> None:
+    """No bundled target packs a Gemm."""
+    parameters = f'float[n, 64] x, float[{shape[0]}, {shape[1]}] "a.weight"'
+    text = f'net ({parameters}) => (float[n, 6] y) {{ y = {node} (x, "a.weight") }}'
+    master, target = build(text, [layer("a", "Gemm")]), load_target("rtx").target
+    int4: WeightType = "int4"
+    containers = tuple((operator, int4) for operator, _ in target.quantization.weight_containers)
+    target = replace(target, quantization=replace(target.quantization, weight_containers=containers))
+    used = row(master, "bytes<=1M@rtx", target=target).use[0][WIDTHS.index(4)]
+    assert used == sum(_stored_bytes(master, "a.weight", 4, target)) == 192 + 6 * 4 + 3
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
 def test_an_odd_last_dimension_is_not_packed(bits: int) -> None:
     text = 'net (float[n, 6] x, float[6, 5] "odd.weight") => (float[n, 5] y) { y = MatMul (x, "odd.weight") }'
     master, target = build(text, [layer("odd", "MatMul")]), load_target("rtx").target
     lowered = lower(canonical_graph(master, WidthAssignment(default=bits)), target, ranges={}, approximations=EXACT)
     (stored,) = [each for each in lowered.model.graph.initializer if each.name == "odd.weight"]
     assert _size_bytes(stored) == 30
-    assert row(master, "bytes<=1M@rtx", target=target).use[0][WIDTHS.index(bits)] == 30 + 4
+    assert row(master, "bytes<=1M@rtx", target=target).use[0][WIDTHS.index(bits)] == 30 + 4 + 1
 
 
 def _stored_bytes(master: Master, weight: str, bits: int, target: Target) -> tuple[int, int]:
@@ -158,7 +182,7 @@ def _stored_bytes(master: Master, weight: str, bits: int, target: Target) -> tup
         for forms in (("", ".blocks"), (".scale", ".block_scales", ".steps"))
     )
     assert len(codes) == len(scales) == 1
-    return codes[0], scales[0] + sizes.get(f"{weight}.block_of", 0)
+    return codes[0], scales[0] + sum(sizes.get(weight + form, 0) for form in (".zero_point", ".block_of"))
 
 
 def _size_bytes(tensor: onnx.TensorProto) -> int:
