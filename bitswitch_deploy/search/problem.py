@@ -12,8 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 
 from bitswitch_deploy.errors import UsageError
+
+_UP = Context(prec=6, rounding=ROUND_CEILING)
 
 Selection = tuple[int, ...]
 """Index of the chosen width in each group."""
@@ -80,9 +83,9 @@ class Row:
         """What no selection exceeds."""
         return self.base + sum(map(max, self.use))
 
-    def shown(self, amount: int) -> str:
-        """An amount in the unit of the name."""
-        return f"{amount / self.per_unit:,.6g}" if self.per_unit != 1 else f"{amount:,}"
+    def enough(self, amount: int) -> str:
+        """A budget in the unit of the name that an amount keeps: six digits, rounded up where there are more."""
+        return f"{_UP.divide(amount, self.per_unit):,f}" if self.per_unit != 1 else f"{amount:,}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

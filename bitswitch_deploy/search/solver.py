@@ -160,7 +160,7 @@ def _check_minima(problem: Problem) -> None:
             raise UsageError(
                 where=f"--budget {row.name}",
                 got="less than the network needs with every layer at its lowest width",
-                allowed=f"{row.shown(row.minimum)} or more",
+                allowed=f"{row.enough(row.minimum)} or more",
                 do="raise this budget, or allow lower widths with --bits",
             )
 
@@ -179,7 +179,7 @@ def _contradiction(problem: Problem, time_limit_s: float) -> UsageError:
     return UsageError(
         where=f"--budget {row.name}",
         got=f"not possible together with {', '.join(other.name for other in beside)}",
-        allowed=f"{row.shown(row.total(found.selection))} or more while the others are kept",
+        allowed=f"{row.enough(row.total(found.selection))} or more while the others are kept",
         do="raise one of these budgets",
     )
 

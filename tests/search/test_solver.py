@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,29 @@ def test_a_budget_below_the_minimum_says_what_the_minimum_is() -> None:
         solve(three_layers(89))
 
 
+@pytest.mark.parametrize(
+    ("minimum", "per_unit", "shown"),
+    [
+        (1_234_564, 10**6, "1.23457"),
+        (1_234_560, 10**6, "1.23456"),
+        (900_000, 10**6, "0.9"),
+        (1, 10**6, "0.000001"),
+        (98_765_432_100_001, 10**6, "98,765,500"),
+        (22, 7, "3.14286"),
+        (14, 7, "2"),
+        (0, 7, "0"),
+        (98_765_432, 1, "98,765,432"),
+    ],
+)
+def test_the_minimum_that_is_named_can_be_kept(minimum: int, per_unit: int, shown: str) -> None:
+    """Rounded to nearest, 1.234564 ms would be called 1.23456, which is refused again."""
+    row = Row(name="r", use=((minimum, minimum + 9),), cap=minimum - 1, per_unit=per_unit)
+    with pytest.raises(UsageError, match=rf"allowed: {re.escape(shown)} or more"):
+        solve(problem([(0, 1)], row))
+    cap = math.floor(Fraction(shown.replace(",", "")) * per_unit)
+    assert solve(problem([(0, 1)], replace(row, cap=cap))) is not None
+
+
 def test_contradictory_budgets_say_what_one_needs_while_the_others_hold() -> None:
     first = Row(name="bytes<=10", use=((9, 1), (9, 1)), cap=10)
     second = Row(name="latency<=10", use=((1, 9), (1, 9)), cap=9)
@@ -55,6 +80,9 @@ def test_contradictory_budgets_say_what_one_needs_while_the_others_hold() -> Non
     with pytest.raises(UsageError, match=r"latency<=10: not possible together with bytes<=10\n.*10 or more"):
         solve(given)
     solve(replace(given, rows=(first, replace(second, cap=10))))
+    times = Row(name="ms<=1", use=((1, 1_234_564), (0, 0)), cap=1_000_000, per_unit=10**6)
+    with pytest.raises(UsageError, match=r"allowed: 1\.23457 or more while the others are kept"):
+        solve(problem([(0, 1), (0, 1)], replace(first, cap=2), times))
 
 
 @pytest.mark.parametrize("seed", range(4))
