@@ -21,7 +21,9 @@ from types import ModuleType
 
 import joblib
 import numpy as np
+import onnx
 
+from bitswitch_deploy import __version__
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.errors import DataError, MasterError, UnavailableError
@@ -41,7 +43,9 @@ BATCH = 64
 _BATCH_BYTES = 2**22
 BACKENDS = ("threading", "loky", "dask", "ray")
 _TASKS_PER_PART = 4
+# Of what is computed here, for changes between two releases; onnxruntime's version is part of `host_text`.
 _VERSION = 4
+_SOFTWARE = (_VERSION, __version__, np.__version__, onnx.__version__)
 # The other workers wait for the adapter that the first one builds, instead of building the same.
 _ONE_BUILDS = threading.Lock()
 _BUSY = Busy()
@@ -150,9 +154,9 @@ class Evaluator:
         return self._store.load(self._key(assignment, *piece), piece[1] - piece[0])
 
     def _key(self, assignment: WidthAssignment, start: int, stop: int) -> str:
-        made_of = (_VERSION, self._sha256, self._samples.sha256, self._statistics and self._statistics.sha256)
+        made_of = (self._sha256, self._samples.sha256, self._statistics and self._statistics.sha256)
         widths = (assignment.default, assignment.overrides)
-        return key_of(*made_of, self._host, self._reference, widths, start, stop)
+        return key_of(_SOFTWARE, self._host, *made_of, self._reference, widths, start, stop)
 
     def _load(self, assignment: WidthAssignment, n: int) -> Scores:
         parts = [self._stored(assignment, piece) for piece in self._pieces(n)]

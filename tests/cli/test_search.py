@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bitswitch_deploy.catalogue import bundled_master
+from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.master import read_master
+from bitswitch_deploy.pipeline.inputs import load_samples
+from bitswitch_deploy.search.evaluate import open_session, run_batches
+from bitswitch_deploy.tensors import WidthAssignment
 from tests.conftest import Run
 
 
@@ -26,6 +31,30 @@ def test_the_assignment_goes_straight_into_export(run: Run, tmp_path: Path, cach
     exported = run("export", "--target", "x86-cpu", "--mixed", output, "--output", package, "--json")
     assert exported.code == 0
     assert [row["label"] for row in json.loads(exported.out)["widths"]] == ["mixed"]
+
+
+def test_a_drop_that_the_final_test_exceeds_exits_with_1(run: Run, tmp_path: Path, cache: Path) -> None:
+    """The labels of the test are what the highest width says of noisy digits, of which no other is as sure."""
+    found = sample_set("digits")
+    assert found is not None
+    with np.load(found.test) as stored:
+        x = np.clip(stored["x"][:300] + np.random.default_rng(3).integers(0, 9, (300, 8, 8)), 0, 16)
+    np.savez(tmp_path / "x.npz", x=x)
+    master = read_master(bundled_master())
+    noisy = load_samples(master, tmp_path / "x.npz", limit=None)
+    assert noisy is not None
+    said = run_batches(open_session(master, WidthAssignment(default=8)), noisy.source.read(0, 300)).argmax(axis=1)
+    np.savez(tmp_path / "test.npz", x=x, y=said)
+    words = ("--max-drop", 0, "--samples", 100, "--cache", cache, "-o", tmp_path / "a.json", "--json")
+    outcome = run("search", "--data", found.train, "--test", tmp_path / "test.npz", *words)
+    assert outcome.code == 1
+    chosen = json.loads(outcome.out)["chosen"]
+    assert chosen["search"]["against_reference"]["points"]["value"] == 0
+    assert chosen["test"]["against_reference"]["points"]["value"] < 0
+    assert (tmp_path / "a.json").exists()
+    lost = -chosen["test"]["against_reference"]["points"]["value"]
+    within = run("search", "--data", found.train, "--test", tmp_path / "test.npz", "--max-drop", lost, *words[2:])
+    assert (within.code, json.loads(within.out)["chosen"]["widths"]) == (0, chosen["widths"])
 
 
 def test_json_and_the_front(run: Run, tmp_path: Path, cache: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.errors import DataError, UnavailableError
-from bitswitch_deploy.master import write_master
+from bitswitch_deploy.master import assemble_master, write_master
 from bitswitch_deploy.search import evaluate
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.evaluate import Evaluator, Workers, open_session, run_batches
@@ -146,10 +146,33 @@ def test_a_damaged_file_is_computed_again(master: Path, tmp_path: Path) -> None:
 def test_another_master_other_samples_and_other_statistics_share_nothing(master: Path, tmp_path: Path) -> None:
     evaluator(master, tmp_path).measure([MIXED])
     store = ScoreStore(folder=tmp_path)
+    given = two_blocks()
+    tensors = {**given.tensors, "b.weight": given.tensors["b.weight"] // 2}
+    changed = assemble_master(spec=given.spec, tensors=tensors, skeleton=given.skeleton)
+    write_master(changed, tmp_path / "other.safetensors")
+    another = evaluator(tmp_path / "other.safetensors", tmp_path)
     other = Evaluator(master, samples(tmp_path, seed=1), store, workers=Workers())
     fitted = evaluator(master, tmp_path, statistics=samples(tmp_path, labelled=False, seed=2))
     unlabelled = evaluator(master, tmp_path, labelled=False)
-    assert [each.missing([MIXED], N) for each in (other, fitted, unlabelled)] == [N, N, N]
+    assert [each.missing([MIXED], N) for each in (another, other, fitted, unlabelled)] == [N, N, N, N]
+
+
+def test_both_criteria_share_nothing(master: Path, tmp_path: Path) -> None:
+    (divergence,) = evaluator(master, tmp_path).measure([MIXED])
+    by_labels = evaluator(master, tmp_path, criterion="cross_entropy")
+    assert by_labels.missing([MIXED], N) == N
+    (cross_entropy,) = by_labels.measure([MIXED])
+    assert (divergence.loss != cross_entropy.loss).any()
+    assert evaluator(master, tmp_path).missing([MIXED], N) == 0
+
+
+@pytest.mark.parametrize("what", ["host_text", "_SOFTWARE"])
+def test_another_host_and_another_release_measure_again(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    evaluator(master, tmp_path).measure([MIXED])
+    monkeypatch.setattr(evaluate, what, {"host_text": lambda: "another", "_SOFTWARE": ("4", "9.9.9")}[what])
+    assert evaluator(master, tmp_path).missing([MIXED], N) == N
 
 
 def test_fitted_statistics_leave_the_master_alone(master: Path, tmp_path: Path) -> None:
