@@ -98,7 +98,7 @@ class Evaluator:
         computed: Callable[[int], object] = lambda n: None,
     ) -> None:
         loaded = read_master(master)
-        self._master, self._sha256 = master, loaded.sha256
+        self._master, self._sha256 = master.absolute(), loaded.sha256  # workers may have been started elsewhere
         self._samples, self._store, self._workers, self._computed = samples, store, workers, computed
         by_labels = samples.labelled and criterion == "cross_entropy"
         self._reference = None if by_labels else loaded.spec.widths[0]

@@ -33,7 +33,10 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSamples:
-    """Samples in a folder that every worker can open: x.npy float32 [n, ...], and y.npy int64 [n] when labelled."""
+    """Samples in a folder that every worker can open: x.npy float32 [n, ...], and y.npy int64 [n] when labelled.
+
+    folder: absolute, since workers of a cluster may have been started in another one.
+    """
 
     folder: Path
     n: int
@@ -154,7 +157,7 @@ def store_samples(folder: Path, x: Inputs, y: Labels | None) -> SearchSamples:
         if array is not None:
             digest.update(np.ascontiguousarray(array).data)
     sha256 = digest.hexdigest()
-    place = folder / f"samples-{sha256[:16]}"
+    place = folder.absolute() / f"samples-{sha256[:16]}"
     make_folder(place)
     for name, values in (("y.npy", y), ("x.npy", x)):
         if values is not None and not (place / name).is_file():

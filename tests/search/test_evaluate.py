@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -85,6 +86,24 @@ def test_workers_and_order_change_no_bit(master: Path, tmp_path: Path, jobs: int
     together = evaluator(master, tmp_path / "2", workers=Workers(jobs=jobs, backend=backend))
     for a, b in zip(alone, reversed(together.measure([*reversed(UNIFORM), MIXED]))):
         assert (a.loss == b.loss).all()
+
+
+def test_a_worker_that_was_started_in_another_folder(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line hands in relative paths: the master as it was typed, and a cache beside the output."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cache = Path(".cache")
+    here = evaluator(Path(master.name), cache, statistics=samples(cache, labelled=False, seed=2))
+    sent = pickle.dumps(list(here._tasks([MIXED], N)))
+    (expected,) = here.measure([MIXED])
+    for cached in (evaluate._loaded, evaluate._adapter, evaluate._reference):
+        cached.cache_clear()
+    monkeypatch.chdir("elsewhere")
+    (task,) = pickle.loads(sent)
+    loss = np.concatenate([scores.loss for scores in evaluate._compute(task)])
+    assert (loss == expected.loss).all()
 
 
 def test_an_interrupted_search_goes_on(master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
