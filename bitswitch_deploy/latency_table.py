@@ -1,7 +1,8 @@
 """Latency of each layer at each width on one device: what `profile` measures and `search` adds up.
 
 The file is JSON, schema `bitswitch-latency-table/1`, with the names of `LatencyTable` as keys. A table belongs to one
-master, one target and one batch size; who reads it compares those first.
+master, one target and one batch size: `search` refuses one of another master, takes it for budgets of its target only,
+and shows the batch size, since a request may well have more samples than one.
 
     predicted latency of an assignment [ms] = overhead_ms + sum over layers of latency_ms[width of the layer]
 
@@ -41,6 +42,7 @@ class LatencyTable:
     engine: `onnxruntime`, `tensorrt`, `tensorrt_rtx`, `trtexec`; engine_version: as it says itself, of TensorRT for the
         last three.
     device: (name, value) facts that the times depend on: processor or board, GPU, power mode, clocks, as far as known.
+    batch_size: samples in a run; all times are those of a run. threads: of onnxruntime, None for other engines.
     end_to_end_ms: (width, p50 of the whole network in ms) of the uniform widths, measured without per-layer timing.
 
     Raises:

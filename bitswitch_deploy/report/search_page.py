@@ -9,6 +9,7 @@ from typing import TextIO
 
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.search_report import Assigned, Measured, SearchReport
+from bitswitch_deploy.search.resources import TableCheck
 from bitswitch_deploy.search.statistics import Comparison, Interval
 
 _BAR = 24
@@ -175,13 +176,18 @@ def search_notes(report: SearchReport) -> list[str]:
         bits = ",".join(str(width) for width, _ in check.errors_percent)
         predicted = dict(report.chosen.uses)[f"latency_p50_ms@{check.target}"]
         notes.append(
-            f"latency table of {check.target}: {predicted:.4g} ms predicted for {report.chosen.label}. The layers add "
-            f"up to {worst[1]:+.1f} % of the whole at w{worst[0]}, the worst uniform width; "
-            f"{check.margin_ns / 1e6:.3g} ms are added to every prediction. "
+            f"latency table of {check.target}, {_measured_with(check)}: {predicted:.4g} ms predicted for "
+            f"{report.chosen.label}. The layers add up to {worst[1]:+.1f} % of the whole at w{worst[0]}, the worst "
+            f"uniform width; {check.margin_ns / 1e6:.3g} ms are added to every prediction. "
             f"Before relying on it, measure it: `export` with `--bits {bits}` beside `--mixed`, then `bitswitch-deploy "
             "profile PACKAGE --latency-table NEW` shows each width, mixed too, beside what the new table predicts"
         )
     return [*notes, *report.notes]
+
+
+def _measured_with(check: TableCheck) -> str:
+    threads = "" if check.threads is None else f" and {check.threads} thread{'s' * (check.threads != 1)}"
+    return f"measured with batches of {check.batch_size}{threads}"
 
 
 def amount(value: float) -> str:

@@ -65,13 +65,15 @@ class Choices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCheck:
-    """How well a latency table adds up.
+    """How well a latency table adds up, and what was measured: batch_size, threads as in `LatencyTable`.
 
     errors_percent: (width, predicted against measured) of the uniform widths. margin_ns: added to every prediction, the
     most that a measured uniform width is slower than its prediction.
     """
 
     target: str
+    batch_size: int
+    threads: int | None
     errors_percent: tuple[tuple[int, float], ...]
     margin_ns: int
 
@@ -283,6 +285,8 @@ def _added_up(table: LatencyTable, where: str, again: str) -> TableCheck:
     slower = max(ms - predicted[width] for width, ms in table.end_to_end_ms)
     return TableCheck(
         target=table.target,
+        batch_size=table.batch_size,
+        threads=table.threads,
         errors_percent=tuple((width, 100 * error) for width, error in errors),
         margin_ns=max(0, math.ceil(slower * NS_PER_MS)),
     )

@@ -55,7 +55,11 @@ def report() -> SearchReport:
         n_refit_candidates=0,
         n_refit_taken=0,
         dominated=(Dominated(group="a", width=6, by=8), Dominated(group="b", width=6, by=8)),
-        table_checks=(TableCheck(target="rtx", errors_percent=((8, 1.0), (4, -6.5)), margin_ns=40_000),),
+        table_checks=(
+            TableCheck(
+                target="rtx", batch_size=16, threads=None, errors_percent=((8, 1.0), (4, -6.5)), margin_ns=40_000
+            ),
+        ),
         notes=("a note",),
         seconds=12.3,
     )

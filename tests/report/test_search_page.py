@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
-from bitswitch_deploy.report.search_page import print_search
+import pytest
+
+from bitswitch_deploy.report.search_page import print_search, search_notes
 from bitswitch_deploy.report.search_report import BudgetUse
 from bitswitch_deploy.search.statistics import Interval
 from tests.report.search_results import report
@@ -26,7 +28,7 @@ def test_everything_that_matters_is_on_it() -> None:
         "12 measured, 1 improving moves",
         "Final test, top-1 in % on 100 samples that the search has not seen",
         "2 of 2 layers: a, b",
-        "latency table of rtx: 1.5 ms predicted for mixed.",
+        "latency table of rtx, measured with batches of 16: 1.5 ms predicted for mixed.",
         "-6.5 % of the whole at w4",
         "`export` with `--bits 8,4` beside `--mixed`, then `bitswitch-deploy profile PACKAGE --latency-table NEW`",
         "0.04 ms are added to every prediction",
@@ -34,6 +36,13 @@ def test_everything_that_matters_is_on_it() -> None:
         "--master 'm [4].safetensors' --target NAME --mixed widths.json",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(("threads", "said"), [(1, "1 thread"), (4, "4 threads")])
+def test_the_threads_of_a_latency_table_are_said(threads: int, said: str) -> None:
+    (check,) = report().table_checks
+    (note, *_) = search_notes(replace(report(), table_checks=(replace(check, batch_size=1, threads=threads),)))
+    assert note.startswith(f"latency table of rtx, measured with batches of 1 and {said}: 1.5 ms")
 
 
 def test_rows_have_their_intervals_and_the_front_its_bars() -> None:
