@@ -5,12 +5,16 @@
 at the weights of the master at its own width, activations in float: the network is that of a bundled recipe.
 
 python tools/hessian_costs.py --master resnet20.safetensors --recipe cifar10-resnet20 --data train.npz -o costs.json
+python tools/hessian_costs.py --bits 8,7,6,5,4,3,2 -o costs.json     # for `search` with the same --bits
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -19,9 +23,11 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set
+from bitswitch_deploy.cli.options import progress_bar
+from bitswitch_deploy.errors import BitswitchError, UsageError
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.master.spec import LayerSpec
-from bitswitch_deploy.pipeline.inputs import load_samples
+from bitswitch_deploy.pipeline.inputs import load_samples, parse_bits
 from bitswitch_deploy.quantization import dequantize, derive_codes
 from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts
 from bitswitch_deploy.search.samples import draw_samples
@@ -40,11 +46,22 @@ _BATCH = 128
 @click.option("--data", type=PATH, help="Labelled samples.  [default: the bundled ones]")
 @click.option("--samples", type=int, default=1024, show_default=True)
 @click.option("--vectors", type=int, default=MAX_VECTORS, show_default=True, help="At most.")
+@click.option("--bits", metavar="LIST", help="Widths to write costs of, each in 2..8.  [default: the trained ones]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("-o", "--output", type=PATH, required=True)
-def main(master: Path | None, recipe: str, data: Path | None, output: Path, **options: int) -> None:
+def main(master: Path | None, output: Path, **options: Any) -> None:
     """Write costs by Hessian traces, and beside them the traces with their standard errors."""
-    loaded = read_master(master or bundled_master())
+    try:
+        write_costs(read_master(master or bundled_master()), output, **options)
+    except BitswitchError as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(exc.exit_code)
+
+
+def write_costs(
+    loaded: Master, output: Path, *, recipe: str, data: Path | None, bits: str | None, **options: int
+) -> None:
+    widths = widths_of(loaded, bits)
     bundled = sample_set("digits")
     pool = load_samples(loaded, data or (bundled.train if bundled else None), limit=None)
     if pool is None or pool.y is None:
@@ -62,19 +79,41 @@ def main(master: Path | None, recipe: str, data: Path | None, output: Path, **op
     def loss(inputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(inputs), labels)
 
-    traces = hessian_traces(loss, parameters, batches, seed=options["seed"], max_vectors=options["vectors"])
+    with progress_bar() as progress:
+        progress.start("Hessian times vector, at most", options["vectors"] * len(batches))
+        traces = hessian_traces(
+            loss,
+            parameters,
+            batches,
+            seed=options["seed"],
+            max_vectors=options["vectors"],
+            computed=progress.advance,
+        )
     table = CostTable(
         master_sha256=loaded.sha256,
         method="hessian_trace",
         samples_sha256=content_sha256(x, y),
         n=len(x),
-        groups=tuple(costs_of(loaded, layer, traces[name]) for name, layer in layers.items()),
+        groups=tuple(costs_of(loaded, layer, traces[name], widths) for name, layer in layers.items()),
     )
     table.write(output)
     output.with_suffix(".traces.json").write_text(json.dumps({n: t.mean for n, t in traces.items()}, indent=1) + "\n")
     for name, trace in traces.items():
         doubt = "" if trace.is_determined else "  undetermined: within two standard errors of 0"
         click.echo(f"{name:28} {trace.trace:12.5g} +- {trace.standard_error:.2g}  ({trace.n_vectors} vectors){doubt}")
+
+
+def widths_of(master: Master, bits: str | None) -> tuple[int, ...]:
+    """The widths of --bits, highest first, else the trained ones."""
+    widths = tuple(sorted((each.default for each in parse_bits(bits)), reverse=True)) if bits else master.spec.widths
+    if widths[0] > master.spec.bits:
+        raise UsageError(
+            where="--bits",
+            got=f"{widths[0]} bits from a master of {master.spec.bits} bits",
+            allowed=f"2..{master.spec.bits}",
+            do="leave the width out",
+        )
+    return widths
 
 
 def network_of(master: Master, model: nn.Module) -> nn.Module:
@@ -104,10 +143,10 @@ def weights(master: Master, layer: LayerSpec, bits: int) -> np.ndarray:
     return dequantize(codes, scale, granularity=layer.granularity)
 
 
-def costs_of(master: Master, layer: LayerSpec, trace: Trace) -> GroupCosts:
-    """Cost of a layer at each trained width: what switching loses against the stored codes."""
+def costs_of(master: Master, layer: LayerSpec, trace: Trace, widths: Sequence[int]) -> GroupCosts:
+    """Cost of a layer at each width: what switching loses against the stored codes."""
     exact = weights(master, layer, master.spec.bits).astype(np.float64)
-    errors = {bits: float(((exact - weights(master, layer, bits)) ** 2).sum()) for bits in master.spec.widths}
+    errors = {bits: float(((exact - weights(master, layer, bits)) ** 2).sum()) for bits in widths}
     per_weight = trace.standard_error / trace.n_weights
     costs = tuple(
         Cost(width=bits, value=trace.mean * error, standard_error=per_weight * error) for bits, error in errors.items()

@@ -85,7 +85,8 @@ class CostTable:
                         where=where,
                         got=f"no cost of {layer} at {width} bits",
                         allowed="every quantized layer at every width that is searched",
-                        do="measure the costs again, or leave the width out of --bits",
+                        do="write the costs of these widths too (tools/hessian_costs.py --bits LIST), measure them by "
+                        "leaving out --costs, or leave the width out of --bits",
                     )
         return tuple(math.fsum(part[width] for part in parts) for width in widths)
 

@@ -53,6 +53,7 @@ def hessian_traces(
     seed: int,
     max_vectors: int = MAX_VECTORS,
     tolerance: float = TOLERANCE,
+    computed: Callable[[int], object] = lambda n: None,
 ) -> dict[str, Trace]:
     """Traces of the Hessian of the mean loss over all samples, for each parameter.
 
@@ -62,13 +63,14 @@ def hessian_traces(
         batches: of any sizes; each counts by its number of samples.
         seed: of the vectors; each depends on the name of its parameter, not on the order.
         max_vectors: where it stops in any case. tolerance: standard error over trace where it stops.
+        computed: called with the number of products of one batch that were computed just now, one for each vector.
     """
     samples: dict[str, list[float]] = {name: [] for name in parameters}
     n_vectors = 0
     while n_vectors < max_vectors and not (n_vectors >= MIN_VECTORS and _settled(samples, tolerance)):
         count = min(_CHUNK, max_vectors - n_vectors)
         vectors = [_rademacher(parameters, seed, n_vectors + index) for index in range(count)]
-        for name, values in _quadratic_forms(loss, parameters, batches, vectors).items():
+        for name, values in _quadratic_forms(loss, parameters, batches, vectors, computed).items():
             samples[name] += values
         n_vectors += count
     return {name: _estimate(values, parameters[name].numel()) for name, values in samples.items()}
@@ -79,6 +81,7 @@ def _quadratic_forms(
     parameters: Mapping[str, Tensor],
     batches: Sequence[tuple[Tensor, Tensor]],
     vectors: Sequence[Mapping[str, Tensor]],
+    computed: Callable[[int], object],
 ) -> dict[str, list[float]]:
     """v_l^T (H v)_l of every layer and vector; the graph of the gradients is built once for all vectors."""
     names, tensors = list(parameters), list(parameters.values())
@@ -93,6 +96,7 @@ def _quadratic_forms(
             for name, product in zip(names, products):
                 form = float((vector[name].double() * product.double()).sum())
                 sums[name][index] += form * len(x) / total
+        computed(len(vectors))
     return sums
 
 

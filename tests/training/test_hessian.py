@@ -102,7 +102,7 @@ def test_what_a_width_loses_grows_sixteenfold_with_two_bits_less(seed: int) -> N
     layers = [layer(name, operator) for name, operator in names]  # type: ignore[arg-type]
     master = build(EVERY_OPERATOR, layers, tensors={"mat.weight": weights})
     trace = Trace(trace=864.0, standard_error=86.4, n_vectors=32, n_weights=864)
-    costs = {each.width: each for each in costs_of(master, layers[2], trace).costs}
+    costs = {each.width: each for each in costs_of(master, layers[2], trace, (8, 6, 4, 2)).costs}
     scale = float(np.asarray(master.tensors[layers[2].weight_scale]).reshape(-1)[0])
     wide = weights.astype(np.int64)
     for bits in (6, 4, 2):
@@ -113,6 +113,14 @@ def test_what_a_width_loses_grows_sixteenfold_with_two_bits_less(seed: int) -> N
     assert costs[8].value == 0
     ratios = [costs[narrow].value / costs[wider].value for wider, narrow in ((6, 4), (4, 2))]
     assert all(8 < ratio < 24 for ratio in ratios), ratios
+
+
+def test_every_product_is_told_of() -> None:
+    w = torch.zeros(10, requires_grad=True)
+    told: list[int] = []
+    loss = lambda x, y: 0.5 * w.sum() ** 2  # noqa: E731
+    hessian_traces(loss, {"w": w}, NOTHING * 3, seed=0, max_vectors=20, computed=told.append)
+    assert told == [8, 8, 8, 8, 8, 8, 4, 4, 4]
 
 
 def test_softmax_regression() -> None:
