@@ -21,6 +21,7 @@ from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.refine import refine
 from bitswitch_deploy.search.refit import refitted
 from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.search.solver import Solution
 from bitswitch_deploy.search.statistics import rank_correlation
 from bitswitch_deploy.tensors import WidthAssignment
 
@@ -77,12 +78,13 @@ class Choice:
     """What was chosen and from what.
 
     front: from dear to cheap in the swept resource. n_candidates: those that were measured on all samples.
-    dominated: choices that no candidate was proposed with.
+    n_unproven: proposals for which the solver ran out of time. dominated: choices that no candidate was proposed with.
     """
 
     chosen: Measurement
     front: tuple[Measurement, ...]
     n_candidates: int
+    n_unproven: int
     moves: int
     dominated: tuple[Dominated, ...]
     prediction: Prediction
@@ -100,6 +102,7 @@ class Chooser:
         self._known: dict[Selection, Measurement] = {}
         # of everything that was measured at all, on the samples that all of it has seen
         self._first_losses: dict[Selection, float] = {}
+        self._n_unproven = 0
 
     def under_budgets(self) -> Choice:
         """The assignment of least measured loss that keeps every budget.
@@ -111,8 +114,7 @@ class Chooser:
 
         def propose(problem: Problem, count: int) -> list[Selection]:
             fewer = without(problem, dominated)
-            solutions = near_optimal(fewer, count=count, distance=usual_distance(fewer))
-            return [self._selection(fewer, each.selection) for each in solutions]
+            return self._proposed(fewer, near_optimal(fewer, count=count, distance=usual_distance(fewer)))
 
         candidates = propose(self._problem, CANDIDATES) + self.feasible_uniform()
         self._compete(candidates)
@@ -146,7 +148,7 @@ class Chooser:
         def levels(problem: Problem, count: int) -> list[list[Selection]]:
             fewer = without(problem, dominated)
             found = sweep(fewer, fewer.rows[place], levels=LEVELS, count=count)
-            return [[self._selection(fewer, each.selection) for each in level.solutions] for level in found]
+            return [self._proposed(fewer, level.solutions) for level in found]
 
         crowds = levels(problem, CANDIDATES_PER_LEVEL)
         for crowd in crowds:
@@ -237,7 +239,7 @@ class Chooser:
             if cap <= low:
                 break
             found = near_optimal(bounded(fewer, row, cap), count=CANDIDATES_PER_LEVEL, distance=usual_distance(fewer))
-            self._compete([self._selection(fewer, each.selection) for each in found])
+            self._compete(self._proposed(fewer, found))
             cheapest = swept.total(self._cheapest(swept, is_within).selection)
             if cheapest <= cap:
                 high = cheapest
@@ -283,8 +285,10 @@ class Chooser:
         self._first_losses[selection] = scores.first(FIRST_ROUND).mean_loss
         self._known[selection] = Measurement(selection=selection, assignment=assignment, scores=scores)
 
-    def _selection(self, fewer: Problem, selection: Selection) -> Selection:
-        return self._problem.selection(fewer.widths(selection))
+    def _proposed(self, fewer: Problem, solutions: Sequence[Solution]) -> list[Selection]:
+        """Selections of the whole problem."""
+        self._n_unproven += sum(not each.is_optimal for each in solutions)
+        return [self._problem.selection(fewer.widths(each.selection)) for each in solutions]
 
     def _choice(
         self,
@@ -298,6 +302,7 @@ class Chooser:
             chosen=chosen,
             front=front,
             n_candidates=len(self._known),
+            n_unproven=self._n_unproven,
             moves=moves,
             dominated=dominated,
             prediction=prediction,

@@ -70,6 +70,12 @@ class CostTable:
         """
         replace_file(path, (json.dumps(asdict(self), indent=2, allow_nan=False) + "\n").encode())
 
+    @property
+    def doubtful(self) -> tuple[int, int]:
+        """How many costs are within two standard errors of 0, and how many have a standard error."""
+        measured = [cost for group in self.groups for cost in group.costs if cost.standard_error > 0]
+        return sum(abs(cost.value) < 2 * cost.standard_error for cost in measured), len(measured)
+
     def of(self, layers: tuple[str, ...], widths: Sequence[int], *, where: str) -> tuple[float, ...]:
         """Costs of a group at these widths; those of single layers are added up for a group that is not in the table.
 

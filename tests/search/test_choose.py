@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.search import choose
+from bitswitch_deploy.search.candidates import near_optimal
 from bitswitch_deploy.search.choose import Chooser, Measure
 from bitswitch_deploy.search.score import Scores
+from bitswitch_deploy.search.solver import Solution
 from bitswitch_deploy.search.statistics import cautious_drop
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.search.problems import average_row, every_selection, problem
@@ -43,6 +45,19 @@ def test_a_uniform_width_wins_where_predictions_are_wrong() -> None:
     choice = Chooser(given, measured_by(lambda bits: float(np.std(bits)) + 1 / bits[0], asked), 201).under_budgets()
     assert set(given.widths(choice.chosen.selection).values()) == {6}
     assert all(sum(each.bits_of(name) for name in NAMES) <= 36 for each in asked)
+
+
+def test_proposals_that_the_solver_had_no_time_to_prove_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = problem([(0.0, s, 4.0 * s) for s in (6, 5, 4, 3, 2, 1)], average_row(6, 5, WIDTHS), widths=WIDTHS)
+    measure = measured_by(lambda bits: 1 / bits[0], [])
+    assert Chooser(given, measure, 201).under_budgets().n_unproven == 0
+
+    def out_of_time(*given: object, **more: object) -> tuple[Solution, ...]:
+        first, *others = near_optimal(*given, **more)  # type: ignore[arg-type]
+        return (replace(first, is_optimal=False), *others)
+
+    monkeypatch.setattr(choose, "near_optimal", out_of_time)
+    assert Chooser(given, measure, 201).under_budgets().n_unproven >= 1
 
 
 def test_fronts_and_drops() -> None:

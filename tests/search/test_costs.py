@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,13 @@ TABLE = CostTable(
 def test_written_and_read_again(tmp_path: Path) -> None:
     TABLE.write(tmp_path / "costs.json")
     assert read_costs(tmp_path / "costs.json", master_sha256=SHA) == TABLE
+
+
+def test_costs_that_do_not_stand_out_of_their_errors_are_counted() -> None:
+    values = ((8, 0.0, 0.0), (6, 0.1, 0.06), (4, -0.1, 0.06), (2, 0.2, 0.06))
+    costs = tuple(Cost(width=width, value=value, standard_error=error) for width, value, error in values)
+    assert replace(TABLE, groups=(GroupCosts(layers=("a",), costs=costs),)).doubtful == (2, 3)
+    assert TABLE.doubtful == (0, 0)
 
 
 def test_groups_that_are_not_in_the_table_get_the_sum_of_their_layers() -> None:

@@ -317,7 +317,7 @@ class _Reporting:
             n_refit_taken=choice.prediction.n_taken,
             dominated=choice.dominated,
             table_checks=budgeted.checks,
-            notes=(*data.notes, *self._notes(choice)),
+            notes=(*data.notes, *_cost_notes(table), *self._notes(choice)),
             seconds=0.0,
         )
 
@@ -346,7 +346,19 @@ class _Reporting:
                 "the highest width is right on every sample of the search, as on samples that it was trained on: "
                 "what is lost there says little about others. Name samples with --data that training has not seen"
             )
+        if choice.n_unproven:
+            notes.append(
+                f"for {choice.n_unproven} of the proposed assignments time was up before the solver had proved them "
+                "the best by predicted cost: others may cost less"
+            )
         return [*notes, *_prediction_notes(choice.prediction)]
+
+
+def _cost_notes(table: CostTable) -> list[str]:
+    n_doubtful, n_measured = table.doubtful
+    if n_doubtful == 0:
+        return []
+    return [f"{n_doubtful} of {n_measured} costs of layers are within two standard errors of 0: more samples say more"]
 
 
 def _prediction_notes(prediction: Prediction) -> list[str]:

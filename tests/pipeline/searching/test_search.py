@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from bitswitch_deploy.pipeline.searching.search import DEFAULT_MAX_DROP, SearchR
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.search_page import search_notes
 from bitswitch_deploy.report.search_report import Assigned
+from bitswitch_deploy.search import candidates
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts, assignment_of
 from bitswitch_deploy.search.evaluate import open_session, run_batches
+from bitswitch_deploy.search.problem import Problem
 from bitswitch_deploy.search.samples import sample_digests
 from bitswitch_deploy.search.score import score_labelled
+from bitswitch_deploy.search.solver import Solution, solve
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.search.masters import every_operator
 from tests.search.test_resources import table
@@ -207,6 +211,30 @@ def test_formats_that_a_target_does_not_speed_up_collapse_and_are_named(tmp_path
     assert [name for name, _ in report.chosen.uses].count("latency_p50_ms@jetson-orin-nano") == 1
     with pytest.raises(UsageError, match="another table of target jetson-orin-nano"):
         search(request(tmp_path, cache, budget, tables=(latency, latency), costs=costs))
+
+
+def test_costs_within_their_errors_and_proposals_without_proof_are_noted(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master = read_master(bundled_master())
+    names = [layer.name for layer in master.spec.layers if not layer.pinned]
+    costs = tuple(Cost(width=w, value=v, standard_error=1.0) for w, v in ((8, 0.0), (6, 1.0), (4, 3.0), (2, 9.0)))
+    CostTable(
+        master_sha256=master.sha256,
+        method="hessian_trace",
+        samples_sha256="",
+        n=1,
+        groups=tuple(GroupCosts(layers=(name,), costs=costs) for name in names),
+    ).write(tmp_path / "costs.json")
+
+    def unproven(problem: Problem, **more: Any) -> Solution | None:
+        found = solve(problem, **more)
+        return found and replace(found, is_optimal=False)
+
+    monkeypatch.setattr(candidates, "solve", unproven)
+    report = search(request(tmp_path, cache, "avg_bits<=4", costs=tmp_path / "costs.json"))
+    assert "14 of 28 costs of layers are within two standard errors of 0: more samples say more" in report.notes
+    assert any("time was up before the solver had proved them" in note for note in report.notes)
 
 
 def test_costs_that_mislead_are_fitted_and_the_user_is_told(tmp_path: Path, cache: Path) -> None:
