@@ -11,20 +11,27 @@ from bitswitch_deploy.errors import UsageError
 
 _log = logging.getLogger(__name__)
 _QUANTILE = 0.95
-# Of requests between two tries of a width that was too slow: at most so many windows.
+# Of windows between two tries of what was in vain: at most so many.
 _LONGEST_WAIT = 1024
+# Of windows before a try that promises little, such as a higher width without room for it.
+_PATIENCE = 8
+# A percentile up to so many times another one counts as the same.
+_ALIKE = 1.1
 
 
 class LatencyBudget:
     """One width lower when the 95th percentile of latency leaves the budget, one higher when there is room again.
 
-    Only sensible where lower widths are faster on the device: measure before. Counted in requests, not in seconds, so
-    that it behaves the same at every rate. What keeps it from flapping: a step up needs a full window of requests
-    whose 95th percentile is below `relax` times the budget, and each step down from a width doubles the number of
-    windows until that width is tried again; as many windows within the budget there, or a step up from there, set it
-    back to one.
+    Counted in requests, not in seconds, so that it behaves the same at every rate. What keeps it from flapping: a step
+    up needs a full window of requests whose 95th percentile is below `relax` times the budget, and each step down from
+    a width doubles the number of windows until that width is tried again; as many windows within the budget there, or
+    a step up from there, set it back to one. Without such room a step up needs eight times as many windows within the
+    budget, for the load may have gone; and just as many where the lower width turns out to be no faster.
 
-    Where even the lowest width misses the budget it stays there, `is_met` is False, and one warning is logged.
+    Where even the lowest width misses the budget, the highest of those serves that are about as fast as the fastest:
+    on many devices all take the same time, and a lower one would lose accuracy for nothing. Lower ones are tried again
+    after 8 windows, then after twice as many each time that it was in vain. `is_met` is False whenever the budget is
+    missed there, and one warning is logged until there is room again.
 
     Args:
         budget_ms: for the time that a session takes for a request.
@@ -53,11 +60,17 @@ class LatencyBudget:
         self._latencies: deque[float] = deque(maxlen=window)
         self._served = 0
         self._waits: dict[str, int] = {}
+        # what a width must keep to: the budget, or what is possible where that is not
+        self._limit_ms = budget_ms
+        # of windows that such a limit lasts; 0: there was room since the last one
+        self._hold = 0
+        # the percentile that each width above was left with
+        self._left_at_ms: dict[str, float] = {}
         self._is_met = True
 
     @property
     def is_met(self) -> bool:
-        """False while even the lowest width misses the budget."""
+        """False while the budget is missed and no lower width is known to meet it."""
         return self._is_met
 
     def choose(self, widths: tuple[str, ...], active: str) -> str:
@@ -76,42 +89,70 @@ class LatencyBudget:
                 return
             self._latencies.append(latency_ms)
             self._served += 1
-            place = self._order.index(width)
-            if self._is_too_slow():
-                self._step_down(place)
-            elif len(self._latencies) == self._window:
-                self._is_met = True
-                self._step_up(place)
+            percentile = self._percentile()
+            is_full = len(self._latencies) == self._window
+            if percentile > self._limit_ms and width != self._order[-1]:
+                self._step_down(width, percentile)
+            elif is_full and percentile > self._limit_ms:
+                self._settle(percentile)
+            elif is_full:
+                self._stay(width, percentile)
+                if width != self._order[0]:
+                    self._step_up(width, percentile)
 
-    def _is_too_slow(self) -> bool:
-        """Whether the percentile leaves the budget, however fast the rest of the window will be."""
-        over = sum(latency > self._budget_ms for latency in self._latencies)
-        return over > (1 - _QUANTILE) * self._window
+    def _percentile(self) -> float:
+        """That of the window, or, until it is full, the least that it will be however fast the rest is."""
+        rank = self._window - math.ceil(_QUANTILE * self._window) + 1
+        return sorted(self._latencies)[-rank] if len(self._latencies) >= rank else 0.0
 
-    def _step_down(self, place: int) -> None:
-        width = self._order[place]
-        if place + 1 < len(self._order):
-            self._waits[width] = min(2 * self._waits.get(width, 1), _LONGEST_WAIT)
-            self._move(self._order[place + 1])
-        elif self._is_met:
-            self._is_met = False
+    def _step_down(self, width: str, percentile: float) -> None:
+        self._left_at_ms[width] = percentile
+        self._waits[width] = min(2 * self._waits.get(width, 1), _LONGEST_WAIT)
+        self._move(self._order[self._order.index(width) + 1])
+
+    def _settle(self, percentile: float) -> None:
+        """Every width was too slow: begin at the highest again, with a limit that one of them can keep to."""
+        if not self._hold:
             _log.warning(
                 "latency budget of %g ms: %s, the lowest width, misses it at the 95th percentile of %d requests; "
-                "staying there. Raise the budget, or export a width that is faster on this device",
-                self._budget_ms, width, self._window,
+                "serving at the highest width that is about as fast as the fastest. Raise the budget, or export a "
+                "width that is faster on this device",
+                self._budget_ms, self._order[-1], self._window,
             )  # fmt: skip
+        self._is_met = False
+        # a percentile that a width was left with is the least that it would have been
+        self._limit_ms = _ALIKE * min((percentile, *(_ALIKE * left for left in self._left_at_ms.values())))
+        self._hold = min(2 * self._hold or _PATIENCE, _LONGEST_WAIT)
+        self._left_at_ms.clear()
+        self._waits.clear()
+        self._move(self._order[0])
 
-    def _step_up(self, place: int) -> None:
-        width = self._order[place]
+    def _stay(self, width: str, percentile: float) -> None:
+        """After a full window within the limit."""
+        self._is_met = percentile <= self._budget_ms
+        if self._has_room(percentile):
+            self._hold = 0
+        if self._served >= self._hold * self._window:
+            self._limit_ms = self._budget_ms
         if self._served >= self._waits.get(width, 1) * self._window:
             self._waits.pop(width, None)
-        if place == 0:
+
+    def _step_up(self, width: str, percentile: float) -> None:
+        """To the next higher width, where it is time to try it."""
+        higher = self._order[self._order.index(width) - 1]
+        # leaving it has not helped: it was no slower than this one is now
+        is_alike = self._left_at_ms.get(higher, math.inf) < _ALIKE * percentile
+        wait = self._waits.get(higher, 1) * (1 if is_alike or self._has_room(percentile) else _PATIENCE)
+        if self._served < min(wait, _LONGEST_WAIT) * self._window:
             return
-        higher = self._order[place - 1]
-        percentile = sorted(self._latencies)[math.ceil(_QUANTILE * self._window) - 1]
-        if percentile < self._relax * self._budget_ms and self._served >= self._waits.get(higher, 1) * self._window:
-            self._waits.pop(width, None)
-            self._move(higher)
+        self._waits.pop(width, None)
+        if self._is_met:
+            # the higher width must not miss what this one keeps
+            self._limit_ms = self._budget_ms
+        self._move(higher)
+
+    def _has_room(self, percentile: float) -> bool:
+        return percentile < self._relax * self._budget_ms
 
     def _move(self, width: str) -> None:
         self._width, self._served = width, 0
