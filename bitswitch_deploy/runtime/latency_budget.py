@@ -8,6 +8,7 @@ import threading
 from collections import deque
 
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.runtime.switcher import width_label
 
 _log = logging.getLogger(__name__)
 _QUANTILE = 0.95
@@ -37,14 +38,15 @@ class LatencyBudget:
         budget_ms: for the time that a session takes for a request.
         window: requests that the percentile is taken over, all at one width.
         relax: share of the budget that the percentile must be below before a higher width is tried.
-        widths: labels to choose from, highest first; None takes all uniform widths of the package.
+        widths: those to choose from, highest first, each as for `Switcher.switch`; None takes all uniform ones of the
+            package. One that the package lacks is refused when the first request comes.
 
     Raises:
         UsageError: a number is out of range.
     """
 
     def __init__(
-        self, budget_ms: float, *, window: int = 100, relax: float = 0.8, widths: tuple[str, ...] | None = None
+        self, budget_ms: float, *, window: int = 100, relax: float = 0.8, widths: tuple[int | str, ...] | None = None
     ) -> None:
         if not (math.isfinite(budget_ms) and budget_ms > 0 and window >= 20 and 0 < relax < 1):
             raise UsageError(
@@ -55,6 +57,7 @@ class LatencyBudget:
             )
         self._budget_ms, self._window, self._relax, self._widths = budget_ms, window, relax, widths
         self._lock = threading.Lock()
+        self._wanted: tuple[str, ...] = ()
         self._order: tuple[str, ...] = ()
         self._width: str | None = None
         self._latencies: deque[float] = deque(maxlen=window)
@@ -74,10 +77,15 @@ class LatencyBudget:
         return self._is_met
 
     def choose(self, widths: tuple[str, ...], active: str) -> str:
-        """The width that the policy stands at."""
+        """The width that the policy stands at.
+
+        Raises:
+            UsageError: the package lacks a width that the policy was told to choose from.
+        """
         with self._lock:
-            wanted = self._widths or tuple(width for width in widths if width.startswith("w"))
-            self._order = tuple(width for width in wanted if width in widths) or (active,)
+            # the first request sees every width of the package, later ones those that can be opened
+            self._wanted = self._wanted or self._labels(widths)
+            self._order = tuple(width for width in self._wanted if width in widths) or (active,)
             if self._width not in self._order:
                 self._move(active if active in self._order else self._order[0])
             return self._width or active
@@ -99,6 +107,11 @@ class LatencyBudget:
                 self._stay(width, percentile)
                 if width != self._order[0]:
                     self._step_up(width, percentile)
+
+    def _labels(self, widths: tuple[str, ...]) -> tuple[str, ...]:
+        if not self._widths:
+            return tuple(width for width in widths if width.startswith("w"))
+        return tuple(dict.fromkeys(width_label(width, widths) for width in self._widths))
 
     def _percentile(self) -> float:
         """That of the window, or, until it is full, the least that it will be however fast the rest is."""

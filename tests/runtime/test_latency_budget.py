@@ -184,6 +184,25 @@ def test_a_budget_that_no_width_meets_is_said_once_and_served_at_the_fastest(
     assert "latency budget of 1 ms: w2, the lowest width, misses it at the 95th percentile" in record.getMessage()
 
 
+def test_a_percentile_that_comes_and_goes_around_the_budget_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A device whose widths all take so long that half of the windows miss the budget."""
+    policy = LatencyBudget(10.0, window=100)
+    met = set()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(50):
+            simulate(policy, 1000, noise=0.0722, cost_ms=dict.fromkeys(WIDTHS, 9.0))
+            met.add(policy.is_met)
+    assert met == {True, False}
+    assert len(caplog.records) == 1
+
+
+def test_a_budget_that_is_missed_again_after_there_was_room_is_said_again(caplog: pytest.LogCaptureFixture) -> None:
+    policy = LatencyBudget(5.0, window=WINDOW)
+    with caplog.at_level(logging.WARNING):
+        simulate(policy, 3000, lambda index: 0.5 if 1000 <= index < 2000 else 3.0)
+    assert len(caplog.records) == 2
+
+
 def test_a_budget_that_is_met_again_is_said_to_be() -> None:
     policy = LatencyBudget(5.0, window=WINDOW)
     simulate(policy, 1000, lambda _: 3.0)
@@ -207,12 +226,27 @@ def test_a_width_that_is_gone_is_left() -> None:
     assert policy.choose(WIDTHS[1:], "w6") == "w6"
 
 
-def test_widths_can_be_named() -> None:
-    policy = LatencyBudget(8.0, window=WINDOW, widths=("w8", "mixed", "w2"))
+@pytest.mark.parametrize("widths", [("w8", "mixed", "w2"), (8, "w8", "mixed", 2)])
+def test_widths_can_be_named(widths: tuple[int | str, ...]) -> None:
+    policy = LatencyBudget(8.0, window=WINDOW, widths=widths)
     assert policy.choose(WIDTHS, "w8") == "w8"
     for _ in range(WINDOW):
         policy.observe("w8", 12.0)
     assert policy.choose(WIDTHS, "w8") == "mixed"
+
+
+@pytest.mark.parametrize(("widths", "unknown"), [(("w8", "w5"), "w5"), (("4",), "4"), ((8, 3), "w3")])
+def test_widths_that_the_package_lacks_are_refused(widths: tuple[int | str, ...], unknown: str) -> None:
+    policy = LatencyBudget(8.0, widths=widths)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=f"width: {unknown}\n  allowed: w8, w6, w4, w2, mixed"):
+            policy.choose(WIDTHS, "w8")
+
+
+def test_a_named_width_that_is_gone_is_left_out() -> None:
+    policy = LatencyBudget(8.0, widths=(4, 2))
+    assert policy.choose(WIDTHS, "w4") == "w4"
+    assert policy.choose(("w8", "w6", "w2", "mixed"), "w2") == "w2"
 
 
 @pytest.mark.parametrize(
