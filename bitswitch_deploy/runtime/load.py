@@ -33,7 +33,7 @@ class RuntimeOptions:
     max_sessions: widths that are kept open at a time, the one in use included. A switch to one of them takes
         microseconds, to another one as long as onnxruntime needs to load it. CPU only.
     memory_budget_mb: device memory for the engines that are kept loaded; None keeps all. TensorRT only.
-    warm: widths to open, and to run once, before `load` returns.
+    warm: widths to open, and to run once, before `load` returns. There must be room for all of them and the first one.
     trust_files: do not hash the files; their sizes are compared with the manifest all the same.
     trust_engines: load engines that bitswitch-deploy has no record of. TensorRT only.
     """
@@ -75,7 +75,7 @@ def load(
     Raises:
         PackageError: the folder is no package, or its parts contradict each other.
         CheckFailedError: a file is not as it was exported.
-        UsageError: there is no such width or provider.
+        UsageError: there is no such width or provider, or no room for all that is to be open.
         GraphError: onnxruntime refuses a graph.
         UnavailableError: the provider is not on this machine.
     """
@@ -85,7 +85,9 @@ def load(
     widths = _widths(manifest, folder)
     sessions = _sessions(folder, manifest, provider, widths, options)
     first = widths[0] if width is None else width_label(width, widths)
-    for label in dict.fromkeys(width_label(each, widths) for each in options.warm):
+    warm = dict.fromkeys(width_label(each, widths) for each in options.warm)
+    sessions.get_all(tuple(dict.fromkeys((first, *warm))))
+    for label in warm:
         _run_once(sessions.get(label))
     return Switcher(widths, sessions, width=first, policy=policy, preprocessing=manifest.preprocessing)
 
@@ -111,13 +113,6 @@ def _sessions(
             memory_budget_mb=options.memory_budget_mb,
             trust=options.trust_files,
             trust_engines=options.trust_engines,
-        )
-    if options.max_sessions < len(options.warm):
-        raise UsageError(
-            where="max_sessions",
-            got=f"{options.max_sessions} with {len(options.warm)} warm widths",
-            allowed="room for every warm width",
-            do="raise max_sessions or warm fewer widths",
         )
     return SessionCache(_cpu_opener(folder, manifest, options), dict.fromkeys(widths, 1), options.max_sessions)
 

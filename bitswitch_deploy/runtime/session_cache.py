@@ -57,6 +57,25 @@ class SessionCache(Generic[S]):
                 self._keep(label, session)
         return session
 
+    def get_all(self, labels: tuple[str, ...]) -> None:
+        """Open several that are to stay open together.
+
+        Raises:
+            UsageError: they cost more than the whole budget, one of them or all together.
+            BitswitchError: one cannot be opened.
+        """
+        self._check_budget(labels[0])
+        cost = sum(self._costs[label] for label in labels)
+        if cost > self._budget:
+            raise UsageError(
+                where=f"widths {', '.join(labels)}",
+                got=f"{cost:,} {self._unit} in a budget of {self._budget:,}",
+                allowed="room for the first width and every warm one",
+                do="warm fewer widths, or raise max_sessions (cpu) or memory_budget_mb (tensorrt)",
+            )
+        for label in labels:
+            self.get(label)
+
     def clear(self) -> None:
         """Drop all."""
         with self._state_lock:

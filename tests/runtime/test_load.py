@@ -81,9 +81,24 @@ def test_unknown_providers_are_listed(package: Path) -> None:
         load(package, provider="cuda")  # type: ignore[arg-type]
 
 
-def test_more_warm_widths_than_sessions_are_refused(package: Path) -> None:
-    with pytest.raises(UsageError, match="2 with 3 warm widths"):
-        load(package, options=RuntimeOptions(warm=(8, 4, 2)))
+@pytest.mark.parametrize(
+    ("width", "warm", "message"),
+    [
+        (None, (8, 4, 2), "widths w8, w4, w2: 3 sessions in a budget of 2"),
+        (None, (4, 2), "widths w8, w4, w2: 3 sessions in a budget of 2"),
+        (6, ("w4", 4, 2), "widths w6, w4, w2: 3 sessions in a budget of 2"),
+    ],
+)
+def test_more_warm_widths_than_sessions_are_refused(
+    package: Path, width: int | None, warm: tuple[int | str, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message + "\n  allowed: room for the first width and every warm one"):
+        load(package, width=width, options=RuntimeOptions(warm=warm))
+
+
+def test_a_width_that_is_warm_twice_or_the_first_counts_once(package: Path) -> None:
+    with load(package, options=RuntimeOptions(threads=1, warm=(8, "w8", 4))) as switcher:
+        assert switcher.open_widths == ("w4", "w8")
 
 
 @pytest.mark.parametrize("number", [{"max_sessions": 0}, {"memory_budget_mb": 0}])

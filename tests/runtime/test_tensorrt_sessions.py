@@ -112,6 +112,15 @@ def test_engines_are_loaded_beforehand_where_asked_for(device: Device, tmp_path:
     with load(write(tmp_path / "p"), provider="tensorrt", options=options) as switcher:
         assert [call[0] for call in device.calls].count("load") == 3
         assert list(switcher.open_widths) == ["w4", "w2", "w8"]
+        # and each has run once: the kernels of its first request are compiled and its memory is there
+        assert [call[1] for call in device.calls if call[0] == "execute"] == [8.0, 4.0, 2.0]
+
+
+def test_engines_that_do_not_fit_the_budget_together_are_refused_beforehand(device: Device, tmp_path: Path) -> None:
+    options = RuntimeOptions(warm=(4, 2), memory_budget_mb=6)
+    with pytest.raises(UsageError, match="widths w8, w4, w2: 7,340,032 bytes of engines in a budget of 6,291,456"):
+        load(write(tmp_path / "p"), provider="tensorrt", options=options)
+    assert "load" not in [call[0] for call in device.calls]
 
 
 def test_the_budget_drops_the_engine_that_was_used_longest_ago(device: Device, tmp_path: Path) -> None:
