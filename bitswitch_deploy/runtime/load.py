@@ -32,7 +32,8 @@ class RuntimeOptions:
     threads: worker threads inside one operator; None takes every core that the process may use. CPU only.
     max_sessions: widths that are kept open at a time, the one in use included. A switch to one of them takes
         microseconds, to another one as long as onnxruntime needs to load it. CPU only.
-    memory_budget_mb: device memory for the engines that are kept loaded; None keeps all. TensorRT only.
+    memory_budget_mb: device memory for the engines that are kept loaded; None keeps all. While an engine is loaded that
+        does not fit beside the one in use, both are in memory. TensorRT only.
     warm: widths to open, and to run once, before `load` returns. There must be room for all of them and the first one.
     trust_files: do not hash the files; their sizes are compared with the manifest all the same.
     trust_engines: load engines that bitswitch-deploy has no record of. TensorRT only.

@@ -15,8 +15,10 @@ S = TypeVar("S")
 class SessionCache(Generic[S]):
     """Opens sessions by label and keeps them within a budget. Safe to call from any thread.
 
-    A session that is dropped lives on until the last request that holds it is answered. A session that somebody holds
-    and that was dropped is not part of the budget: while one is opened, the one in use is in memory as well.
+    Sessions are dropped before the next one is opened, so that the budget holds meanwhile, all but the one that was
+    asked for last: it is in use, and goes on answering if the next one cannot be opened. Where there is no room for
+    both, it is dropped as soon as the next one is open. A session that is dropped lives on until the last request that
+    holds it is answered.
 
     Args:
         open_session: opens one; called by one thread at a time.
@@ -43,7 +45,7 @@ class SessionCache(Generic[S]):
 
         Raises:
             UsageError: it costs more than the whole budget.
-            BitswitchError: it cannot be opened; what was open stays open.
+            BitswitchError: it cannot be opened; the one that was asked for last stays open.
         """
         session = self._find(label)
         if session is not None:
@@ -53,6 +55,7 @@ class SessionCache(Generic[S]):
             session = self._find(label)
             if session is None:
                 self._check_budget(label)
+                self._drop_for(label, spared=1)
                 session = self._open(label)
                 self._keep(label, session)
         return session
@@ -89,11 +92,16 @@ class SessionCache(Generic[S]):
             return session
 
     def _keep(self, label: str, session: S) -> None:
+        self._drop_for(label, spared=0)
+        with self._state_lock:
+            self._kept[label] = session
+
+    def _drop_for(self, label: str, *, spared: int) -> None:
+        """Make room for one more, but let go of no more than all except the `spared` ones that were used last."""
         with self._state_lock:
             room = self._budget - self._costs[label]
-            while sum(self._costs[each] for each in self._kept) > room:
+            while len(self._kept) > spared and sum(self._costs[each] for each in self._kept) > room:
                 self._kept.popitem(last=False)
-            self._kept[label] = session
 
     def _check_budget(self, label: str) -> None:
         if self._costs[label] <= self._budget:

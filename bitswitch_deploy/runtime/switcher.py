@@ -55,7 +55,8 @@ class Switcher:
 
     Every method may be called from any thread, also at the same time. `switch` returns when the new width is ready:
     requests that begin later are computed at it, those in flight finish at theirs, and no answer mixes two. A switch
-    that fails raises and changes nothing: the switcher goes on at the last good width. So does a wrong input.
+    that fails raises, and the switcher goes on at the last good width, though others that were open may have made room
+    for the new one. A wrong input changes nothing either.
 
     Args:
         widths: labels, from the highest to the lowest.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -44,6 +46,40 @@ def test_costs_are_kept_within_the_budget() -> None:
     assert cache.labels == ("c", "a")
 
 
+class Live:
+    """A session as long as somebody holds it."""
+
+
+def costs_while_opening(costs: Mapping[str, int], budget: int, order: str) -> list[int]:
+    """What is in memory whenever a session was opened, the new one included; the last one is held, as requests do."""
+    live: dict[str, weakref.ref[Live]] = {}
+    found = []
+
+    def open_session(label: str) -> Live:
+        session = Live()
+        live[label] = weakref.ref(session)
+        found.append(sum(costs[each] for each, held in live.items() if held() is not None))
+        return session
+
+    cache = SessionCache(open_session, costs, budget)
+    for label in order:
+        active = cache.get(label)
+        assert cache.labels[-1] == label
+    del active
+    return found
+
+
+def test_what_is_idle_is_dropped_before_the_next_is_opened() -> None:
+    assert costs_while_opening(dict.fromkeys("abcd", 40), 80, "abcda") == [40, 80, 80, 80, 80]
+    assert costs_while_opening({"a": 40, "b": 10, "c": 20, "d": 60}, 80, "abcd") == [40, 50, 70, 80]
+
+
+def test_the_one_in_use_is_beyond_the_budget_only_while_the_next_is_opened() -> None:
+    assert costs_while_opening(dict.fromkeys("abc", 40), 40, "abc") == [40, 80, 80]
+    # what is idle goes, though that is not enough
+    assert costs_while_opening({"a": 10, "b": 40, "c": 60}, 80, "abc") == [10, 50, 100]
+
+
 def test_a_session_beyond_the_whole_budget_is_refused_and_nothing_is_dropped() -> None:
     opener = Opener()
     cache: SessionCache[str] = SessionCache(opener, COSTS, 5)
@@ -62,6 +98,8 @@ def test_a_session_that_cannot_be_opened_leaves_the_others() -> None:
     with pytest.raises(GraphError, match="damaged"):
         cache.get("b")
     assert cache.labels == ("a",)
+    assert cache.get("a") == "session a"
+    assert opener.opened == ["a"]
     opener.fails.clear()
     assert cache.get("b") == "session b"
 

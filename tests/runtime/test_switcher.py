@@ -111,7 +111,7 @@ def test_wrong_inputs_are_refused_and_the_next_one_is_answered(package: Path, pa
 
 @pytest.mark.parametrize("damage", ["cut", "written", "removed", "replaced"])
 def test_a_file_that_changes_while_it_is_loaded_is_refused(package: Path, packages: Packages, damage: str) -> None:
-    with load(package, options=ONE) as switcher:
+    with load(package, options=RuntimeOptions(threads=1, max_sessions=3)) as switcher:
         switcher.switch(2)
         path = weights_file(package)
         data = path.read_bytes()
@@ -146,6 +146,17 @@ def test_a_graph_that_onnxruntime_refuses_leaves_the_width(
         with pytest.raises(GraphError, match="refuses it"):
             switcher.switch(4)
         assert np.array_equal(answers(switcher, packages), packages.outputs["w8"])
+
+
+def test_a_switch_that_fails_leaves_the_width_where_others_made_room_for_it(package: Path, packages: Packages) -> None:
+    with load(package, options=RuntimeOptions(threads=1, max_sessions=2)) as switcher:
+        switcher.switch(2)
+        weights_file(package).unlink()
+        for _ in range(2):
+            with pytest.raises(CheckFailedError, match="not readable any more"):
+                switcher.switch(4)
+            assert switcher.open_widths == ("w2",)
+            assert np.array_equal(answers(switcher, packages), packages.outputs["w2"])
 
 
 def test_after_close_every_call_is_refused(package: Path, packages: Packages) -> None:
