@@ -32,6 +32,7 @@ class SessionCache(Generic[S]):
     ) -> None:
         self._open, self._costs, self._budget, self._unit = open_session, costs, budget, unit
         self._kept: OrderedDict[str, S] = OrderedDict()
+        self._is_closed = False
         self._state_lock, self._open_lock = threading.Lock(), threading.Lock()
 
     @property
@@ -79,9 +80,10 @@ class SessionCache(Generic[S]):
         for label in labels:
             self.get(label)
 
-    def clear(self) -> None:
-        """Drop all."""
+    def close(self) -> None:
+        """Drop all, and keep nothing from now on: a session that is being opened is for who asked for it alone."""
         with self._state_lock:
+            self._is_closed = True
             self._kept.clear()
 
     def _find(self, label: str) -> S | None:
@@ -94,7 +96,8 @@ class SessionCache(Generic[S]):
     def _keep(self, label: str, session: S) -> None:
         self._drop_for(label, spared=0)
         with self._state_lock:
-            self._kept[label] = session
+            if not self._is_closed:
+                self._kept[label] = session
 
     def _drop_for(self, label: str, *, spared: int) -> None:
         """Make room for one more, but let go of no more than all except the `spared` ones that were used last."""

@@ -162,7 +162,7 @@ class Switcher:
         """Drop every session; requests in flight are answered, later ones are refused."""
         with self._switch_lock:
             self._active = None
-            self._sessions.clear()
+            self._sessions.close()
 
     def _current(self) -> tuple[str, Session]:
         active = self._active
@@ -184,8 +184,9 @@ class Switcher:
             _log.warning("%s cannot be used, going on at %s: %s", label, active[0], error)
             return active
         with self._switch_lock:
-            self._current()
-            self._active = chosen
+            # a switcher that was closed meanwhile answers this request, which was in flight, and stays closed
+            if self._active is not None:
+                self._active = chosen
         return chosen
 
 

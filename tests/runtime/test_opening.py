@@ -1,0 +1,137 @@
+"""What happens while a width is being opened, by an opener that waits until the test lets it go on."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitswitch_deploy.engines.input_signature import InputSignature
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.runtime import Switcher
+from bitswitch_deploy.runtime.session_cache import SessionCache
+from bitswitch_deploy.runtime.switcher import Session
+
+WIDTHS = ("w8", "w6", "w4", "w2")
+# of what never comes where the code is wrong; nothing is measured by it
+PATIENCE_S = 60
+
+
+class Labelled:
+    """A session that answers with its label."""
+
+    inputs: tuple[InputSignature, ...] = ()
+    output_names = ("label",)
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def run_all(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        return {"label": self.label}
+
+
+class Opener:
+    """Opens at once, but for w4, which waits."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.opened: list[str] = []
+        self.sessions: list[weakref.ref[Labelled]] = []
+
+    def __call__(self, label: str) -> Session:
+        self.opened.append(label)
+        if label == "w4":
+            self.begun.set()
+            assert self.go_on.wait(PATIENCE_S)
+        session = Labelled(label)
+        self.sessions.append(weakref.ref(session))
+        return session
+
+    @property
+    def live(self) -> int:
+        gc.collect()
+        return sum(session() is not None for session in self.sessions)
+
+
+class Wanted:
+    """A policy that chooses what it is told."""
+
+    def __init__(self) -> None:
+        self.width = "w8"
+        self.offered: tuple[str, ...] = ()
+        self.observed: list[str] = []
+
+    def choose(self, widths: tuple[str, ...], active: str) -> str:
+        self.offered = widths
+        return self.width
+
+    def observe(self, width: str, latency_ms: float) -> None:
+        self.observed.append(width)
+
+
+@pytest.fixture
+def opener() -> Iterator[Opener]:
+    opener = Opener()
+    yield opener
+    opener.go_on.set()
+
+
+@pytest.fixture
+def pool(opener: Opener) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+        opener.go_on.set()
+
+
+def switcher_of(opener: Opener, policy: Wanted | None, *, max_sessions: int = 3) -> Switcher:
+    cache = SessionCache(opener, dict.fromkeys(WIDTHS, 1), max_sessions)
+    return Switcher(WIDTHS, cache, width="w8", policy=policy)
+
+
+def answer(switcher: Switcher) -> str:
+    return str(switcher.run_all({})["label"])
+
+
+def test_after_close_no_session_is_left(opener: Opener) -> None:
+    switcher = switcher_of(opener, None)
+    switcher.switch("w6")
+    assert opener.live == 2
+    switcher.close()
+    assert switcher.open_widths == ()
+    assert opener.live == 0
+
+
+def test_a_request_that_opens_a_width_during_close_is_answered_and_leaves_nothing_open(
+    opener: Opener, pool: ThreadPoolExecutor
+) -> None:
+    policy = Wanted()
+    switcher = switcher_of(opener, policy)
+    policy.width = "w4"
+    request = pool.submit(answer, switcher)
+    assert opener.begun.wait(PATIENCE_S)
+    switcher.close()
+    opener.go_on.set()
+    assert request.result(PATIENCE_S) == "w4"
+    del request
+    with pytest.raises(UsageError, match="a call after close"):
+        answer(switcher)
+    assert switcher.open_widths == ()
+    assert opener.live == 0
+
+
+def test_a_switch_is_finished_before_the_switcher_closes(opener: Opener, pool: ThreadPoolExecutor) -> None:
+    switcher = switcher_of(opener, None)
+    switched = pool.submit(switcher.switch, "w4")
+    assert opener.begun.wait(PATIENCE_S)
+    closed = pool.submit(switcher.close)
+    opener.go_on.set()
+    switched.result(PATIENCE_S)
+    closed.result(PATIENCE_S)
+    assert switcher.open_widths == ()
+    assert opener.live == 0
