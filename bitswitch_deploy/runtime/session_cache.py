@@ -42,23 +42,30 @@ class SessionCache(Generic[S]):
             return tuple(self._kept)
 
     def get(self, label: str) -> S:
-        """The session of `label`, opened where it is not.
+        """The session of `label`, opened where it is not; a thread waits while another one opens a session.
 
         Raises:
             UsageError: it costs more than the whole budget.
             BitswitchError: it cannot be opened; the one that was asked for last stays open.
         """
         session = self._find(label)
-        if session is not None:
-            return session
-        with self._open_lock:
-            # another thread may have opened it meanwhile
-            session = self._find(label)
-            if session is None:
-                self._check_budget(label)
-                self._drop_for(label, spared=1)
-                session = self._open(label)
-                self._keep(label, session)
+        if session is None:
+            with self._open_lock:
+                session = self._find_or_open(label)
+        return session
+
+    def get_unless_busy(self, label: str) -> S | None:
+        """As `get`, but None instead of waiting while another thread opens a session.
+
+        Raises:
+            UsageError, BitswitchError: as `get`.
+        """
+        session = self._find(label)
+        if session is None and self._open_lock.acquire(blocking=False):
+            try:
+                session = self._find_or_open(label)
+            finally:
+                self._open_lock.release()
         return session
 
     def get_all(self, labels: tuple[str, ...]) -> None:
@@ -85,6 +92,16 @@ class SessionCache(Generic[S]):
         with self._state_lock:
             self._is_closed = True
             self._kept.clear()
+
+    def _find_or_open(self, label: str) -> S:
+        """For the thread that holds the lock of openings: another one may have opened it before."""
+        session = self._find(label)
+        if session is None:
+            self._check_budget(label)
+            self._drop_for(label, spared=1)
+            session = self._open(label)
+            self._keep(label, session)
+        return session
 
     def _find(self, label: str) -> S | None:
         with self._state_lock:

@@ -40,14 +40,16 @@ class Session(Protocol):
 class Policy(Protocol):
     """Chooses the width of each request. Called from every thread that runs requests.
 
-    A policy sees latencies; whatever else it goes by, such as battery or load, it looks up itself.
+    A policy sees latencies; whatever else it goes by, such as battery or load, it looks up itself. A width that is not
+    open is opened by the request that it was chosen for, which waits for it; requests of other threads are answered at
+    the active width meanwhile. A width that cannot be opened is not offered again.
     """
 
     def choose(self, widths: tuple[str, ...], active: str) -> str:
         """One of `widths`, which run from the highest to the lowest; `active` answered the last request."""
 
     def observe(self, width: str, latency_ms: float) -> None:
-        """A request was answered at `width`."""
+        """A request was answered at `width`, by a session that took so long: without what it took to open it."""
 
 
 class Switcher:
@@ -172,22 +174,32 @@ class Switcher:
         return active
 
     def _chosen(self, policy: Policy) -> tuple[str, Session]:
-        """Label and session of this request; the last good one where the choice cannot be opened."""
+        """Label and session of this request; the active ones where the choice is not open and cannot be opened now."""
         active = self._current()
         label = width_label(policy.choose(self._usable, active[0]), self.widths)
-        if label == active[0]:
+        if label == active[0] or label not in self._usable:
             return active
         try:
-            chosen = label, self._sessions.get(label)
+            session = self._sessions.get_unless_busy(label)
         except BitswitchError as error:
-            self._usable = tuple(each for each in self._usable if each != label)
-            _log.warning("%s cannot be used, going on at %s: %s", label, active[0], error)
+            self._leave_out(label, active[0], error)
             return active
+        if session is None:
+            return active
+        chosen = label, session
         with self._switch_lock:
             # a switcher that was closed meanwhile answers this request, which was in flight, and stays closed
             if self._active is not None:
                 self._active = chosen
         return chosen
+
+    def _leave_out(self, label: str, active: str, error: BitswitchError) -> None:
+        with self._switch_lock:
+            if label not in self._usable:
+                # another request has said so
+                return
+            self._usable = tuple(each for each in self._usable if each != label)
+        _log.warning("%s cannot be used, going on at %s: %s", label, active, error)
 
 
 def width_label(width: int | str, widths: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.engines.input_signature import InputSignature
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import GraphError, UsageError
 from bitswitch_deploy.runtime import Switcher
 from bitswitch_deploy.runtime.session_cache import SessionCache
 from bitswitch_deploy.runtime.switcher import Session
@@ -42,6 +43,7 @@ class Opener:
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.opened: list[str] = []
+        self.is_failing = False
         self.sessions: list[weakref.ref[Labelled]] = []
 
     def __call__(self, label: str) -> Session:
@@ -49,6 +51,8 @@ class Opener:
         if label == "w4":
             self.begun.set()
             assert self.go_on.wait(PATIENCE_S)
+            if self.is_failing:
+                raise GraphError(where=label, got="damaged", allowed="a graph", do="mend it")
         session = Labelled(label)
         self.sessions.append(weakref.ref(session))
         return session
@@ -96,6 +100,63 @@ def switcher_of(opener: Opener, policy: Wanted | None, *, max_sessions: int = 3)
 
 def answer(switcher: Switcher) -> str:
     return str(switcher.run_all({})["label"])
+
+
+def test_one_request_opens_a_width_and_the_others_go_on(opener: Opener, pool: ThreadPoolExecutor) -> None:
+    policy = Wanted()
+    switcher = switcher_of(opener, policy)
+    policy.width = "w4"
+    first = pool.submit(answer, switcher)
+    assert opener.begun.wait(PATIENCE_S)
+    others = [pool.submit(answer, switcher) for _ in range(9)]
+    assert [each.result(PATIENCE_S) for each in others] == ["w8"] * 9
+    assert policy.observed == ["w8"] * 9
+    assert switcher.width == "w8"
+    opener.go_on.set()
+    assert first.result(PATIENCE_S) == "w4"
+    assert answer(switcher) == "w4"
+    assert policy.observed[9:] == ["w4", "w4"]
+    assert opener.opened == ["w8", "w4"]
+
+
+def test_while_a_width_is_opened_those_that_are_open_can_be_chosen_and_no_other(
+    opener: Opener, pool: ThreadPoolExecutor
+) -> None:
+    policy = Wanted()
+    switcher = switcher_of(opener, policy)
+    for policy.width in ("w6", "w8"):
+        assert answer(switcher) == policy.width
+    policy.width = "w4"
+    first = pool.submit(answer, switcher)
+    assert opener.begun.wait(PATIENCE_S)
+    for policy.width, expected in (("w6", "w6"), ("w2", "w6"), ("w8", "w8"), ("w4", "w8")):
+        assert pool.submit(answer, switcher).result(PATIENCE_S) == expected
+        assert switcher.width == expected
+    opener.go_on.set()
+    assert first.result(PATIENCE_S) == "w4"
+    assert opener.opened == ["w8", "w6", "w4"]
+
+
+def test_a_width_that_cannot_be_opened_is_left_out_while_others_go_on(
+    opener: Opener, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also by a policy that insists on it."""
+    policy = Wanted()
+    switcher = switcher_of(opener, policy)
+    policy.width, opener.is_failing = "w4", True
+    with caplog.at_level(logging.WARNING):
+        first = pool.submit(answer, switcher)
+        assert opener.begun.wait(PATIENCE_S)
+        assert pool.submit(answer, switcher).result(PATIENCE_S) == "w8"
+        opener.go_on.set()
+        assert first.result(PATIENCE_S) == "w8"
+        assert [answer(switcher) for _ in range(3)] == ["w8"] * 3
+    assert policy.offered == ("w8", "w6", "w2")
+    assert opener.opened == ["w8", "w4"]
+    (record,) = caplog.records
+    assert "w4 cannot be used, going on at w8: w4: damaged" in record.getMessage()
+    policy.width = "w6"
+    assert answer(switcher) == "w6"
 
 
 def test_after_close_no_session_is_left(opener: Opener) -> None:
