@@ -67,7 +67,7 @@ class LatencyBudget:
         self._limit_ms = budget_ms
         # of windows that such a limit lasts; 0: there was room since the last one
         self._hold = 0
-        # the percentile that each width above was left with
+        # the percentile that each width was left with for a lower one
         self._left_at_ms: dict[str, float] = {}
         self._is_met = True
 
@@ -136,7 +136,6 @@ class LatencyBudget:
         # a percentile that a width was left with is the least that it would have been
         self._limit_ms = _ALIKE * min((percentile, *(_ALIKE * left for left in self._left_at_ms.values())))
         self._hold = min(2 * self._hold or _PATIENCE, _LONGEST_WAIT)
-        self._left_at_ms.clear()
         self._waits.clear()
         self._move(self._order[0])
 
