@@ -6,7 +6,8 @@ Exports the master (default: the bundled digits; with --network one that is not 
 weights and without, into a temporary folder. Times: openings and switches take turns in one process, which is timed in
 seconds of its CPU, since others share the machine; a figure is the ratio of medians. `open` is onnxruntime alone on the
 width's own file; `replace` also lets go of the session that was there before, as every switch does. Memory: one process
-for each candidate, resident bytes after the work less those after the imports; medians.
+for each candidate, resident bytes after the work, as the application has them, less those after the imports; for a
+switcher the work is 24 switches. `peak` is the most there were on the way, while a width was opened; medians.
 
 Goals: cached switch < 1 ms; cold switch <= 1.0 x opening the file; memory with all widths usable <= 1.3 x the int8
 session + the active session; the package <= 1.05 x the bytes of the int8 graph alone.
@@ -15,7 +16,6 @@ session + the active session; the package <= 1.05 x the bytes of the int8 graph 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import platform
@@ -41,6 +41,7 @@ from bitswitch_deploy.runtime import RuntimeOptions, Switcher, load
 WIDTHS = (8, 6, 4, 2)
 CACHED_SWITCHES = 1000
 MEMORY_RUNS = 5
+MEMORY_ROUNDS = 6
 THREADS = 1
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(_memory_bytes(*options.memory_of))
+        print(*_memory_bytes(*options.memory_of))
         return
     with tempfile.TemporaryDirectory(prefix="bitswitch-bench-") as folder:
         master = options.master or (_untrained(options.network, Path(folder)) if options.network else bundled_master())
@@ -207,33 +208,33 @@ def _memory(packages: dict[str, Path]) -> dict[str, float]:
         "switcher_2_sessions": ("switcher2", str(packages["shared"])),
         "four_sessions": ("switcher4", str(packages["own"])),
     }
-    runs: dict[str, list[float]] = {name: [] for name in candidates}
+    runs: dict[str, list[float]] = {f"{name}{kind}_bytes": [] for name in candidates for kind in ("", "_peak")}
     for _ in range(MEMORY_RUNS):
         for name, words in candidates.items():
             command = [sys.executable, __file__, "--memory-of", *words]
-            runs[name].append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    found = {f"{name}_bytes": statistics.median(values) for name, values in runs.items()}
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            for kind, value in zip(("", "_peak"), printed, strict=True):
+                runs[f"{name}{kind}_bytes"].append(float(value))
+    found = {name: statistics.median(values) for name, values in runs.items()}
     limit = 1.3 * found["int8_session_bytes"] + found["active_session_bytes"]
     shares = {f"{name}_of_limit": found[f"{name}_bytes"] / limit for name in candidates if "s" in name[-8:]}
     return {**found, "limit_bytes": limit, **{key: value for key, value in shares.items() if "switcher" in key}}
 
 
-def _memory_bytes(kind: str, path: str) -> int:
-    """Resident bytes that the work adds; every session has answered once, the one at 4 bits last."""
-    trim = ctypes.CDLL(None).malloc_trim
-    before = _resident_bytes()
+def _memory_bytes(kind: str, path: str) -> tuple[int, int]:
+    """Resident bytes that the work adds in the end and at most; every session has answered, the one at 4 bits last."""
+    before = _status_bytes("VmRSS")
     if kind == "session":
         kept = _open(Path(path))
         _answer(kept.get_inputs()[0].name, kept.get_inputs()[0].shape, lambda feeds: kept.run(None, feeds))  # type: ignore[attr-defined]
     else:
         options = RuntimeOptions(threads=THREADS, max_sessions=int(kind[-1]))
         kept = load(path, options=options)
-        for bits in (8, 6, 2, 8, 4):
+        for bits in (8, 6, 2, 4) * MEMORY_ROUNDS:
             kept.switch(bits)
             _answer(kept.inputs[0].name, kept.inputs[0].shape, kept.run_all)
     gc.collect()
-    trim(0)
-    return _resident_bytes() - before
+    return _status_bytes("VmRSS") - before, _status_bytes("VmHWM") - before
 
 
 def _answer(
@@ -242,9 +243,9 @@ def _answer(
     run({name: np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)})
 
 
-def _resident_bytes() -> int:
+def _status_bytes(field: str) -> int:
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(fields["VmRSS"].split()[0]) * 1024
+    return int(fields[field].split()[0]) * 1024
 
 
 def _print(result: dict[str, Any]) -> None:
