@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.qdq import ActivationPattern, activation_patterns, producer_of
+from bitswitch_deploy.graph.qdq import (
+    ActivationPattern,
+    activation_patterns,
+    hand_out_copy,
+    producer_of,
+    way_to_codes,
+)
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _FORTH, _BACK = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -20,8 +26,11 @@ class ChannelsLast(LoweringPass):
     not, so nothing is saved there, and all later Adds follow. Here the float tensor is transposed in front of its
     QuantizeLinear and back; a Reshape to the shape it has keeps the pair from being cancelled, and onnxruntime moves
     the second Transpose to the end of the stream. The values stay where they were: exact.
+    Where it moves a Transpose behind codes, it hands out what these stand for instead of an output of the graph that
+    nothing but that Transpose reads (seen with 1.32). A copy that is handed out keeps it from that, as in QuantizeBias.
     Cases: a 2-D convolution with float weights, elementwise operators, QuantizeLinear, an Add behind it, also behind
-    MaxPool. Left alone: streams that begin behind a quantized layer, and all that no Add reads.
+    MaxPool; an output of the graph in front of a Transpose, of this pass or of the network. Left alone: streams that
+    begin behind a quantized layer, and all that no Add reads.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -34,7 +43,10 @@ class ChannelsLast(LoweringPass):
         }
         for tensor in starts.values():
             _transpose(graph, tensor, [each.quantize for each in patterns.values() if each.source is tensor])
-        return bool(starts)
+        transposed = [output for output in graph.outputs if _is_transposed(graph, output)]
+        for output in transposed:
+            hand_out_copy(graph, output)
+        return bool(starts or transposed)
 
 
 def _is_float_image(tensor: gs.Tensor) -> bool:
@@ -44,6 +56,16 @@ def _is_float_image(tensor: gs.Tensor) -> bool:
     if producer is None or producer.op != "Conv":
         return False
     return isinstance(producer.inputs[1], gs.Constant) and producer.inputs[1].values.ndim == 4
+
+
+def _is_transposed(graph: gs.Graph, output: gs.Tensor) -> bool:
+    """Whether the only node that reads an output of the graph is a Transpose with codes behind."""
+    if len(output.outputs) != 1:
+        return False
+    (reader,) = output.outputs
+    way = way_to_codes(graph, reader.outputs[0])
+    first = next((node.op for node in (reader, *way) if node.op not in ("Identity", "Dropout")), None)
+    return bool(way) and first == "Transpose"
 
 
 def _reaches_add(pattern: ActivationPattern, patterns: dict[int, ActivationPattern]) -> bool:

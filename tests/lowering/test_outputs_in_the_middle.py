@@ -1,4 +1,7 @@
-"""QuantizeBias where a layer's result is an output of the graph and read on by one Q: onnxruntime rounds no bias."""
+"""Outputs of the graph that are read on: onnxruntime rounds no bias in front of them, and hands out no codes.
+
+QuantizeBias keeps it from the first, ChannelsLast from the second.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ import pytest
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession, Optimisation
 from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
+from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import Operator
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.running import operators
-from tests.lowering.lowered import lowered, profile
+from tests.lowering.blocks import images, observed, residual_master
+from tests.lowering.lowered import canonical, lowered, profile
 from tests.lowering.test_quantize_bias import fast_operators
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -74,10 +79,20 @@ PRODUCTS = {
         compute='m = MatMul (x, "a.weight") a = Add (m, "a.bias") h = Relu (a)', operator="MatMul"
     ),
 }
+FLIP = "Transpose <perm = [0, 1, 3, 2]>"
+WITHOUT_BIAS = CONV.replace(', "a.bias"', "")
+TRANSPOSED = {
+    "transpose": Case(compute=f"h = {CONV} m = {FLIP} (h)", read="m"),
+    "relu, transpose": Case(compute=f"a = {CONV} h = Relu (a) m = {FLIP} (h)", read="m"),
+    "transpose without bias": Case(compute=f"h = {WITHOUT_BIAS} m = {FLIP} (h)", read="m"),
+    "transpose behind a float operator": Case(compute=f"a = {CONV} h = Sigmoid (a) m = {FLIP} (h)", read="m"),
+    "identity, transpose, relu": Case(compute=f"h = {CONV} i = Identity (h) m = {FLIP} (i) r = Relu (m)", read="r"),
+}
 NOT_ROUNDED = {
     "pooled": Case(compute=f"a = {CONV} h = {POOL} (a)"),
     "in front of a pooling": Case(compute=f"h = {CONV} p = {POOL} (h)", read="p"),
     "a copy already": Case(compute=f"a = {CONV} r = Relu (a) h = Identity (r)", read="r"),
+    "transposed": Case(compute=f"a = {CONV} h = {FLIP} (a)"),
     "sigmoid": Case(compute=f"a = {CONV} h = Sigmoid (a)"),
 }
 
@@ -95,11 +110,11 @@ def outputs(model: onnx.ModelProto, x: Array, optimisation: Optimisation) -> dic
 @pytest.mark.parametrize("approximations", [EXACT, USUAL], ids=["exact", "usual"])
 @pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
-@pytest.mark.parametrize("case", [*ROUNDED, *PRODUCTS, *NOT_ROUNDED])
+@pytest.mark.parametrize("case", [*ROUNDED, *PRODUCTS, *TRANSPOSED, *NOT_ROUNDED])
 def test_both_outputs_are_those_of_the_canonical_graph(
     case: str, bits: int, target: Any, approximations: frozenset[Approximation]
 ) -> None:
-    network = {**ROUNDED, **PRODUCTS, **NOT_ROUNDED}[case]
+    network = {**ROUNDED, **PRODUCTS, **TRANSPOSED, **NOT_ROUNDED}[case]
     before, after = lowered(network.master(), bits, target, approximations=approximations)
     assert after.exact
     x = network.inputs()
@@ -151,3 +166,20 @@ def test_a_product_whose_bias_cannot_be_taken_out_hands_out_a_copy(bits: int) ->
     expected, found = outputs(before.model, x, "off"), outputs(after.model, x, "all")
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=2e-6 * float(np.abs(values).max()))
+
+
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_a_residual_stream_that_is_handed_out_where_it_begins(bits: int, target: Any) -> None:
+    """ChannelsLast transposes it there; what is handed out is the float tensor all the same."""
+    before = canonical(residual_master(), bits)
+    ranges = observed(before.model, calibrated_tensors(before, target))
+    plain = fast_operators(lower(before, target, ranges=ranges).model, target)
+    before.model.graph.output.append(onnx.helper.make_tensor_value_info("start", onnx.TensorProto.FLOAT, "nchw"))
+    after = lower(before, target, ranges=ranges)
+    x = images()
+    expected, found = outputs(before.model, x, "off")["start"], outputs(after.model, x, "all")["start"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    now = fast_operators(after.model, target)
+    for operator in ("QLinearConv", "QLinearAdd"):
+        assert now[operator] == plain[operator]
