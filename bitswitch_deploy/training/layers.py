@@ -29,7 +29,7 @@ class LayerQuantization:
     name: module path. widths: trained widths, highest first. rounding: tie rule of derived weights.
     container: how far unsigned 8-bit codes reach. granularity: of the weight scale.
     signed: of the input codes; None lets the first training batch decide.
-    weight_only: the input stays float.
+    weight_only: the input stays float. calls: how often one run of the network calls the layer.
     """
 
     name: str
@@ -39,6 +39,7 @@ class LayerQuantization:
     granularity: Granularity
     signed: bool | None
     weight_only: bool = False
+    calls: int = 1
 
 
 class _QuantConv(nn.modules.conv._ConvNd):
@@ -189,7 +190,11 @@ def quantized_from(plain: nn.Module, settings: LayerQuantization) -> QuantizedLa
         FloatInput(settings.widths)
         if settings.weight_only
         else ActivationQuantizer(
-            name=settings.name, widths=settings.widths, container=settings.container, signed=settings.signed
+            name=settings.name,
+            widths=settings.widths,
+            container=settings.container,
+            signed=settings.signed,
+            calls=settings.calls,
         )
     )
     layer.bits = settings.widths[0]

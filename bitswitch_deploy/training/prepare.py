@@ -8,7 +8,8 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
 * A layer stays float, and the report says why, when it is a subclass of a layer to quantize, when it shares parameters
   with another module, when the example input never calls it, or when its parameters are also read by something else
   (nn.MultiheadAttention reads those of its `out_proj`): what quantizes its weight is its own call.
-* A layer may be called several times; it then has one input scale per width for all its calls.
+* A layer may be called several times; it then has one input scale per width for all its calls, and one sign: where the
+  first of them decides that there is none and a later one has negative numbers, the first training batch is refused.
 * What DataParallel, DistributedDataParallel and torch.compile put around a network or a part of it is taken off.
 """
 
@@ -131,7 +132,7 @@ def prepare(
             return None
         if is_batchnorm(module):
             return _switchable(path, module, options.widths, trace, decisions)
-        return quantized_from(module, _settings(path, module, options))
+        return quantized_from(module, _settings(path, module, options, calls=trace.calls[path]))
 
     prepared = replace_modules(model, replacement)
     _disable_fused_transformers(prepared)
@@ -232,7 +233,7 @@ def _switchable(
     return switchable_from(norm, widths, partner, previous=previous, reads_partner=reads_partner)
 
 
-def _settings(path: str, module: nn.Module, options: PrepareOptions) -> LayerQuantization:
+def _settings(path: str, module: nn.Module, options: PrepareOptions, *, calls: int) -> LayerQuantization:
     axis = QUANTIZED_CLASS[type(module)][1]
     per_channel = Granularity(kind="per_channel", axis=axis)
     return LayerQuantization(
@@ -243,6 +244,7 @@ def _settings(path: str, module: nn.Module, options: PrepareOptions) -> LayerQua
         granularity=per_channel if options.granularity == "per_channel" else PER_TENSOR,
         signed=dict(options.signed).get(path),
         weight_only=path in options.weight_only,
+        calls=calls,
     )
 
 

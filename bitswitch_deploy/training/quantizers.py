@@ -186,12 +186,14 @@ class ActivationQuantizer(nn.Module):
 
     State: `scales.<i>`, one scalar parameter for each of `widths` (separate, so that Adam's momentum moves only the
     scale that was used); `initialised` [len(widths)], True once the first training batch of that width has set its
-    scale to 2 * mean|x| / sqrt(p); `signed`, a scalar of -1 (first batch decides: signed when it holds a negative
-    number), 0 or 1.
+    scale to 2 * mean|x| / sqrt(p); `signed`, a scalar of -1 (first batch decides: signed when the input of its first
+    call holds a negative number), 0 or 1. A negative number in a further call of that batch is refused where the first
+    call had none; in later batches it is clipped to 0, as the network is trained to.
 
     Args:
         name: module path of the layer, for messages. widths: trained widths, highest first.
         container: how far unsigned 8-bit codes reach. signed: None lets the first batch decide.
+        calls: how often a run of the network calls the layer; the first batch makes so many calls at each width.
 
     is_compiled: set it to compile this step alone, for a network that is not compiled as a whole.
     """
@@ -199,7 +201,15 @@ class ActivationQuantizer(nn.Module):
     initialised: Tensor
     signed: Tensor
 
-    def __init__(self, *, name: str, widths: Sequence[int], container: Container, signed: bool | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        widths: Sequence[int],
+        container: Container,
+        signed: bool | None = None,
+        calls: int = 1,
+    ) -> None:
         super().__init__()
         self.name = name
         self.widths = tuple(widths)
@@ -209,6 +219,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("initialised", torch.zeros(len(self.widths), dtype=torch.bool))
         state = _UNDECIDED if signed is None else int(signed)
         self.register_buffer("signed", torch.tensor(state, dtype=torch.int8))
+        self._calls_to_watch = calls * len(self.widths) if signed is None else 0
         self._remember_state()
 
     @property
@@ -240,11 +251,14 @@ class ActivationQuantizer(nn.Module):
         """Dequantized activations at `bits` bits, float32 in the shape of `x`, whatever the precision of `x`.
 
         Raises:
-            UsageError: in evaluation mode, before any training batch at this width.
+            UsageError: in evaluation mode, before any training batch at this width; in training mode, the first batch
+                has negative numbers after its first call had none.
         """
         index = self.widths.index(bits)
         if not self._seen[index]:
             self._initialise(x.detach().float(), index)
+        if self._calls_to_watch and self.training:
+            self._watch_sign(x.detach())
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
         quantize = _compiled_activations() if self.is_compiled else quantize_activations
         return quantize(x, self.scales[index], limits.low, limits.high, replica_count())
@@ -273,6 +287,17 @@ class ActivationQuantizer(nn.Module):
         self.initialised[index] = True
         self._remember_state()
 
+    def _watch_sign(self, x: Tensor) -> None:
+        """See that a call of the first batch fits the sign that its first call decided."""
+        self._calls_to_watch -= 1
+        if not self.is_signed and float(smallest(x.min())) < 0:
+            raise UsageError(
+                where=f"input of layer {self.name}",
+                got="negative numbers, where the first call in the first batch had none and made its codes unsigned",
+                allowed="inputs of one sign in all calls of a layer",
+                do=f"say that they are signed: signed=(({self.name!r}, True),) in PrepareOptions, or pin the layer",
+            )
+
     def _remember_state(self) -> None:
         """Copy the two buffers to Python, so that `forward` neither waits for a device nor breaks a traced graph."""
         self._seen: tuple[bool, ...] = tuple(self.initialised.tolist())
@@ -281,6 +306,8 @@ class ActivationQuantizer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._remember_state()
+        if all(self._seen):
+            self._calls_to_watch = 0  # the first batch was another's
 
     def _unseen(self, what: str) -> UsageError:
         return UsageError(

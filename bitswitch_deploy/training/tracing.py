@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ class Trace:
 
     order: module paths by first call. producers: for a module whose input is the very output of another watched
     module, that module's path. read_elsewhere: modules whose parameters or buffers were used outside of their own call.
-    norms: those among them that are BatchNorm.
+    norms: those among them that are BatchNorm. calls: how often the run called each.
     sources: for a module, the watched one that is no BatchNorm and last worked on its input; of several inputs, as of a
     sum, the first one counts, which is the main branch where the code is written `main + shortcut`.
     """
@@ -29,6 +30,7 @@ class Trace:
     producers: dict[str, str]
     sources: dict[str, str]
     norms: frozenset[str]
+    calls: dict[str, int]
     read_elsewhere: frozenset[str]
 
 
@@ -43,13 +45,13 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
     norms = {path for path, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     reads, origins = _ReadsElsewhere(modules), _Origins()
     sources: dict[str, str] = {}
-    order: dict[str, None] = {}
+    calls: Counter[str] = Counter()  # in order of the first call
     producers: dict[str, str] = {}
     made: dict[int, tuple[str, Any]] = {}  # id of an output -> its maker; the output is kept so that ids stay unique
 
     def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            order.setdefault(path)
+            calls[path] += 1
             source = origins.of(args)
             if source is not None:
                 sources.setdefault(path, source)
@@ -80,10 +82,11 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
         for module, training in modes.items():
             module.training = training
     return Trace(
-        order=tuple(order),
+        order=tuple(calls),
         producers=producers,
         sources=sources,
         norms=frozenset(norms),
+        calls=dict(calls),
         read_elsewhere=frozenset(reads.found),
     )
 

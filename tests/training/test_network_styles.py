@@ -18,7 +18,7 @@ from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.layers import SwitchableBatchNorm
 from bitswitch_deploy.training.master_export import save_master
-from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_width
+from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, prepare, set_width
 
 EXAMPLE = (torch.zeros(2, 3, 8, 8),)
 
@@ -111,6 +111,21 @@ class CalledTwice(nn.Module):
         x = F.relu(self.n(self.a(self.stem(x))))
         x = self.b(x) - self.n(self.a(x))
         result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+class UnsignedThenSigned(nn.Module):
+    """One layer, called behind a ReLU and then behind a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.n = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(self.n(self.a(F.relu(self.stem(x)))))
+        result: Tensor = self.head(self.b(F.relu(x)).mean((2, 3)))
         return result
 
 
@@ -208,9 +223,9 @@ def hooked(change: Callable[[nn.Module], object]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
 
 
-def seen(model: nn.Module) -> PreparedNetwork:
+def seen(model: nn.Module, options: PrepareOptions | None = None) -> PreparedNetwork:
     """Prepared, every scale set and all BatchNorm copies different."""
-    network = prepare(model, EXAMPLE)
+    network = prepare(model, EXAMPLE, options)
     for index, bits in enumerate(network.options.widths):
         set_width(network.model, bits)
         network.model(torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(index)) * (index + 1))
@@ -304,6 +319,21 @@ def test_a_batchnorm_behind_a_batchnorm_goes_with_the_layer_in_front_of_both() -
     network = seen(NormBehindNorm())
     set_width(network.model, WidthAssignment(default=6, overrides=(("a", 4), ("b", 2))))
     assert [network.model.get_submodule(name).bits for name in ("n1", "n2")] == [4, 4]
+
+
+@pytest.mark.parametrize("widths", [(8, 6, 4, 2), (8,)])
+def test_a_layer_whose_calls_have_different_signs_asks_for_the_sign(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UsageError, match=r"input of layer a: negative numbers[\s\S]*signed=\(\('a', True\),\)"):
+        seen(UnsignedThenSigned(), PrepareOptions(widths=widths))
+    network = seen(UnsignedThenSigned(), PrepareOptions(widths=widths, signed=(("a", True),)))
+    set_width(network.model, 8)
+    outputs: list[Tensor] = []
+    network.model.get_submodule("a.input_quantizer").register_forward_hook(
+        lambda _m, _i, output: outputs.append(output)
+    )
+    network.model(torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    assert [bool(output.min() < 0) for output in outputs] == [False, True]
 
 
 def pruned(layer: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.master.spec import Container
 from bitswitch_deploy.quantization.affine import quantize
 from bitswitch_deploy.quantization.rounding import derive_codes
 from bitswitch_deploy.tensors import PER_TENSOR, CodeRange, Granularity, Rounding, code_range
@@ -174,9 +175,9 @@ class TestWeightQuantizer:
 
 
 class TestActivationQuantizer:
-    def make(self, signed: bool | None = None, container: str = "int8") -> ActivationQuantizer:
-        kind = "uint8" if container == "uint8" else "int8"
-        return ActivationQuantizer(name="layer", widths=WIDTHS, container=kind, signed=signed)  # type: ignore[arg-type]
+    def make(self, signed: bool | None = None, container: str = "int8", calls: int = 1) -> ActivationQuantizer:
+        kind: Container = "uint8" if container == "uint8" else "int8"
+        return ActivationQuantizer(name="layer", widths=WIDTHS, container=kind, signed=signed, calls=calls)
 
     @pytest.mark.parametrize(
         ("bits", "signed", "container", "high"),
@@ -217,10 +218,32 @@ class TestActivationQuantizer:
     @pytest.mark.parametrize(("low", "signed"), [(-0.1, True), (0.0, False)])
     def test_the_first_batch_decides_the_sign_for_good(self, low: float, signed: bool) -> None:
         quantizer = self.make()
-        quantizer(torch.tensor([low, 1.0]), 8)
-        quantizer(torch.tensor([-5.0, 1.0]), 4)
+        for bits in WIDTHS:
+            quantizer(torch.tensor([low, 1.0]), bits)
+        later = quantizer(torch.tensor([-5.0, 1.0]), 4)
         quantizer(torch.tensor([5.0, 1.0]), 2)
         assert quantizer.is_signed is signed
+        assert bool(later[0] < 0) is signed  # what was trained to be clipped is clipped
+
+    @pytest.mark.parametrize("calls_before", [1, 2, 7])
+    def test_a_negative_number_in_a_further_call_of_the_first_batch_is_refused(self, calls_before: int) -> None:
+        quantizer = self.make(calls=2)
+        for call in range(calls_before):
+            quantizer(torch.tensor([0.0, 1.0]), WIDTHS[call // 2])
+        words = r"input of layer layer: negative numbers[\s\S]*signed=\(\('layer', True\),\)"
+        with pytest.raises(UsageError, match=words):
+            quantizer(torch.tensor([-0.1, 1.0]), WIDTHS[calls_before // 2])
+
+    def test_after_the_first_batch_or_a_sign_that_was_given_nothing_is_watched(self) -> None:
+        negative = torch.tensor([-1.0, 1.0])
+        trained = self.make(calls=2)
+        for call in range(8):
+            trained(negative.abs(), WIDTHS[call // 2])
+        loaded = self.make(calls=2)
+        loaded.load_state_dict(trained.state_dict())
+        given = self.make(signed=False, calls=2)
+        for quantizer in (trained, loaded, given):
+            assert quantizer(negative, 8)[0] == 0
 
     def test_sign_and_first_batches_are_part_of_the_state(self) -> None:
         quantizer = self.make()
