@@ -302,6 +302,12 @@ class _Run:
 
 
 def _saved_state(session: Session) -> dict[str, Any]:
+    """The state to go on from, of a stage that the recipe has; empty where there is none.
+
+    Raises:
+        UsageError: there is one, and the run is not to resume.
+        CheckpointError: it is no state of a run, or of one that this session cannot go on from.
+    """
     if not session.state.exists():
         return {}
     if not session.resume:
@@ -311,7 +317,37 @@ def _saved_state(session: Session) -> dict[str, Any]:
             allowed="no state file, or a run that resumes",
             do="go on with --resume, or delete the file to start again",
         )
-    return load_checkpoint(session.state)
+    saved = load_checkpoint(session.state)
+    _check_state(saved, session)
+    return saved
+
+
+def _check_state(saved: dict[str, Any], session: Session) -> None:
+    """See that a session can go on from a state, so that no other file is taken for one and overwritten."""
+    recipe = session.recipe
+    stages = (FloatStage.name, *(_TRAINED if recipe.supernet is not None else (JointStage.name,)))
+    stage, step, total = (saved.get(name) for name in ("stage", "step", "total"))
+    if stage == SupernetStage.name and stage not in stages:
+        raise CheckpointError(
+            where=str(session.state),
+            got=f"the state of stage {stage}",
+            allowed=f"{', '.join(stages)}: recipe {recipe.name} has no section `supernet`",
+            do="resume with the recipe that the run was started with",
+        )
+    if stage not in stages or not isinstance(step, int) or not isinstance(total, int):
+        raise CheckpointError(
+            where=str(session.state),
+            got=f"no state of a run: stage {stage!r}, step {step!r} of {total!r}",
+            allowed=f"a state file of this tool, of stage {', '.join(stages)}",
+            do="name another output, or move the file away to start from the beginning",
+        )
+    if stage == FloatStage.name and session.float_checkpoint is not None:
+        raise CheckpointError(
+            where=str(session.state),
+            got=f"a float network in training, beside the trained one in {session.float_checkpoint}",
+            allowed="one of them to go on from",
+            do="move the checkpoint away, or leave out --checkpoint, to train on; delete the state to start from it",
+        )
 
 
 def _saved_top1(saved: dict[str, Any], session: Session) -> float:

@@ -325,9 +325,55 @@ def test_a_state_is_not_overwritten(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_foreign_state_is_refused(tmp_path: Path, data: Path) -> None:
-    save_checkpoint({"stage": "joint", "step": 0}, tmp_path / "state")
+    save_checkpoint({"stage": "joint", "step": 0, "total": 6}, tmp_path / "state")
     with pytest.raises(CheckpointError, match="float_top1 = None"):
         run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "stage None, step None of None"),
+        ({"stage": "other", "step": 1, "total": 2}, "stage 'other', step 1 of 2"),
+        ({"stage": ["float"], "step": 1, "total": 2}, r"stage \['float'\], step 1 of 2"),
+        ({"stage": "float", "total": 2}, "stage 'float', step None of 2"),
+        ({"stage": "float", "step": 1, "total": "2"}, "stage 'float', step 1 of '2'"),
+    ],
+)
+def test_a_file_that_is_no_state_is_not_overwritten(
+    tmp_path: Path, data: Path, content: dict[str, Any], words: str
+) -> None:
+    state, log = tmp_path / "state", tmp_path / "log.jsonl"
+    save_checkpoint({**content, "weight": torch.ones(2)}, state)
+    before = state.read_bytes()
+    with pytest.raises(CheckpointError, match=f"no state of a run: {words}"):
+        run_session(Session(recipe=SHORT, data=data, state=state, resume=True, joint_steps=1, log=log))
+    assert state.read_bytes() == before
+    assert not log.exists()
+
+
+def test_a_state_of_a_supernet_needs_a_recipe_with_one(tmp_path: Path, data: Path, begun: Path) -> None:
+    state = {**load_checkpoint(begun), "stage": "supernet"}
+    save_checkpoint(state, tmp_path / "state")
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", joint_steps=1, resume=True)
+    with pytest.raises(CheckpointError, match=r"the state of stage supernet[\s\S]*resume with the recipe that the run"):
+        run_session(session)
+    assert load_checkpoint(tmp_path / "state")["stage"] == "supernet"
+
+
+@pytest.mark.parametrize("of_the_recipe", [True, False])
+def test_a_float_network_in_training_is_not_dropped_for_a_checkpoint(
+    tmp_path: Path, data: Path, of_the_recipe: bool
+) -> None:
+    state, checkpoint = tmp_path / "state", tmp_path / "float.pt"
+    save_checkpoint({"stage": "float", "step": 2, "total": 60}, state)
+    save_checkpoint(build_network("digits-resnet").state_dict(), checkpoint)
+    session = Session(recipe=SHORT, data=data, state=state, resume=True, checkpoint=checkpoint)
+    if of_the_recipe:
+        session = replace(session, checkpoint=None, recipe=replace(SHORT, float_checkpoint=str(checkpoint)))
+    with pytest.raises(CheckpointError, match=r"a float network in training, beside the trained one in \S+float\.pt"):
+        run_session(session)
+    assert load_checkpoint(state)["step"] == 2
 
 
 def test_a_network_for_other_images_is_refused_before_anything_is_written(tmp_path: Path, data: Path) -> None:
