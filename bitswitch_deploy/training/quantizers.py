@@ -230,6 +230,8 @@ class ActivationQuantizer(nn.Module):
             UsageError: no batch has decided it yet.
         """
         if self._sign == _UNDECIDED:
+            self._take_over_state()
+        if self._sign == _UNDECIDED:
             raise self._unseen("no width has")
         return self._sign == _SIGNED
 
@@ -243,9 +245,16 @@ class ActivationQuantizer(nn.Module):
         return "signed" if self.is_signed else "unsigned"
 
     @property
+    def seen(self) -> tuple[bool, ...]:
+        """Whether each of `widths` has seen a training batch."""
+        if not all(self._seen):
+            self._take_over_state()
+        return self._seen
+
+    @property
     def is_initialised(self) -> bool:
         """Whether every width has seen a training batch."""
-        return all(self._seen)
+        return all(self.seen)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """Dequantized activations at `bits` bits, float32 in the shape of `x`, whatever the precision of `x`.
@@ -255,7 +264,7 @@ class ActivationQuantizer(nn.Module):
                 has negative numbers after its first call had none.
         """
         index = self.widths.index(bits)
-        if not self._seen[index]:
+        if not (self._seen[index] or self.seen[index]):
             self._initialise(x.detach().float(), index)
         if self._calls_to_watch and self.training:
             self._watch_sign(x.detach())
@@ -269,7 +278,7 @@ class ActivationQuantizer(nn.Module):
         Raises:
             UsageError: a width has seen no training batch.
         """
-        for bits, done in zip(self.widths, self._seen, strict=True):
+        for bits, done in zip(self.widths, self.seen, strict=True):
             if not done:
                 raise self._unseen(f"{bits} bits have")
         return positive(torch.stack([scale.detach() for scale in self.scales]))
@@ -305,6 +314,10 @@ class ActivationQuantizer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._take_over_state()
+
+    def _take_over_state(self) -> None:
+        """Follow buffers that others wrote: whoever loads a state or averages a network."""
         self._remember_state()
         if all(self._seen):
             self._calls_to_watch = 0  # the first batch was another's

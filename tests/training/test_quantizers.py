@@ -254,6 +254,26 @@ class TestActivationQuantizer:
         assert other.is_signed
         assert torch.equal(other.eval()(x, 4), quantizer.eval()(x, 4))
 
+    def test_a_state_that_others_copy_into_the_buffers_is_followed(self) -> None:
+        trained = self.make(calls=2)
+        for call in range(8):
+            trained(torch.tensor([0.5, 1.0]), WIDTHS[call // 2])
+
+        def copied() -> ActivationQuantizer:
+            other = self.make(calls=2)
+            for target, source in zip(other.state_dict().values(), trained.state_dict().values()):
+                target.copy_(source)
+            return other
+
+        x = torch.tensor([-0.4, 0.7])
+        assert copied().is_initialised
+        assert copied().codes_kind == "unsigned"
+        assert torch.equal(copied().exported_scales(), trained.exported_scales())
+        assert torch.equal(copied().eval()(x, 4), trained.eval()(x, 4))
+        in_training = copied()  # its first batch was the other's: no scale is set anew and no sign watched
+        assert torch.equal(in_training(x, 4), trained(x, 4))
+        assert torch.equal(in_training.exported_scales(), trained.exported_scales())
+
     def test_evaluation_before_training_is_refused(self) -> None:
         quantizer = self.make(signed=False)
         quantizer(torch.ones(3), 8)
