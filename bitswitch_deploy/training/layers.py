@@ -109,6 +109,8 @@ QUANTIZED_CLASS: dict[type[nn.Module], tuple[type[QuantizedLayer], int]] = {
     nn.ConvTranspose2d: (QuantConvTranspose2d, 1),
     nn.Linear: (QuantLinear, 0),
 }
+_SCALE_SUFFIX = "weight_quantizer.scale"
+_SCALES_INFIX = "input_quantizer.scales."
 _FLOAT_CLASS = {quantized: plain for plain, (quantized, _) in QUANTIZED_CLASS.items()}
 
 
@@ -165,6 +167,11 @@ SWITCHABLE_CLASS: dict[type[nn.Module], type[SwitchableBatchNorm]] = {
     nn.BatchNorm3d: SwitchableBatchNorm3d,
     nn.SyncBatchNorm: SwitchableBatchNorm,
 }
+
+
+def is_scale(parameter_name: str) -> bool:
+    """Whether a parameter of a prepared network is a quantization scale."""
+    return parameter_name.endswith(_SCALE_SUFFIX) or _SCALES_INFIX in parameter_name
 
 
 def is_batchnorm(module: nn.Module) -> bool:

@@ -17,15 +17,12 @@ from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.checkpoint import load_state
 from bitswitch_deploy.training.distillation import make_teacher
 from bitswitch_deploy.training.execution import Execution, Forward, ForwardPass
-from bitswitch_deploy.training.layers import QUANTIZED_LAYERS
+from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, is_scale
 from bitswitch_deploy.training.prepare import PreparedNetwork, set_width
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 from bitswitch_deploy.training.recipe import JointSettings, StageSettings
 from bitswitch_deploy.training.schedule import Position, cosine_rate, scale_rate
 from bitswitch_deploy.training.weight_average import WeightAverage
-
-_SCALE_SUFFIX = "weight_quantizer.scale"
-_SCALES_INFIX = "input_quantizer.scales."
 
 
 class Stage(Protocol):
@@ -211,11 +208,6 @@ def mean_scale_gradient(model: nn.Module) -> float:
 def is_initialised(model: nn.Module) -> bool:
     """Whether every quantizer of a prepared network has its scales at every width."""
     return all(module.is_initialised for module in model.modules() if isinstance(module, ActivationQuantizer))
-
-
-def is_scale(parameter_name: str) -> bool:
-    """Whether a parameter of a prepared network is a quantization scale."""
-    return parameter_name.endswith(_SCALE_SUFFIX) or _SCALES_INFIX in parameter_name
 
 
 def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:

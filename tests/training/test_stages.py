@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.training.execution import Execution, Precision
-from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantLinear
+from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantLinear, is_scale
 from bitswitch_deploy.training.prepare import PrepareOptions, set_width
 from bitswitch_deploy.training.recipe import JointSettings
 from bitswitch_deploy.training.schedule import Position
-from bitswitch_deploy.training.stages import FloatStage, JointStage, is_scale, mean_scale_gradient
+from bitswitch_deploy.training.stages import FloatStage, JointStage, mean_scale_gradient
 from tests.training.tiny_network import tiny_batches, tiny_model, tiny_network
 
 SETTINGS = JointSettings(epochs=1, batch_size=16, learning_rate=0.01, weight_decay=0.1)
