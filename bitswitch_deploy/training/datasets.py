@@ -86,7 +86,9 @@ def load_splits(name: str, root: Path, preprocessing: Preprocessing, *, workers:
 
 
 def check_labels(dataset: AnyDataset, classes: int) -> None:
-    """See that every label names an output of the network.
+    """See that every label names an output of the network, and in an image folder every output a label.
+
+    The folders of some of the classes would count from 0 anew, and train outputs that stand for other classes.
 
     Raises:
         DataError: one does not.
@@ -99,6 +101,13 @@ def check_labels(dataset: AnyDataset, classes: int) -> None:
                 got=f"{low}..{high}",
                 allowed=f"0..{classes - 1}, as the network has {classes} outputs",
                 do="choose the network for these classes, or correct the labels",
+            )
+        if isinstance(split, ImageFolder) and high != classes - 1:
+            raise DataError(
+                where=f"{split.name}: class folders",
+                got=f"{high + 1}",
+                allowed=f"{classes}, as the network has {classes} outputs, which are the folders in sorted order",
+                do="give the folders of all classes, or choose the network for these",
             )
 
 

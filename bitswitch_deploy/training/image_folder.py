@@ -1,8 +1,9 @@
 """A data set of image files, read while training: root/train/<class>/*.jpg and root/val/<class>/*.jpg.
 
-The class folders in sorted order are the classes 0, 1, 2 ...; both splits have the same ones. Training images are
-random crops of random shape, flipped or not (Szegedy et al., 2015: area from `min_area` to 1, sides 3:4 to 4:3), drawn
-from (seed, epoch, image) alone. Evaluation resizes the shorter side to input / 0.875 and takes the centre.
+The class folders in sorted order are the classes 0, 1, 2 ...; both splits have the same ones, as many as the network
+has outputs. Training images are random crops of random shape, flipped or not (Szegedy et al., 2015: area from
+`min_area` to 1, sides 3:4 to 4:3), drawn from (seed, epoch, image) alone. Evaluation resizes the shorter side to
+input / 0.875 and takes the centre.
 """
 
 from __future__ import annotations

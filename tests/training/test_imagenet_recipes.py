@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.checkpoint import save_checkpoint
@@ -32,6 +34,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def two_classes(name: str) -> nn.Module:
+    """The network of a recipe with outputs for the two class folders."""
+    network = build_network(name)
+    head = network.classifier if name == "imagenet-mobilenetv2" else network
+    assert isinstance(head, nn.Module)
+    place = "1" if head is not network else "fc"
+    setattr(head, place, nn.Linear(head.get_submodule(place).in_features, 2))  # type: ignore[arg-type]
+    return network
+
+
+@pytest.fixture
+def matching_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitswitch_deploy.training.session.build_network", two_classes)
+
+
 def small(name: str) -> Recipe:
     recipe = load_recipe(f"imagenet-{name}")
     return replace(
@@ -42,11 +59,12 @@ def small(name: str) -> Recipe:
     )
 
 
+@pytest.mark.usefixtures("matching_head")
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2"])
 def test_one_step_from_a_checkpoint(tmp_path: Path, data: Path, name: str) -> None:
     torch.manual_seed(0)
     checkpoint = tmp_path / "float.pth"
-    save_checkpoint(build_network(f"imagenet-{name}").state_dict(), checkpoint)
+    save_checkpoint(two_classes(f"imagenet-{name}").state_dict(), checkpoint)
     trained = run_session(Session(recipe=small(name), data=data, state=tmp_path / "state", checkpoint=checkpoint))
     spec = trained.master.spec
     assert {(entry.dataset, entry.n) for entry in spec.accuracy} == {("imagenet", 8)}
@@ -56,6 +74,14 @@ def test_one_step_from_a_checkpoint(tmp_path: Path, data: Path, name: str) -> No
     canonical_graph(trained.master, WidthAssignment(default=2))
 
 
+def test_a_folder_of_some_of_the_classes_is_refused(tmp_path: Path, data: Path) -> None:
+    words = "imagenet: class folders: 2\n  allowed: 1000, as the network has 1000 outputs"
+    with pytest.raises(DataError, match=words):
+        run_session(Session(recipe=small("resnet18"), data=data, state=tmp_path / "state"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("matching_head")
 def test_without_the_checkpoint_the_float_network_comes_first(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
