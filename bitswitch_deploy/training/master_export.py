@@ -19,6 +19,7 @@ from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, ca
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantizedLayer, SwitchableBatchNorm, float_skeleton
 from bitswitch_deploy.training.prepare import PreparedNetwork
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
+from bitswitch_deploy.training.tracing import check_example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,8 @@ def save_master(
     """Write the master of a trained network to `path`, atomically, and return it.
 
     Args:
-        network: as `prepare` returned it, trained or loaded by `import_checkpoint`.
-        example_input: inputs of one call, [batch, ...] each.
+        network: as `prepare` returned it, trained or loaded by `import_checkpoint`; on any device.
+        example_input: inputs of one call, [batch, ...] each, on any device.
         metrics: what was measured at each width. preprocessing: from raw pixels to the input of the network.
         provenance: (key, text) pairs: recipe, seed, versions.
 
@@ -70,8 +71,8 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
     """The master of a trained network; codes and scales are those that its forward pass computes with.
 
     Args:
-        network: as `prepare` returned it, trained or loaded by `import_checkpoint`.
-        example_input: inputs of one call, [batch, ...] each.
+        network: as `prepare` returned it, trained or loaded by `import_checkpoint`; on any device.
+        example_input: inputs of one call, [batch, ...] each, on any device.
         record: what was measured and how it was trained.
 
     Raises:
@@ -81,7 +82,8 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
     """
     modules = dict(network.model.named_modules())
     skeleton = float_skeleton(network.model).cpu().eval()
-    captured = capture_skeleton(skeleton, example_input)
+    check_example(example_input)
+    captured = capture_skeleton(skeleton, tuple(each.cpu() for each in example_input))
     _check_captured(modules, captured)
     floats = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
     contents = _collect(captured, modules, floats)

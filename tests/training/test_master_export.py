@@ -14,6 +14,7 @@ from bitswitch_deploy.master import Master, read_master, write_master
 from bitswitch_deploy.master.spec import MeasuredAccuracy
 from bitswitch_deploy.quantization.affine import quantize
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity, Rounding, WidthAssignment
+from bitswitch_deploy.training.capture import CapturedNetwork, capture_skeleton
 from bitswitch_deploy.training.layers import QuantConv2d
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, prepare, set_width
@@ -43,6 +44,27 @@ def reference_logits(master: Master, assignment: WidthAssignment, x: Tensor) -> 
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     logits: np.ndarray = session.run(None, {"input": x.numpy()})[0]
     return logits
+
+
+class Elsewhere(Tensor):
+    """Stands for a tensor on another device."""
+
+    def cpu(self, *_: object, **__: object) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_the_example_may_be_where_the_network_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[type] = []
+
+    def capture(model: nn.Module, example: tuple[Tensor, ...]) -> CapturedNetwork:
+        captured.extend(type(each) for each in example)
+        return capture_skeleton(model, example)
+
+    monkeypatch.setattr("bitswitch_deploy.training.master_export.capture_skeleton", capture)
+    network = seen_network()
+    master = build_master(network, tuple(x.as_subclass(Elsewhere) for x in EXAMPLE), TrainingRecord())
+    assert captured == [Tensor]
+    assert master.sha256 == exported(network).sha256
 
 
 class TestSpec:
