@@ -14,6 +14,8 @@ from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.training.global_batchnorm import synchronise_batchnorm
 from bitswitch_deploy.training.replicas import local_device, replica_count
 
+_IMAGE_DIMENSIONS = 4  # [n, c, h, w], which channels-last order is defined for
+
 Precision = Literal["float32", "bfloat16"]
 Forward = Callable[[Tensor], Tensor]
 
@@ -36,7 +38,9 @@ class Execution:
         """Move a network to the device, in place, with BatchNorm statistics over all replicas."""
         model.to(self.device)
         if self.fast:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.dim() == _IMAGE_DIMENSIONS:  # module.to(memory_format=...) fails on those of a Conv3d
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)
         synchronise_batchnorm(model)
 
     def in_precision(self, module: nn.Module) -> Forward:

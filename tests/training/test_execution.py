@@ -37,6 +37,15 @@ def test_alone_a_network_is_used_as_it_is() -> None:
     assert type(model[1]) is nn.BatchNorm1d
 
 
+def test_fast_keeps_the_weights_of_images_in_channels_last_order_and_takes_volumes() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv3d(4, 4, 3), nn.ConvTranspose2d(4, 2, 3), nn.Linear(2, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Execution(fast=True).place(model)
+    weights = [model.get_parameter(f"{i}.weight") for i in (0, 2)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_lower_precision_ends_at_the_logits() -> None:
     linear = nn.Linear(64, 2)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
