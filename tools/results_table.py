@@ -38,7 +38,8 @@ Top-1 in percent of the test split, behind it the difference in points to the ru
 class Run:
     """What one log tells.
 
-    log: name of its file. start: its first line. changed: where it went on with other options after an interruption.
+    log: name of its file. start: its first line. changed: where it went on with other options, on another host or with
+    other versions after an interruption.
     float_top1, top1: None and empty where training failed. master_sha256: of the master that came out, if any did.
     """
 
@@ -113,9 +114,22 @@ def called_with(start: dict[str, Any]) -> list[str]:
     return [*words, *(["--fast"] if start.get("fast") else [])]
 
 
+def circumstances(start: dict[str, Any]) -> tuple[Any, ...]:
+    """What may change where a run goes on after an interruption: options, host, versions."""
+    return called_with(start), start["host"], start["versions"]
+
+
+def last_run(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of the run that was begun last: a log is kept beside its master, and another run adds to it."""
+    begun = [
+        i for i, line in enumerate(lines) if line["event"] == "start" and not line["step"] and "parent" not in line
+    ]
+    return lines[begun[-1] :] if begun else lines
+
+
 def read_run(path: Path) -> Run | None:
-    """The run of a log; None as long as it is under way."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The last run of a log; None as long as it is under way."""
+    lines = last_run([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
     rates = [line["images_per_s"] for line in lines if line["event"] == "epoch" and line["stage"] == "joint"]
     starts = [line for line in lines if line["event"] == "start"]
     if lines[-1]["event"] not in ("end", "failed"):
@@ -123,7 +137,7 @@ def read_run(path: Path) -> Run | None:
     return Run(
         log=path.name,
         start=lines[0],
-        changed=[line for line in starts if called_with(line) != called_with(lines[0])],
+        changed=[line for line in starts if circumstances(line) != circumstances(lines[0])],
         float_top1=lines[-1].get("float_top1"),
         top1=lines[-1].get("top1", {}),
         failure=lines[-1].get("reason"),
@@ -152,9 +166,8 @@ def table(runs: list[Run]) -> Iterator[str]:
     yield f"|{'---|' * (len(widths) + 6)}"
     for run in runs:
         figures = [figure([run], width) for width in widths]
-        versions = ", ".join(f"{name} {version}" for name, version in run.start["versions"].items())
         cells = [run.length, str(run.start["seed"]), figure([run], None), *figures, f"{run.images_per_s:.0f}"]
-        yield f"| {' | '.join([*cells, run.machine, versions])} |"
+        yield f"| {' | '.join([*cells, run.machine, versions_text(run.start)])} |"
     yield from beginnings(runs)
     yield ""
     for run in runs:
@@ -182,8 +195,22 @@ def beginnings(runs: list[Run]) -> Iterator[str]:
         yield f"\n{named} went on from {text}. The options below are those of what came after. {rest}: {how}."
     for run in runs:
         for each in run.changed:
-            options = " ".join(called_with(each)) or "no options"
-            yield f"\n{run.label} was interrupted and went on from mini-batch {each['step']:,} with {options}."
+            yield f"\n{run.label} was interrupted and went on from mini-batch {each['step']:,} {change(run, each)}."
+
+
+def change(run: Run, later: dict[str, Any]) -> str:
+    """With which options a run went on, and where and with what, as far as that is not as it began."""
+    words = f"with {' '.join(called_with(later)) or 'no options'}"
+    if later["host"] != run.start["host"]:
+        words += f", on {later['host']}"
+    if later["versions"] != run.start["versions"]:
+        words += f", with {versions_text(later)}"
+    return words
+
+
+def versions_text(start: dict[str, Any]) -> str:
+    """The versions that a line of a log names."""
+    return ", ".join(f"{name} {version}" for name, version in start["versions"].items())
 
 
 def beginning(run: Run) -> str:

@@ -151,6 +151,36 @@ def test_options_that_changed_on_the_way(tmp_path: Path) -> None:
     assert changed == [f"a (seed 1) was interrupted and went on from mini-batch 2,000 with {options}."]
 
 
+def test_a_host_and_versions_that_changed_on_the_way(tmp_path: Path) -> None:
+    path = log(tmp_path, "a", end(98.0, 98.0, 97.0))
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    elsewhere = json.dumps({**json.loads(first), "step": 10, "host": "aarch64, another"})
+    later = json.dumps({**json.loads(first), "step": 20, "versions": {**VERSIONS, "torch": "3.0.0"}})
+    path.write_text("\n".join([first, elsewhere, later, *rest]) + "\n", encoding="utf-8")
+    assert [line for line in page(runs(tmp_path)).splitlines() if "interrupted" in line] == [
+        f"(seed 1) was interrupted and went on from mini-batch {change}."
+        for change in (
+            "10 with --threads 2 --fast, on aarch64, another",
+            "20 with --threads 2 --fast, with torch 3.0.0, numpy 2.4.6",
+        )
+    ]
+
+
+def test_of_several_runs_to_one_output_the_last_is_told(tmp_path: Path) -> None:
+    earlier = log(tmp_path, "a", end(98.0, 98.0, 97.0), seed=1, fast=False).read_text(encoding="utf-8")
+    inherited = {"step": 5, "parent": {"stage": "float", "runs": [{}]}}
+    earlier += log(tmp_path, "a", end(90.0, 90.0, 90.0), **inherited).read_text(encoding="utf-8")
+    path = log(tmp_path, "a", end(97.0, 96.0, 95.0), seed=7)
+    begun, *rest = path.read_text(encoding="utf-8").splitlines()
+    # interrupted once, in the float stage and before its first epoch
+    resumed = [json.dumps({**json.loads(begun), **more}) for more in (inherited, {**inherited, "step": 0})]
+    path.write_text(earlier + "\n".join([begun, *resumed, rest[-2], rest[-1]]) + "\n", encoding="utf-8")
+    (run,) = runs(tmp_path)
+    assert (run.start["seed"], run.top1, run.images_per_s) == (7, {"w8": 96.0, "w2": 95.0}, 200.0)
+    assert run.changed == []
+    assert run.inherited == 0
+
+
 def test_what_figures_differ_by_where_nothing_was_changed(tmp_path: Path) -> None:
     accuracy = {entry.bits: entry.value for entry in read_master(bundled_master()).spec.accuracy}
     log(tmp_path, "a", end(98.0, accuracy[8], accuracy[2] - 1.5), recipe="digits+as-it-is")
