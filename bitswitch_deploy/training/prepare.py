@@ -4,7 +4,8 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
 
 * Conv1d, Conv2d, Conv3d, ConvTranspose2d and Linear are quantized; BatchNorm, with its subclasses, gets one copy per
   width, unless parts of it hold parameters or buffers of their own.
-* The first and the last of these layers in execution order are pinned to float, and every layer that is named in `pin`.
+* The first and the last of these layers in execution order, their subclasses among them, are pinned to float, and every
+  layer that is named in `pin`.
 * A layer stays float, and the report says why, when it is a subclass of a layer to quantize, when it shares parameters
   with another module, when the example input never calls it, or when its parameters are also read by something else
   (nn.MultiheadAttention reads those of its `out_proj`): what quantizes its weight is its own call.
@@ -165,8 +166,8 @@ def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
 def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tuple[LayerDecision, ...]:
     """What becomes of each module of the float network that holds parameters itself, in module order."""
     owners = _owners_of_parameters(model)
-    eligible = [name for name in trace.order if type(model.get_submodule(name)) in QUANTIZED_CLASS]
-    ends = {eligible[0], eligible[-1]} if eligible and options.pin_ends else set()
+    weighted = [name for name in trace.calls if isinstance(model.get_submodule(name), tuple(QUANTIZED_CLASS))]
+    ends = {weighted[0], weighted[-1]} if weighted and options.pin_ends else set()
     report = []
     for path, module in model.named_modules():
         if not any(True for _ in module.parameters(recurse=False)) and not is_batchnorm(module):
@@ -175,7 +176,7 @@ def decide_layers(model: nn.Module, trace: Trace, options: PrepareOptions) -> tu
         if decision == "quantized" and path in options.pin:
             decision, reason = "pinned", "named in pin"
         elif decision == "quantized" and path in ends:
-            decision, reason = "pinned", "first layer" if path == eligible[0] else "last layer"
+            decision, reason = "pinned", "first layer" if path == weighted[0] else "last layer"
         elif decision == "quantized" and path in options.weight_only:
             reason = "weights only"
         report.append(LayerDecision(name=path, kind=type(module).__name__, decision=decision, reason=reason))

@@ -21,7 +21,8 @@ class Trace:
 
     order: module paths by first call. producers: for a module whose input is the very output of another watched
     module, that module's path. read_elsewhere: modules whose parameters or buffers were used outside of their own call.
-    norms: those among them that are BatchNorm. calls: how often the run called each.
+    norms: those among them that are BatchNorm.
+    calls: how often the run called each module, watched or not, by first call.
     sources: for a module, the watched one that is no BatchNorm and last worked on its input; of several inputs, as of a
     sum, the first one counts, which is the main branch where the code is written `main + shortcut`.
     """
@@ -45,13 +46,14 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
     norms = {path for path, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     reads, origins = _ReadsElsewhere(modules), _Origins()
     sources: dict[str, str] = {}
-    calls: Counter[str] = Counter()  # in order of the first call
+    order: dict[str, None] = {}
+    calls: Counter[str] = Counter()
     producers: dict[str, str] = {}
     made: dict[int, tuple[str, Any]] = {}  # id of an output -> its maker; the output is kept so that ids stay unique
 
     def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls[path] += 1
+            order.setdefault(path)
             source = origins.of(args)
             if source is not None:
                 sources.setdefault(path, source)
@@ -66,6 +68,10 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
 
     modes = {module: module.training for module in model.modules()}
     handles = [module.register_forward_hook(recorder(path)) for path, module in modules.items()]
+    handles += [
+        module.register_forward_hook(lambda _m, _args, _output, path=path: calls.update((path,)))
+        for path, module in model.named_modules()
+    ]
     handles += [
         module.register_forward_pre_hook(lambda _m, _args, path=path: reads.running.append(path))
         for path, module in modules.items()
@@ -82,7 +88,7 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
         for module, training in modes.items():
             module.training = training
     return Trace(
-        order=tuple(calls),
+        order=tuple(order),
         producers=producers,
         sources=sources,
         norms=frozenset(norms),

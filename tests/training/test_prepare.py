@@ -219,6 +219,20 @@ class TestPrepare:
         assert made["1"] == ("float", "Special is not quantized")
         assert made["2"][0] == "quantized"
 
+    def test_an_end_that_is_float_anyway_is_an_end(self) -> None:
+        class Special(nn.Linear):
+            pass
+
+        inner = nn.Linear(4, 4), nn.Linear(4, 4)
+        network = prepare(nn.Sequential(Special(4, 4), *inner, Special(4, 4)), (torch.zeros(2, 4),))
+        assert quantized(network) == ["1", "2"]
+        network = prepare(nn.Sequential(Special(4, 4), *inner), (torch.zeros(2, 4),))
+        assert decisions(network) == {
+            "0": ("float", "Special is not quantized"),
+            "1": ("quantized", ""),
+            "2": ("pinned", "last layer"),
+        }
+
     def test_prepared_twice_is_refused(self) -> None:
         network = prepare(conv_net(), IMAGES)
         with pytest.raises(UsageError, match="prepare the float network, once"):
