@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _run(session: Session) -> TrainedNetwork:
     mixed = None
     if recipe.supernet is not None:
         network, accuracy, mixed = run.train_supernet(network, recipe.supernet, float_top1)
-    provenance = _provenance(session, float_top1)
+    provenance = _provenance(session, run.runs, float_top1)
     record = TrainingRecord(accuracy=accuracy, preprocessing=recipe.preprocessing, provenance=provenance)
     master = build_master(network, (_example(recipe),), record)
     top1_of = _by_width(accuracy) | _of_mixtures(mixed)
@@ -451,23 +452,27 @@ def _device_text(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _provenance(session: Session, float_top1: float) -> tuple[tuple[str, str], ...]:
-    steps = () if session.joint_steps is None else (("joint_steps", str(session.joint_steps)),)
+def _provenance(session: Session, runs: list[dict[str, Any]], float_top1: float) -> tuple[tuple[str, str], ...]:
+    """What a master says of its training; where `runs` differ in an entry, that of each in their order."""
+    steps = [("joint_steps", str(run["joint_steps"])) for run in runs if "joint_steps" in run]
     settings = session.recipe.supernet
     supernet = () if settings is None else (("supernet", f"{settings.draw}, {settings.batchnorm}"),)
     # only what differs from one process with one thread on a CPU
-    unusual = {
-        "device": _device_text(session.execution.device),
-        "precision": session.execution.precision,
-        "replicas": str(replica_count()),
-    }
     usual = {"device": "cpu", "precision": "float32", "replicas": "1"}
+    told = {key: _in_order(run.get(key) for run in runs) for key in ("recipe", *usual)}
+    versions = [run.get("versions", {}) for run in runs]
     return (
-        ("recipe", session.recipe.name),
+        ("recipe", told["recipe"]),
         ("seed", str(session.recipe.seed)),
-        *steps,
+        *steps[:1],
         *supernet,
-        *((key, value) for key, value in unusual.items() if value != usual[key]),
+        *((key, told[key]) for key in usual if told[key] != usual[key]),
         ("float_top1", f"{float_top1:.2f}"),
-        *((name, VERSIONS[name]) for name in ("python", "torch", "numpy")),
+        *((name, _in_order(each.get(name) for each in versions)) for name in ("python", "torch", "numpy")),
     )
+
+
+def _in_order(values: Iterable[Any]) -> str:
+    """Values of runs, each once where it stays the same; None is one that is not known."""
+    texts = ["unknown" if value is None else str(value) for value in values]
+    return ", then ".join(text for text, _ in groupby(texts))

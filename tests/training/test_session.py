@@ -295,6 +295,29 @@ def test_a_log_names_the_run_whose_state_it_went_on_from(
     assert load_checkpoint(state)["runs"] == resumed["parent"]["runs"]
 
 
+def test_a_master_tells_of_all_runs_that_its_state_comes_from(tmp_path: Path, data: Path, begun: Path) -> None:
+    state = load_checkpoint(begun)
+    (run,) = state["runs"]
+    older = {**run["versions"], "torch": "1.2.3"}
+    before = {**run, "recipe": "short", "precision": "bfloat16", "device": "Some GPU", "versions": older}
+    save_checkpoint({**state, "runs": [{}, before, {**run, "replicas": 2}]}, tmp_path / "state")
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", joint_steps=1, resume=True)
+    made = dict(run_session(session).master.spec.provenance)
+    assert made["recipe"] == "unknown, then short, then digits"
+    assert made["precision"] == "unknown, then bfloat16, then float32"
+    assert made["device"] == "unknown, then Some GPU, then cpu"
+    assert made["replicas"] == "unknown, then 1, then 2, then 1"
+    assert made["torch"] == f"unknown, then 1.2.3, then {torch.__version__}"
+    assert (made["seed"], made["joint_steps"]) == ("1", "1")
+
+
+def test_a_master_of_one_run_tells_of_it_alone(tmp_path: Path, data: Path, begun: Path) -> None:
+    shutil.copy(begun, tmp_path / "state")
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", joint_steps=1, resume=True)
+    keys = [key for key, _ in run_session(session).master.spec.provenance]
+    assert keys == ["recipe", "seed", "joint_steps", "float_top1", "python", "torch", "numpy"]
+
+
 def test_a_state_of_an_older_version_is_of_an_unknown_run(tmp_path: Path, data: Path, begun: Path) -> None:
     state = load_checkpoint(begun)
     del state["runs"]
