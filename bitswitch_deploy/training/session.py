@@ -46,7 +46,7 @@ from bitswitch_deploy.training.sensitivity import (
 )
 from bitswitch_deploy.training.stages import FloatStage, JointStage, Stage
 from bitswitch_deploy.training.supernet import SupernetStage
-from bitswitch_deploy.training.trainer import Milestone, RunPlan, restore_stage, run_stage
+from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, restore_stage, run_stage
 
 _MEASURED_SUBNETS = 16
 _TRAINED = (JointStage.name, SupernetStage.name)  # a state of these has the float network's weights in it
@@ -130,12 +130,13 @@ def _run(session: Session) -> TrainedNetwork:
     recipe = session.recipe
     model = build_network(recipe.network)
     dataset = load_splits(recipe.dataset, session.data, recipe.preprocessing, workers=session.workers)
-    check_labels(dataset, _outputs(model, recipe))
+    classes = _outputs(model, recipe)
+    check_labels(dataset, classes)
     is_first = replica_index() == 0
     saved = from_first(_saved_state(session) if is_first else None)
     started = _circumstances(session, saved)
     log = MetricsLog(session.log if is_first else None)
-    run = _Run(session=session, dataset=dataset, saved=saved, runs=_runs(saved, started), log=log)
+    run = _Run(session=session, dataset=dataset, classes=classes, saved=saved, runs=_runs(saved, started), log=log)
     log.write("start", **started, step=saved.get("step", 0), **_parent(saved))
     model, float_top1 = run.float_network(model)
     prepared = prepare(model, (_example(recipe),), recipe.quantization)
@@ -156,11 +157,13 @@ def _run(session: Session) -> TrainedNetwork:
 class _Run:
     """A session under way.
 
+    classes: outputs of the network.
     saved: the state that it goes on from; empty when it begins. runs: what states of this session say of their origin.
     """
 
     session: Session
     dataset: AnyDataset
+    classes: int
     saved: dict[str, Any]
     runs: list[dict[str, Any]]
     log: MetricsLog
@@ -270,6 +273,7 @@ class _Run:
 
         Raises:
             CheckpointError: the state is of another stage, schedule, network or recipe.
+            CheckFailedError: training diverged.
         """
         session, recipe = self.session, self.session.recipe
         batches = self._batches(settings)
@@ -298,7 +302,16 @@ class _Run:
             )
             return accuracies
 
-        plan = RunPlan(start=start, stop=total, total=total, save_every=batches.per_epoch, seed=recipe.seed)
+        # what a loss of distortion adds has no limit
+        is_distorted = isinstance(settings, SupernetSettings) and settings.distortion > 0
+        plan = RunPlan(
+            start=start,
+            stop=total,
+            total=total,
+            save_every=batches.per_epoch,
+            seed=recipe.seed,
+            loss_limit=None if is_distorted else divergence_limit(self.classes),
+        )
         run_stage(stage, batches, plan, reached)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -13,12 +14,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bitswitch_deploy.errors import CheckpointError
+from bitswitch_deploy.errors import CheckFailedError, CheckpointError
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_state
 from bitswitch_deploy.training.replicas import replica_index
 from bitswitch_deploy.training.schedule import Position
-from bitswitch_deploy.training.stages import Stage
+from bitswitch_deploy.training.stages import FloatStage, Stage
+
+# Guessing costs ln(classes), and a trained network that is quantized for the first time a few times as much at worst.
+_DIVERGED = 10.0
+_MIN_CLASSES = 10  # of two classes ten times the loss is soon reached by one that is sure and wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,7 @@ class RunPlan:
     """How far a stage goes: steps start..stop-1 of a schedule of `total` steps, saved every `save_every` steps.
 
     seed: of what is random inside of the network, such as dropout; each step draws anew from (seed, step, replica).
+    loss_limit: what no mean loss may stay above, see `divergence_limit`; None: no limit.
     """
 
     start: int
@@ -33,6 +39,7 @@ class RunPlan:
     total: int
     save_every: int
     seed: int = 0
+    loss_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +68,15 @@ def run_stage(
     reached: called every `save_every` steps and at the end; gives accuracies to show, if it measured.
 
     Raises:
-        CheckFailedError: the loss or a gradient is not finite; the message names width and layer.
+        CheckFailedError: the loss or a gradient is not finite; the message names width and layer. Or a mean loss is
+            above the limit and does not fall; `reached` is not called then, so that an earlier state is kept.
     """
     if plan.start >= plan.stop:
         if replica_index() == 0:
             Console(stderr=True).print(f"{stage.name}: done before, {plan.start} of {plan.total} mini-batches")
         return
     recent: list[tuple[float, ...]] = []
+    before: dict[str, float] = {}
     with _progress() as progress:
         task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss=float("nan"))
         started = time.monotonic()
@@ -86,11 +95,37 @@ def run_stage(
                     losses=dict(zip(stage.losses, map(mean, zip(*recent)), strict=True)),
                     seconds=time.monotonic() - started,
                 )
+                _check_losses(milestone, before, plan)
+                before = milestone.losses
                 accuracies = reached(milestone) or {}
                 _print_accuracies(progress, f"{stage.name} {done}/{plan.total}", accuracies)
                 recent.clear()
                 stage.model.train()  # who measured a milestone did so in evaluation mode
                 started = time.monotonic()
+
+
+def divergence_limit(classes: int) -> float:
+    """Mean loss above which a run that does not recover has diverged: ten times the cross entropy of guessing.
+
+    classes: outputs of the network; less than ten are taken as ten.
+    """
+    return _DIVERGED * math.log(max(classes, _MIN_CLASSES))
+
+
+def _check_losses(milestone: Milestone, before: Mapping[str, float], plan: RunPlan) -> None:
+    """See that no mean loss is above the limit without falling; `before` are those of the milestone before, if any."""
+    for name, loss in milestone.losses.items():
+        # At a rate that is much too high the first epochs of Adam cost 25 times guessing, and fall to it: measured on
+        # digits. As long as a mean falls the run may recover, and before the first one there is none to compare with.
+        falls = loss < before.get(name, math.inf) and milestone.step < plan.total
+        if plan.loss_limit is not None and loss > plan.loss_limit and not falls:
+            network = "of the float network" if name == FloatStage.name else f"at {name.removeprefix('w')} bits"
+            raise CheckFailedError(
+                where=f"training {network}",
+                got=f"a mean loss of {loss:.4g}, behind mini-batch {milestone.step}",
+                allowed=f"{plan.loss_limit:.4g}, ten times what guessing costs, or less than in the epoch before",
+                do="resume from the last checkpoint with a lower learning rate",
+            )
 
 
 def _seed_step(seed: int, step: int) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 
-from bitswitch_deploy.errors import CheckpointError, InputFileError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, CheckpointError, InputFileError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
@@ -412,6 +412,14 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_is_written(t
     with pytest.raises(CheckpointError, match=r"float\.pt: missing blocks\.0\.conv1\.weight"):
         run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", checkpoint=checkpoint))
     assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+@pytest.mark.parametrize(("stage", "words"), [("pretrain", "of the float network"), ("joint", r"at \d bits")])
+def test_a_loss_that_is_far_above_guessing_stops_the_run(tmp_path: Path, data: Path, stage: str, words: str) -> None:
+    short = replace(SHORT, pretrain=replace(SHORT.pretrain, epochs=2), joint=replace(SHORT.joint, alrs="none"))
+    recipe = replace(short, **{stage: replace(getattr(short, stage), learning_rate=200.0)})
+    with pytest.raises(CheckFailedError, match=rf"training {words}: a mean loss of \S+, behind mini-batch"):
+        run_session(Session(recipe=recipe, data=data, state=tmp_path / "state"))
 
 
 class TestTool:

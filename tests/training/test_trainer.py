@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bitswitch_deploy.errors import CheckpointError
+from bitswitch_deploy.errors import CheckFailedError, CheckpointError
+from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.evaluation import measure_widths
 from bitswitch_deploy.training.recipe import JointSettings
@@ -17,6 +20,7 @@ from bitswitch_deploy.training.stages import FloatStage, JointStage
 from bitswitch_deploy.training.trainer import (
     Milestone,
     RunPlan,
+    divergence_limit,
     restore_stage,
     run_stage,
     stage_state,
@@ -151,6 +155,48 @@ class TestResume:
         state = {**stage_state(stage, 2, 12), **change}
         with pytest.raises(CheckpointError, match=message):
             restore_stage(stage, state, 12, "run.state")
+
+
+class Scripted(JointStage):
+    """Its losses at 8 bits are given; at the other widths they are 1."""
+
+    def __init__(self, given: Sequence[float]) -> None:
+        super().__init__(tiny_network(), SETTINGS, samples=64)
+        self._given = list(given)
+
+    def step(self, batch: Batch, position: Position) -> tuple[float, ...]:
+        return self._given[position.step], 1.0, 1.0
+
+
+class TestDivergence:
+    def run(self, given: Sequence[float], limit: float | None = divergence_limit(10)) -> list[int]:
+        reached: list[int] = []
+        plan = RunPlan(start=0, stop=len(given), total=len(given), save_every=1, loss_limit=limit)
+        run_stage(Scripted(given), tiny_batches(), plan, lambda milestone: reached.append(milestone.step))
+        return reached
+
+    @pytest.mark.parametrize("given", [(60, 30, 2.5, 2.3), (22, 23, 22, 23), (1e9, 1e8, 1e7, 1)])
+    def test_a_run_that_recovers_goes_on(self, given: Sequence[float]) -> None:
+        assert self.run(given) == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize(
+        ("given", "step"), [((1, 1, 24, 1), 3), ((60, 60, 1), 2), ((1e9, 1e8, 1e7), 3), ((24,), 1)]
+    )
+    def test_a_loss_far_above_guessing_that_does_not_fall_or_is_the_last_stops(
+        self, given: Sequence[float], step: int
+    ) -> None:
+        words = rf"training at 8 bits: a mean loss of [\de+.]+, behind mini-batch {step}\n  allowed: 23\.03, ten times"
+        with pytest.raises(CheckFailedError, match=words):
+            self.run(given)
+
+    def test_nothing_is_reached_where_it_stops_and_nothing_stops_without_a_limit(self) -> None:
+        with pytest.raises(CheckFailedError, match="mini-batch 3"):
+            self.run((1, 2, math.inf, 1))
+        assert self.run((1, 2, math.inf, 1), None) == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize(("classes", "limit"), [(1000, 69.08), (10, 23.03), (2, 23.03), (1, 23.03)])
+    def test_limit(self, classes: int, limit: float) -> None:
+        assert divergence_limit(classes) == pytest.approx(limit, abs=0.01)
 
 
 def test_a_stage_without_a_step_left_says_so_and_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
