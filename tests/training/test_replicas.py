@@ -25,6 +25,7 @@ RUNS: list[dict[str, Any]] = [
     {},
     {"distillation": "ps_kd", "alrs": "bracket", "average_decay": 0.9},
     {"distillation": "in_batch", "update": "accumulated"},
+    {"fast": True},
 ]
 LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 
@@ -64,6 +65,19 @@ def test_replicas_stay_equal_bit_for_bit(results: list[list[dict[str, Any]]], nu
     for key in ("model", "optimizers", "teacher", "average"):
         if first[key] is not None:
             torch.testing.assert_close(second[key], first[key], rtol=0, atol=0)
+
+
+def test_the_first_batch_of_all_replicas_decides_scale_and_sign(results: list[list[dict[str, Any]]]) -> None:
+    alone, *pair = (each["first batches"] for each in results[0])
+    assert (alone["signed"], alone["second call"]) == (True, "refused")
+    for each in pair:
+        assert {**each, "scales": each["scales"].tolist()} == {**alone, "scales": alone["scales"].tolist()}
+
+
+def test_what_is_random_in_a_network_is_drawn_anew_on_each_replica(results: list[list[dict[str, Any]]]) -> None:
+    alone, first, second = (each["draw"] for each in results[0])
+    assert alone == first
+    assert first != second
 
 
 def test_the_distillation_memory_holds_what_all_replicas_saw(results: list[list[dict[str, Any]]]) -> None:
