@@ -31,7 +31,7 @@ from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import RECIPES, Recipe, SupernetSettings, load_recipe
 from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
 from bitswitch_deploy.training.stages import Stage
-from bitswitch_deploy.training.trainer import Milestone, RunPlan, run_stage
+from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = load_recipe("digits")
@@ -420,6 +420,23 @@ def test_a_loss_that_is_far_above_guessing_stops_the_run(tmp_path: Path, data: P
     recipe = replace(short, **{stage: replace(getattr(short, stage), learning_rate=200.0)})
     with pytest.raises(CheckFailedError, match=rf"training {words}: a mean loss of \S+, behind mini-batch"):
         run_session(Session(recipe=recipe, data=data, state=tmp_path / "state"))
+
+
+def test_a_loss_with_a_penalty_beside_it_has_no_limit(
+    tmp_path: Path, data: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: dict[str, float | None] = {}
+
+    def seen(stage: Stage, batches: BatchSource, plan: RunPlan, reached: Callable[[Milestone], Any]) -> None:
+        limits[stage.name] = plan.loss_limit
+
+    monkeypatch.setattr("bitswitch_deploy.training.session.run_stage", seen)
+    monkeypatch.setattr("bitswitch_deploy.training.session._MEASURED_SUBNETS", 1)
+    rfquant = supernet_recipe(draw="random", update="accumulated", distortion=0.01)
+    for recipe, supernet_limit in ((rfquant, None), (supernet_recipe(draw="uniform"), divergence_limit(10))):
+        shutil.copy(begun, tmp_path / "state")
+        run_session(Session(recipe=recipe, data=data, state=tmp_path / "state", joint_steps=1, resume=True))
+        assert limits == {"joint": divergence_limit(10), "supernet": supernet_limit}
 
 
 class TestTool:
