@@ -234,6 +234,16 @@ class TestActivationQuantizer:
         with pytest.raises(UsageError, match=words):
             quantizer(torch.tensor([-0.1, 1.0]), WIDTHS[calls_before // 2])
 
+    def test_evaluation_during_the_first_batch_is_no_call_of_it(self) -> None:
+        quantizer = self.make(calls=2)
+        quantizer(torch.tensor([0.0, 1.0]), 8)
+        quantizer.eval()
+        for _ in range(8):
+            assert quantizer(torch.tensor([-1.0, 1.0]), 8)[0] == 0
+        quantizer.train()
+        with pytest.raises(UsageError, match="negative numbers"):
+            quantizer(torch.tensor([-1.0, 1.0]), 8)
+
     def test_after_the_first_batch_or_a_sign_that_was_given_nothing_is_watched(self) -> None:
         negative = torch.tensor([-1.0, 1.0])
         trained = self.make(calls=2)
