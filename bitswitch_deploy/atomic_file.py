@@ -15,21 +15,18 @@ from bitswitch_deploy.errors import OutputError
 def atomic_writer(path: Path, *, executable: bool = False) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends well: same folder, fsync, rename.
 
+    Of a link the file that it leads to is replaced. A device or a pipe is written to as it is, and stays.
+
     Raises:
         OutputError: the folder is missing, not writable or full, or `path` is no name for a file.
     """
-    mode = 0o777 if executable else 0o666
     try:
-        temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        try:
-            # os.open applies the umask, as for any other new file
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        else:
+            with _replacing(Path(os.path.realpath(path)), 0o777 if executable else 0o666) as file:
+                yield file
     except (OSError, ValueError) as exc:  # ValueError: a path without a file name or with a NUL byte
         raise OutputError(
             where=str(path),
@@ -37,6 +34,20 @@ def atomic_writer(path: Path, *, executable: bool = False) -> Iterator[BinaryIO]
             allowed="a file in an existing, writable folder with enough free space",
             do="create the folder, free disk space or choose another path",
         ) from exc
+
+
+@contextmanager
+def _replacing(path: Path, mode: int) -> Iterator[BinaryIO]:
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        # os.open applies the umask, as for any other new file
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, data: bytes, *, executable: bool = False) -> None:

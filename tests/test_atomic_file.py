@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,38 @@ def test_a_failure_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nothing/file: cannot be written: No such file or directory"):
         replace_file(tmp_path / "nothing" / "file", b"")
+
+
+def test_what_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(Path("folder", "file"))
+    (tmp_path / "new").symlink_to(Path("folder", "other"))
+    for name in ("link", "new"):
+        replace_file(tmp_path / name, b"new")
+        assert (tmp_path / name).is_symlink()
+    assert sorted(os.listdir(tmp_path / "folder")) == ["file", "other"]
+    assert {path.read_bytes() for path in (tmp_path / "folder").iterdir()} == {b"new"}
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    replace_file(tmp_path / "pipe", b"data")
+    reader.join(timeout=10)
+    assert read == [b"data"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_device_that_refuses_is_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "device").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="device: cannot be written: No space left on device"):
+        replace_file(tmp_path / "device", b"data")
+    assert (tmp_path / "device").is_symlink()
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written: Is a directory"):
+        replace_file(tmp_path, b"data")
