@@ -8,14 +8,18 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 from bitswitch_deploy import __version__
-from bitswitch_deploy.errors import EXIT_BUG, BitswitchError
+from bitswitch_deploy.cli.stdout import ClosedPipeError, check_stdout, guarded_stdout
+from bitswitch_deploy.errors import EXIT_BUG, EXIT_OK, BitswitchError, OutputError
 
 _EXIT_INTERRUPTED = 130
+# what a shell reports for a process that died of the signal of a closed pipe
+_EXIT_CLOSED_PIPE = 141
 
 # name -> (module, one line of help); the order of the help page
 COMMANDS = {
@@ -62,37 +66,52 @@ def cli() -> None:
     \b
     Exit codes: 0 done; 1 a check failed (accuracy, latency, hashes, --strict, lint, blame, search, doctor); 2 wrong
     usage; 3 bad input file or output that cannot be written; 4 target, engine or optional package not here, busy, or
-    out of memory or time; 70 a bug; 130, 143 interrupted, terminated.
+    out of memory or time; 70 a bug; 130, 143 interrupted, terminated; 141 nobody reads stdout any more.
     """
 
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the kind of failure."""
+    with guarded_stdout():
+        sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    """Run the command line; say on stderr what failed."""
     try:
+        check_stdout()
         code = cli.main(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        # here, where it can still be said that it failed
+        sys.stdout.flush()
     except click.exceptions.Exit as exc:
-        sys.exit(exc.exit_code)
+        return exc.exit_code
     except click.ClickException as exc:
         exc.show()
-        sys.exit(exc.exit_code)
+        return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted: no result was written; engines and measurements that were finished stay")
-        sys.exit(_EXIT_INTERRUPTED)
+        return _EXIT_INTERRUPTED
+    except ClosedPipeError:
+        return _EXIT_CLOSED_PIPE
     except BitswitchError as exc:
-        if "--json" in sys.argv:
-            print(json.dumps(_error_document(exc), indent=2))
         _say(f"error: {exc}")
-        sys.exit(exc.exit_code)
+        _print_as_json(exc)
+        return exc.exit_code
     except Exception:
         sys.excepthook(*sys.exc_info())
         _say("this is a bug in bitswitch-deploy: please report it with the lines above")
-        sys.exit(EXIT_BUG)
+        return EXIT_BUG
+    return code if isinstance(code, int) else EXIT_OK
 
 
-def _error_document(error: BitswitchError) -> dict[str, object]:
+def _print_as_json(error: BitswitchError) -> None:
+    """Print an error where JSON is wanted. stdout may be what failed; the message on stderr says all of it as well."""
+    if "--json" not in sys.argv:
+        return
     fields = {"where": error.where, "got": error.got, "allowed": error.allowed, "do": error.do}
-    return {"schema": "bitswitch-error/1", "kind": type(error).__name__, "exit_code": error.exit_code, **fields}
+    about = {"schema": "bitswitch-error/1", "kind": type(error).__name__, "exit_code": error.exit_code}
+    with suppress(ClosedPipeError, OutputError):
+        print(json.dumps({**about, **fields}, indent=2), flush=True)
 
 
 def _say(text: str) -> None:
