@@ -10,13 +10,15 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 from bitswitch_deploy.errors import OutputError, UsageError
-from bitswitch_deploy.package.files import is_plain_file
+from bitswitch_deploy.package.files import all_files, is_plain_file
 from bitswitch_deploy.package.manifest import MANIFEST
 
 _log = logging.getLogger(__name__)
 _ANY_SCHEMA = "bitswitch-package/"
+_SHOWN_FILES = 5
 
 
 def check_destination(destination: Path, *, force: bool) -> None:
@@ -46,15 +48,41 @@ def check_destination(destination: Path, *, force: bool) -> None:
         raise _refusal(destination, "holds a package", "a new folder", do)
 
 
+def check_all_listed(package: Path) -> None:
+    """Refuse to replace a package with files that its manifest does not list: engines of a board, notes of its owner.
+
+    Raises:
+        UsageError: it has such files; the message names them.
+        OSError: a folder cannot be read.
+    """
+    values = _manifest_values(package)
+    if values is None:
+        return
+    entries = values.get("files")
+    # what another release lists may be anything
+    listed = [entry.get("path") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    unlisted = sorted(set(all_files(package)) - {MANIFEST, *map(str, listed)})
+    if unlisted:
+        names = ", ".join(unlisted[:_SHOWN_FILES])
+        more = f" and {len(unlisted) - _SHOWN_FILES} more" if len(unlisted) > _SHOWN_FILES else ""
+        allowed = "with --force, a package that holds nothing but what was exported"
+        do = "move these files away or delete them (`build` makes engines again), or choose another destination"
+        raise _refusal(package, f"holds files that no export wrote: {names}{more}", allowed, do)
+
+
 def is_package(folder: Path) -> bool:
     """Whether a folder was written by an export of any release: its manifest names our schema."""
+    return _manifest_values(folder) is not None
+
+
+def _manifest_values(folder: Path) -> dict[str, Any] | None:
     if not is_plain_file(folder, MANIFEST):
-        return False
+        return None
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and str(values.get("schema")).startswith(_ANY_SCHEMA)
+        return None
+    return values if isinstance(values, dict) and str(values.get("schema")).startswith(_ANY_SCHEMA) else None
 
 
 def lock_folder(folder: Path) -> int:

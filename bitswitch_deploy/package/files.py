@@ -1,8 +1,9 @@
-"""Size and hash of files, without following links."""
+"""Names, sizes and hashes of files, without following links."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -37,6 +38,25 @@ def is_plain_file(root: Path, path: str) -> bool:
         if not current.exists() or current.is_symlink():
             return False
     return stat.S_ISREG(current.lstat().st_mode)
+
+
+def all_files(root: Path, *, left_out: str | None = None) -> list[str]:
+    """Paths below `root` of everything that is no folder, links to folders among them; `left_out`: a folder to skip.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    found: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=_raise):
+        here = Path(folder).relative_to(root)
+        links = [name for name in folders if (root / here / name).is_symlink()]
+        found.extend((here / name).as_posix() for name in (*files, *links))
+        folders[:] = [name for name in folders if (here / name).as_posix() != left_out]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def hash_bytes(data: bytes) -> str:

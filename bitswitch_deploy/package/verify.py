@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bitswitch_deploy.errors import PackageError
-from bitswitch_deploy.package.files import hash_file, is_plain_file
+from bitswitch_deploy.package.files import all_files, hash_file, is_plain_file
 from bitswitch_deploy.package.manifest import MANIFEST, SCHEMA, Manifest
 
 # A manifest of ten thousand files has 3 MB.
@@ -81,25 +81,11 @@ def verify_package(package: Path) -> VerifyResult:
             raise _refusal(path, f"not readable: {exc.strerror}") from exc
         states.append(FileState(path=entry.path, state=state))
     try:
-        unexpected = sorted(set(_all_files(package, manifest.built_on_device)) - listed)
+        unexpected = sorted(set(all_files(package, left_out=manifest.built_on_device)) - listed)
     except OSError as exc:
         raise _refusal(package, f"not readable: {exc}") from exc
     states.extend(FileState(path=path, state="unexpected") for path in unexpected)
     return VerifyResult(manifest=manifest, files=tuple(states))
-
-
-def _all_files(package: Path, left_out: str | None) -> list[str]:
-    found: list[str] = []
-    for folder, folders, files in os.walk(package, onerror=_raise):
-        here = Path(folder).relative_to(package)
-        links = [name for name in folders if (package / here / name).is_symlink()]
-        found.extend((here / name).as_posix() for name in (*files, *links))
-        folders[:] = [name for name in folders if (here / name).as_posix() != left_out]
-    return found
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _refusal(path: Path, got: str) -> PackageError:

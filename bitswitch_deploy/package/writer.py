@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from bitswitch_deploy.errors import BitswitchError, OutputError, UsageError
-from bitswitch_deploy.package.destination import check_destination, fsync_folder, lock_folder, recover
+from bitswitch_deploy.package.destination import check_all_listed, check_destination, fsync_folder, lock_folder, recover
 from bitswitch_deploy.package.files import hash_file, is_plain_file
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest, Role, is_inside
 
@@ -36,7 +36,7 @@ class PackageWriter:
 
     Args:
         destination: the folder to make; missing parents are made as well.
-        force: replace a package that is there. A folder that is not a package is never replaced.
+        force: replace a package that is there. What is not a package, or holds what no export wrote, is never replaced.
 
     Raises:
         UsageError: the destination exists (on entry and in `commit`).
@@ -57,6 +57,8 @@ class PackageWriter:
             if self.destination.parent.is_dir():
                 recover(self.destination)
             check_destination(self.destination, force=self._force)
+            if self._force:
+                check_all_listed(self.destination)
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             if self.folder.exists():
                 do = "wait for it, or choose another destination"
@@ -185,6 +187,7 @@ class PackageWriter:
         replaced = self._sibling("replaced")
         lock = lock_folder(self.destination)
         try:
+            check_all_listed(self.destination)
             os.rename(self.destination, replaced)
             os.rename(self.folder, self.destination)
         finally:

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from bitswitch_deploy.errors import OutputError, UsageError
-from bitswitch_deploy.package.destination import check_destination, fsync_folder, is_package, lock_folder, recover
+from bitswitch_deploy.package.destination import (
+    check_all_listed,
+    check_destination,
+    fsync_folder,
+    is_package,
+    lock_folder,
+    recover,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,24 @@ def test_a_package_is_replaced_with_force_only(tmp_path: Path, export: Callable[
         check_destination(package, force=False)
 
 
+def test_files_that_no_export_wrote_are_named(tmp_path: Path, export: Callable[..., Path]) -> None:
+    package = export(tmp_path / "package")
+    (package / "on_device").mkdir()
+    check_all_listed(package)
+    (package / "on_device" / "w8.engine").write_bytes(b"hours of a board")
+    (package / "notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"no export wrote: notes\.txt, on_device/w8\.engine\n.*\n  do: move these"):
+        check_all_listed(package)
+
+
+def test_of_many_files_that_no_export_wrote_some_are_named(tmp_path: Path, export: Callable[..., Path]) -> None:
+    package = export(tmp_path / "package")
+    for index in range(7):
+        (package / f"{index}.txt").write_text("")
+    with pytest.raises(UsageError, match=r"wrote: 0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt and 2 more\n"):
+        check_all_listed(package)
+
+
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "other/1"}', '{"schema": null}', "[" * 100_000])
 def test_a_foreign_folder_is_never_replaced(tmp_path: Path, force: bool, content: str) -> None:
@@ -42,8 +67,10 @@ def test_a_foreign_folder_is_never_replaced(tmp_path: Path, force: bool, content
 
 
 def test_packages_of_other_releases_count(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"schema": "bitswitch-package/9"}')
-    check_destination(tmp_path, force=True)
+    for files in ("[]", "{}", '["w8.onnx"]'):
+        (tmp_path / "manifest.json").write_text(f'{{"schema": "bitswitch-package/9", "files": {files}}}')
+        check_destination(tmp_path, force=True)
+        check_all_listed(tmp_path)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -139,6 +139,23 @@ def test_a_failure_between_the_two_renames_brings_the_old_package_back(
     assert _names(tmp_path) == ["package"]
 
 
+def test_what_no_export_wrote_survives_force(
+    tmp_path: Path, export: Callable[..., Path], manifest_of: Callable[..., Manifest]
+) -> None:
+    package = export(tmp_path / "package", "old")
+    with PackageWriter(package, force=True) as writer:
+        writer.write("w8.onnx", b"new", role="graph")
+        # a board builds it while the export runs
+        (package / "w8.engine").write_bytes(b"hours of a board")
+        with pytest.raises(UsageError, match=r"holds files that no export wrote: w8\.engine\n"):
+            writer.commit(manifest_of(writer.files))
+    with pytest.raises(UsageError, match=r"holds files that no export wrote: w8\.engine\n"):
+        export(package, "new", force=True)
+    assert (package / "w8.engine").read_bytes() == b"hours of a board"
+    assert (package / "graphs" / "w8.onnx").read_text() == "old"
+    assert _names(tmp_path) == ["package"]
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_an_empty_folder_is_taken(tmp_path: Path, export: Callable[..., Path], force: bool) -> None:
     (tmp_path / "package").mkdir()
