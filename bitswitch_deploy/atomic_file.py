@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,45 @@ def atomic_writer(path: Path, *, executable: bool = False) -> Iterator[BinaryIO]
     Raises:
         OutputError: the folder is missing, not writable or full, or `path` is no name for a file.
     """
-    try:
-        if path.exists() and not path.is_file():
+    with _refusing(path):
+        if _is_special(path):
             with path.open("wb") as file:
                 yield file
         else:
             with _replacing(Path(os.path.realpath(path)), 0o777 if executable else 0o666) as file:
                 yield file
+
+
+def check_writable(path: Path) -> None:
+    """Refuse what `atomic_writer` would not write, as far as that can be said without writing.
+
+    Raises:
+        OutputError: as `atomic_writer`.
+    """
+    with _refusing(path):
+        place = path if _is_special(path) else Path(os.path.realpath(path)).parent
+        if path.is_dir():
+            reason = errno.EISDIR
+        elif not place.exists():
+            reason = errno.ENOENT
+        elif place != path and not place.is_dir():
+            reason = errno.ENOTDIR
+        elif not os.access(place, os.W_OK):
+            reason = errno.EACCES
+        else:
+            return
+        raise OSError(reason, os.strerror(reason))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is there, and neither a file nor a link to one: a device, a pipe, or a folder, which none can open."""
+    return path.exists() and not path.is_file()
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as exc:  # ValueError: a path without a file name or with a NUL byte
         raise OutputError(
             where=str(path),

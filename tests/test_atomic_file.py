@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.atomic_file import check_writable, replace_file
 from bitswitch_deploy.errors import OutputError
 
 
@@ -80,3 +80,36 @@ def test_a_device_that_refuses_is_an_output_that_cannot_be_written(tmp_path: Pat
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: Is a directory"):
         replace_file(tmp_path, b"data")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "Is a directory"),
+        ("link to nothing/file", "No such file or directory"),
+        ("missing/file", "No such file or directory"),
+        ("file/file", "Not a directory"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_beforehand_too(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link to nothing").symlink_to("nothing")
+    for attempt in (check_writable, lambda path: replace_file(path, b"")):
+        with pytest.raises(OutputError, match=f"cannot be written: .*{reason}"):
+            attempt(tmp_path / name)
+
+
+def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    for path in (tmp_path / "file", tmp_path / "new", Path("/dev/null")):
+        check_writable(path)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_somebody_else_is_refused_beforehand(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written: Permission denied"):
+        check_writable(tmp_path / "file")

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from bitswitch_deploy.cli.option_types import PATH
 from bitswitch_deploy.cli.options import (
-    PATH,
     chosen_device,
     device_option,
     json_option,

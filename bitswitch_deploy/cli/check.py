@@ -11,7 +11,8 @@ from typing import Any, TextIO
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.cli.options import PATH, Outlet, command_line, outlet_options, progress_bar
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
+from bitswitch_deploy.cli.options import Outlet, command_line, outlet_options, progress_bar
 from bitswitch_deploy.errors import OutputError
 from bitswitch_deploy.gate.config import DEFAULT_NAME, CheckConfig, read_config
 from bitswitch_deploy.gate.executors import local_executor, ray_executor
@@ -35,7 +36,7 @@ _CACHE = ".bitswitch-cache"
     "--effect", type=float, metavar="POINTS", help="What must not be missed beyond that.  [default: likewise]"
 )
 @click.option("--require-proof", is_flag=True, help="Exit with 1 as well where there are too few samples to tell.")
-@click.option("--junit", type=PATH, metavar="FILE", help="Write the cases as JUnit XML as well.")
+@click.option("--junit", type=OUTPUT_FILE, metavar="FILE", help="Write the cases as JUnit XML as well.")
 @click.option("--cache", type=PATH, metavar="DIR", help=f"Outcomes by content.  [default: {_CACHE} beside CONFIG]")
 @click.option("--ray-address", metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, HOST:PORT, or local.")
 @outlet_options

@@ -9,9 +9,9 @@ from typing import cast
 import click
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.cli.option_types import PATH
 from bitswitch_deploy.cli.options import (
     DEFAULT_BITS,
-    PATH,
     chosen_widths,
     data_option,
     json_option,

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from bitswitch_deploy.catalogue import bundled_master
-from bitswitch_deploy.cli.options import PATH, json_option
+from bitswitch_deploy.cli.option_types import PATH
+from bitswitch_deploy.cli.options import json_option
 from bitswitch_deploy.master import describe_master, read_master
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.master_page import print_master

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from bitswitch_deploy.cli.options import PATH, json_option
+from bitswitch_deploy.cli.option_types import PATH
+from bitswitch_deploy.cli.options import json_option
 from bitswitch_deploy.graph.lint.finding import ENGINES
 from bitswitch_deploy.graph.lint.lint import lint
 from bitswitch_deploy.graph.lint.reading import read_graph

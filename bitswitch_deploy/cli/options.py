@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
@@ -26,7 +27,6 @@ from bitswitch_deploy.remote.device import Device
 from bitswitch_deploy.tensors import WidthAssignment
 
 DEFAULT_BITS = "8,6,4,2"
-PATH = click.Path(path_type=Path)
 
 master_option = click.option(
     "--master",
@@ -58,7 +58,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write the re
 mixed_option = click.option(
     "--mixed", type=PATH, metavar="FILE", help="JSON of layer -> width: this mixed assignment, beside --bits if given."
 )
-_report_option = click.option("--report", type=PATH, metavar="FILE", help="Write the result as one HTML page as well.")
+_report_option = click.option(
+    "--report", type=OUTPUT_FILE, metavar="FILE", help="Write the result as one HTML page as well."
+)
 device_option = click.option(
     "--device",
     default="local",

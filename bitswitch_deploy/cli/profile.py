@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
 from bitswitch_deploy.cli.options import (
-    PATH,
     Outlet,
     chosen_device,
     command_line,
@@ -48,10 +48,12 @@ from bitswitch_deploy.report.profile_page import print_profile
     help="Time for each candidate, instead of --turns.  [default: what the target's profile asks for, 20 or 30]",
 )
 @click.option("--budget", metavar="TIME", help="Exit with 1 when the p95 of a width is above it, such as 5ms.")
-@click.option("--trace", type=PATH, metavar="FILE", help="Write a timeline for chrome://tracing or ui.perfetto.dev.")
-@click.option("--latency-table", type=PATH, metavar="FILE", help="Write the time of each layer at each width.")
+@click.option(
+    "--trace", type=OUTPUT_FILE, metavar="FILE", help="Write a timeline for chrome://tracing or ui.perfetto.dev."
+)
+@click.option("--latency-table", type=OUTPUT_FILE, metavar="FILE", help="Write the time of each layer at each width.")
 @click.option("--trust", is_flag=True, help="Time engines that bitswitch-deploy has no record of: they are code.")
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the result as JSON here as well.")
+@click.option("-o", "--output", type=OUTPUT_FILE, metavar="FILE", help="Write the result as JSON here as well.")
 @device_option
 @ssh_config_option
 @outlet_options

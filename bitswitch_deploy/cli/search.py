@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from bitswitch_deploy.catalogue import bundled_master
-from bitswitch_deploy.cli.options import PATH, Outlet, command_line, data_option, outlet_options, progress_bar
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
+from bitswitch_deploy.cli.options import Outlet, command_line, data_option, outlet_options, progress_bar
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.pipeline.inputs import parse_bits
 from bitswitch_deploy.pipeline.searching.search import DEFAULT_SAMPLES, SearchRequest, search
@@ -71,7 +72,12 @@ _CACHE = ".bitswitch-search"
     help=f"What was measured; a search goes on from it.  [default: {_CACHE} beside --output]",
 )
 @click.option(
-    "-o", "--output", type=PATH, default=Path("assignment.json"), show_default=True, help="The assignment to write."
+    "-o",
+    "--output",
+    type=OUTPUT_FILE,
+    default=Path("assignment.json"),
+    show_default=True,
+    help="The assignment to write.",
 )
 @outlet_options
 def command(

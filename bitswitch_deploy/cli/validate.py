@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from bitswitch_deploy.cli.option_types import PATH
 from bitswitch_deploy.cli.options import (
-    PATH,
     data_option,
     json_option,
     max_drop_option,

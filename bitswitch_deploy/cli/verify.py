@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from bitswitch_deploy.cli.options import PATH, json_option
+from bitswitch_deploy.cli.option_types import PATH
+from bitswitch_deploy.cli.options import json_option
 from bitswitch_deploy.package.verify import verify_package
 from bitswitch_deploy.report.json import to_json
 

@@ -102,6 +102,14 @@ def test_a_network_that_lost_a_class_has_regressed(run: Run, repository: Path, m
     assert run("check", "--max-drop", "50").code == 0
 
 
+def test_a_baseline_that_cannot_be_written_is_refused_before_the_work(run: Run, repository: Path) -> None:
+    (repository / "bitswitch.yaml").write_text(CONFIG + "baseline: missing/baseline.json\n")
+    (repository / "digits.safetensors").unlink()  # which is never read
+    outcome = run("check", "--update-baseline")
+    assert outcome.code == 3
+    assert "missing/baseline.json: cannot be written: No such file" in outcome.err
+
+
 def test_too_few_samples_pass_unless_proof_is_required(run: Run, repository: Path) -> None:
     outcome = run("check", "--effect", "0.1")
     assert outcome.code == 0

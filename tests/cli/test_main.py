@@ -86,6 +86,29 @@ def test_a_failure_is_json_where_json_was_asked_for(run: Run, tmp_path: Path) ->
     assert document["do"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("profile", "package", "-o"),
+        ("profile", "package", "--trace"),
+        ("profile", "package", "--latency-table"),
+        ("profile", "package", "--report"),
+        ("blame", "package", "--report"),
+        ("check", "package", "--junit"),
+        ("check", "package", "--report"),
+        ("search", "package", "--report"),
+        ("search", "package", "-o"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    run: Run, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    for place in (tmp_path, tmp_path / "missing" / "file"):
+        outcome = run(*words, place)
+        assert outcome.code == 3
+        assert outcome.err.startswith(f"error: {place}: cannot be written: ")  # and not that there is no such package
+
+
 def test_what_is_not_here_exits_with_4(run: Run, tmp_path: Path) -> None:
     assert run("export", "--target", "jetson", "--bits", "8", "--output", tmp_path / "p").code == 0
     outcome = run("build", tmp_path / "p")
