@@ -15,8 +15,9 @@ import click
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.cli.stdout import ClosedPipeError, check_stdout, guarded_stdout
-from bitswitch_deploy.errors import EXIT_BUG, EXIT_OK, BitswitchError, OutputError
+from bitswitch_deploy.errors import EXIT_BUG, EXIT_OK, BitswitchError, OutputError, UsageError
 
+_NAME = "bitswitch-deploy"
 _EXIT_INTERRUPTED = 130
 # what a shell reports for a process that died of the signal of a closed pipe
 _EXIT_CLOSED_PIPE = 141
@@ -59,7 +60,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="bitswitch-deploy")
+@click.version_option(__version__, prog_name=_NAME)
 def cli() -> None:
     r"""One int8 master, every bit-width, every target: derive, lower, build, validate and package.
 
@@ -80,13 +81,14 @@ def _exit_code() -> int:
     """Run the command line; say on stderr what failed."""
     try:
         check_stdout()
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name=_NAME, standalone_mode=False)
         # here, where it can still be said that it failed
         sys.stdout.flush()
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.ClickException as exc:
         exc.show()
+        _print_as_json(_usage_error(exc))
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted: no result was written; engines and measurements that were finished stay")
@@ -102,6 +104,13 @@ def _exit_code() -> int:
         _say("this is a bug in bitswitch-deploy: please report it with the lines above")
         return EXIT_BUG
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _usage_error(error: click.ClickException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else _NAME
+    allowed, do = "what its help lists", f"read `{command} --help`"
+    return UsageError(where=command, got=error.format_message(), allowed=allowed, do=do)
 
 
 def _print_as_json(error: BitswitchError) -> None:

@@ -81,7 +81,9 @@ class Outlet:
     as_json: bool
 
     def write(self, *, html: Callable[[], str], json: Callable[[], str], text: Callable[[], None]) -> None:
-        """Render what is wanted: `html` for the page, `json` or else `text` for stdout, which `text` prints itself.
+        """Render what is wanted: `html` for the page; then for stdout `json`, or else `text`, which prints itself.
+
+        A command writes its other files before: a reader of stdout gets the result or an error, never both.
 
         Raises:
             OutputError: the page cannot be written.

@@ -102,6 +102,23 @@ def test_a_network_that_lost_a_class_has_regressed(run: Run, repository: Path, m
     assert run("check", "--max-drop", "50").code == 0
 
 
+def test_a_step_summary_that_cannot_be_written_keeps_the_verdict(
+    run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_tensors(repository / "digits.safetensors", _forget_three)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(repository))
+    outcome = run("check", "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["schema"] == "bitswitch-check/1"
+    assert outcome.err == f"warning: GITHUB_STEP_SUMMARY: {repository}: cannot be appended to: Is a directory\n"
+
+
+def test_a_full_disk_gives_one_document(run: Run, repository: Path) -> None:
+    outcome = run("check", "--junit", "/dev/full", "--json")
+    assert outcome.code == json.loads(outcome.out)["exit_code"] == 3
+    assert "/dev/full: cannot be written: No space left on device" in outcome.err
+
+
 def test_a_baseline_that_cannot_be_written_is_refused_before_the_work(run: Run, repository: Path) -> None:
     (repository / "bitswitch.yaml").write_text(CONFIG + "baseline: missing/baseline.json\n")
     (repository / "digits.safetensors").unlink()  # which is never read

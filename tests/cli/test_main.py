@@ -87,6 +87,24 @@ def test_a_failure_is_json_where_json_was_asked_for(run: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("words", "where", "got"),
+    [
+        (("export", "--json", "--nope"), "bitswitch-deploy export", "No such option"),
+        (("verify", "--json"), "bitswitch-deploy verify", "Missing argument"),
+        (("frobnicate", "--json"), "bitswitch-deploy", "No such command"),
+    ],
+)
+def test_wrong_usage_is_json_where_json_was_asked_for(run: Run, words: tuple[str, ...], where: str, got: str) -> None:
+    outcome = run(*words)
+    document = json.loads(outcome.out)
+    assert outcome.code == document["exit_code"] == 2
+    assert (document["schema"], document["kind"]) == ("bitswitch-error/1", "UsageError")
+    assert document["where"] == where
+    assert got in document["got"]
+    assert document["do"] == f"read `{where} --help`"
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("profile", "package", "-o"),
