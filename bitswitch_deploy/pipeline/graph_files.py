@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import onnx
@@ -13,13 +15,16 @@ from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.graph.large_tensors import LargeTensor
 from bitswitch_deploy.graph.model_io import check_file
 from bitswitch_deploy.lowering.lower import lower_reference
-from bitswitch_deploy.master import Master
+from bitswitch_deploy.master import Master, master_name
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.target import Target
 
 GraphRole = Literal["graph", "reference"]
 # Label, and part of the file name, of the float network that every width is compared with.
 REFERENCE = "fp16"
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_ELLIPSIS = re.compile(r"\.{2,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,15 @@ class GraphFile:
     size_bytes: int
     role: GraphRole = "graph"
     is_large: bool = False
+
+
+def graph_stem(master: Path) -> str:
+    """What the files of a package are called: the name of its master, in letters, digits and . _ - only.
+
+    They are paths of the manifest and words of shell scripts, and a master may be called anything.
+    """
+    stem = _ELLIPSIS.sub(".", _UNSAFE.sub("-", master_name(master))).strip(".-")
+    return stem or "network"
 
 
 def write_graph(

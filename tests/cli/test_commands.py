@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,19 @@ def test_export_prints_a_table_on_stdout(run: Run, tmp_path: Path) -> None:
     lines = [line.split() for line in outcome.out.splitlines()]
     assert [line[0] for line in lines if line and line[-1] in ("exact", "approx")] == ["w8", "w2"]
     assert "Not done here" in outcome.out
+
+
+@pytest.mark.parametrize("target", ["x86-cpu", "jetson"])
+@pytest.mark.parametrize("name", [b"ep:10\n(2)", b"caf\xff"])
+def test_a_master_may_be_called_anything(run: Run, tmp_path: Path, target: str, name: bytes) -> None:
+    master = tmp_path / os.fsdecode(name + b".safetensors")
+    master.write_bytes(bundled_master().read_bytes())
+    package = tmp_path / "p"
+    outcome = run("export", "--target", target, "--bits", "4", "--master", master, "--output", package)
+    assert outcome.code == 0
+    assert (package / {b"ep:10\n(2)": "ep-10-2-w4.onnx", b"caf\xff": "caf-w4.onnx"}[name]).is_file()
+    for command in ("verify", "validate", "blame"):
+        assert run(command, package).code == 0
 
 
 def test_export_json_is_the_report(run: Run, tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from bitswitch_deploy.graph.model_io import check_file
 from bitswitch_deploy.graph.stamp import MadeFrom, stamp
 from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import MADE_BY, check_passes
-from bitswitch_deploy.master import Master, master_name, read_master
+from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_engines
 from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, sharing_target
-from bitswitch_deploy.pipeline.graph_files import GraphFile, write_graph, write_reference
+from bitswitch_deploy.pipeline.graph_files import GraphFile, graph_stem, write_graph, write_reference
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.look_at_layers import LayerLook, look_at_layers
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
@@ -88,7 +88,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     master = read_master(request.master)
     data = load_export_data(master, data=request.data, calibration=request.calibration)
     with PackageWriter(request.output, force=request.force) as writer:
-        shared = SharedWeights(writer, master, master_name(request.master)) if request.shared_weights else None
+        shared = SharedWeights(writer, master, graph_stem(request.master)) if request.shared_weights else None
         job = _Job(request=request, master=master, data=data, writer=writer, shared=shared, progress=progress)
         references = _references(job)
         outcomes = [_export_width(job, each) for each in request.widths]
@@ -171,7 +171,7 @@ def _references(job: _Job) -> tuple[GraphFile, ...]:
     if target.engine.name == "onnxruntime":
         return ()
     job.progress.start("deriving the FP16 reference", 1)
-    return (write_reference(job.writer, job.master, master_name(job.request.master), target),)
+    return (write_reference(job.writer, job.master, graph_stem(job.request.master), target),)
 
 
 def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
@@ -189,7 +189,7 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     # before the graph is written: sharing weights uses it up
     look = look_at_layers(master, width.canonical, width.lowered.model, samples) if samples is not None else None
     return _Outcome(
-        graph=_write_graph(job, f"{master_name(request.master)}-{assignment.label}.onnx", width),
+        graph=_write_graph(job, f"{graph_stem(request.master)}-{assignment.label}.onnx", width),
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
         changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
@@ -307,7 +307,7 @@ def _html(
     """The page about the package; of its files all that are listed so far but the results, which hold a time."""
     looks = [outcome.look for outcome in outcomes if outcome.look is not None]
     content = HtmlContent(
-        title=f"{master_name(request.master)} for {report.target}",
+        title=f"{graph_stem(request.master)} for {report.target}",
         export=report,
         parts=tuple((each.label, each.n, each.parts) for each in looks),
         codes=tuple((each.label, each.statistics) for each in looks),

@@ -145,7 +145,9 @@ def render_page(
         if tools:
             blocks.append(Paragraph(text=", ".join(f"{name} {version}" for name, version in tools), dim=True))
         shown.append(Section(name="again", title="Make it again", blocks=tuple(blocks)))
-    return _template().render(title=title, facts=Facts(rows=tuple(about)), sections=shown)
+    text = _template().render(title=title, facts=Facts(rows=tuple(about)), sections=shown)
+    # the name of a file may hold bytes that are no text
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @cache
