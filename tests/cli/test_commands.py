@@ -131,6 +131,20 @@ def test_verify_sees_a_flipped_bit(run: Run, package: Path) -> None:
     assert run("validate", package).code == 1
 
 
+def test_a_file_that_nobody_exported_is_for_verify_alone(run: Run, package: Path) -> None:
+    (package / ".DS_Store").write_bytes(b"")
+    assert run("validate", package).code == 0
+    assert run("profile", package, "--turns", 6, "--latency-table", package / "table.json").code == 0
+    assert run("profile", package, "--turns", 6).code == 0
+    outcome = run("verify", package)
+    assert outcome.code == 1
+    assert re.findall(r"unexpected +(\S+)", outcome.out) == [".DS_Store", "table.json"]
+    next(package.glob("*.onnx")).unlink()
+    outcome = run("validate", package)
+    assert outcome.code == 1
+    assert "w4.onnx (missing)\n" in outcome.err
+
+
 def test_build_of_rtx_engines_and_refusal_for_onnxruntime(run: Run, package: Path, tmp_path: Path) -> None:
     assert run("build", package).code == 2
     assert run("export", "--target", "rtx", "--bits", "8", "--output", tmp_path / "rtx").code == 0
