@@ -40,10 +40,10 @@ def faults(parts: Iterable[CutError]) -> tuple[Suspect, ...]:
 
 
 def sensitive_layer(layers: Sequence[LayerError], statistics: Iterable[LayerStatistics]) -> tuple[Suspect, ...]:
-    """The first layer whose own error is far above the usual one, with the likely cause; none if none stands out."""
+    """The layer of the largest own error, if that is far above the usual one, with its likely cause; else none."""
     usual = median(each.isolated.sqnr_db for each in layers) if layers else 0.0
-    found = next((each for each in layers if each.isolated.sqnr_db < usual - _STANDS_OUT_DB), None)
-    if found is None or not math.isfinite(found.isolated.sqnr_db):
+    found = min(layers, key=lambda each: each.isolated.sqnr_db, default=None)
+    if found is None or not -math.inf < found.isolated.sqnr_db < usual - _STANDS_OUT_DB:
         return ()
     (own,) = [each for each in statistics if each.layer == found.layer]
     what, do = likely_cause(own)

@@ -44,12 +44,12 @@ def _error(name: str, alone_db: float) -> LayerError:
     return LayerError(layer=name, bits=2, isolated=output, cumulative=output)
 
 
-def test_the_first_layer_that_stands_out() -> None:
+def test_the_layer_that_stands_out_most() -> None:
     errors = [_error("a", 20), _error("b", 12), _error("c", 21), _error("d", 8), _error("e", 22)]
     statistics = [replace(LAYER, layer=each.layer) for each in errors]
     (suspect,) = sensitive_layer(errors, statistics)
-    assert (suspect.kind, suspect.layer, suspect.where) == ("sensitive", "b", "b at 2 bits")
-    assert "6 x the noise" in suspect.what
+    assert (suspect.kind, suspect.layer, suspect.where) == ("sensitive", "d", "d at 2 bits")
+    assert "16 x the noise" in suspect.what
 
 
 @pytest.mark.parametrize("levels", [(20, 19, 21, 18), (math.inf, math.inf), (12,), ()])
