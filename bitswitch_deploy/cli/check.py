@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH, FiniteRange
 from bitswitch_deploy.cli.options import Outlet, command_line, outlet_options, progress_bar
 from bitswitch_deploy.gate.config import DEFAULT_NAME, CheckConfig, read_config
 from bitswitch_deploy.gate.executors import local_executor, ray_executor
@@ -30,9 +30,11 @@ _CACHE = ".bitswitch-cache"
 @click.command("check")
 @click.argument("config", type=PATH, default=Path(DEFAULT_NAME))
 @click.option("--update-baseline", is_flag=True, help="Record what comes out as the baseline, and judge nothing.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="What a case may lose.  [default: the configuration's]")
 @click.option(
-    "--effect", type=float, metavar="POINTS", help="What must not be missed beyond that.  [default: likewise]"
+    "--max-drop", type=FiniteRange(), metavar="POINTS", help="What a case may lose.  [default: the configuration's]"
+)
+@click.option(
+    "--effect", type=FiniteRange(), metavar="POINTS", help="What must not be missed beyond that.  [default: likewise]"
 )
 @click.option("--require-proof", is_flag=True, help="Exit with 1 as well where there are too few samples to tell.")
 @click.option("--junit", type=OUTPUT_FILE, metavar="FILE", help="Write the cases as JUnit XML as well.")

@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
-from bitswitch_deploy.cli.option_types import PATH
+from bitswitch_deploy.cli.option_types import PATH, FiniteRange
 from bitswitch_deploy.cli.options import (
     DEFAULT_BITS,
     chosen_widths,
@@ -47,7 +47,7 @@ from bitswitch_deploy.report.table import print_report
 )
 @click.option(
     "--min-agreement",
-    type=click.FloatRange(min=0, max=100),
+    type=FiniteRange(min=0, max=100),
     metavar="PERCENT",
     help="Samples with the trained network's prediction that an approximation must leave, whatever labels say.  "
     "[default: the target's, or less where labels exclude that top-1 falls by the rest to 100]",

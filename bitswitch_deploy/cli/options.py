@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH, FiniteRange
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
@@ -48,7 +48,7 @@ data_option = click.option(
 )
 max_drop_option = click.option(
     "--max-drop",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=1.0,
     show_default=True,
     metavar="POINTS",

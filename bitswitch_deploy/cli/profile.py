@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH, FiniteRange
 from bitswitch_deploy.cli.options import (
     Outlet,
     chosen_device,
@@ -43,7 +43,7 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option(
     "--duration",
     "duration_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="SECONDS",
     help="Time for each candidate, instead of --turns.  [default: what the target's profile asks for, 20 or 30]",
 )

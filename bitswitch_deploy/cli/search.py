@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bitswitch_deploy.catalogue import bundled_master
-from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH
+from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH, FiniteRange
 from bitswitch_deploy.cli.options import Outlet, command_line, data_option, outlet_options, progress_bar
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.pipeline.inputs import parse_bits
@@ -37,7 +37,7 @@ _CACHE = ".bitswitch-search"
 @click.option("--latency-table", "tables", multiple=True, type=PATH, metavar="FILE", help="Written by `profile`.")
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     metavar="POINTS",
     help="Find the cheapest assignment that loses no more points than this.  [default: 1.0 without --budget]",
 )
