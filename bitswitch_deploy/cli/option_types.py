@@ -22,7 +22,17 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-class _OutputFile(click.Path):
+class _Path(click.Path):
+    """A path. An empty one, as of a variable that is not set, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; click refuses what is none."""
+        if value == "":
+            self.fail("it is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _OutputFile(_Path):
     """A file to write when the work is done, which is too late to learn that it cannot be written."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -36,5 +46,5 @@ class _OutputFile(click.Path):
         return path
 
 
-PATH = click.Path(path_type=Path)
+PATH = _Path(path_type=Path)
 OUTPUT_FILE = _OutputFile(path_type=Path)

@@ -116,7 +116,7 @@ def chosen_widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[W
         MasterError: the master is damaged, which says what is highest.
     """
     if mixed is None:
-        return parse_bits(bits or DEFAULT_BITS)
+        return parse_bits(DEFAULT_BITS if bits is None else bits)
     assignment = read_mixed(mixed, highest=read_master(master).spec.bits)
     if not assignment.overrides:
         raise UsageError(
@@ -125,7 +125,7 @@ def chosen_widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[W
             allowed="at least one layer -> width",
             do="use --bits for uniform widths",
         )
-    return (*(parse_bits(bits) if bits else ()), assignment)
+    return (*(() if bits is None else parse_bits(bits)), assignment)
 
 
 def command_line() -> tuple[str, ...]:

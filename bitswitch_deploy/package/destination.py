@@ -31,8 +31,9 @@ def check_destination(destination: Path, *, force: bool) -> None:
     try:
         if not os.path.lexists(destination):
             return
-        if destination.parent == destination or not stat.S_ISDIR(destination.lstat().st_mode):
-            got = "exists and is not a folder" if destination.parent != destination else "is the root folder"
+        is_root = os.path.abspath(destination) == os.path.abspath(os.sep)
+        if is_root or not stat.S_ISDIR(destination.lstat().st_mode):
+            got = "is the root folder" if is_root else "exists and is not a folder"
             raise _refusal(destination, got, "a new folder", "choose another destination")
         if not any(destination.iterdir()):
             return

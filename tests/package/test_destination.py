@@ -85,6 +85,17 @@ def test_files_links_and_the_root_are_refused(tmp_path: Path, force: bool, expor
         check_destination(Path("/"), force=force)
 
 
+def test_the_current_folder_is_no_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Callable[..., Path]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    check_destination(Path(), force=False)
+    monkeypatch.chdir(export(tmp_path / "package"))
+    with pytest.raises(UsageError, match="holds a package"):
+        check_destination(Path(), force=False)
+
+
 def test_a_place_that_cannot_be_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
