@@ -62,9 +62,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name=_NAME)
 def cli() -> None:
-    r"""One int8 master, every bit-width, every target: derive, lower, build, validate and package.
+    """One int8 master, every bit-width, every target: derive, lower, build, validate and package.
 
-    \b
     Exit codes: 0 done; 1 a check failed (accuracy, latency, hashes, --strict, lint, blame, search, doctor); 2 wrong
     usage; 3 bad input file or output that cannot be written; 4 target, engine or optional package not here, busy, or
     out of memory or time; 70 a bug; 130, 143 interrupted, terminated; 141 nobody reads stdout any more.

@@ -18,6 +18,8 @@ def test_help_lists_every_command_and_the_exit_codes(run: Run) -> None:
     assert outcome.code == 0
     assert all(f"  {name} " in outcome.out for name in COMMANDS)
     assert "70 a bug" in outcome.out
+    assert "\\" not in outcome.out
+    assert all(len(line) <= 80 for line in outcome.out.splitlines())
 
 
 def test_help_imports_nothing_heavy() -> None:
