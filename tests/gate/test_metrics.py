@@ -159,6 +159,31 @@ def test_what_a_function_returns_is_checked(tmp_path: Path, body: str, message: 
         metric.measure(np.ones((2, 1), np.float32), None, None)
 
 
+def test_what_a_function_raises_is_its_authors(tmp_path: Path) -> None:
+    text = "import numpy as np\ndef score(outputs, labels):\n    return np.reshape(outputs, (3, 3))\n"
+    metric = find_metric(_module(tmp_path, "own_metric_raising", text), folder=tmp_path)
+    with pytest.raises(
+        DataError, match=r"own_metric_raising\.py, line 3: ValueError: .*\n.*\n  do: correct the function"
+    ):
+        metric.measure(np.ones((2, 1), np.float32), None, None)
+    metric = find_metric(_module(tmp_path, "own_metric_of_one", "def score(outputs): ...\n"), folder=tmp_path)
+    with pytest.raises(DataError, match=r": TypeError: score\(\) takes 1 positional argument"):
+        metric.measure(np.ones((2, 1), np.float32), None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ny = 1 / 0\n", r"own_metric_\d+\.py, line 2: ZeroDivisionError: division by zero"),
+        ("def score(outputs, labels)\n", r"SyntaxError: .*own_metric_\d+\.py, line 1"),
+    ],
+)
+def test_a_module_that_fails_is_its_authors(tmp_path: Path, text: str, message: str) -> None:
+    name = _module(tmp_path, f"own_metric_{abs(hash(text))}", text)
+    with pytest.raises(UsageError, match=f"the module cannot be imported: .*{message}"):
+        find_metric(name, folder=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["no_such_module:score", "json:no_such_function", ":score", "json:"])
 def test_a_function_that_is_not_there(name: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be imported|has no function"):

@@ -13,13 +13,14 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows
 
 
@@ -27,7 +28,7 @@ class UserFunction(Metric):
     """The mean over samples of what the function returns, in its own unit.
 
     Raises:
-        UsageError: there is no such module or function.
+        UsageError: there is no such module or function, or it cannot be imported.
     """
 
     unit: ClassVar[str] = "units"
@@ -36,6 +37,7 @@ class UserFunction(Metric):
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
+        self._folder = folder
         self._function, self._sha256 = _load(name, folder)
 
     @property
@@ -43,7 +45,15 @@ class UserFunction(Metric):
         return f"{self.name} sha256 {self._sha256}"
 
     def measure(self, outputs: Outputs, labels: Labels | None, reference: Outputs | None) -> Rows:
-        scores = np.asarray(self._function(outputs, labels))
+        try:
+            scores = np.asarray(self._function(outputs, labels))
+        except Exception as exc:  # it is not ours: what it raises is its author's to mend
+            raise DataError(
+                where=f"metric {self.name}",
+                got=_failure(exc, self._folder),
+                allowed="a function that takes outputs [n, ...] and labels, and returns n numbers",
+                do="correct the function",
+            ) from exc
         if scores.shape != (len(outputs),) or scores.dtype.kind not in "biuf":
             got = f"{scores.dtype} of shape {list(scores.shape)} for {len(outputs)} samples"
             raise self.misfit(got, f"numbers of shape [{len(outputs)}], one for each sample; higher is better")
@@ -62,12 +72,20 @@ def _load(name: str, folder: Path) -> tuple[Callable[..., Any], str]:
     try:
         module = importlib.import_module(module_name)
         source = Path(inspect.getfile(module)).read_bytes()
-    except (ImportError, TypeError, ValueError, OSError) as exc:
-        raise _refusal(name, f"the module cannot be imported: {exc}") from exc
+    except Exception as exc:  # importing a module runs it
+        raise _refusal(name, f"the module cannot be imported: {_failure(exc, folder)}") from exc
     function = getattr(module, function_name, None)
     if not callable(function):
         raise _refusal(name, f"{module_name} has no function {function_name!r}")
     return function, hashlib.sha256(source).hexdigest()
+
+
+def _failure(error: Exception, folder: Path) -> str:
+    """What went wrong, and the last line that ran of a file in `folder`, where one did."""
+    text, here = f"{type(error).__name__}: {error}", folder.resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).resolve().parent == here]
+    return f"{own[-1].filename}, line {own[-1].lineno}: {text}" if own else text
 
 
 def _refusal(name: str, got: str) -> UsageError:
@@ -75,5 +93,5 @@ def _refusal(name: str, got: str) -> UsageError:
         where=f"metric {name}",
         got=got,
         allowed="MODULE:FUNCTION, importable from the folder of the configuration or installed",
-        do="correct the name, or install the module",
+        do="correct the name or the module, or install it",
     )
