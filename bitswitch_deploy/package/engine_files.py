@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -50,11 +51,12 @@ def engine_file(package: Path, manifest: Manifest, graph: FileEntry, loader: Loa
     for entry in manifest.files:
         if entry.role == "engine" and entry.label == graph.label:
             return EngineFile(path=entry.path, entry=entry, record=_record(package / entry.path, loader, trust=True))
+    command = f"bitswitch-deploy build {shlex.quote(str(package))}"
     raise UnavailableError(
         where=str(package / built),
         got=f"the engine of {graph.label or graph.path} is not built",
         allowed="an engine for each width",
-        do=f"build it on the machine that runs it, or with --device: bitswitch-deploy build {package}",
+        do=f"build it on the machine that runs it, or with --device: {command}",
     )
 
 

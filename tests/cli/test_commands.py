@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,19 @@ def test_export_prints_a_table_on_stdout(run: Run, tmp_path: Path) -> None:
     lines = [line.split() for line in outcome.out.splitlines()]
     assert [line[0] for line in lines if line and line[-1] in ("exact", "approx")] == ["w8", "w2"]
     assert "Not done here" in outcome.out
+
+
+def test_commands_to_copy_are_quoted(run: Run, tmp_path: Path) -> None:
+    package = tmp_path / "jet's son"
+    outcome = run("export", "--target", "jetson", "--bits", "4", "--output", package, "--json")
+    (not_done,) = json.loads(outcome.out)["not_done"]
+    words = shlex.split(not_done["command"])
+    assert words[:5] == ["scp", "-r", str(package), "BOARD:", "&&"]
+    # what ssh hands to the shell of the board
+    assert shlex.split(" ".join(words[7:])) == ["sh", f"{package.name}/build_on_device.sh"]
+    assert f"`sh {shlex.quote(str(package / 'build_on_device.sh'))}`" in run("build", package).err
+    hint = run("profile", package, "--engine", "tensorrt").err
+    assert f"bitswitch-deploy profile {shlex.quote(package.name)} (or" in hint
 
 
 @pytest.mark.parametrize("target", ["x86-cpu", "jetson"])

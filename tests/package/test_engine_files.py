@@ -73,7 +73,7 @@ def test_an_engine_that_is_nowhere_is_built_with_this_command(
     graph = replace(GRAPH, label=None)
     message = (
         r"on_device/net-w4\.engine: the engine of graphs/net-w4\.onnx is not built\n(.|\n)*"
-        rf"or with --device: bitswitch-deploy build {tmp_path}"
+        rf"or with --device: bitswitch-deploy build '{tmp_path} 2'"
     )
     with pytest.raises(UnavailableError, match=message):
-        engine_file(tmp_path, manifest_of((graph,)), graph, LOADER)
+        engine_file(Path(f"{tmp_path} 2"), manifest_of((graph,)), graph, LOADER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -144,7 +145,7 @@ def _checked_module(request: BuildRequest, target: Target) -> Module:
             where=str(request.package),
             got=reason,
             allowed="the target's own board with its TensorRT, or a host that has the engine's package",
-            do=f"run it there, or `sh {request.package}/{SCRIPT}` where only trtexec is installed",
+            do=f"run it there, or `sh {shlex.quote(str(request.package / SCRIPT))}` where only trtexec is installed",
         )
     return engine_module(target)
 

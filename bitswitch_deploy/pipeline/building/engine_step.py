@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,9 +116,11 @@ def why_not_here(target: Target, root: Path = Path("/")) -> str | None:
 
 def _not_done(destination: Path, target: Target, reason: str) -> tuple[NotDone, ...]:
     if target.engine.build == "on_device":
-        command = f"scp -r {destination} BOARD: && ssh BOARD sh {destination.name}/{SCRIPT}"
+        # two shells read the path on the board: this one, and the one there
+        script = shlex.quote(shlex.quote(f"{destination.name}/{SCRIPT}"))
+        command = f"scp -r {shlex.quote(str(destination))} BOARD: && ssh BOARD sh {script}"
     else:
-        command = f"pip install 'bitswitch-deploy[rtx]' && bitswitch-deploy build {destination}"
+        command = f"pip install 'bitswitch-deploy[rtx]' && bitswitch-deploy build {shlex.quote(str(destination))}"
     return (NotDone(what=f"{target.engine.name} engines", why=reason, command=command),)
 
 

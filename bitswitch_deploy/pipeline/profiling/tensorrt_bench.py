@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -106,6 +107,6 @@ def _version(module: Module, package: Path) -> str:
             where=f"--engine {module}",
             got=f"no {module} on this machine: {exc.got}",
             allowed=f"a machine that runs {module}",
-            do=f"copy the package to the board, and there: bitswitch-deploy profile {package.name}"
+            do=f"copy the package to the board, and there: bitswitch-deploy profile {shlex.quote(package.name)}"
             " (or time the graphs on this processor: --engine onnxruntime)",
         ) from exc
