@@ -31,10 +31,13 @@ def print_validation(
     judged = {(verdict.label, verdict.hop): verdict for verdict in verdicts}
     hops = [hop for each in result.widths for hop in each.hops]
     page.table(_COLUMNS, [_cells(hop, judged.get((hop.label, hop.hop))) for hop in hops])
-    notes = [(f"{verdict.label} {verdict.hop}", verdict.reason) for verdict in verdicts if verdict.verdict != "ok"]
-    if notes:
-        page.section("Not ok")
-        page.pairs(notes)
+    for kind, title in (("failed", "Failed"), ("not judged", "Not judged")):
+        reasons = [
+            (f"{verdict.label} {verdict.hop}", verdict.reason) for verdict in verdicts if verdict.verdict == kind
+        ]
+        if reasons:
+            page.section(title)
+            page.pairs(reasons)
 
 
 def _cells(hop: HopResult, verdict: Verdict | None) -> list[tuple[str, str]]:
