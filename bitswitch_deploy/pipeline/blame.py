@@ -23,7 +23,7 @@ from bitswitch_deploy.lowering.approximation import EXPORTED
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
-from bitswitch_deploy.pipeline.inputs import load_export_data
+from bitswitch_deploy.pipeline.inputs import load_export_data, load_test_samples
 from bitswitch_deploy.pipeline.look_at_layers import batch_size
 from bitswitch_deploy.pipeline.lower_width import lower_width
 from bitswitch_deploy.pipeline.package_master import package_master
@@ -130,7 +130,7 @@ def _blame(
 ) -> BlameResult:
     batch = master.spec.inputs[0].shape[0] if master.spec.inputs[0].shape else None
     whole = -(-samples // batch) * batch if isinstance(batch, int) else samples
-    test = load_export_data(master, data=data, calibration=None, samples=whole).test
+    test = load_test_samples(master, data, limit=whole)
     if test is None:
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
     if test.n % (test.fixed_batch or 1):

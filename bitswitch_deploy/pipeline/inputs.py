@@ -18,11 +18,11 @@ DEFAULT_KEY = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportData:
-    """Data sets of one export, None where there are none; `note` says what the choice of calibration samples means."""
+    """Data sets of one export, None where there are none; calibrates_on_test: they are the same samples."""
 
     test: Dataset | None
     calibration: Dataset | None
-    note: str = ""
+    calibrates_on_test: bool = False
 
 
 def load_export_data(
@@ -35,16 +35,27 @@ def load_export_data(
     Raises:
         DataError: a data set is damaged or does not fit the master.
     """
+    bundled = bundled_samples(master)[1]
+    calibrates_on_test = calibration is None and bundled is None and data is not None
+    train = data if calibrates_on_test else bundled.train if bundled else None
+    return ExportData(
+        test=load_test_samples(master, data, limit=samples),
+        calibration=load_samples(master, calibration or train, limit=CALIBRATION_SAMPLES),
+        calibrates_on_test=calibrates_on_test,
+    )
+
+
+def load_test_samples(master: Master, data: Path | None, *, limit: int | None = None) -> Dataset | None:
+    """The samples at `data` to validate on, else the bundled ones that the master's accuracies name.
+
+    limit: how many, evenly spaced over the data set; None takes all.
+
+    Raises:
+        DataError: the data set is damaged or does not fit the master.
+    """
     name, bundled = bundled_samples(master)
-    note = ""
-    if calibration is None and bundled is None and data is not None:
-        calibration = data
-        note = "residual ranges were calibrated on the validation data: name other samples with --calibration"
-    test = load_samples(master, data or (bundled.test if bundled else None), limit=samples)
-    calibrating = load_samples(master, calibration or (bundled.train if bundled else None), limit=CALIBRATION_SAMPLES)
-    if test is not None and data is None:
-        test = replace(test, name=f"{name} test split")
-    return ExportData(test=test, calibration=calibrating, note=note)
+    test = load_samples(master, data or (bundled.test if bundled else None), limit=limit)
+    return replace(test, name=f"{name} test split") if test is not None and data is None else test
 
 
 def bundled_samples(master: Master) -> tuple[str, SampleSet | None]:

@@ -98,7 +98,7 @@ def lower_width(
     return LoweredWidth(
         canonical=canonical,
         lowered=lowered,
-        changes=(*_untrained(canonical), *changes, *verdicts, *lowered.changes),
+        changes=(*_untrained(canonical), *changes, *_calibration(lowered, data), *verdicts, *lowered.changes),
         result=result if data.test else None,
     )
 
@@ -185,6 +185,13 @@ def observe_ranges(canonical: CanonicalGraph, tensors: tuple[str, ...], samples:
         for name, observer in observers.items():
             observer.observe(results[name])
     return {name: observer.result() for name, observer in observers.items()}
+
+
+def _calibration(lowered: LoweredGraph, data: ExportData) -> list[Change]:
+    if not data.calibrates_on_test or not lowered.approximations & CALIBRATED:
+        return []
+    what = "calibrated on the validation data, name other samples with --calibration"
+    return [Change(by="calibration", where="ranges that were not trained", what=what, exact=True)]
 
 
 def _untrained(canonical: CanonicalGraph) -> list[Change]:

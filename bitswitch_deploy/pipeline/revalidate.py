@@ -13,7 +13,7 @@ from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.inputs import load_export_data
+from bitswitch_deploy.pipeline.inputs import load_test_samples
 from bitswitch_deploy.pipeline.package_master import package_master
 from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
@@ -48,7 +48,7 @@ def revalidate(
     """
     manifest = checked_manifest(package)
     loaded = package_master(manifest, master)
-    test = load_export_data(loaded, data=data, calibration=None).test
+    test = load_test_samples(loaded, data)
     if test is None:
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
     profile = package_target(manifest, target)

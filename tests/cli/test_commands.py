@@ -8,12 +8,15 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set, target_names
 from bitswitch_deploy.master import assemble_master, read_master, write_master
+from bitswitch_deploy.pipeline import inputs
+from bitswitch_deploy.validation.dataset import Dataset, load_dataset
 from tests.conftest import Run
 
 
@@ -126,6 +129,23 @@ def test_validate_measures_a_package_again(run: Run, package: Path) -> None:
     document = json.loads(run("validate", package, "--json").out)
     exported = json.loads((package / "results.json").read_text())
     assert document["result"]["widths"][0]["hops"] == exported["widths"][0]["hops"]
+
+
+@pytest.mark.parametrize("command", ["validate", "blame"])
+def test_data_to_validate_on_are_read_once(
+    run: Run, package: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def load(path: Path, **options: Any) -> Dataset:
+        read.append(path)
+        return load_dataset(path, **options)
+
+    monkeypatch.setattr(inputs, "load_dataset", load)
+    assert run(command, package).code == 0
+    samples = sample_set("digits")
+    assert samples is not None
+    assert read == [samples.test]
 
 
 def test_validate_refuses_another_master(run: Run, package: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_graph_names_what_it_makes_use_of(master: Master, data: ExportData, bi
 
 def test_labels_of_calibration_samples_do_not_count(master: Master, data: ExportData) -> None:
     """The network may have been trained with them."""
-    calibrated = ExportData(test=None, calibration=data.test, note="")
+    calibrated = ExportData(test=None, calibration=data.test)
     width, _ = lowered(master, calibrated, ALL, bits=2, least=99, by_labels=True)
     first, exact = said(width)[0]
     assert first.endswith("99 % is the limit (--min-agreement)")
@@ -272,7 +272,7 @@ def test_half_layers_are_given_up_before_residual_codes(master: Master, data: Ex
 
 def test_without_calibration_samples(master: Master, data: ExportData) -> None:
     """What needs ranges is left out, and said to be; the rest is judged on the test samples."""
-    width, tried = lowered(master, ExportData(test=data.test, calibration=None, note=""), ALL, least=0)
+    width, tried = lowered(master, ExportData(test=data.test, calibration=None), ALL, least=0)
     assert tried == [{ROUNDED, FULL, SIGNED}]
     first, second = said(width)
     assert first[0].endswith("left out: no calibration samples")
@@ -282,7 +282,7 @@ def test_without_calibration_samples(master: Master, data: ExportData) -> None:
 
 
 def test_without_any_samples_nothing_is_judged(master: Master) -> None:
-    width, tried = lowered(master, ExportData(test=None, calibration=None, note=""), EXPORTED, least=100.001)
+    width, tried = lowered(master, ExportData(test=None, calibration=None), EXPORTED, least=100.001)
     assert tried == [{ROUNDED}]
     assert width.result is None
     assert said(width) == [
@@ -308,9 +308,7 @@ def test_without_a_limit_what_is_wanted_stays_unjudged(master: Master, data: Exp
 
 
 def test_without_test_samples_the_calibration_samples_decide(master: Master, data: ExportData) -> None:
-    width, tried = lowered(
-        master, ExportData(test=None, calibration=data.calibration, note=""), EXPORTED, least=100.001
-    )
+    width, tried = lowered(master, ExportData(test=None, calibration=data.calibration), EXPORTED, least=100.001)
     assert tried[0] == ON_CPU
     assert tried[-1] == EXACT
     assert width.result is None

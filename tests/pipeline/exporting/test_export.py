@@ -223,8 +223,12 @@ def test_own_data_without_calibration_samples_is_reported(tmp_path: Path) -> Non
         assemble_master(spec=replace(master.spec, accuracy=other), tensors=master.tensors, skeleton=master.skeleton),
         path,
     )
-    report = export_to(tmp_path / "p", "jetson", master=path, data=samples.test, widths=WIDTHS[:1]).report
-    assert "calibrated on the validation data" in report.note
+    options = {"master": path, "data": samples.test, "widths": WIDTHS[:1]}
+    said = "ranges that were not trained: calibrated on the validation data, name other samples with --calibration"
+    assert said in export_to(tmp_path / "p", "jetson", **options).report.widths[0].changes
+    for name, others in (("strict", {"strict": True}), ("named", {"calibration": samples.train})):
+        (row,) = export_to(tmp_path / name, "jetson", **options, **others).report.widths
+        assert "validation data" not in " ".join(row.changes)
 
 
 @pytest.mark.parametrize(("least", "kept"), [(None, True), (99.5, False)])
