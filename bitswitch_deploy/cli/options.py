@@ -112,7 +112,8 @@ def chosen_widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[W
     """The widths of `--bits` and `--mixed`: the usual four where neither is given, a mixed one alone without `--bits`.
 
     Raises:
-        UsageError: one of them is not what it should be.
+        UsageError: `bits` is no list of widths, or `mixed` names no layer.
+        InputFileError: `mixed` cannot be read, or is no object of widths.
         MasterError: the master is damaged, which says what is highest.
     """
     if mixed is None:

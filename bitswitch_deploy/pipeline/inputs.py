@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitswitch_deploy.catalogue import SampleSet, sample_set
-from bitswitch_deploy.errors import DataError, UsageError
+from bitswitch_deploy.errors import DataError, InputFileError, UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset, load_dataset
@@ -116,19 +116,20 @@ def read_mixed(path: Path, *, highest: int) -> WidthAssignment:
     """A JSON object of layer -> width; `*` names the width of all layers that are not in it, else it is `highest`.
 
     Raises:
-        UsageError: the file cannot be read or is not such an object.
+        InputFileError: the file cannot be read or is not such an object.
     """
 
-    def refusal(got: str) -> UsageError:
+    def refusal(got: str) -> InputFileError:
         allowed = f'an object such as {{"layer1.0.conv1": 4, "{DEFAULT_KEY}": 8}} with widths {MIN_BITS}..{MAX_BITS}'
-        return UsageError(where=f"--mixed {path}", got=got, allowed=allowed, do="correct the file")
+        return InputFileError(where=str(path), got=got, allowed=allowed, do="correct the file")
 
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(1 << 20)
         widths = json.loads(text, object_pairs_hook=_unique)
     except (OSError, ValueError, RecursionError) as exc:
-        raise refusal(f"cannot be read: {exc}") from exc
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise refusal(f"cannot be read: {reason}") from exc
     if not isinstance(widths, dict) or not widths:
         raise refusal(f"{type(widths).__name__}, empty or not an object")
     for name, bits in widths.items():

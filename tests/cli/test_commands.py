@@ -198,6 +198,13 @@ def test_build_of_rtx_engines_and_refusal_for_onnxruntime(run: Run, package: Pat
     assert run("verify", tmp_path / "rtx").code == 0
 
 
+def test_a_file_of_widths_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.json"
+    outcome = run("export", "--target", "jetson", "--mixed", missing, "--output", tmp_path / "p")
+    assert outcome.code == 3
+    assert outcome.err.startswith(f"error: {missing}: cannot be read: No such file or directory\n")
+
+
 def test_shared_weights_are_part_of_the_command_that_makes_it_again(run: Run, tmp_path: Path) -> None:
     words = ("export", "--target", "x86-cpu", "--bits", "4", "--shared-weights", "--output", tmp_path / "p")
     outcome = run(*words)

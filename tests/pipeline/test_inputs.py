@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
 from bitswitch_deploy.tensors import WidthAssignment
 
@@ -50,10 +50,10 @@ def test_mixed_without_a_star_leaves_the_rest_at_the_highest_width(tmp_path: Pat
 def test_mixed_that_is_no_object_of_widths_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mixed.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="an object such as"):
+    with pytest.raises(InputFileError, match="an object such as"):
         read_mixed(path, highest=8)
 
 
 def test_mixed_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(InputFileError, match=r"no\.json: cannot be read: No such file or directory\n"):
         read_mixed(tmp_path / "no.json", highest=8)

@@ -115,7 +115,8 @@ def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterat
     Raises:
         TargetFileError: a profile is damaged, or names a pass that does not exist.
         UnavailableError: no profile describes this machine, which a target means.
-        UsageError: a target or a file of widths is not there, or an approximation that the target cannot make.
+        InputFileError: a file of widths is not there, or does not hold any.
+        UsageError: a target is not there, or an approximation that the target cannot make.
     """
     preprocessing = network.master.spec.preprocessing
     text = json.dumps(asdict(preprocessing) if preprocessing else None, sort_keys=True)
