@@ -101,7 +101,7 @@ def command(
         output=output,
         cache=cache if cache is not None else output.parent / _CACHE,
         budgets=tuple(map(parse_budget, budgets)),
-        widths=tuple(width.default for width in parse_bits(bits)) if bits else None,
+        widths=tuple(width.default for width in parse_bits(bits)) if bits is not None else None,
         workers=Workers(jobs=jobs if jobs is not None else usable_cores(), backend=backend),
         **options,  # type: ignore[arg-type]
     )

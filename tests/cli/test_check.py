@@ -276,8 +276,8 @@ CHANGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str]] = {
     "unfit metric": (_replace("data: data", "metric: miou\ndata: data"), ("--update-baseline",), 3, "metric miou"),
     "class lost": (_recall_of_a_network_without_threes, ("--update-baseline",), 1, "class 3 is never predicted"),
     "bad limit": (lambda _: None, ("--max-drop", "-1"), 2, "max_drop must be 0 or more"),
-    "no limit": (lambda _: None, ("--max-drop", "nan"), 2, "both finite"),
-    "no effect": (lambda _: None, ("--effect", "inf"), 2, "both finite"),
+    "no limit": (lambda _: None, ("--max-drop", "nan"), 2, "not a finite number"),
+    "no effect": (lambda _: None, ("--effect", "inf"), 2, "not a finite number"),
 }
 
 

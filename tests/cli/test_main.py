@@ -64,6 +64,7 @@ def test_version(run: Run) -> None:
         ("export", "--target", "jetson", "--master", ""),
         ("export", "--target", "jetson", "--output", ""),
         ("blame", "--target", "rtx", "--bits", ""),
+        ("search", "--bits", ""),
         ("profile", "package", "--report", ""),
         ("verify", ""),
         ("export", "--target", "jetson", "--frob"),
