@@ -73,15 +73,24 @@ def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[ResidualPoint, ...]:
 
 
 def _float_results(graph: gs.Graph) -> Iterator[gs.Tensor]:
-    """What quantized convolutions hand on in float, behind their BatchNormalization and activation."""
+    """What quantized convolutions hand on in float, behind their BatchNormalization and activation.
+
+    A result that leaves the network, as of each head of a detector, is not among them: it is what the user reads.
+    """
     for node in graph.nodes:
         if node.op != "Conv" or match_weight(node.inputs[1]) is None or not reads_codes(node):
             continue
         result = _behind(graph, node.outputs[0], ("BatchNormalization",))
         if not way_to_codes(graph, result):
             result = _behind(graph, result, _ABSORBED)
-            if result.outputs and not is_output(graph, result):
+            if not _leaves(graph, result):
                 yield result
+
+
+def _leaves(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether an output of the graph has the tensor in it, at most moved and put beside others."""
+    moved = (reader.outputs[0] for reader in tensor.outputs if reader.op in (*_SAME_CODES, "Concat"))
+    return is_output(graph, tensor) or any(_leaves(graph, each) for each in moved)
 
 
 def _behind(graph: gs.Graph, tensor: gs.Tensor, operators: tuple[str, ...]) -> gs.Tensor:

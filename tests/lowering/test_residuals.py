@@ -109,6 +109,7 @@ NETWORK = 'net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "a.weight") => (float[n, 
         ('a = Conv (x, "a.weight") y = Sigmoid (a)', "pinned"),
         ('y = Conv (x, "a.weight")', "unsigned"),
         ('a = Conv (x, "a.weight") y = Relu (a)', "unsigned"),
+        ('a = Conv (x, "a.weight") t = Transpose <perm = [0, 1, 3, 2]> (a) y = Concat <axis = 0> (t, t)', "unsigned"),
     ],
 )
 def test_nothing_to_gain(body: str, activation: str, mode: Mode) -> None:
@@ -122,7 +123,10 @@ def test_nothing_to_gain(body: str, activation: str, mode: Mode) -> None:
         ('a = Conv (x, "a.weight") y = Mul (a, x)', point("a")),
         ('a = Conv (x, "a.weight") y = Add (a, one)', point("a")),
         ('a = Conv (x, "a.weight") s = Sigmoid (a) y = Mul (a, s)', point("a")),
-        ('a = Conv (x, "a.weight") r = Relu (a) y = Concat <axis = 0> (r, x)', point("r", unsigned=True)),
+        (
+            'a = Conv (x, "a.weight") r = Relu (a) c = Concat <axis = 0> (r, x) y = Sigmoid (c)',
+            point("r", unsigned=True),
+        ),
     ],
 )
 def test_what_a_convolution_hands_on_in_float(body: str, coded: ResidualPoint) -> None:
