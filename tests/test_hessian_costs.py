@@ -12,12 +12,13 @@ from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.progress import LINES_WANTED
+from bitswitch_deploy.pipeline.searching.problem import widths_to_choose
 from bitswitch_deploy.search.costs import read_costs
 from tests.graph.masters import build, layer
 
 pytest.importorskip("torch")
 
-from tools.hessian_costs import main, widths_of
+from tools.hessian_costs import main
 
 
 def costs(output: Path, *words: str) -> Result:
@@ -59,7 +60,7 @@ def test_widths_that_are_none(tmp_path: Path, bits: str, message: str) -> None:
 def test_no_width_is_above_that_of_the_master() -> None:
     text = 'net (float[n, 2] x, float[2, 3] "a.weight") => (float[n, 3] y) { y = MatMul (x, "a.weight") }'
     master = build(text, [layer("a", "MatMul")], bits=6, widths=(6, 4))
-    assert widths_of(master, None) == (6, 4)
-    assert widths_of(master, "2,6") == (6, 2)
+    assert widths_to_choose(master, None) == (6, 4)
+    assert widths_to_choose(master, (2, 6)) == (6, 2)
     with pytest.raises(UsageError, match="8 bits from a master of 6 bits"):
-        widths_of(master, "8,6")
+        widths_to_choose(master, (8, 6))

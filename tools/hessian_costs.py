@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.cli.options import progress_bar
-from bitswitch_deploy.errors import BitswitchError, UsageError
+from bitswitch_deploy.errors import BitswitchError
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.master.spec import LayerSpec
 from bitswitch_deploy.pipeline.inputs import load_samples, parse_bits
+from bitswitch_deploy.pipeline.searching.problem import widths_to_choose
 from bitswitch_deploy.quantization import dequantize, derive_codes
 from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts
 from bitswitch_deploy.search.samples import draw_samples
@@ -61,7 +62,7 @@ def main(master: Path | None, output: Path, **options: Any) -> None:
 def write_costs(
     loaded: Master, output: Path, *, recipe: str, data: Path | None, bits: str | None, **options: int
 ) -> None:
-    widths = widths_of(loaded, bits)
+    widths = widths_to_choose(loaded, None if bits is None else [each.default for each in parse_bits(bits)])
     bundled = sample_set("digits")
     pool = load_samples(loaded, data or (bundled.train if bundled else None), limit=None)
     if pool is None or pool.y is None:
@@ -101,19 +102,6 @@ def write_costs(
     for name, trace in traces.items():
         doubt = "" if trace.is_determined else "  undetermined: within two standard errors of 0"
         click.echo(f"{name:28} {trace.trace:12.5g} +- {trace.standard_error:.2g}  ({trace.n_vectors} vectors){doubt}")
-
-
-def widths_of(master: Master, bits: str | None) -> tuple[int, ...]:
-    """The widths of --bits, highest first, else the trained ones."""
-    widths = tuple(sorted((each.default for each in parse_bits(bits)), reverse=True)) if bits else master.spec.widths
-    if widths[0] > master.spec.bits:
-        raise UsageError(
-            where="--bits",
-            got=f"{widths[0]} bits from a master of {master.spec.bits} bits",
-            allowed=f"2..{master.spec.bits}",
-            do="leave the width out",
-        )
-    return widths
 
 
 def network_of(master: Master, model: nn.Module) -> nn.Module:

@@ -28,6 +28,23 @@ class Budgeted:
     checks: tuple[TableCheck, ...]
 
 
+def widths_to_choose(master: Master, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The widths to choose from, highest first; None takes the trained ones.
+
+    Raises:
+        UsageError: one is above the master's own.
+    """
+    widths = tuple(sorted(wanted or master.spec.widths, reverse=True))
+    if widths[0] > master.spec.bits:
+        raise UsageError(
+            where="--bits",
+            got=f"{widths[0]} bits from a master of {master.spec.bits} bits",
+            allowed=f"2..{master.spec.bits}",
+            do="leave the width out",
+        )
+    return widths
+
+
 def layer_groups(master: Master, ties: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Quantized layers in the order of the master; those that a tie names stand together in the place of the first.
 

@@ -26,6 +26,7 @@ from bitswitch_deploy.pipeline.searching.problem import (
     layer_groups,
     make_problem,
     refuse_impossible,
+    widths_to_choose,
 )
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter, is_adapted
@@ -106,7 +107,7 @@ class _Search:
         self._request, self._progress = request, progress
         self._master = read_master(request.master)
         groups = layer_groups(self._master, request.ties)
-        widths = _widths(self._master, request.widths)
+        widths = widths_to_choose(self._master, request.widths)
         self._choices = Choices(groups=groups, widths=(widths,) * len(groups))
         if not groups:
             raise UsageError(
@@ -238,18 +239,6 @@ def _is_of_a_search(path: Path) -> bool:
         return is_adapted(read_master(path))
     except MasterError:
         return False
-
-
-def _widths(master: Master, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
-    widths = tuple(sorted(wanted or master.spec.widths, reverse=True))
-    if widths[0] > master.spec.bits:
-        raise UsageError(
-            where="--bits",
-            got=f"{widths[0]} bits from a master of {master.spec.bits} bits",
-            allowed=f"2..{master.spec.bits}",
-            do="leave the width out",
-        )
-    return widths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
