@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.errors import CheckFailedError, MasterError, UsageError
-from bitswitch_deploy.master import Master, read_master, write_master
+from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.pipeline.searching.data import Sampling, SearchData, load_search_data
@@ -146,7 +146,7 @@ class _Search:
         uniform = [_measured(problem, each, evaluator) for _, each in problem.uniform()]
         wanted = [reference.assignment, *(each.assignment for each in (choice.chosen, *choice.front, *uniform))]
         tested = run_final_test(master, data, wanted, self._progress, criterion=request.criterion)
-        report = _Reporting(request, master, problem, data, tested, uniform, reference).report(choice, table, budgeted)
+        report = _Reporting(request, problem, data, tested, uniform, reference).report(choice, table, budgeted)
         if data.statistics is not None:
             x, _ = data.statistics.read(0, data.statistics.n)
             write_master(BatchNormAdapter(master, x).adapted(choice.chosen.assignment), request.adapted_master)
@@ -261,14 +261,13 @@ class _Reporting:
     def __init__(
         self,
         request: SearchRequest,
-        master: Master,
         problem: Problem,
         data: SearchData,
         tested: TestScores,
         uniform: Sequence[Measurement],
         reference: _Reference,
     ) -> None:
-        self._request, self._master, self._problem = request, master, problem
+        self._request, self._problem = request, problem
         self._data, self._tested, self._uniform, self._reference = data, tested, uniform, reference
         feasible = [each for each in uniform if problem.is_feasible(each.selection)]
         self._best = min(feasible, key=lambda each: each.scores.mean_loss, default=None)
@@ -277,7 +276,7 @@ class _Reporting:
         request, data, chosen = self._request, self._data, choice.chosen
         return SearchReport(
             master_path=str(request.adapted_master if request.reestimate else request.master),
-            master_sha256=self._master.sha256,
+            master_sha256=table.master_sha256,
             output=str(request.output),
             samples=Samples(
                 name=data.name,
