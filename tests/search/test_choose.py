@@ -47,6 +47,20 @@ def test_a_uniform_width_wins_where_predictions_are_wrong() -> None:
     assert all(sum(each.bits_of(name) for name in NAMES) <= 36 for each in asked)
 
 
+def test_a_uniform_width_is_measured_on_all_samples_whatever_the_first_ones_say() -> None:
+    """On the first 512 it is the worst of all, by far, and the best on the 1,536 behind them."""
+    given = problem([(0.0, s, 4.0 * s) for s in (6, 5, 4, 3, 2, 1)], average_row(6, 6, WIDTHS), widths=WIDTHS)
+    late = np.where(np.arange(4 * choose.FIRST_ROUND) < choose.FIRST_ROUND, 10.0, -10.0)
+
+    def measure(wanted: Sequence[WidthAssignment], n: int) -> list[Scores]:
+        uniform = [len({each.bits_of(name) for name in NAMES}) == 1 for each in wanted]
+        losses = [late[:n] if each else np.zeros(n) for each in uniform]
+        return [Scores(loss=loss, right=loss < 1) for loss in losses]
+
+    choice = Chooser(given, measure, len(late)).under_budgets()
+    assert len(set(given.widths(choice.chosen.selection).values())) == 1
+
+
 def test_proposals_that_the_solver_had_no_time_to_prove_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     given = problem([(0.0, s, 4.0 * s) for s in (6, 5, 4, 3, 2, 1)], average_row(6, 5, WIDTHS), widths=WIDTHS)
     measure = measured_by(lambda bits: 1 / bits[0], [])
