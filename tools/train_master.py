@@ -42,7 +42,14 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Decode image files.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or auto: CUDA where there is one.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--fast", is_flag=True, help="Compile the training steps (torch.compile): minutes at first, then faster.")
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="Compile the training steps, on CUDA record them as well: minutes at first, then faster.",
+)
+@click.option(
+    "--save-every", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs from saving to saving."
+)
 @click.option("--keep-state", is_flag=True, help="Leave the state file, for a run of another recipe to go on from.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The master to write.")
 def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: bool, **choices: Any) -> None:
@@ -64,7 +71,7 @@ def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: b
         click.echo(f"error: {exc}", err=True)
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command with --resume goes on from the last epoch", err=True)
+        click.echo("interrupted; the same command with --resume goes on from what was saved last", err=True)
         sys.exit(EXIT_INTERRUPTED)
     if is_first_process():
         if not keep_state:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -62,22 +63,69 @@ class Suspect:
         return next((path for path in bad if path), "loss")
 
 
-def backward(logits: Tensor, target: Tensor, suspect: Suspect, penalty: Tensor | None = None) -> float:
+class Guard(Protocol):
+    """What becomes of a loss, and of gradients, that are not finite."""
+
+    def passed(self, loss: Tensor, is_finite: Tensor, suspect: Suspect) -> Tensor:
+        """The loss to report, a scalar; nobody but an optimizer reads the gradients that came with it."""
+        ...
+
+
+class RaisingGuard:
+    """Reads both at once, so that the message names the layer."""
+
+    def passed(self, loss: Tensor, is_finite: Tensor, suspect: Suspect) -> Tensor:
+        """The loss itself.
+
+        Raises:
+            CheckFailedError: the loss or a gradient is not finite; all replicas raise together.
+        """
+        if not bool(is_finite):
+            if not math.isfinite(value := float(loss)):
+                raise suspect.diverged(suspect.first_bad_layer(), f"loss {value}")
+            named = suspect.model.named_parameters()
+            bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+            raise suspect.diverged(bad[-1] if bad else "all layers together", "a gradient that is not finite")
+        return loss
+
+
+class SkippingGuard:
+    """Reads nothing, for steps that are recorded: from the first bad one on no optimizer moves and losses are NaN.
+
+    Parameters stay as they were, so whoever reads the losses later can take the same step with a `RaisingGuard`.
+
+    Args:
+        optimizers: fused ones, which skip an update while their `found_inf` is not 0.
+        device: of their parameters.
+    """
+
+    def __init__(self, optimizers: Iterable[torch.optim.Optimizer], device: torch.device) -> None:
+        self._failed = torch.zeros((), device=device)
+        for optimizer in optimizers:
+            optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+
+    def passed(self, loss: Tensor, is_finite: Tensor, suspect: Suspect) -> Tensor:
+        """The loss, or NaN."""
+        self._failed.logical_or_(~is_finite)
+        return loss.masked_fill(self._failed > 0, math.nan)
+
+    def forget(self) -> None:
+        """Let the optimizers move again."""
+        self._failed.zero_()
+
+
+def backward(
+    logits: Tensor, target: Tensor, suspect: Suspect, guard: Guard, *, penalty: Tensor | None = None
+) -> Tensor:
     """Add the gradients of the cross entropy of `logits` and of `penalty`; return their sum, the mean over replicas.
 
     Raises:
-        CheckFailedError: the loss or a gradient is not finite; all replicas raise together.
+        CheckFailedError: what `guard` raises.
     """
     loss = F.cross_entropy(logits, target)
     if penalty is not None:
         loss = loss + penalty
-    value = float(averaged(loss.detach()))
-    if not math.isfinite(value):
-        raise suspect.diverged(suspect.first_bad_layer(), f"loss {value}")
     loss.backward()  # type: ignore[no-untyped-call]
-    model = suspect.model
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if not torch.isfinite(nn.utils.get_total_norm(gradients)):
-        bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        raise suspect.diverged(bad[-1] if bad else "all layers together", "a gradient that is not finite")
-    return value
+    value = averaged(loss.detach())
+    norm = nn.utils.get_total_norm([p.grad for p in suspect.model.parameters() if p.grad is not None])
+    return guard.passed(value, value.isfinite() & norm.isfinite(), suspect)

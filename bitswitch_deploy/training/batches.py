@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +63,20 @@ class Augmentation:
 def preprocess(images: Tensor | npt.NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
     """Raw images uint8 [n, H, W, C] to network input float32 [n, C, H, W]: (raw / divide_by - mean) / std."""
     raw = torch.as_tensor(images).permute(0, 3, 1, 2).contiguous().to(torch.float32)
-    mean, std = (torch.tensor(v, device=raw.device).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    mean, std = (_channels(values, raw.device) for values in (preprocessing.mean, preprocessing.std))
     return (raw / preprocessing.divide_by - mean) / std
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A number for each channel, float32 [1, C, 1, 1]; made once, as sending it waits for all that a GPU has to do."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def _sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on a device, without waiting for what the device has to do before."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Order:
@@ -131,7 +144,7 @@ class Batches:
         chosen = self._order.indices(step)
         moves = draw_moves(len(chosen), self._images.shape[1:3], self._augmentation, [self._seed, 1, step])
         rows = self._order.share
-        indices = torch.from_numpy(chosen[rows]).to(self._images.device, non_blocking=True)
+        indices = _sent(chosen[rows], self._images.device)
         images = move(self._images[indices], self._augmentation.shift, tuple(m[rows] for m in moves))
         return Batch(preprocess(images, self._preprocessing), self._labels[indices], indices)
 
@@ -217,7 +230,7 @@ def draw_moves(
 
 def move(images: Tensor, pad: int, moves: tuple[npt.NDArray[np.int64], ...]) -> Tensor:
     """Images uint8 [n, H, W, C], padded by zeros and read at the rows and columns of `draw_moves`; same shape."""
-    rows, columns = (torch.from_numpy(m).to(images.device, non_blocking=True) for m in moves)
+    rows, columns = (_sent(m, images.device) for m in moves)
     padded = F.pad(images, (0, 0, pad, pad, pad, pad))
     samples = torch.arange(len(images), device=images.device)
     return padded[samples[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -20,6 +21,16 @@ Precision = Literal["float32", "bfloat16"]
 Forward = Callable[[Tensor], Tensor]
 
 
+def settle_torch(device: torch.device, *, seed: int, threads: int) -> None:
+    """Make torch repeat itself in this process; on CUDA some operators cannot, and warn."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only finds faults
+    torch.backends.cudnn.allow_tf32 = False  # codes times scales have more bits than TF32 keeps
+    torch.manual_seed(seed)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """How steps are computed.
@@ -27,12 +38,24 @@ class Execution:
     device: where network and data are. precision: of convolutions and matrix products, by autocast; parameters,
         quantizers and losses stay float32. fast: compile the steps and keep weights in channels-last order, faster by a
         third and more (tools/bench/joint_step.py) after minutes of compiling; the sums of floats come in another
-        order, so two runs are equal only when both are compiled.
+        order, so two runs are equal only when both are compiled. On one CUDA device steps are recorded as well
+        (`step_graph`).
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
     fast: bool = False
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether a step becomes one CUDA graph."""
+        return self.fast and self.device.type == "cuda" and replica_count() == 1
+
+    def adam(self, parameters: Iterable[nn.Parameter], rate: float, *, weight_decay: float) -> torch.optim.Adam:
+        """The optimizer of a stage; for steps that are recorded one that keeps all numbers on the device."""
+        if self.records_steps:
+            return torch.optim.Adam(parameters, rate, weight_decay=weight_decay, fused=True, capturable=True)
+        return torch.optim.Adam(parameters, rate, weight_decay=weight_decay)
 
     def place(self, model: nn.Module) -> None:
         """Move a network to the device, in place, with BatchNorm statistics over all replicas."""

@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 Alrs = Literal["none", "eta", "bracket", "bracket_printed"]
 
 
@@ -49,8 +51,10 @@ def alrs_eta(distance: int) -> float:
     return float(5.0 * 10.0 ** -((distance + 1) // 2))
 
 
-def scale_rate(form: Alrs, current: float, *, distance: int, mean_gradient: float = 0.0) -> float:
-    """Learning rate of the scales `distance` bits below the highest width.
+def scale_rate(
+    form: Alrs, current: float | Tensor, *, distance: int, mean_gradient: float | Tensor = 0.0
+) -> float | Tensor:
+    """Learning rate of the scales `distance` bits below the highest width; a scalar tensor where `current` is one.
 
     Args:
         form: see the module. current: lambda, the schedule's current rate.
@@ -58,8 +62,11 @@ def scale_rate(form: Alrs, current: float, *, distance: int, mean_gradient: floa
     """
     if form == "none":
         return current
+    if form == "eta":
+        return alrs_eta(distance) * current
+    if not isinstance(current, Tensor):
+        mean_gradient = float(mean_gradient)
     if form == "bracket":
         return alrs_eta(distance) * (current * (1.0 - mean_gradient))
-    if form == "bracket_printed":
-        return alrs_eta(distance) * max(current - mean_gradient, 0.0)
-    return alrs_eta(distance) * current
+    left = current - mean_gradient
+    return alrs_eta(distance) * (left.clamp_min(0.0) if isinstance(left, Tensor) else max(left, 0.0))

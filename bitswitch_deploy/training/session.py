@@ -6,7 +6,6 @@ Started by torchrun, the processes share the work; the first one reads and write
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -24,7 +23,7 @@ from bitswitch_deploy.training.batches import Batch, BatchSource, make_batches
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_splits
 from bitswitch_deploy.training.evaluation import MixedAccuracy, draw_subnets, measure_subnets, measure_widths, top1
-from bitswitch_deploy.training.execution import Execution
+from bitswitch_deploy.training.execution import Execution, settle_torch
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text
 from bitswitch_deploy.training.networks import build_network
@@ -66,8 +65,9 @@ class Session:
     checkpoint: trained float weights to start from instead of those of the recipe.
     joint_steps: length of the joint stage in mini-batches, instead of the recipe's epochs.
     threads: of torch; two runs are equal only with the same number.
+    save_every: epochs between two lines of the log, before each of which the run is saved and measured.
     execution: device, precision, compiled or not. workers: processes that decode an image folder.
-    log: file that gets a line for each epoch (`metrics_log`), with the accuracy that it reached.
+    log: file of what the run reached (`metrics_log`).
     """
 
     recipe: Recipe
@@ -76,6 +76,7 @@ class Session:
     resume: bool = False
     checkpoint: Path | None = None
     joint_steps: int | None = None
+    save_every: int = 1
     threads: int = 1
     execution: Execution = field(default_factory=Execution)
     workers: int = 0
@@ -112,18 +113,9 @@ def run_session(session: Session) -> TrainedNetwork:
         UsageError, DataError, CheckpointError: an input that does not fit.
         CheckFailedError: training diverged.
     """
-    _settle_torch(session)
+    settle_torch(session.execution.device, seed=session.recipe.seed, threads=session.threads)
     with joined_replicas(session.execution.device):
         return _run(session)
-
-
-def _settle_torch(session: Session) -> None:
-    """Make torch repeat itself; on CUDA some operators cannot, and warn."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(session.threads)
-    torch.use_deterministic_algorithms(True, warn_only=session.execution.device.type == "cuda")
-    torch.backends.cudnn.allow_tf32 = False  # codes times scales have more bits than TF32 keeps
-    torch.manual_seed(session.recipe.seed)
 
 
 def _run(session: Session) -> TrainedNetwork:
@@ -308,7 +300,7 @@ class _Run:
             start=start,
             stop=total,
             total=total,
-            save_every=batches.per_epoch,
+            save_every=session.save_every * batches.per_epoch,
             seed=recipe.seed,
             loss_limit=None if is_distorted else divergence_limit(self.classes),
         )

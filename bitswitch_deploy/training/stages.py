@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckpointError
 from bitswitch_deploy.tensors import WidthAssignment
-from bitswitch_deploy.training.backward import Suspect, backward
+from bitswitch_deploy.training.backward import Guard, Suspect, backward
 from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.checkpoint import load_state
 from bitswitch_deploy.training.distillation import make_teacher
@@ -21,12 +21,16 @@ from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, is_scale
 from bitswitch_deploy.training.prepare import PreparedNetwork, set_width
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 from bitswitch_deploy.training.recipe import JointSettings, StageSettings
-from bitswitch_deploy.training.schedule import Position, cosine_rate, scale_rate
+from bitswitch_deploy.training.schedule import Position, scale_rate
+from bitswitch_deploy.training.step_graph import Steps
 from bitswitch_deploy.training.weight_average import WeightAverage
 
 
 class Stage(Protocol):
-    """What `trainer.run_stage` drives. losses: what the losses that `step` returns are called."""
+    """What `trainer.run_stage` drives.
+
+    losses: what the losses that `step` returns are called. read_every: how many steps may pass before they are read.
+    """
 
     name: str
     model: nn.Module
@@ -34,12 +38,23 @@ class Stage(Protocol):
     losses: tuple[str, ...]
 
     @property
+    def read_every(self) -> int: ...
+
+    @property
     def result(self) -> nn.Module:
         """The network to measure and export: `model`, or an average of it."""
         ...
 
-    def step(self, batch: Batch, position: Position) -> tuple[float, ...]:
-        """Learn from one mini-batch; returns its losses before the update, means over replicas."""
+    def step(self, batch: Batch, position: Position) -> Tensor:
+        """Learn from one mini-batch; its losses before the update, means over replicas, float32 [len(losses)]."""
+        ...
+
+    def diagnose(self, batch: Batch, position: Position) -> None:
+        """Take a step again whose losses, read later, were not finite.
+
+        Raises:
+            CheckFailedError: the message names the layer.
+        """
         ...
 
     def own_state(self) -> dict[str, Any]:
@@ -66,24 +81,36 @@ class FloatStage:
         self._execution.place(model)
         self.model = model
         self._forward = ForwardPass(model, self._execution)
-        self._rate = settings.learning_rate
-        adam = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        rate = settings.learning_rate
+        adam = self._execution.adam(model.parameters(), rate, weight_decay=settings.weight_decay)
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (adam,)
+        self._steps = Steps(self._learn, self.optimizers, learning_rate=rate, execution=self._execution)
 
     @property
     def result(self) -> nn.Module:
         return self.model
 
-    def step(self, batch: Batch, position: Position) -> tuple[float, ...]:
+    @property
+    def read_every(self) -> int:
+        return self._steps.read_every
+
+    def step(self, batch: Batch, position: Position) -> Tensor:
         """One forward, backward, update.
 
         Raises:
             CheckFailedError: the loss or a gradient is not finite.
         """
+        return self._steps.take(batch, position)
+
+    def diagnose(self, batch: Batch, position: Position) -> None:
+        self._steps.diagnose(batch, position)
+
+    def _learn(self, batch: Batch, _: Position, rate: float | Tensor, guard: Guard) -> Tensor:
         logits = self._forward.fast(batch.inputs)
-        loss = backward(logits, batch.labels, Suspect(self.model, self._execution, batch.inputs, "float"))
-        _update(self.optimizers[0], cosine_rate(self._rate, position.step, position.total))
-        return (loss,)
+        suspect = Suspect(self.model, self._execution, batch.inputs, "float")
+        loss = backward(logits, batch.labels, suspect, guard)
+        _update(self.optimizers[0], rate)
+        return loss.reshape(1)
 
     def own_state(self) -> dict[str, Any]:
         return {}
@@ -120,38 +147,37 @@ class JointStage:
         self._average: WeightAverage | None = None
         scales = [p for name, p in self.model.named_parameters() if is_scale(name)]
         others = [p for name, p in self.model.named_parameters() if not is_scale(name)]
+        rate = settings.learning_rate
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Adam(others, lr=settings.learning_rate, weight_decay=settings.weight_decay),
-            torch.optim.Adam(scales, lr=settings.learning_rate, weight_decay=0.0),
+            self._execution.adam(others, rate, weight_decay=settings.weight_decay),
+            self._execution.adam(scales, rate, weight_decay=0.0),
+        )
+        self._steps = Steps(
+            self._learn,
+            self.optimizers,
+            learning_rate=rate,
+            execution=self._execution,
+            is_recordable=self._is_the_same_in_every_step(),
         )
 
     @property
     def result(self) -> nn.Module:
         return self.model if self._average is None else self._average.model
 
-    def step(self, batch: Batch, position: Position) -> tuple[float, ...]:
+    @property
+    def read_every(self) -> int:
+        return self._steps.read_every
+
+    def step(self, batch: Batch, position: Position) -> Tensor:
         """One update for each width, from high to low, or one for all.
 
         Raises:
             CheckFailedError: at some width the loss or a gradient is not finite.
         """
-        rate = cosine_rate(self._settings.learning_rate, position.step, position.total)
-        forward = self._forward_of_step()
-        target = self._teacher.first_target(batch, position)
-        losses = []
-        for bits in self._widths:
-            set_width(self.model, self._width(bits, position))
-            logits = forward(batch.inputs)
-            suspect = Suspect(self.model, self._execution, batch.inputs, f"{bits} bits")
-            losses.append(backward(logits, target, suspect, self._penalty(bits)))
-            if bits == self._widths[0]:
-                target = self._teacher.next_target(batch, logits.detach(), target)
-            if self._settings.update == "per_width":
-                self._update_all(rate, distance=self._widths[0] - bits)
-        if self._settings.update == "accumulated":
-            self._update_all(rate, distance=0)
-        self._update_average()
-        return tuple(losses)
+        return self._steps.take(batch, position, is_settled=is_initialised(self.model))
+
+    def diagnose(self, batch: Batch, position: Position) -> None:
+        self._steps.diagnose(batch, position)
 
     def own_state(self) -> dict[str, Any]:
         average = None if self._average is None else self._average.model.state_dict()
@@ -167,6 +193,28 @@ class JointStage:
             self._update_average()
             load_state(average, self.result, source)
 
+    def _learn(self, batch: Batch, position: Position, rate: float | Tensor, guard: Guard) -> Tensor:
+        forward = self._forward_of_step()
+        target = self._teacher.first_target(batch, position)
+        losses = []
+        for bits in self._widths:
+            set_width(self.model, self._width(bits, position))
+            logits = forward(batch.inputs)
+            suspect = Suspect(self.model, self._execution, batch.inputs, f"{bits} bits")
+            losses.append(backward(logits, target, suspect, guard, penalty=self._penalty(bits)))
+            if bits == self._widths[0]:
+                target = self._teacher.next_target(batch, logits.detach(), target)
+            if self._settings.update == "per_width":
+                self._update_all(rate, distance=self._widths[0] - bits)
+        if self._settings.update == "accumulated":
+            self._update_all(rate, distance=0)
+        self._update_average()
+        return torch.stack(losses)
+
+    def _is_the_same_in_every_step(self) -> bool:
+        """Whether a step does the same at every position, apart from its rate."""
+        return self._settings.distillation != "ps_kd"  # how much its teacher says depends on the epoch
+
     def _forward_of_step(self) -> Forward:
         # the first batch sets the activation scales, which is no part of the graph to compile
         return self._forward.fast if is_initialised(self.model) else self._forward.plain
@@ -179,7 +227,7 @@ class JointStage:
         """What the pass of `bits`, which has just computed its logits, adds to their cross entropy."""
         return None
 
-    def _update_all(self, rate: float, *, distance: int) -> None:
+    def _update_all(self, rate: float | Tensor, *, distance: int) -> None:
         form = self._settings.alrs
         gradient = mean_scale_gradient(self.model) if form in ("bracket", "bracket_printed") else 0.0
         _update(self.optimizers[0], rate)
@@ -193,8 +241,8 @@ class JointStage:
         self._average.update(self.model)
 
 
-def mean_scale_gradient(model: nn.Module) -> float:
-    """m_b of ALRS: mean over layers of the largest gradient among a layer's scales, weight and input, clipped at 1."""
+def mean_scale_gradient(model: nn.Module) -> Tensor:
+    """m_b of ALRS, a scalar: mean over layers of the largest gradient of a layer's scales, clipped at 1."""
     peaks = []
     for layer in model.modules():
         if isinstance(layer, QUANTIZED_LAYERS):
@@ -202,7 +250,7 @@ def mean_scale_gradient(model: nn.Module) -> float:
             gradients = [scale.grad.abs().max() for scale in scales if scale.grad is not None]
             peak = torch.stack(gradients).max() if gradients else scales[0].new_zeros(())  # it had no part in the step
             peaks.append(peak.detach().clamp_max(1.0))
-    return float(torch.stack(peaks).mean())
+    return torch.stack(peaks).mean()
 
 
 def is_initialised(model: nn.Module) -> bool:
@@ -210,7 +258,7 @@ def is_initialised(model: nn.Module) -> bool:
     return all(module.is_initialised for module in model.modules() if isinstance(module, ActivationQuantizer))
 
 
-def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def _update(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

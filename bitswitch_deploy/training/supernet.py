@@ -6,7 +6,7 @@
               drawn evenly; RFQuant has it with `update: accumulated`, `distillation: in_batch`, `teacher_share: 0.5`
 
 The scales' ALRS rate is that of the pass's base width b. Draws depend on (seed, step, pass) alone, on all replicas
-alike. A step is never compiled as a whole, as every assignment would be compiled anew; a fast execution compiles the
+alike. A step is never compiled or recorded as a whole, as every assignment would be anew; a fast execution compiles the
 quantizers of activations.
 """
 
@@ -68,7 +68,7 @@ class SupernetStage(JointStage):
         self._resting: tuple[str, ...] = ()
         self._outputs = NormOutputs(self.model) if settings.distortion else None
 
-    def step(self, batch: Batch, position: Position) -> tuple[float, ...]:
+    def step(self, batch: Batch, position: Position) -> Tensor:
         starts_epoch = position.step % position.per_epoch == 0
         if self._settings.bit_scheduler and starts_epoch and is_event(position.epoch, position.epochs):
             share = resting_share(position.epoch, position.epochs)
@@ -86,6 +86,9 @@ class SupernetStage(JointStage):
         super().restore_own(state, source)
         self._sensitive = self._known(state, "sensitive", source)
         self._resting = self._known(state, "resting", source)
+
+    def _is_the_same_in_every_step(self) -> bool:
+        return False
 
     def _forward_of_step(self) -> Forward:
         return self._forward.plain

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError
 from bitswitch_deploy.training.batches import BatchSource
@@ -75,7 +76,8 @@ def run_stage(
         if replica_index() == 0:
             Console(stderr=True).print(f"{stage.name}: done before, {plan.start} of {plan.total} mini-batches")
         return
-    recent: list[tuple[float, ...]] = []
+    recent: list[list[float]] = []
+    unread: list[Tensor] = []
     before: dict[str, float] = {}
     with _progress() as progress:
         task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss=float("nan"))
@@ -84,10 +86,14 @@ def run_stage(
         for step, batch in enumerate(batches.stream(plan.start, plan.stop), plan.start):
             _seed_step(plan.seed, step)
             position = Position(step=step, total=plan.total, per_epoch=batches.per_epoch)
-            recent.append(stage.step(batch, position))
-            progress.update(task, advance=1, loss=mean(recent[-1]))
+            unread.append(stage.step(batch, position))
             done = step + 1
-            if reached is not None and (done % plan.save_every == 0 or done == plan.stop):
+            is_milestone = done % plan.save_every == 0 or done == plan.stop
+            if is_milestone or len(unread) >= stage.read_every:
+                recent += _read(unread, done, stage, batches, plan)
+                unread.clear()
+            progress.update(task, advance=1, loss=mean(recent[-1]) if recent else math.nan)
+            if reached is not None and is_milestone:
                 milestone = Milestone(
                     step=done,
                     steps=len(recent),
@@ -102,6 +108,30 @@ def run_stage(
                 recent.clear()
                 stage.model.train()  # who measured a milestone did so in evaluation mode
                 started = time.monotonic()
+
+
+def _read(unread: list[Tensor], done: int, stage: Stage, batches: BatchSource, plan: RunPlan) -> list[list[float]]:
+    """The losses of the last steps before `done`.
+
+    Raises:
+        CheckFailedError: one that no step has looked at is not finite.
+    """
+    losses: list[list[float]] = torch.stack(unread).tolist()
+    if stage.read_every == 1:
+        return losses  # the step has looked at them itself
+    for step, values in enumerate(losses, done - len(losses)):
+        bad = [name for name, value in zip(stage.losses, values, strict=True) if not math.isfinite(value)]
+        if bad:
+            _seed_step(plan.seed, step)
+            (batch,) = batches.stream(step, step + 1)
+            stage.diagnose(batch, Position(step=step, total=plan.total, per_epoch=batches.per_epoch))
+            raise CheckFailedError(
+                where=f"training at {bad[0]}, mini-batch {step}",
+                got="a loss or a gradient that is not finite, but is when the step is taken again",
+                allowed="finite numbers",
+                do="resume from the last checkpoint with a lower learning rate, or without --fast",
+            )
+    return losses
 
 
 def divergence_limit(classes: int) -> float:
@@ -163,13 +193,26 @@ def restore_stage(stage: Stage, state: dict[str, Any], total: int, source: str) 
     load_state(state.get("model", {}), stage.model, source)
     try:
         for optimizer, saved in zip(stage.optimizers, optimizers or (), strict=True):
-            optimizer.load_state_dict(saved)
+            _load_optimizer(saved, optimizer)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(
             where=source, got=f"optimizer state: {exc}", allowed="the state of this run", do="start the run again"
         ) from exc
     stage.restore_own(state, source)
     return step
+
+
+def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Take over the state of an optimizer that may have been on another device, or with other execution."""
+    groups = [
+        {**group, "lr": float(group["lr"]), **{name: own.get(name) for name in ("fused", "capturable")}}
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:  # torch's fused optimizers want the order in memory to be the same
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _print_accuracies(progress: Progress, where: str, accuracies: dict[str, float]) -> None:

@@ -51,7 +51,7 @@ def test_a_run_writes_rows_ratios_and_versions(
     assert summary["joint_to_float"] > 1.5  # four passes
     assert 0 < summary["quantizer_share"] < 1
     assert result["versions"]["torch"] == torch.__version__
-    assert result["work"] == {"batch_size": 2, "threads": 1, "device": "cpu", "fast": False}
+    assert result["work"] == {"batch_size": 2, "threads": 1, "device": "cpu", "fast": False, "precision": "float32"}
     printed = capsys.readouterr().out
     assert printed.startswith("candidate ")
     assert f"joint step against a float step: {summary['joint_to_float']:.2f}\n" in printed

@@ -55,7 +55,8 @@ def test_two_processes_equal_one(results: list[list[dict[str, Any]]], number: in
         assert each["top1"] == alone["top1"]
         for key in ("model", "average"):
             if alone["state"][key] is not None:
-                torch.testing.assert_close(each["state"][key], alone["state"][key], rtol=1e-4, atol=1e-5)
+                # sums in another order, which a rounding may make larger; 1.1e-4 were seen on one kind of processor
+                torch.testing.assert_close(each["state"][key], alone["state"][key], rtol=5e-4, atol=1e-5)
     assert alone["top1"]["w8"] > 85
 
 

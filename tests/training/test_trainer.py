@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError
 from bitswitch_deploy.training.batches import Batch
@@ -117,7 +117,8 @@ class TestResume:
         reached: list[Milestone] = []
         run_stage(joint(), tiny_batches(), plan(0, 4, save_every=2), reached.append)
         stage, batches = joint(), tiny_batches()
-        losses = [stage.step(batches.batch(step), Position(step=step, total=12, per_epoch=4)) for step in range(4)]
+        positions = [Position(step=step, total=12, per_epoch=4) for step in range(4)]
+        losses = [stage.step(batches.batch(at.step), at).tolist() for at in positions]
         for milestone, pair in zip(reached, (losses[:2], losses[2:]), strict=True):
             expected = [(first + second) / 2 for first, second in zip(*pair, strict=True)]
             assert milestone.losses == pytest.approx(dict(zip(("w8", "w4", "w2"), expected, strict=True)))
@@ -164,8 +165,8 @@ class Scripted(JointStage):
         super().__init__(tiny_network(), SETTINGS, samples=64)
         self._given = list(given)
 
-    def step(self, batch: Batch, position: Position) -> tuple[float, ...]:
-        return self._given[position.step], 1.0, 1.0
+    def step(self, batch: Batch, position: Position) -> Tensor:
+        return torch.tensor([self._given[position.step], 1.0, 1.0])
 
 
 class TestDivergence:

@@ -56,6 +56,8 @@ def halves(n: int = 64, seed: int = 0) -> ImageSet:
     return ImageSet(images=images.astype(np.uint8), labels=labels, name="halves", sha256="ab" * 32)
 
 
-def tiny_batches() -> Batches:
+def tiny_batches(device: torch.device | None = None) -> Batches:
     augmentation = Augmentation(shift=0, flip=False)
-    return Batches(halves(), preprocessing=PREPROCESSING, augmentation=augmentation, batch_size=16, seed=0)
+    return Batches(
+        halves(), preprocessing=PREPROCESSING, augmentation=augmentation, batch_size=16, seed=0, device=device
+    )

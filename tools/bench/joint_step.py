@@ -1,6 +1,6 @@
 """What a joint training step costs, beside separate LSQ steps and a float step, on ResNet-20 for 32 x 32 images.
 
-    pip install -e '.[train]' && python tools/bench/joint_step.py [--device cuda] [--fast] [--json results.json]
+    pip install -e '.[train]' && python tools/bench/joint_step.py [--device cuda] [--fast] [--precision bfloat16]
 
 Candidates: `float`, a step of the float network; `joint`, one at 8, 6, 4 and 2 bits (for each width forward, backward
 and update); `lsq8`, ..., `lsq2`, a step of a network of its own that is quantized at that width alone (LSQ, Esser et
@@ -22,7 +22,7 @@ import platform
 import statistics
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -32,7 +32,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bitswitch_deploy.training.batches import Batch
-from bitswitch_deploy.training.execution import Execution, choose_execution
+from bitswitch_deploy.training.execution import Execution, Precision, choose_execution, settle_torch
 from bitswitch_deploy.training.metrics_log import host_text
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PrepareOptions, prepare
@@ -45,7 +45,7 @@ NETWORK, SIDE = "cifar10-resnet20", 32
 WIDTHS = (8, 6, 4, 2)
 FLOAT, JOINT = "float", "joint"
 SINGLE = tuple(f"lsq{bits}" for bits in WIDTHS)
-WARM_UP = 2
+WARM_UP = 6  # on CUDA compiled steps are recorded behind the fourth
 _STEP, _QUANTIZERS, _BACKWARD = "joint step", "quantizers", "_DequantizeBackward"
 _RANGES: list[ExitStack] = []
 
@@ -70,6 +70,7 @@ class Work:
     threads: int
     device: str
     fast: bool
+    precision: Precision
 
 
 def main() -> None:
@@ -78,10 +79,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fast", action="store_true", help="compiled steps")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--turns", type=int, default=15, help="of each candidate; at least 5")
     parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
     options = parser.parse_args()
-    work = Work(batch_size=options.batch_size, threads=options.threads, device=options.device, fast=options.fast)
+    work = Work(**{field.name: getattr(options, field.name) for field in fields(Work)})
     rows = _rows(*measure(work, max(5, options.turns)), work.batch_size)
     by_name = {row.candidate: row for row in rows}
     single_ms = sum(by_name[name].median_ms for name in SINGLE)
@@ -107,8 +109,9 @@ def measure(work: Work, turns: int) -> tuple[dict[str, list[float]], dict[str, i
         here, there = context.Pipe()
         process = context.Process(target=_run, args=(there, name, work), daemon=True)
         process.start()
-        here.recv()  # warm; one after the other, since compiling takes all cores
         workers[name] = (process, here)
+    for _, here in workers.values():
+        here.recv()  # warm
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(turns):
         for name, (_, here) in workers.items():
@@ -123,9 +126,8 @@ def measure(work: Work, turns: int) -> tuple[dict[str, list[float]], dict[str, i
 
 
 def _run(pipe: Connection, name: str, work: Work) -> None:
-    torch.set_num_threads(work.threads)
-    torch.manual_seed(0)
-    execution = choose_execution(work.device, precision="float32", fast=work.fast)
+    execution = choose_execution(work.device, precision=work.precision, fast=work.fast)
+    settle_torch(execution.device, seed=0, threads=work.threads)
     before = _held_bytes(execution.device)
     stage = make_stage(name, execution)
     batch = _batch(work, execution)
@@ -145,7 +147,7 @@ def _batch(work: Work, execution: Execution) -> Batch:
     return Batch(
         inputs=torch.randn(work.batch_size, 3, SIDE, SIDE, device=execution.device),
         labels=torch.randint(10, (work.batch_size,), device=execution.device),
-        indices=torch.arange(work.batch_size),
+        indices=torch.arange(work.batch_size, device=execution.device),
     )
 
 
@@ -164,8 +166,8 @@ def make_stage(name: str, execution: Execution) -> Stage:
 
 def quantizer_share(work: Work) -> float:
     """Time of the quantizers' operators, forward and backward, in that of a joint step; kernel time on a GPU."""
-    torch.set_num_threads(work.threads)
-    execution = choose_execution(work.device, precision="float32", fast=False)
+    execution = choose_execution(work.device, precision=work.precision, fast=False)
+    settle_torch(execution.device, seed=0, threads=work.threads)
     stage, batch = make_stage(JOINT, execution), _batch(work, execution)
     stage.model.train()
     for module in stage.model.modules():
