@@ -11,7 +11,6 @@ import click
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.cli.option_types import PATH
 from bitswitch_deploy.cli.options import (
-    DEFAULT_BITS,
     Outlet,
     chosen_widths,
     command_line,
@@ -39,7 +38,7 @@ _SAMPLES = 256
     metavar="NAME",
     help="Without a package: what to lower the master for. With one made for a profile of your own: that profile.",
 )
-@click.option("--bits", metavar="LIST", help=f"Without a package: widths.  [default: {DEFAULT_BITS}]")
+@click.option("--bits", metavar="LIST", help="Without a package: widths.  [default: the trained ones]")
 @mixed_option
 @data_option
 @click.option(

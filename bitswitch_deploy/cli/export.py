@@ -11,7 +11,6 @@ import click
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.cli.option_types import PATH, FiniteRange
 from bitswitch_deploy.cli.options import (
-    DEFAULT_BITS,
     chosen_widths,
     data_option,
     json_option,
@@ -33,7 +32,7 @@ from bitswitch_deploy.report.table import print_report
     "--target", required=True, metavar="NAME", help="Name, alias (`jetson`), NAME@STACK, or path of a profile."
 )
 @click.option("-o", "--output", type=PATH, metavar="DIR", help="Folder to make.  [default: deploy-TARGET]")
-@click.option("--bits", metavar="LIST", help=f"Widths to export, each in 2..8.  [default: {DEFAULT_BITS}]")
+@click.option("--bits", metavar="LIST", help="Widths to export, each in 2..8.  [default: the trained ones]")
 @mixed_option
 @data_option
 @click.option("--calibration", type=PATH, metavar="PATH", help="Samples to calibrate residual ranges on, like --data.")

@@ -26,8 +26,6 @@ from bitswitch_deploy.remote.address import parse_address
 from bitswitch_deploy.remote.device import Device
 from bitswitch_deploy.tensors import WidthAssignment
 
-DEFAULT_BITS = "8,6,4,2"
-
 master_option = click.option(
     "--master",
     type=PATH,
@@ -109,16 +107,19 @@ def outlet_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen_widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[WidthAssignment, ...]:
-    """The widths of `--bits` and `--mixed`: the usual four where neither is given, a mixed one alone without `--bits`.
+    """The widths of `--bits` and `--mixed`: the trained ones without both, the mixed one alone without `--bits`.
 
     Raises:
         UsageError: `bits` is no list of widths, or `mixed` names no layer.
         InputFileError: `mixed` cannot be read, or is no object of widths.
-        MasterError: the master is damaged, which says what is highest.
+        MasterError: the master is damaged, which says what is trained and highest.
     """
+    if mixed is None and bits is not None:
+        return parse_bits(bits)
+    spec = read_master(master).spec
     if mixed is None:
-        return parse_bits(DEFAULT_BITS if bits is None else bits)
-    assignment = read_mixed(mixed, highest=read_master(master).spec.bits)
+        return tuple(WidthAssignment(default=trained) for trained in spec.widths)
+    assignment = read_mixed(mixed, highest=spec.bits)
     if not assignment.overrides:
         raise UsageError(
             where=f"--mixed {mixed}",

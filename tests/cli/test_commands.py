@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitswitch_deploy.catalogue import bundled_master, sample_set, target_names
+from bitswitch_deploy.catalogue import bundled_file, bundled_master, sample_set, target_names
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.pipeline import inputs
 from bitswitch_deploy.validation.dataset import Dataset, load_dataset
@@ -33,6 +33,16 @@ def test_export_prints_a_table_on_stdout(run: Run, tmp_path: Path) -> None:
     lines = [line.split() for line in outcome.out.splitlines()]
     assert [line[0] for line in lines if line and line[-1] in ("exact", "approx")] == ["w8", "w2"]
     assert "Not done here" in outcome.out
+
+
+def test_the_widths_are_the_trained_ones_unless_others_are_asked_for(run: Run, tmp_path: Path) -> None:
+    master = bundled_file("calibration/cifar10/resnet20-432.safetensors")
+    outcome = run("export", "--master", master, "--target", "jetson", "--output", tmp_path / "p", "--json")
+    assert outcome.code == 0
+    assert [row["label"] for row in json.loads(outcome.out)["widths"]] == ["w4", "w3", "w2"]
+    outcome = run("export", "--master", master, "--target", "jetson", "--output", tmp_path / "q", "--bits", "8")
+    assert outcome.code == 2
+    assert "8 bits from a master of 4 bits\n  allowed: 2..4" in outcome.err
 
 
 def test_commands_to_copy_are_quoted(run: Run, tmp_path: Path) -> None:
