@@ -31,7 +31,8 @@ def test_bundled_recipes_load(name: str) -> None:
     assert recipe.joint.learning_rate == (1e-3 if name == "cifar10-resnet20-40" else 5e-4)
     assert recipe.joint.weight_decay == 5e-5
     assert recipe.quantization.widths == ((4, 3, 2) if name.endswith("-432") else (8, 6, 4, 2))
-    assert (recipe.joint.alrs, recipe.joint.update, recipe.joint.distillation) == ("eta", "per_width", "none")
+    assert (recipe.joint.alrs, recipe.joint.update) == ("eta", "per_width")
+    assert recipe.joint.distillation == ("in_batch" if name.endswith("-distilled") else "none")
     assert recipe.quantization.rounding is Rounding.HALF_UP
 
 
