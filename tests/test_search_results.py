@@ -46,6 +46,13 @@ def test_cifar10_becomes_two_files(tmp_path: Path, records: np.ndarray) -> None:
     assert test.read_bytes() == b"mine"
 
 
+def test_a_master_that_cannot_be_read_is_said_to_be_so_by_every_command(tmp_path: Path) -> None:
+    words = ["exhaustive", "--master", str(tmp_path / "none"), "-o", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(main, [*words, "--cache", str(tmp_path)])
+    assert done.exit_code == 3
+    assert done.stderr.startswith(f"error: {tmp_path / 'none'}: ")
+
+
 def test_what_is_no_cifar10_is_refused(tmp_path: Path) -> None:
     done = cifar10_files(tmp_path, tmp_path / "out")
     assert done.exit_code == 3

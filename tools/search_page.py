@@ -73,8 +73,9 @@ def _exhaustive_page(result: dict[str, Any]) -> list[str]:
         ["method", *(f"{name} ({sizes[name]:,} samples)" for name in truths)],
         [[name, *(f"{row[truth]:+.3f}" for truth in truths)] for name, row in result["correlations"].items()],
     )
-    rows = {**result["optima"], "loss, best of 8 candidates measured": result["measured"]}
-    averages = [f"avg <= {each['average']:g} (of {each['feasible']:,})" for each in result["measured"]]
+    rows = {**result["optima"]}
+    rows |= {f"{name}, best of 8 candidates measured": row for name, row in result["measured"].items()}
+    averages = [f"avg <= {each['average']:g} (of {each['feasible']:,})" for each in result["measured"][LOSS]]
     for samples, suffix in (("the samples of the search", ""), ("held-out samples", ", held out")):
         lines += ["", "Assignments with the same or a lower average width that are better than what a method chooses,"]
         lines += [f"by loss on {samples} (in brackets: by divergence there):", ""]

@@ -60,7 +60,18 @@ _SLACK_BITS = 0.1  # random assignments use up the budget to this much
 _VERSIONS = ("numpy", "scipy", "onnx", "onnxruntime")
 
 
-@click.group()
+class _Reporting(click.Group):
+    """Prints an error of the product as its commands do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BitswitchError as exc:
+            click.echo(f"error: {exc}", err=True)
+            sys.exit(exc.exit_code)
+
+
+@click.group(cls=_Reporting)
 def main() -> None:
     """Experiments with the search."""
 
@@ -155,7 +166,10 @@ class Exhaustive:
                 name: [self._standing(costs, average, count=1) for average in averages]
                 for name, costs in self.tables.items()
             },
-            "measured": [self._standing(self.tables[LOSS], average, count=8) for average in averages],
+            "measured": {
+                name: [self._standing(self.tables[name], average, count=8, by=name) for average in averages]
+                for name in (LOSS, DIVERGENCE)
+            },
             **circumstances(),
         }
 
@@ -163,13 +177,15 @@ class Exhaustive:
         predicted = np.array([sum(cost[k] for cost, k in zip(costs, each)) for each in self.selections])
         return {name: rank_correlation(predicted, truth) for name, truth in self.truths.items()}
 
-    def _standing(self, costs: list[tuple[float, ...]], average: float, *, count: int) -> dict[str, Any]:
-        """Of the best of `count` candidates, by loss on the samples of the search: how many assignments are better."""
+    def _standing(
+        self, costs: list[tuple[float, ...]], average: float, *, count: int, by: str = LOSS
+    ) -> dict[str, Any]:
+        """How many assignments are better than the best of `count` candidates, measured `by` this in the search."""
         problem = self._problem(costs, average)
         found = [each.selection for each in near_optimal(problem, count=count, distance=usual_distance(problem))]
         if count > 1:
             found += [each for _, each in problem.uniform() if problem.is_feasible(each)]
-        best = min(found, key=lambda each: float(self.truths[LOSS][self.selections.index(each)]))
+        best = min(found, key=lambda each: float(self.truths[by][self.selections.index(each)]))
         place = self.selections.index(best)
         feasible = np.array([problem.is_feasible(each) for each in self.selections])
         better = {name: int((truth[feasible] < truth[place]).sum()) for name, truth in self.truths.items()}
@@ -375,12 +391,7 @@ def store_cifar10(folder: Path, output: Path) -> None:
 
     Files that are there already are left as they are.
     """
-    try:
-        paths = cifar10_files(folder, output, None)
-    except BitswitchError as exc:
-        click.echo(f"error: {exc}", err=True)
-        sys.exit(exc.exit_code)
-    for path in paths:
+    for path in cifar10_files(folder, output, None):
         click.echo(path)
 
 
