@@ -124,7 +124,12 @@ class StepGraph:
     def _recorded(self, batch: Batch, position: Position) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # thread_local: meanwhile a data loader's thread may pin memory. The outer context restores the stream where
+            # the end of a recording raises; torch's own does not.
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 losses = self._learn(batch, position, self._rate, self._guard)
         except RuntimeError as exc:
             raise UnavailableError(

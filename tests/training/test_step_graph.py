@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -175,6 +176,38 @@ class TestRecordedSteps:
             run_stage(stage, batches, plan(10))
 
 
+class _Pins(threading.Thread):
+    """Pins memory for as long as it runs, and keeps it, so that torch has none left over to give again."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.failure: Exception | None = None
+        self.is_to_stop = threading.Event()
+
+    def run(self) -> None:
+        kept = []
+        try:
+            while not self.is_to_stop.wait(0.002):
+                kept.append(torch.empty(4096, dtype=torch.uint8, pin_memory=True))
+        except RuntimeError as exc:
+            self.failure = exc
+
+
+@needs_cuda
+@pytest.mark.filterwarnings("ignore")
+def test_other_threads_may_pin_memory_while_a_step_is_recorded() -> None:
+    execution = Execution(device=torch.device("cuda"), fast=True)
+    stage = joint(execution)
+    pins = _Pins()
+    pins.start()
+    try:
+        run_stage(stage, tiny_batches(execution.device), plan(8))
+    finally:
+        pins.is_to_stop.set()
+        pins.join()
+    assert pins.failure is None
+
+
 class _Reads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if float(x.sum()) > 0 else -x
@@ -187,3 +220,4 @@ def test_a_network_that_reads_its_tensors_is_refused_with_what_to_do() -> None:
     stage = FloatStage(nn.Sequential(_Reads(), tiny_model()), SETTINGS, execution=execution)
     with pytest.raises(UnavailableError, match=r"recording of a training step.*\n.*\n.*without --fast"):
         run_stage(stage, tiny_batches(execution.device), plan(8))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
