@@ -211,7 +211,8 @@ def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     optimizer.load_state_dict({**saved, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if value.shape == parameter.shape:  # torch's fused optimizers want the order in memory to be the same
+            # torch's fused optimizers want the order in memory to be the same; the count of steps has its own device
+            if name != "step" and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 

@@ -158,6 +158,25 @@ class TestResume:
             restore_stage(stage, state, 12, "run.state")
 
 
+class _Gain(nn.Module):
+    """Two pixels as logits, times a scalar of another type than Adam's count of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2] * self.gain
+
+
+def test_adam_counts_the_steps_of_a_scalar_where_it_did_before() -> None:
+    first, second = (FloatStage(_Gain(), SETTINGS) for _ in range(2))
+    run_stage(first, tiny_batches(), plan(0, 2))
+    restore_stage(second, stage_state(first, 2, 12), 12, "state")
+    counts = [next(iter(stage.optimizers[0].state.values()))["step"] for stage in (first, second)]
+    assert [(count.dtype, count.item()) for count in counts] == 2 * [(torch.float32, 2.0)]
+
+
 class Scripted(JointStage):
     """Its losses at 8 bits are given; at the other widths they are 1."""
 
