@@ -117,7 +117,7 @@ class FloatStage:
         return {}
 
     def restore_own(self, state: dict[str, Any], source: str) -> None:
-        """There is nothing."""
+        self._steps.record_anew()
 
 
 class JointStage:
@@ -185,6 +185,7 @@ class JointStage:
         return {"teacher": self._teacher.state(), "average": average}
 
     def restore_own(self, state: dict[str, Any], source: str) -> None:
+        self._steps.record_anew()
         self._teacher.restore(state.get("teacher"), source)
         average = state.get("average")
         if (average is None) != (self._settings.average_decay is None):

@@ -49,13 +49,20 @@ class Steps:
     ) -> None:
         self._learn = learn
         self._initial_rate = learning_rate
+        self._device = execution.device
         self._raising = RaisingGuard()
         self._skipping: SkippingGuard | None = None
-        self._graph: StepGraph | None = None
         if execution.records_steps and is_recordable:
             self._skipping = SkippingGuard(optimizers, execution.device)
-            self._graph = StepGraph(learn, self._skipping, execution.device)
+        self.record_anew()
         self.read_every = 1 if self._graph is None else _READ_EVERY
+
+    def record_anew(self) -> None:
+        """To be called when optimizers take over a state: a recording moves the tensors that they had before."""
+        self._graph: StepGraph | None = None
+        if self._skipping is not None:
+            self._skipping.forget()
+            self._graph = StepGraph(self._learn, self._skipping, self._device)
 
     def take(self, batch: Batch, position: Position, *, is_settled: bool = True) -> Tensor:
         """The losses of one step. is_settled: whether the network will do the same things in every step from now on.

@@ -20,7 +20,7 @@ from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.recipe import JointSettings
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, JointStage
-from bitswitch_deploy.training.step_graph import Learn
+from bitswitch_deploy.training.step_graph import Learn, StepGraph
 from bitswitch_deploy.training.trainer import RunPlan, restore_stage, run_stage, stage_state
 from tests.training.tiny_network import tiny_batches, tiny_model, tiny_network
 
@@ -138,6 +138,27 @@ class TestRecordedSteps:
             assert_alike(stage.model, whole.model)
         restored = restore_stage(joint(recording), stage_state(slow, 10, TOTAL), TOTAL, "state")
         assert restored == 10
+
+    def test_a_stage_that_takes_over_a_state_is_recorded_anew(
+        self, recording: Execution, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recorder, made = step_graph.StepGraph, []
+
+        def noted(*args: Any) -> StepGraph:
+            made.append(recorder(*args))
+            return made[-1]
+
+        monkeypatch.setattr(step_graph, "StepGraph", noted)
+        stage, batches = joint(recording), tiny_batches(recording.device)
+        run_stage(stage, batches, plan(6))
+        state = copy.deepcopy(stage_state(stage, 6, TOTAL))
+        run_stage(stage, batches, plan(12, 6))
+        expected = copy.deepcopy(stage.model)
+        bad = batches.batch(0)._replace(inputs=torch.full_like(batches.batch(0).inputs, torch.nan))
+        stage.step(bad, Position(step=11, total=TOTAL, per_epoch=4))  # nobody reads its losses
+        run_stage(stage, batches, plan(12, restore_stage(stage, state, TOTAL, "state")))
+        assert_alike(stage.model, expected)
+        assert len(made) == 2
 
     def test_nothing_moves_from_a_loss_on_that_is_not_finite_and_the_message_names_the_layer(
         self, recording: Execution, monkeypatch: pytest.MonkeyPatch
