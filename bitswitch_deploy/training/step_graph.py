@@ -82,8 +82,7 @@ class Steps:
         Raises:
             CheckFailedError: the message names width and layer.
         """
-        if self._skipping is not None:
-            self._skipping.forget()
+        self.record_anew()  # the memory of the recording is free then
         self._learn(batch, position, cosine_rate(self._initial_rate, position.step, position.total), self._raising)
 
 
