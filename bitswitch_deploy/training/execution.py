@@ -15,6 +15,9 @@ from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.training.global_batchnorm import synchronise_batchnorm
 from bitswitch_deploy.training.replicas import local_device, replica_count
 
+# Of one network torch compiles eight forms in a process, two variants of four widths in an ablation, and computes
+# further ones uncompiled.
+_MAX_COMPILED = 64
 _IMAGE_DIMENSIONS = 4  # [n, c, h, w], which channels-last order is defined for
 
 Precision = Literal["float32", "bfloat16"]
@@ -98,7 +101,8 @@ class ForwardPass:
 
 
 def compiled(module: nn.Module) -> nn.Module:
-    """What torch.compile makes of a module; it compiles when it is first called."""
+    """What torch.compile makes of a module; it compiles when it is first called, once for each width."""
+    torch.compiler.config.recompile_limit = _MAX_COMPILED
     return cast(nn.Module, torch.compile(module))
 
 

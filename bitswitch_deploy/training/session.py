@@ -5,6 +5,7 @@ Started by torchrun, the processes share the work; the first one reads and write
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -267,6 +268,7 @@ class _Run:
             CheckpointError: the state is of another stage, schedule, network or recipe.
             CheckFailedError: training diverged.
         """
+        gc.collect()  # an earlier stage refers to itself, and with it stays what a device holds for its steps
         session, recipe = self.session, self.session.recipe
         batches = self._batches(settings)
         total = settings.epochs * batches.per_epoch

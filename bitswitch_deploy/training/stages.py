@@ -5,6 +5,7 @@ A stage knows one mini-batch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -116,7 +117,7 @@ class FloatStage:
         return {}
 
     def restore_own(self, state: dict[str, Any], source: str) -> None:
-        """There is nothing."""
+        self._steps.record_anew()
 
 
 class JointStage:
@@ -184,6 +185,7 @@ class JointStage:
         return {"teacher": self._teacher.state(), "average": average}
 
     def restore_own(self, state: dict[str, Any], source: str) -> None:
+        self._steps.record_anew()
         self._teacher.restore(state.get("teacher"), source)
         average = state.get("average")
         if (average is None) != (self._settings.average_decay is None):
@@ -243,14 +245,16 @@ class JointStage:
 
 def mean_scale_gradient(model: nn.Module) -> Tensor:
     """m_b of ALRS, a scalar: mean over layers of the largest gradient of a layer's scales, clipped at 1."""
-    peaks = []
+    layers = []
     for layer in model.modules():
         if isinstance(layer, QUANTIZED_LAYERS):
             scales = (layer.weight_quantizer.scale, *layer.input_quantizer.scales)
-            gradients = [scale.grad.abs().max() for scale in scales if scale.grad is not None]
-            peak = torch.stack(gradients).max() if gradients else scales[0].new_zeros(())  # it had no part in the step
-            peaks.append(peak.detach().clamp_max(1.0))
-    return torch.stack(peaks).mean()
+            gradients = [scale.grad for scale in scales if scale.grad is not None]
+            layers.append(gradients or [scales[0].new_zeros(())])  # it had no part in the step
+    most = max(map(len, layers))
+    rows = [gradient for each in layers for gradient in (*each, *each[:1] * (most - len(each)))]
+    peaks = torch.stack(torch._foreach_norm(rows, math.inf)).view(-1, most)  # few kernels, however deep the network is
+    return peaks.amax(1).clamp_max(1.0).mean()
 
 
 def is_initialised(model: nn.Module) -> bool:

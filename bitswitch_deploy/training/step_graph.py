@@ -49,13 +49,20 @@ class Steps:
     ) -> None:
         self._learn = learn
         self._initial_rate = learning_rate
+        self._device = execution.device
         self._raising = RaisingGuard()
         self._skipping: SkippingGuard | None = None
-        self._graph: StepGraph | None = None
         if execution.records_steps and is_recordable:
             self._skipping = SkippingGuard(optimizers, execution.device)
-            self._graph = StepGraph(learn, self._skipping, execution.device)
+        self.record_anew()
         self.read_every = 1 if self._graph is None else _READ_EVERY
+
+    def record_anew(self) -> None:
+        """To be called when optimizers take over a state: a recording moves the tensors that they had before."""
+        self._graph: StepGraph | None = None
+        if self._skipping is not None:
+            self._skipping.forget()
+            self._graph = StepGraph(self._learn, self._skipping, self._device)
 
     def take(self, batch: Batch, position: Position, *, is_settled: bool = True) -> Tensor:
         """The losses of one step. is_settled: whether the network will do the same things in every step from now on.
@@ -75,8 +82,7 @@ class Steps:
         Raises:
             CheckFailedError: the message names width and layer.
         """
-        if self._skipping is not None:
-            self._skipping.forget()
+        self.record_anew()  # the memory of the recording is free then
         self._learn(batch, position, cosine_rate(self._initial_rate, position.step, position.total), self._raising)
 
 
@@ -124,7 +130,12 @@ class StepGraph:
     def _recorded(self, batch: Batch, position: Position) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # thread_local: meanwhile a data loader's thread may pin memory. The outer context restores the stream where
+            # the end of a recording raises; torch's own does not.
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 losses = self._learn(batch, position, self._rate, self._guard)
         except RuntimeError as exc:
             raise UnavailableError(

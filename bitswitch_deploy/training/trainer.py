@@ -80,7 +80,7 @@ def run_stage(
     unread: list[Tensor] = []
     before: dict[str, float] = {}
     with _progress() as progress:
-        task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss=float("nan"))
+        task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss="--")
         started = time.monotonic()
         stage.model.train()
         for step, batch in enumerate(batches.stream(plan.start, plan.stop), plan.start):
@@ -89,10 +89,11 @@ def run_stage(
             unread.append(stage.step(batch, position))
             done = step + 1
             is_milestone = done % plan.save_every == 0 or done == plan.stop
+            progress.advance(task)
             if is_milestone or len(unread) >= stage.read_every:
                 recent += _read(unread, done, stage, batches, plan)
                 unread.clear()
-            progress.update(task, advance=1, loss=mean(recent[-1]) if recent else math.nan)
+                progress.update(task, loss=f"{mean(recent[-1]):.3f}")
             if reached is not None and is_milestone:
                 milestone = Milestone(
                     step=done,
@@ -211,7 +212,8 @@ def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     optimizer.load_state_dict({**saved, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if value.shape == parameter.shape:  # torch's fused optimizers want the order in memory to be the same
+            # torch's fused optimizers want the order in memory to be the same; the count of steps has its own device
+            if name != "step" and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
@@ -224,7 +226,7 @@ def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} mini-batches, loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.completed}/{task.total} mini-batches, loss {task.fields[loss]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),

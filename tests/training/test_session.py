@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +105,25 @@ def test_the_same_run_gives_the_same_file_and_logs_each_epoch(
     assert lines[30]["top1"]["float"] == lines[-1]["float_top1"] == whole.float_top1
     assert lines[-1]["master_sha256"] == whole.master.sha256
     assert set(lines[-2]["losses"]) == {"w8", "w6", "w4", "w2"}
+
+
+def test_a_stage_is_gone_when_the_next_one_runs(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[weakref.ref[Stage]] = []
+    alive: list[int] = []
+
+    def noted(stage: Stage, *args: Any) -> None:
+        stages.append(weakref.ref(stage))
+        alive.append(sum(each() is not None for each in stages))
+        run_stage(stage, *args)
+
+    monkeypatch.setattr("bitswitch_deploy.training.session.run_stage", noted)
+    recipe = replace(SHORT, pretrain=replace(SHORT.pretrain, epochs=1))
+    gc.disable()  # as if it had not come round in time
+    try:
+        run_session(Session(recipe=recipe, data=data, state=tmp_path / "state", joint_steps=1))
+    finally:
+        gc.enable()
+    assert alive == [1, 1]
 
 
 @pytest.mark.parametrize(("stage", "stop"), [("float", 4), ("float", 60), ("joint", 2), ("joint", 6)])

@@ -16,7 +16,7 @@ from bitswitch_deploy.training.prepare import PrepareOptions, set_width
 from bitswitch_deploy.training.recipe import JointSettings
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, JointStage, mean_scale_gradient
-from tests.training.tiny_network import tiny_batches, tiny_model, tiny_network
+from tests.training.tiny_network import OPTIONS, tiny_batches, tiny_model, tiny_network
 
 SETTINGS = JointSettings(epochs=1, batch_size=16, learning_rate=0.01, weight_decay=0.1)
 
@@ -202,6 +202,25 @@ class TestJointStage:
             assert torch.equal(fast.step(batch, at(step, 3)), plain.step(batch, at(step, 3)))
         for actual, expected in zip(fast.model.parameters(), plain.model.parameters(), strict=True):
             assert torch.equal(actual, expected)
+
+    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
+    def test_the_variants_of_an_ablation_are_all_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        graphs: list[torch.fx.GraphModule] = []
+
+        def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+            graphs.append(graph)
+            return graph.forward
+
+        compiles = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda module: compiles(module, backend=counting))
+        monkeypatch.setattr("torch.compiler.config.recompile_limit", 8)
+        torch.compiler.reset()
+        for options in (OPTIONS, replace(OPTIONS, granularity="per_tensor"), replace(OPTIONS, pin=("6",))):
+            stage = JointStage(tiny_network(options), SETTINGS, samples=64, execution=Execution(fast=True))
+            for step in range(2):  # the first one sets the scales
+                stage.step(tiny_batches().batch(step), at(step, 3))
+        assert len(graphs) == 9
 
     def test_nan_names_width_and_layer(self) -> None:
         stage = joint_stage()

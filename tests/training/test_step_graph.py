@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.recipe import JointSettings
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, JointStage
-from bitswitch_deploy.training.step_graph import Learn
+from bitswitch_deploy.training.step_graph import Learn, StepGraph
 from bitswitch_deploy.training.trainer import RunPlan, restore_stage, run_stage, stage_state
 from tests.training.tiny_network import tiny_batches, tiny_model, tiny_network
 
@@ -138,6 +139,27 @@ class TestRecordedSteps:
         restored = restore_stage(joint(recording), stage_state(slow, 10, TOTAL), TOTAL, "state")
         assert restored == 10
 
+    def test_a_stage_that_takes_over_a_state_is_recorded_anew(
+        self, recording: Execution, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recorder, made = step_graph.StepGraph, []
+
+        def noted(*args: Any) -> StepGraph:
+            made.append(recorder(*args))
+            return made[-1]
+
+        monkeypatch.setattr(step_graph, "StepGraph", noted)
+        stage, batches = joint(recording), tiny_batches(recording.device)
+        run_stage(stage, batches, plan(6))
+        state = copy.deepcopy(stage_state(stage, 6, TOTAL))
+        run_stage(stage, batches, plan(12, 6))
+        expected = copy.deepcopy(stage.model)
+        bad = batches.batch(0)._replace(inputs=torch.full_like(batches.batch(0).inputs, torch.nan))
+        stage.step(bad, Position(step=11, total=TOTAL, per_epoch=4))  # nobody reads its losses
+        run_stage(stage, batches, plan(12, restore_stage(stage, state, TOTAL, "state")))
+        assert_alike(stage.model, expected)
+        assert len(made) == 2
+
     def test_nothing_moves_from_a_loss_on_that_is_not_finite_and_the_message_names_the_layer(
         self, recording: Execution, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -175,6 +197,38 @@ class TestRecordedSteps:
             run_stage(stage, batches, plan(10))
 
 
+class _Pins(threading.Thread):
+    """Pins memory for as long as it runs, and keeps it, so that torch has none left over to give again."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.failure: Exception | None = None
+        self.is_to_stop = threading.Event()
+
+    def run(self) -> None:
+        kept = []
+        try:
+            while not self.is_to_stop.wait(0.002):
+                kept.append(torch.empty(4096, dtype=torch.uint8, pin_memory=True))
+        except RuntimeError as exc:
+            self.failure = exc
+
+
+@needs_cuda
+@pytest.mark.filterwarnings("ignore")
+def test_other_threads_may_pin_memory_while_a_step_is_recorded() -> None:
+    execution = Execution(device=torch.device("cuda"), fast=True)
+    stage = joint(execution)
+    pins = _Pins()
+    pins.start()
+    try:
+        run_stage(stage, tiny_batches(execution.device), plan(8))
+    finally:
+        pins.is_to_stop.set()
+        pins.join()
+    assert pins.failure is None
+
+
 class _Reads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if float(x.sum()) > 0 else -x
@@ -187,3 +241,4 @@ def test_a_network_that_reads_its_tensors_is_refused_with_what_to_do() -> None:
     stage = FloatStage(nn.Sequential(_Reads(), tiny_model()), SETTINGS, execution=execution)
     with pytest.raises(UnavailableError, match=r"recording of a training step.*\n.*\n.*without --fast"):
         run_stage(stage, tiny_batches(execution.device), plan(8))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError
@@ -158,6 +159,25 @@ class TestResume:
             restore_stage(stage, state, 12, "run.state")
 
 
+class _Gain(nn.Module):
+    """Two pixels as logits, times a scalar of another type than Adam's count of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2] * self.gain
+
+
+def test_adam_counts_the_steps_of_a_scalar_where_it_did_before() -> None:
+    first, second = (FloatStage(_Gain(), SETTINGS) for _ in range(2))
+    run_stage(first, tiny_batches(), plan(0, 2))
+    restore_stage(second, stage_state(first, 2, 12), 12, "state")
+    counts = [next(iter(stage.optimizers[0].state.values()))["step"] for stage in (first, second)]
+    assert [(count.dtype, count.item()) for count in counts] == 2 * [(torch.float32, 2.0)]
+
+
 class Scripted(JointStage):
     """Its losses at 8 bits are given; at the other widths they are 1."""
 
@@ -198,6 +218,23 @@ class TestDivergence:
     @pytest.mark.parametrize(("classes", "limit"), [(1000, 69.08), (10, 23.03), (2, 23.03), (1, 23.03)])
     def test_limit(self, classes: int, limit: float) -> None:
         assert divergence_limit(classes) == pytest.approx(limit, abs=0.01)
+
+
+def test_the_loss_that_was_read_last_is_shown_until_the_next_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Noting(Progress):
+        def advance(self, task_id: TaskID, advance: float = 1) -> None:
+            shown.append(self.tasks[task_id].fields["loss"])
+            super().advance(task_id, advance)
+
+    class Late(Scripted):
+        read_every = 2
+
+    monkeypatch.setattr("bitswitch_deploy.training.trainer._progress", Noting)
+    plan = RunPlan(start=0, stop=6, total=6, save_every=3)
+    run_stage(Late([4.0, 1.0, 7.0, 1.0, 10.0, 1.0]), tiny_batches(), plan, lambda _: None)
+    assert shown == ["--", "--", "1.000", "3.000", "3.000", "4.000"]
 
 
 def test_a_stage_without_a_step_left_says_so_and_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,9 @@ and update); `lsq8`, ..., `lsq2`, a step of a network of its own that is quantiz
 al., arXiv 1902.08153). All with Adam and the trainer's own stages, random weights and random images. Each candidate has
 a process of its own; they take turns, a turn is one step, and a figure is a ratio of medians. Memory is the peak during
 the steps above what the process held before it made its network: resident bytes on a CPU, allocated ones on a GPU;
-compare it without --fast, since on a CPU the compiler works in the same process. The share of the quantizers is that of
-their forward and backward operators in a joint step that is not compiled, as torch's profiler sees it: compiled, they
-are parts of larger kernels.
+compare it without --fast, since on a CPU the compiler works in the same process, and on a GPU torch does not count what
+a recorded step uses. The share of the quantizers is that of their forward and backward operators in a joint step that
+is not compiled, as torch's profiler sees it: compiled, they are parts of larger kernels.
 
 Goals: joint <= 5.0 x float on a CPU, <= 4.6 x on a GPU; peak memory <= 1.15 x that of one width.
 """
