@@ -77,7 +77,9 @@ class Steps:
         return self._learn(batch, position, rate, self._raising)
 
     def diagnose(self, batch: Batch, position: Position) -> None:
-        """Take a recorded step again, one by one, whose losses were not finite; nothing has moved since.
+        """Take a recorded step again, one by one, whose losses were not finite.
+
+        Nothing has moved since the first loss that was not; the widths before it had their updates in the same step.
 
         Raises:
             CheckFailedError: the message names width and layer.
@@ -106,9 +108,11 @@ class StepGraph:
         """
         if self._batch is None:
             self._batch = Batch(*(tensor.clone() for tensor in batch))
+        self._rate.fill_(rate)
+        if batch.inputs.shape != self._batch.inputs.shape:
+            return self._beside(batch, position)
         for held, given in zip(self._batch, batch, strict=True):
             held.copy_(given)
-        self._rate.fill_(rate)
         self._steps += 1
         if self._steps <= _WARM_UP:
             return self._beside(self._batch, position)
@@ -140,8 +144,15 @@ class StepGraph:
         except RuntimeError as exc:
             raise UnavailableError(
                 where="recording of a training step",
-                got=str(exc).partition("\n")[0],
+                got=_first_line(exc),
                 allowed="a network whose forward pass reads no tensor on the host: no .item(), no branch on values",
                 do="change what it names, or train without --fast",
             ) from exc
         return graph, losses
+
+
+def _first_line(exc: BaseException) -> str:
+    """What went wrong first: the end of a recording that failed says only that it did."""
+    while exc.__context__ is not None:
+        exc = exc.__context__
+    return str(exc).partition("\n")[0]
