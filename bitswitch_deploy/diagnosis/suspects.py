@@ -10,7 +10,7 @@ from bitswitch_deploy.diagnosis.blame_result import LayerError, Suspect
 from bitswitch_deploy.diagnosis.layer_statistics import InputStatistics, LayerStatistics, WeightStatistics
 from bitswitch_deploy.diagnosis.lowering_errors import CutError
 
-# A layer stands out when quantizing it alone makes four times the noise of the usual layer.
+# A layer stands out when quantizing it alone makes four times the noise of the usual layer that makes any.
 _STANDS_OUT_DB = 6.0
 _SATURATED_PERCENT, _CLIPPED_PERCENT = 2.0, 2.0
 _IDLE_RATIO, _OUTLIER_RATIO = 0.5, 4.0
@@ -46,7 +46,8 @@ def sensitive_layer(
 
     highest: the master's own width.
     """
-    usual = median(each.isolated.sqnr_db for each in layers) if layers else 0.0
+    noisy = [each.isolated.sqnr_db for each in layers if math.isfinite(each.isolated.sqnr_db)]
+    usual = median(noisy) if noisy else 0.0
     found = min(layers, key=lambda each: each.isolated.sqnr_db, default=None)
     if found is None or not -math.inf < found.isolated.sqnr_db < usual - _STANDS_OUT_DB:
         return ()

@@ -66,7 +66,26 @@ def test_the_layer_that_stands_out_most() -> None:
     assert "16 x the noise" in suspect.what
 
 
-@pytest.mark.parametrize("levels", [(20, 19, 21, 18), (math.inf, math.inf), (12,), ()])
+def test_layers_without_noise_are_not_the_usual_ones() -> None:
+    """Weights at the master's own width behind float inputs are those of the network in float."""
+    levels = (math.inf, 20, math.inf, 8, math.inf, 22, math.inf)
+    errors = [_error(str(index), level) for index, level in enumerate(levels)]
+    (suspect,) = sensitive_layer(errors, [replace(LAYER, layer=each.layer) for each in errors], highest=8)
+    assert suspect.layer == "3"
+    assert "16 x the noise" in suspect.what
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (20, 19, 21, 18),
+        (math.inf, math.inf),
+        (math.inf, 20, 19, math.inf, math.inf),
+        (math.inf, math.inf, 12),
+        (12,),
+        (),
+    ],
+)
 def test_none_stands_out(levels: tuple[float, ...]) -> None:
     errors = [_error(str(index), level) for index, level in enumerate(levels)]
     assert sensitive_layer(errors, [replace(LAYER, layer=each.layer) for each in errors], highest=8) == ()
