@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitswitch_deploy.graph.channel_axis import channel_axis_of
 from bitswitch_deploy.graph.plan import ActivationPlan, LayerPlan
 from bitswitch_deploy.master import Master
+from bitswitch_deploy.master.spec import LayerSpec
 from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.tensors import code_range
 
@@ -68,7 +70,7 @@ def weight_statistics(master: Master, plan: LayerPlan) -> WeightStatistics:
     allowed, step = code_range(plan.bits, signed=True), 2 ** (spec.bits - plan.bits)
     # a tie at the upper end goes up under both rules: the largest code is odd
     clipped = np.count_nonzero(stored.astype(np.int16) >= (allowed.high + 0.5) * step) if step > 1 else 0
-    axis = plan.layer.granularity.axis or 0
+    axis = _channel_axis(master, plan.layer)
     by_channel = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
     counts = np.bincount(codes.ravel().astype(np.int16) - allowed.low, minlength=allowed.high - allowed.low + 1)
     return WeightStatistics(
@@ -78,6 +80,13 @@ def weight_statistics(master: Master, plan: LayerPlan) -> WeightStatistics:
         zero_channels=int((by_channel == 0).all(1).sum()),
         channels=len(by_channel),
     )
+
+
+def _channel_axis(master: Master, layer: LayerSpec) -> int:
+    """Of the weight: scales need not run along it, a layer may have one for all channels or for each block."""
+    node = next(node for node in master.skeleton.graph.node if list(node.input[1:2]) == [layer.weight])
+    trans_b = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return channel_axis_of(layer.operator, trans_b=trans_b)
 
 
 class InputObserver:

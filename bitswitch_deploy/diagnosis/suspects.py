@@ -10,7 +10,7 @@ from bitswitch_deploy.diagnosis.blame_result import LayerError, Suspect
 from bitswitch_deploy.diagnosis.layer_statistics import InputStatistics, LayerStatistics, WeightStatistics
 from bitswitch_deploy.diagnosis.lowering_errors import CutError
 
-# A layer stands out when quantizing it alone makes four times the noise of the usual layer.
+# A layer stands out when quantizing it alone makes four times the noise of the usual layer that makes any.
 _STANDS_OUT_DB = 6.0
 _SATURATED_PERCENT, _CLIPPED_PERCENT = 2.0, 2.0
 _IDLE_RATIO, _OUTLIER_RATIO = 0.5, 4.0
@@ -39,14 +39,20 @@ def faults(parts: Iterable[CutError]) -> tuple[Suspect, ...]:
     )
 
 
-def sensitive_layer(layers: Sequence[LayerError], statistics: Iterable[LayerStatistics]) -> tuple[Suspect, ...]:
-    """The layer of the largest own error, if that is far above the usual one, with its likely cause; else none."""
-    usual = median(each.isolated.sqnr_db for each in layers) if layers else 0.0
+def sensitive_layer(
+    layers: Sequence[LayerError], statistics: Iterable[LayerStatistics], *, highest: int
+) -> tuple[Suspect, ...]:
+    """The layer of the largest own error, if that is far above the usual one, with its likely cause; else none.
+
+    highest: the master's own width.
+    """
+    noisy = [each.isolated.sqnr_db for each in layers if math.isfinite(each.isolated.sqnr_db)]
+    usual = median(noisy) if noisy else 0.0
     found = min(layers, key=lambda each: each.isolated.sqnr_db, default=None)
     if found is None or not -math.inf < found.isolated.sqnr_db < usual - _STANDS_OUT_DB:
         return ()
     (own,) = [each for each in statistics if each.layer == found.layer]
-    what, do = likely_cause(own)
+    what, do = likely_cause(own, highest=highest)
     noise = 10 ** ((usual - found.isolated.sqnr_db) / 10)
     return (
         Suspect(
@@ -59,15 +65,20 @@ def sensitive_layer(layers: Sequence[LayerError], statistics: Iterable[LayerStat
     )
 
 
-def likely_cause(layer: LayerStatistics) -> tuple[str, str]:
-    """A sentence on why a layer loses much at its width, and on what to try."""
-    more_bits = f"give it more bits, `--mixed` with {layer.layer!r}: {min(layer.bits + 2, 8)}"
+def likely_cause(layer: LayerStatistics, *, highest: int) -> tuple[str, str]:
+    """A sentence on why a layer loses much at its width, and on what to try: more bits only where the master has them.
+
+    highest: the master's own width.
+    """
+    more = f"give it more bits, `--mixed` with {layer.layer!r}: {min(layer.bits + 2, highest)}"
+    more_bits = (more,) if layer.bits < highest else ()
     found = _input_cause(layer.input, layer.bits) if layer.input is not None else None
     found = found or _weight_cause(layer.weights, layer.bits)
     if found is None:
-        return f"no single cause: {layer.bits} bits are too coarse for it", f"{more_bits}, or pin it to float"
-    what, do = found
-    return what, f"{do}, or {more_bits}"
+        what, ways = f"no single cause: {layer.bits} bits are too coarse for it", (*more_bits, "pin it to float")
+    else:
+        what, ways = found[0], (found[1], *more_bits)
+    return what, ", or ".join(ways)
 
 
 def _input_cause(codes: InputStatistics, bits: int) -> tuple[str, str] | None:

@@ -159,6 +159,7 @@ def _width(
         quantized.add(x, y, lowered.add(x, y))
         progress.advance(len(x))
     found, layers = lowered.result(), quantized.layers()
+    sensitive = sensitive_layer(layers, found.statistics, highest=master.spec.bits)
     return WidthBlame(
         label=graph.assignment.label,
         in_float=quantized.in_float.top1_percent,
@@ -169,5 +170,5 @@ def _width(
         lowered_layers=found.lowered_layers,
         parts=found.parts,
         n_parts=found.n_parts,
-        suspects=(*faults(each.part for each in found.parts), *sensitive_layer(layers, found.statistics)),
+        suspects=(*faults(each.part for each in found.parts), *sensitive),
     )

@@ -115,12 +115,16 @@ def parse_bits(text: str) -> tuple[WidthAssignment, ...]:
 def read_mixed(path: Path, *, highest: int) -> WidthAssignment:
     """A JSON object of layer -> width; `*` names the width of all layers that are not in it, else it is `highest`.
 
+    highest: the master's own width; none may be above it.
+
     Raises:
         InputFileError: the file cannot be read or is not such an object.
     """
 
     def refusal(got: str) -> InputFileError:
-        allowed = f'an object such as {{"layer1.0.conv1": 4, "{DEFAULT_KEY}": 8}} with widths {MIN_BITS}..{MAX_BITS}'
+        allowed = (
+            f'an object such as {{"layer1.0.conv1": 2, "{DEFAULT_KEY}": {highest}}} with widths {MIN_BITS}..{highest}'
+        )
         return InputFileError(where=str(path), got=got, allowed=allowed, do="correct the file")
 
     try:
@@ -133,7 +137,7 @@ def read_mixed(path: Path, *, highest: int) -> WidthAssignment:
     if not isinstance(widths, dict) or not widths:
         raise refusal(f"{type(widths).__name__}, empty or not an object")
     for name, bits in widths.items():
-        if type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS:
+        if type(bits) is not int or not MIN_BITS <= bits <= highest:
             raise refusal(f"{name!r}: {bits!r}")
     default = widths.pop(DEFAULT_KEY, highest)
     return WidthAssignment(default=default, overrides=tuple(sorted(widths.items())))

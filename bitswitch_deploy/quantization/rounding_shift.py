@@ -6,14 +6,15 @@ numba compiles to what the C is, but brings 200 MB of LLVM to a board, and to im
 than it saves on a billion weights (0.2 s). The C costs neither, needs no Python headers, and serves every Python.
 
 `hatch_build.py` compiles it when a wheel is built where there is a C compiler. It is used once it has derived every
-code at every width as NumPy does: a library left from other sources, or of a faulty compiler, must not decide what is
-deployed. `tools/bench/derive_weights.py` measures both forms.
+code of every pair of widths as NumPy does: a library left from other sources, or of a faulty compiler, must not decide
+what is deployed. `tools/bench/derive_weights.py` measures both forms.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,11 +122,11 @@ def _checked_function(library: Path) -> _CompiledFunction | None:
 def _equals_numpy(function: _CompiledFunction) -> bool:
     codes = np.arange(-128, 128).astype(np.int8)
     compiled, expected = np.empty_like(codes), np.empty_like(codes)
-    for to_bits in range(MIN_BITS, MAX_BITS):
-        for rounding in Rounding:
-            formula = Formula.of(from_bits=MAX_BITS, to_bits=to_bits, rounding=rounding)
-            CompiledShift(formula, function).apply(codes, compiled)
-            NumpyShift(formula, block=codes.size).apply(codes, expected)
-            if not np.array_equal(compiled, expected):
-                return False
+    pairs = itertools.combinations(range(MAX_BITS, MIN_BITS - 1, -1), 2)
+    for (from_bits, to_bits), rounding in itertools.product(pairs, Rounding):
+        formula = Formula.of(from_bits=from_bits, to_bits=to_bits, rounding=rounding)
+        CompiledShift(formula, function).apply(codes, compiled)
+        NumpyShift(formula, block=codes.size).apply(codes, expected)
+        if not np.array_equal(compiled, expected):
+            return False
     return True

@@ -25,6 +25,7 @@ from scipy import optimize
 
 from bitswitch_deploy.errors import UnavailableError, UsageError
 from bitswitch_deploy.search.problem import Problem, Row, Selection
+from bitswitch_deploy.tensors import MIN_BITS
 
 TIME_LIMIT_S = 60.0
 _LP_OPTIMUM = 1e3
@@ -155,13 +156,15 @@ class _Programme:
 
 
 def _check_minima(problem: Problem) -> None:
+    """Refuse a budget that no choice keeps; of a latency the least need not be that of the lowest widths."""
+    has_lower = any(min(group.widths) > MIN_BITS for group in problem.groups)
     for row in problem.caps:
         if row.cap is not None and row.minimum > row.cap:
             raise UsageError(
                 where=f"--budget {row.name}",
-                got="less than the network needs with every layer at its lowest width",
+                got="less than any choice of widths needs",
                 allowed=f"{row.enough(row.minimum)} or more",
-                do="raise this budget, or allow lower widths with --bits",
+                do=f"raise this budget{', or allow lower widths with --bits' if has_lower else ''}",
             )
 
 

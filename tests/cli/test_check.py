@@ -7,6 +7,7 @@ import json
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.pipeline.lower_width import observe_ranges
+from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.conftest import Run
 
@@ -256,12 +258,30 @@ def _recall_of_a_network_without_threes(folder: Path) -> None:
     (folder / "bitswitch.yaml").write_text(CONFIG + "metric: recall\n")
 
 
+def _master_of_six_bits(folder: Path) -> None:
+    master = read_master(bundled_master())
+    spec = replace(master.spec, bits=6, widths=(6, 4, 2), accuracy=())
+    tensors = {name: np.asarray(tensor) for name, tensor in master.tensors.items()}
+    for layer in (each for each in spec.layers if not each.pinned):
+        codes = tensors[layer.weight]
+        tensors[layer.weight] = derive_codes(codes, from_bits=8, to_bits=6, rounding=spec.rounding)
+        tensors[layer.input_scale] = tensors[layer.input_scale][1:]
+    tensors |= {name: tensors[name][1:] for name in spec.switchable}
+    write_master(assemble_master(spec=spec, tensors=tensors, skeleton=master.skeleton), folder / "digits.safetensors")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str]] = {
     "other data": (_other_data, (), 3, "another data set: data, 200 samples"),
     "other metric": (_replace("data: data.npz", "data: data.npz\nmetric: recall"), (), 3, "another metric: recall"),
     "edited baseline": (_edited, (), 3, "digest is not that of the content"),
     "no baseline": (lambda folder: (folder / BASELINE).unlink(), (), 3, "record it: bitswitch-deploy check --update"),
     "another width": (_replace("[8, 2]", "[8, 4]"), (), 2, "digits x86-cpu w4: not in the baseline"),
+    "above the master": (
+        _master_of_six_bits,
+        (),
+        2,
+        "widths of digits: 8 bits from a master of 6 bits\n  allowed: 2..6",
+    ),
     "unknown key": (_replace("calibration:", "calibraton:"), (), 3, "did you mean calibration?"),
     "unknown target": (_replace("x86-cpu", "x86-cpi"), (), 2, "did you mean 'x86-cpu'?"),
     "no samples": (

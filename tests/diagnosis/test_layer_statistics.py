@@ -7,7 +7,9 @@ from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.diagnosis.layer_statistics import InputObserver, weight_statistics
 from bitswitch_deploy.graph.plan import ActivationPlan, plan_canonical
 from bitswitch_deploy.master import read_master
-from bitswitch_deploy.tensors import CodeRange, WidthAssignment
+from bitswitch_deploy.master.spec import Operator
+from bitswitch_deploy.tensors import PER_TENSOR, CodeRange, Granularity, WidthAssignment
+from tests.graph.masters import build, layer, per_block, per_channel
 
 
 def test_an_input_by_hand() -> None:
@@ -41,3 +43,13 @@ def test_weights(bits: int) -> None:
     assert result.counts == tuple(int((codes == code).sum()) for code in range(-top - 1, top + 1))
     assert result.clipped_percent == pytest.approx(100 * (unclipped > top).mean())
     assert result.zero_channels == int((codes.reshape(len(codes), -1) == 0).all(1).sum())
+
+
+@pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(1), per_block(0, 2)], ids=lambda each: each.kind)
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+def test_channels_of_a_product_whatever_its_scales(operator: Operator, granularity: Granularity) -> None:
+    text = f'g (float[n, 4] x, float[4, 3] "a.weight") => (float[n, 3] y) {{ y = {operator} (x, "a.weight") }}'
+    weight = [[0, 1, 0], [0, 2, 3], [0, 1, 1], [0, 0, 1]]
+    master = build(text, [layer("a", operator, granularity)], tensors={"a.weight": weight})
+    result = weight_statistics(master, plan_canonical(master, WidthAssignment(default=8)).layers[0])
+    assert (result.zero_channels, result.channels) == (1, 3)

@@ -34,9 +34,23 @@ LAYER = LayerStatistics(layer="a", bits=2, weights=WEIGHTS, input=INPUT)
     ],
 )
 def test_likely_cause(layer: LayerStatistics, cause: str) -> None:
-    what, do = likely_cause(layer)
+    what, do = likely_cause(layer, highest=8)
     assert what.startswith(cause)
     assert "--mixed" in do
+
+
+@pytest.mark.parametrize(("bits", "highest", "more"), [(2, 4, 4), (3, 4, 4), (4, 8, 6), (7, 8, 8)])
+def test_more_bits_up_to_those_of_the_master(bits: int, highest: int, more: int) -> None:
+    _, do = likely_cause(replace(LAYER, bits=bits), highest=highest)
+    assert do == f"give it more bits, `--mixed` with 'a': {more}, or pin it to float"
+
+
+@pytest.mark.parametrize("highest", [4, 8])
+def test_a_layer_that_has_all_bits_of_the_master(highest: int) -> None:
+    layer = replace(LAYER, bits=highest)
+    clipped = replace(layer, input=replace(INPUT, saturated_percent=7.0))
+    assert likely_cause(layer, highest=highest)[1] == "pin it to float"
+    assert likely_cause(clipped, highest=highest)[1] == f"train its input scale at {highest} bits for longer"
 
 
 def _error(name: str, alone_db: float) -> LayerError:
@@ -47,15 +61,34 @@ def _error(name: str, alone_db: float) -> LayerError:
 def test_the_layer_that_stands_out_most() -> None:
     errors = [_error("a", 20), _error("b", 12), _error("c", 21), _error("d", 8), _error("e", 22)]
     statistics = [replace(LAYER, layer=each.layer) for each in errors]
-    (suspect,) = sensitive_layer(errors, statistics)
+    (suspect,) = sensitive_layer(errors, statistics, highest=8)
     assert (suspect.kind, suspect.layer, suspect.where) == ("sensitive", "d", "d at 2 bits")
     assert "16 x the noise" in suspect.what
 
 
-@pytest.mark.parametrize("levels", [(20, 19, 21, 18), (math.inf, math.inf), (12,), ()])
+def test_layers_without_noise_are_not_the_usual_ones() -> None:
+    """Weights at the master's own width behind float inputs are those of the network in float."""
+    levels = (math.inf, 20, math.inf, 8, math.inf, 22, math.inf)
+    errors = [_error(str(index), level) for index, level in enumerate(levels)]
+    (suspect,) = sensitive_layer(errors, [replace(LAYER, layer=each.layer) for each in errors], highest=8)
+    assert suspect.layer == "3"
+    assert "16 x the noise" in suspect.what
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (20, 19, 21, 18),
+        (math.inf, math.inf),
+        (math.inf, 20, 19, math.inf, math.inf),
+        (math.inf, math.inf, 12),
+        (12,),
+        (),
+    ],
+)
 def test_none_stands_out(levels: tuple[float, ...]) -> None:
     errors = [_error(str(index), level) for index, level in enumerate(levels)]
-    assert sensitive_layer(errors, [replace(LAYER, layer=each.layer) for each in errors]) == ()
+    assert sensitive_layer(errors, [replace(LAYER, layer=each.layer) for each in errors], highest=8) == ()
 
 
 TRAINED = Levels(step=0.5, low=0.0, high=7.5)

@@ -54,6 +54,14 @@ def test_mixed_that_is_no_object_of_widths_is_refused(tmp_path: Path, text: str)
         read_mixed(path, highest=8)
 
 
+@pytest.mark.parametrize("text", ['{"a": 8, "b": 2}', '{"a": 2, "*": 8}'])
+def test_mixed_widths_above_those_of_the_master_are_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mixed.json"
+    path.write_text(text)
+    with pytest.raises(InputFileError, match=r"mixed\.json: '[a*]': 8\n  allowed: .*\"\*\": 4} with widths 2\.\.4\n"):
+        read_mixed(path, highest=4)
+
+
 def test_mixed_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match=r"no\.json: cannot be read: No such file or directory\n"):
         read_mixed(tmp_path / "no.json", highest=8)

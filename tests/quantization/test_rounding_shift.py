@@ -31,6 +31,8 @@ def test_the_library_of_a_wheel_is_used(compiled_library: Path, monkeypatch: pyt
     ("original", "mutant"),
     [
         ("code < limit ? code : limit", "code"),
+        # right for masters of 8 bits only
+        ("const int8_t addend", "limit = 127 - (1 << (distance - 1)); const int8_t addend"),
         ("& 1 : 0", "& 1 : 1"),
         ("- is_half_even)", ")"),
         ("LOOP(6, IS_HALF_EVEN)", "LOOP(5, IS_HALF_EVEN)"),

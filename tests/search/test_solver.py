@@ -51,6 +51,18 @@ def test_a_budget_below_the_minimum_says_what_the_minimum_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("widths", "do"),
+    [((4, 3, 2), "raise this budget"), ((4, 3), "raise this budget, or allow lower widths with --bits")],
+)
+def test_a_budget_below_the_minimum_of_a_width_that_is_not_the_lowest(widths: tuple[int, ...], do: str) -> None:
+    """At low widths layers can fall back to float and take longer; below 2 bits there is no width to allow."""
+    times = Row(name="latency_p50_ms<=1", use=((2, 3, 4)[: len(widths)],), cap=1)
+    with pytest.raises(UsageError) as refused:
+        solve(problem([(0, 1, 2)[: len(widths)]], times, widths=widths))
+    assert (refused.value.got, refused.value.do) == ("less than any choice of widths needs", do)
+
+
+@pytest.mark.parametrize(
     ("minimum", "per_unit", "shown"),
     [
         (1_234_564, 10**6, "1.23457"),

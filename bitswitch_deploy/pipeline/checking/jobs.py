@@ -26,7 +26,7 @@ from bitswitch_deploy.pipeline.inputs import (
     read_mixed,
 )
 from bitswitch_deploy.target import Target
-from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.tensors import MIN_BITS, WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
 
 
@@ -116,7 +116,8 @@ def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterat
         TargetFileError: a profile is damaged, or names a pass that does not exist.
         UnavailableError: no profile describes this machine, which a target means.
         InputFileError: a file of widths is not there, or does not hold any.
-        UsageError: a target is not there, or an approximation that the target cannot make.
+        UsageError: a target is not there, a width that the master has not, or an approximation that the target cannot
+            make.
     """
     preprocessing = network.master.spec.preprocessing
     text = json.dumps(asdict(preprocessing) if preprocessing else None, sort_keys=True)
@@ -133,19 +134,29 @@ def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterat
             hop="engine" if target.engine.name == "onnxruntime" else "lowered",
         )
         for width in request.config.widths:
-            if isinstance(width, int):
-                assignment = WidthAssignment(default=width)
-            else:
-                assignment = read_mixed(request.folder / width, highest=network.master.spec.bits)
             case = Case(master=network.name, target=name, width=width_label(width))
             yield Job(
                 case=case,
                 conditions=conditions,
                 network=network,
                 target=target,
-                assignment=assignment,
+                assignment=_assignment(request, network, width),
                 approximations=_approximations(request.config, case, target),
             )
+
+
+def _assignment(request: CheckRequest, network: Network, width: int | str) -> WidthAssignment:
+    highest = network.master.spec.bits
+    if isinstance(width, str):
+        return read_mixed(request.folder / width, highest=highest)
+    if width > highest:
+        raise UsageError(
+            where=f"widths of {network.name}",
+            got=f"{width} bits from a master of {highest} bits",
+            allowed=f"{MIN_BITS}..{highest}",
+            do="leave the width out, or give this master a configuration of its own",
+        )
+    return WidthAssignment(default=width)
 
 
 def _approximations(config: CheckConfig, case: Case, target: Target) -> frozenset[Approximation] | None:

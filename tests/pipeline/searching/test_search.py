@@ -346,7 +346,7 @@ def test_data_without_a_class_is_searched_on_with_a_warning(tmp_path: Path, cach
     [
         (("avg_bits<=1.5",), {}, r"avg_bits<=1.5.*\n.*2 or more"),
         (("avg_bits<=4", "avg_bits<=3"), {}, "avg_bits twice"),
-        (("bytes<=10",), {}, r"bytes<=10: less than the network needs .*\n.*\d or more"),
+        (("bytes<=10",), {}, r"bytes<=10: less than any choice of widths needs\n.*\d or more"),
         (("bytes<=20k@nowhere",), {}, "nowhere"),
         (("latency_p50_ms<=1@x86-cpu",), {}, "no latency table of target 'x86-cpu'"),
         (("avg_bits<=4",), {"widths": (8, 3)}, None),
