@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitswitch_deploy.graph.channel_axis import channel_axis_of
+from bitswitch_deploy.graph.channel_axis import channel_axis_in
 from bitswitch_deploy.graph.plan import ActivationPlan, LayerPlan
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import LayerSpec
@@ -84,9 +84,7 @@ def weight_statistics(master: Master, plan: LayerPlan) -> WeightStatistics:
 
 def _channel_axis(master: Master, layer: LayerSpec) -> int:
     """Of the weight: scales need not run along it, a layer may have one for all channels or for each block."""
-    node = next(node for node in master.skeleton.graph.node if list(node.input[1:2]) == [layer.weight])
-    trans_b = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return channel_axis_of(layer.operator, trans_b=trans_b)
+    return channel_axis_in(next(node for node in master.skeleton.graph.node if layer.weight in node.input[1:2]))
 
 
 class InputObserver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -14,6 +15,11 @@ Number = TypeVar("Number", bound=np.generic)
 def channel_axis(layer: gs.Node) -> int:
     """Axis of the output channels in the weight of a layer, as the operator reads it."""
     return channel_axis_of(layer.op, trans_b=bool(layer.attrs.get("transB", 0)))
+
+
+def channel_axis_in(node: onnx.NodeProto) -> int:
+    """The same of a node of a skeleton, or of any ONNX file."""
+    return channel_axis_of(node.op_type, trans_b=any(each.name == "transB" and each.i for each in node.attribute))
 
 
 def channel_axis_of(operator: str, *, trans_b: bool) -> int:

@@ -21,7 +21,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from bitswitch_deploy.errors import GraphError, UsageError
-from bitswitch_deploy.graph.channel_axis import channel_axis_of
+from bitswitch_deploy.graph.channel_axis import channel_axis_in
 from bitswitch_deploy.master.spec import Operator, ValueSpec
 from bitswitch_deploy.training.tracing import check_example
 
@@ -283,7 +283,7 @@ def _describe(proto: onnx.ModelProto, parameters: dict[str, torch.Tensor], trans
             operator=operator,
             weight=weight,
             transposed=weight in transposed,
-            channel_axis=channel_axis_of(operator, trans_b=any(a.name == "transB" and a.i for a in node.attribute)),
+            channel_axis=channel_axis_in(node),
         )
     return CapturedNetwork(
         model=proto,
