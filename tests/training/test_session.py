@@ -107,6 +107,14 @@ def test_the_same_run_gives_the_same_file_and_logs_each_epoch(
     assert set(lines[-2]["losses"]) == {"w8", "w6", "w4", "w2"}
 
 
+def test_fewer_lines_and_states_change_nothing_else(tmp_path: Path, data: Path, whole: TrainedNetwork) -> None:
+    log = tmp_path / "log.jsonl"
+    trained = run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", log=log, save_every=2))
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    assert [line["step"] for line in lines if line.get("stage") == "joint"] == [4, 6]  # an epoch has two
+    assert trained.master.sha256 == whole.master.sha256
+
+
 def test_a_stage_is_gone_when_the_next_one_runs(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[weakref.ref[Stage]] = []
     alive: list[int] = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.errors import CheckFailedError, UnavailableError
 from bitswitch_deploy.training import step_graph
-from bitswitch_deploy.training.backward import Guard
+from bitswitch_deploy.training.backward import Guard, RaisingGuard
 from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.recipe import JointSettings
@@ -26,6 +28,7 @@ from tests.training.tiny_network import tiny_batches, tiny_model, tiny_network
 
 SETTINGS = JointSettings(epochs=1, batch_size=16, learning_rate=1e-3, weight_decay=0.1)
 TOTAL = 12
+POSITION = Position(step=0, total=TOTAL, per_epoch=4)
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"alrs": "none"},
@@ -242,3 +245,87 @@ def test_a_network_that_reads_its_tensors_is_refused_with_what_to_do() -> None:
     with pytest.raises(UnavailableError, match=r"recording of a training step.*\n.*\n.*without --fast"):
         run_stage(stage, tiny_batches(execution.device), plan(8))
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+class StandIn:
+    """In place of torch.cuda: a graph records who learns, and a replay learns again from the tensors it knew then.
+
+    Shows what is copied, counted and refused, of CUDA itself nothing.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.learn: Callable[[], Tensor] | None = None
+        stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda _other: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _device: stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self._replay))
+        monkeypatch.setattr(torch.cuda, "graph", self._recording)
+
+    @contextmanager
+    def _recording(self, _graph: object, **_options: object) -> Iterator[None]:
+        self.calls.append("record")
+        try:
+            yield
+        except RuntimeError as exc:
+            raise RuntimeError("the recording failed") from exc
+
+    def _replay(self) -> None:
+        self.calls.append("replay")
+        assert self.learn is not None
+        self.learn()
+
+
+class TestStepGraph:
+    """Losses here are the sum of the inputs times the rate."""
+
+    def graph(self, cuda: StandIn, *, fails: bool = False) -> StepGraph:
+        losses = torch.zeros(1)
+
+        def learn(batch: Batch, _position: Position, rate: float | Tensor, _guard: Guard) -> Tensor:
+            if fails and cuda.calls:
+                raise RuntimeError("reads a tensor\nwith much more text")
+            cuda.calls.append("learn")
+            cuda.learn = lambda: losses.copy_(batch.inputs.sum() * rate)
+            return cuda.learn() if "record" not in cuda.calls else losses
+
+        return StepGraph(learn, RaisingGuard(), torch.device("cpu"))
+
+    def take(self, graph: StepGraph, value: float, rate: float = 0.5, n: int = 2) -> list[float]:
+        return list(graph.step(_batch(value, n), POSITION, rate).tolist())
+
+    def test_learns_three_times_then_records_once_and_replays_what_it_is_given(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cuda = StandIn(monkeypatch)
+        graph = self.graph(cuda)
+        assert [self.take(graph, value) for value in (1, 2, 3)] == [[1], [2], [3]]
+        assert cuda.calls == ["learn"] * 3
+        kept = [graph.step(_batch(value), POSITION, 0.5) for value in (4.0, 5.0)]
+        assert [each.tolist() for each in kept] == [[4], [5]]  # losses that are read later are not overwritten
+        assert self.take(graph, 6, rate=0.25) == [3]
+        assert cuda.calls[3:] == ["record", "learn", "replay", "replay", "replay"]
+
+    def test_a_batch_of_another_size_is_not_put_into_the_recording(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cuda = StandIn(monkeypatch)
+        graph = self.graph(cuda)
+        for value in (1, 2, 3, 4):
+            self.take(graph, value)
+        cuda.calls.clear()
+        assert self.take(graph, 5, n=1) == [2.5]
+        assert cuda.calls == ["learn"]
+
+    def test_the_first_error_of_a_recording_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cuda = StandIn(monkeypatch)
+        graph = self.graph(cuda)
+        for value in (1, 2, 3):
+            self.take(graph, value)
+        failing = self.graph(cuda, fails=True)
+        failing._steps = 3
+        with pytest.raises(UnavailableError, match=r"recording of a training step: reads a tensor\n.*\n.*--fast"):
+            self.take(failing, 4)
+
+
+def _batch(value: float, n: int = 2) -> Batch:
+    return Batch(torch.full((n, 1), float(value)), torch.zeros(n, dtype=torch.int64), torch.arange(n))
