@@ -1,7 +1,7 @@
 """Finds what ships with the package and turns the word after `--target` into a Target.
 
-A wheel carries `targets/` and `calibration/` in `bitswitch_deploy/_data`; a clone or an editable install has them
-beside the package.
+A wheel carries `targets/` and `calibration/digits/` in `bitswitch_deploy/_data`; a clone or an editable install has
+them beside the package.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def build_wheel(folder: Path, compiler: str) -> tuple[Path, str]:
         shutil.copy(PROJECT / name, source / name)
     for name in ("bitswitch_deploy", "targets"):
         shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    (source / "calibration").mkdir()
+    (source / "calibration" / "digits").mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=source,
