@@ -31,13 +31,20 @@ from bitswitch_deploy.errors import BitswitchError
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.doctor_report import DoctorReport, Finding, Trial
 
-_REQUIRED = ("numpy", "onnx", "onnx_graphsurgeon", "onnxruntime", "click", "rich", "safetensors", "yaml")
+_REQUIRED = (
+    *("numpy", "onnx", "onnx_graphsurgeon", "onnxruntime", "click", "rich", "safetensors", "yaml"),
+    *("scipy", "joblib", "jinja2", "markupsafe", "pygal"),
+)
 _DISTRIBUTION = {"yaml": "PyYAML", "onnx_graphsurgeon": "onnx-graphsurgeon", "PIL": "pillow"}
 # what is optional: module, what it is for, how to get it
 _OPTIONAL = (
     ("tensorrt_rtx", "engines for RTX GPUs, built without one", "pip install 'bitswitch-deploy[rtx]' (x86-64 Linux)"),
     ("PIL", "folders of images as data", "pip install 'bitswitch-deploy[images]'"),
     ("torch", "training and capture", "pip install 'bitswitch-deploy[train]'"),
+    ("onnxscript", "capture by torch's exporter", "pip install 'bitswitch-deploy[train]'"),
+    ("pycocotools", "the metric map", "pip install 'bitswitch-deploy[coco]'"),
+    ("ray", "checks and searches on several machines", "pip install 'bitswitch-deploy[ray]'"),
+    ("distributed", "searches on several machines", "pip install 'bitswitch-deploy[dask]'"),
 )
 _IMPORT_SECONDS, _TRIAL_SECONDS, _BUILD_SECONDS = 300, 600, 3600
 _FEW_TURNS = ("--turns", "6")

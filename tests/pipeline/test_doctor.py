@@ -6,9 +6,11 @@ import getpass
 import json
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.pipeline import doctor as module
@@ -54,6 +56,20 @@ def test_what_is_missing_says_how_to_get_it(quick: None, monkeypatch: pytest.Mon
     assert finding(report, "trtexec").do == "sudo apt install tensorrt"
     assert finding(report, "tegrastats").state == "missing"
     assert not report.is_ok
+
+
+def test_everything_that_an_installation_declares_is_looked_at() -> None:
+    """TensorRT is looked at with the device; without an extra, or with one that users have."""
+    declared = [Requirement(each) for each in metadata.requires("bitswitch-deploy") or ()]
+    required = {each.name.lower() for each in declared if each.marker is None}
+    assert {module._distribution(name).lower() for name in module._REQUIRED} == required
+    for_users = {
+        each.name.lower()
+        for extra in ("train", "rtx", "images", "coco", "ray", "dask")
+        for each in declared
+        if each.marker is not None and each.marker.evaluate({"extra": extra})
+    }
+    assert {module._distribution(name).lower().replace("_", "-") for name, *_ in module._OPTIONAL} == for_users
 
 
 def test_a_package_that_cannot_be_imported_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
