@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest, spearmanr
 
 from bitswitch_deploy.search.score import Scores
 
@@ -92,35 +93,16 @@ def _paired(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> tuple[float, float]:
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided exact p of `only_a` against `only_b` discordant samples."""
     n = only_a + only_b
-    if n == 0:
-        return 1.0
-    # in logarithms: the binomials of thousands of samples leave the range of floats
-    logs = [_log_binomial(n, k) - n * math.log(2) for k in range(min(only_a, only_b) + 1)]
-    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
+    return float(binomtest(only_a, n).pvalue) if n else 1.0
 
 
 def wilson(right: int, n: int) -> Interval:
     """Share of right samples in percent with its 95 % interval."""
-    share, z2 = right / n, Z95**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    reach = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(value=100 * share, low=100 * max(0.0, middle - reach), high=100 * min(1.0, middle + reach))
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return Interval(value=100 * right / n, low=100 * float(interval.low), high=100 * float(interval.high))
 
 
 def rank_correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     """Spearman's correlation of two arrays [n]; equal values share their mean rank. 0 where one is constant."""
-    ranks = [_ranks(each) for each in (a, b)]
-    centred = [each - each.mean() for each in ranks]
-    norm = math.sqrt(float((centred[0] ** 2).sum()) * float((centred[1] ** 2).sum()))
-    return float((centred[0] * centred[1]).sum()) / norm if norm else 0.0
-
-
-def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse.reshape(-1)]
-    return ranks
-
-
-def _log_binomial(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    is_constant = any((each == each[0]).all() for each in (a, b))
+    return 0.0 if is_constant else float(spearmanr(a, b).statistic)
