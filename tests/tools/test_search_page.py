@@ -8,7 +8,7 @@ from typing import Any
 
 from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.master import read_master
-from tests.training.test_results_table import end, log
+from tests.tools.test_results_table import end, log
 from tools.search_page import RESULTS, page
 
 
