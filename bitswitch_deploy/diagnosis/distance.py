@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitswitch_deploy.validation.metrics import decibel
+
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
@@ -117,10 +119,3 @@ class ChannelDistance:
     def _by_channel(self, values: Array) -> Array:
         moved = np.moveaxis(values, self._axis, 0)
         return moved.reshape(moved.shape[0], -1)
-
-
-def decibel(signal: float, noise: float) -> float:
-    """Ratio of two energies in dB; infinite without noise."""
-    if noise == 0.0:
-        return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf

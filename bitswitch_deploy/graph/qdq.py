@@ -106,6 +106,12 @@ class ActivationPattern:
         return self.dequantize.outputs[0]
 
 
+def is_dequantized(tensor: gs.Tensor) -> bool:
+    """Whether a float tensor comes out of codes."""
+    producer = producer_of(tensor)
+    return producer is not None and producer.op == "DequantizeLinear"
+
+
 def activation_patterns(graph: gs.Graph) -> list[ActivationPattern]:
     """All quantized activations of a graph, in node order."""
     found = (match_activation(node) for node in graph.nodes if node.op == "DequantizeLinear")

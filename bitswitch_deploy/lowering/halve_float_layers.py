@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.graph.half_precision import halve
-from bitswitch_deploy.graph.qdq import producer_of
+from bitswitch_deploy.graph.qdq import is_dequantized
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
@@ -28,7 +28,7 @@ class HalveFloatLayers(LoweringPass):
         is_strong = self.context.target.stack.typing == "strong"
         if not is_strong or Approximation.HALF_LAYERS not in self.context.approximations:
             return False
-        layers = [node for node in graph.nodes if node.op in _OPERATORS and not any(map(_is_quantized, node.inputs))]
+        layers = [node for node in graph.nodes if node.op in _OPERATORS and not any(map(is_dequantized, node.inputs))]
         for node in layers:
             for tensor in (*node.inputs, *node.outputs):
                 # these four operators have one type for all floats, and a skeleton computes in float32
@@ -39,8 +39,3 @@ class HalveFloatLayers(LoweringPass):
             what = f"compute in float16: {', '.join(node.name for node in layers)}"
             self.record("float layers", what, exact=False, approximation=Approximation.HALF_LAYERS)
         return bool(layers)
-
-
-def _is_quantized(tensor: gs.Tensor) -> bool:
-    producer = producer_of(tensor)
-    return producer is not None and producer.op == "DequantizeLinear"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.channel_axis import along, channel_axis
-from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq, add_weight_dq, producer_of
+from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq, add_weight_dq, is_dequantized
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale
@@ -41,7 +41,7 @@ class QuantizePinned(LoweringPass):
 
     def _quantize(self, graph: gs.Graph, node: gs.Node) -> None:
         tensor, weight = node.inputs[0], node.inputs[1]
-        if not _is_in_codes(tensor):
+        if not is_dequantized(tensor):
             seen = self.context.ranges.get(tensor.name)
             if seen is None:
                 raise GraphError(
@@ -87,11 +87,6 @@ def _is_pinned(node: gs.Node) -> bool:
     if node.op == "MatMul" and weight.values.ndim != 2:
         return False
     return not (node.op == "ConvTranspose" and node.attrs.get("group", 1) != 1)
-
-
-def _is_in_codes(tensor: gs.Tensor) -> bool:
-    producer = producer_of(tensor)
-    return producer is not None and producer.op == "DequantizeLinear"
 
 
 def _scales(values: NDArray[np.float64], axis: int) -> NDArray[np.float32]:

@@ -55,7 +55,7 @@ def sqnr_db(reference: Outputs, other: Outputs) -> float:
         ValueError: the shapes differ.
     """
     error = _finite_difference(reference, other)
-    return _decibel(_energy(reference), _energy(error))
+    return decibel(_energy(reference), _energy(error))
 
 
 def max_abs_error(reference: Outputs, other: Outputs) -> float:
@@ -161,7 +161,7 @@ class HopAccumulator:
             n=self._n,
             top1_percent=None if self._right is None else 100.0 * self._right / self._choices,
             agreement_percent=None if self._same is None else 100.0 * self._same / self._choices,
-            sqnr_db=None if error is None else _decibel(self._signal, self._noise),
+            sqnr_db=None if error is None else decibel(self._signal, self._noise),
             max_abs_error=error,
             relative_error=None if error is None else _ratio(error, self._peak),
             lost=None if self._changed is None else self._changed[0],
@@ -268,7 +268,8 @@ def _peak(values: Outputs) -> float:
     return float(np.abs(values).max(initial=0.0))
 
 
-def _decibel(signal: float, noise: float) -> float:
+def decibel(signal: float, noise: float) -> float:
+    """Ratio of two energies in dB; infinite without noise."""
     if noise == 0.0:
         return math.inf
     return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf

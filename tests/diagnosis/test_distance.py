@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from bitswitch_deploy.diagnosis.distance import ChannelDistance, Distance, decibel
+from bitswitch_deploy.diagnosis.distance import ChannelDistance, Distance
+from bitswitch_deploy.validation.metrics import decibel
 
 RNG = np.random.default_rng(3)
 

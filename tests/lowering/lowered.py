@@ -11,6 +11,7 @@ import onnx
 import yaml
 
 from bitswitch_deploy.catalogue import bundled_file
+from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
@@ -47,6 +48,11 @@ def profile(name: str, changes: Mapping[str, Any] | None = None) -> Target:
 
 # No bundled target wants its unsigned codes from -128 on; a user's may.
 INT8_CPU = {"quantization.activation": {"dtype": "int8", "zero_point": -128}}
+
+
+def fast_operators(model: onnx.ModelProto, target: Target) -> dict[str, int]:
+    """How often each operator stands in what onnxruntime makes of a graph for a target."""
+    return dict(optimized_operators(model.SerializeToString(), session_options=dict(target.engine.session)))
 
 
 def canonical(master: Master, bits: int, **overrides: int) -> CanonicalGraph:

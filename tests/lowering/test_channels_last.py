@@ -8,13 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.target import Target
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.running import operators, run
 from tests.lowering.blocks import images, observed, residual_master
-from tests.lowering.lowered import Applied, applied, canonical, is_untouched, profile
+from tests.lowering.lowered import Applied, applied, canonical, fast_operators, is_untouched, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,10 +58,6 @@ def both(
     return after.model, after.passes
 
 
-def fast(model: onnx.ModelProto) -> dict[str, int]:
-    return dict(optimized_operators(model.SerializeToString(), session_options=dict(X86.engine.session)))
-
-
 def fast_run(model: onnx.ModelProto) -> Array:
     return run(model, images(), optimisation="all", session=dict(X86.engine.session))
 
@@ -83,17 +78,17 @@ def test_same_numbers(bits: int, beginning: str) -> None:
 def test_one_transpose_in_front_and_one_behind(bits: int, beginning: str) -> None:
     after, _ = both(BEGINNINGS[beginning], bits)
     before, _ = both(BEGINNINGS[beginning], bits, WITHOUT)
-    found = fast(after)
+    found = fast_operators(after, X86)
     assert found["QLinearConv"] == 2
     assert found["QLinearAdd"] >= 2
     assert found["Transpose"] == 2
-    assert found["Transpose"] <= fast(before)["Transpose"]
+    assert found["Transpose"] <= fast_operators(before, X86)["Transpose"]
     assert found.get("NhwcMaxPool", 0) == beginning.count("max") + beginning.count("pools")
     assert "BitShift" not in found
 
 
 def test_fewer_transposes_than_without() -> None:
-    counts = [fast(both(BEGINNINGS["relu"], 4, target)[0])["Transpose"] for target in (X86, WITHOUT)]
+    counts = [fast_operators(both(BEGINNINGS["relu"], 4, target)[0], X86)["Transpose"] for target in (X86, WITHOUT)]
     assert counts[0] < counts[1]
 
 

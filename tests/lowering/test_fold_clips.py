@@ -8,14 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.qdq import activation_patterns, refine_activation
 from bitswitch_deploy.lowering.approximation import EXACT
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.running import look, operators
 from tests.lowering.critical_values import around, critical
-from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, is_untouched, lowered, profile
+from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, fast_operators, is_untouched, lowered, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -193,7 +192,7 @@ def test_layer_runs_in_integers_with_relu6_behind_it() -> None:
         counts = []
         for target in (X86, without):
             model = lowered(master, bits, target)[1].model
-            found = dict(optimized_operators(model.SerializeToString(), session_options=dict(X86.engine.session)))
+            found = fast_operators(model, X86)
             counts.append(found.get("QLinearConv", 0))
         assert counts == [1, 0]
 

@@ -10,7 +10,6 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from bitswitch_deploy.catalogue import target_names
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError, TargetFileError
 from bitswitch_deploy.lowering import lower as lower_module
 from bitswitch_deploy.lowering.lower import PASSES, LoweredGraph, calibrated_tensors, check_passes, lower
@@ -22,7 +21,7 @@ from tests.graph import slow
 from tests.graph.masters import BATCH_NORM, build, layer, per_channel
 from tests.graph.running import initializer, run
 from tests.lowering.blocks import residual_master
-from tests.lowering.lowered import canonical, lowered, profile
+from tests.lowering.lowered import canonical, fast_operators, lowered, profile
 
 STACKS = [profile(name).with_stack(stack.name) for name in target_names() for stack in profile(name).stacks]
 GPUS = [stack for stack in STACKS if stack.engine.name != "onnxruntime"]
@@ -165,7 +164,7 @@ def test_gpus_are_exact_at_eight_bits_when_trained_for_int8(target: Target) -> N
 def test_only_what_has_no_codes_behind_it_runs_in_float(name: str, bits: int) -> None:
     target = profile(name)
     _, after = lowered(network(), bits, target)
-    found = dict(optimized_operators(after.model.SerializeToString(), session_options=dict(target.engine.session)))
+    found = fast_operators(after.model, target)
     # a in integers; the stem is pinned, b is read by a pooling in float
     assert found.get("QLinearConv") == 1
     assert found.get("Conv", 0) + found.get("FusedConv", 0) == 2

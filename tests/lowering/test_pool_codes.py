@@ -8,14 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.qdq import activation_patterns, refine_activation
 from bitswitch_deploy.lowering.approximation import EXACT
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.running import look, operators
 from tests.lowering.critical_values import critical
-from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, is_untouched, lowered, profile
+from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, fast_operators, is_untouched, lowered, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -147,7 +146,7 @@ net (float[n, 4, 9, 9] x, float[4, 4, 3, 3] "a.weight", float[4] "a.bias", float
 def test_pool_between_two_layers_moves_bytes(bits: int) -> None:
     master = build(STEM, [layer(name, "Conv", per_channel(0)) for name in "abz"])
     _, after = lowered(master, bits, X86)
-    found = dict(optimized_operators(after.model.SerializeToString(), session_options=dict(X86.engine.session)))
+    found = fast_operators(after.model, X86)
     assert found.get("QLinearConv") == 2
     assert found.get("NhwcMaxPool") == 1
     assert "MaxPool" not in found

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import LoweredGraph
@@ -22,7 +21,7 @@ from bitswitch_deploy.tensors import PER_TENSOR, Granularity, Rounding
 from tests.graph import slow
 from tests.graph.masters import build, layer, per_block, per_channel
 from tests.graph.running import initializer, look, needs_current_onnxruntime, operators, run
-from tests.lowering.lowered import applied, canonical, is_untouched, lowered, profile
+from tests.lowering.lowered import applied, canonical, fast_operators, is_untouched, lowered, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -100,10 +99,6 @@ def codes_of_both(
     before, after = lowered(master, bits, target, approximations=approximations)
     fast = run(after.model, x, optimisation="all", session=dict(target.engine.session))
     return revealed(master, bits, run(before.model, x)), revealed(master, bits, fast), after
-
-
-def fast_operators(model: onnx.ModelProto, target: Any = X86) -> dict[str, int]:
-    return dict(optimized_operators(model.SerializeToString(), session_options=dict(target.engine.session)))
 
 
 # --- every layer that onnxruntime rounds the bias of ---------------------------------------------------------------
@@ -211,7 +206,7 @@ def test_without_the_pass_onnxruntime_moves_codes(case: str) -> None:
 def test_convolutions_really_run_in_integers() -> None:
     for case in ("relu", "no relu", "signed", "max pool", "transpose"):
         _, after = lowered(CASES[case].master(4), 4, X86)
-        found = fast_operators(after.model)
+        found = fast_operators(after.model, X86)
         assert (found.get("QLinearConv"), found.get("Conv")) == (1, 1)  # z has no codes behind it
 
 
@@ -254,7 +249,7 @@ def test_shifted_inputs() -> None:
     assert codes.max() == 63
     found, expected = (look(model, x, "a.input.dequantized") for model in (after.model, before.model))
     np.testing.assert_array_equal(found, expected)
-    assert fast_operators(after.model).get("QLinearConv") == 1
+    assert fast_operators(after.model, X86).get("QLinearConv") == 1
     bias = next(node for node in after.model.graph.node if node.name == "a.weight.bias/DequantizeLinear")
     step = initializer(after.model, "a.input.scale") / 4 * initializer(after.model, "a.weight.scale")
     np.testing.assert_array_equal(initializer(after.model, bias.input[1]), step.astype(np.float32))
@@ -321,7 +316,7 @@ def test_negative_scales(case: str, bits: int) -> None:
     np.testing.assert_allclose(run(after.model, x, optimisation="all"), expected, rtol=1e-5, atol=1e-6)
     if CASES[case].operator == "Conv":
         assert len(np.unique(expected[:, SIGNS < 0])) >= 2
-        assert fast_operators(after.model).get("QLinearConv") == 1
+        assert fast_operators(after.model, X86).get("QLinearConv") == 1
 
 
 def test_under_a_negative_scale_sums_reach_the_other_way() -> None:
@@ -352,7 +347,7 @@ def test_channels_that_are_their_bias(bits: int) -> None:
     products = look(after.model, inputs(1, 4, 5, 5), "a.weight.multiplied")
     assert products.any(axis=(1, 2, 3)).tolist() == [True, False, False, False, True, True]
     assert expected[:, 1:4].any(axis=(0, 2, 3)).tolist() == [True, True, True]
-    assert fast_operators(after.model)["QLinearConv"] == 1
+    assert fast_operators(after.model, X86)["QLinearConv"] == 1
 
 
 def test_a_negative_gain_with_code_minus_128_runs_in_integers() -> None:
@@ -361,7 +356,7 @@ def test_a_negative_gain_with_code_minus_128_runs_in_integers() -> None:
     tensors = {"n.gamma": [1, -1, 0.5, -0.5, 1, 1], "a.weight": weights}
     master = master_of(NORMED, tensors=tensors, widths=(8,))
     expected, found, after = codes_of_both(master, 8, X86, inputs(*IMAGES))
-    assert fast_operators(after.model)["QLinearConv"] == 1
+    assert fast_operators(after.model, X86)["QLinearConv"] == 1
     assert (found != expected).mean() <= 1e-2
     assert len(np.unique(expected[:, [1, 3]])) > 100
 

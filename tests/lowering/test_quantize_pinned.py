@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
 from bitswitch_deploy.lowering.lower import LoweredGraph, calibrated_tensors, lower
@@ -17,7 +16,7 @@ from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import Operator
 from tests.graph.masters import build, layer, per_channel
 from tests.graph.running import initializer, look, operators, run
-from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, is_untouched, profile
+from tests.lowering.lowered import INT8_CPU, Applied, applied, canonical, fast_operators, is_untouched, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -261,7 +260,7 @@ def test_stem_and_classifier_run_in_integers(bits: int, target: Any) -> None:
     before, after = whole(bits, target, WANTED)
     assert not after.exact
     assert {"QuantizePinned", "FoldBatchNorm"} <= set(after.passes)
-    found = dict(optimized_operators(after.model.SerializeToString(), session_options=dict(X86.engine.session)))
+    found = fast_operators(after.model, X86)
     assert found.get("QLinearConv") == 2
     assert found.get("QGemm", 0) + found.get("MatMulIntegerToFloat", 0) == 1
     assert not {"Conv", "FusedConv", "Gemm", "FusedGemm", "BatchNormalization", "BitShift"} & found.keys()

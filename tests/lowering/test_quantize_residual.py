@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_nodes, optimized_operators
+from bitswitch_deploy.engines.optimized_operators import optimized_nodes
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
@@ -19,7 +19,7 @@ from bitswitch_deploy.target import Target
 from tests.graph.masters import BATCH_NORM, build, layer
 from tests.graph.running import initializer, look, run
 from tests.lowering.blocks import images, observed, residual_master
-from tests.lowering.lowered import applied, canonical, profile
+from tests.lowering.lowered import applied, canonical, fast_operators, profile
 
 X86, ARM, RTX = profile("x86-cpu"), profile("arm64-cpu"), profile("rtx")
 FULL = USUAL | {Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED}
@@ -30,10 +30,6 @@ def both(shortcut: str, bits: int, target: Target, **options: Any) -> tuple[Cano
     graph = canonical(residual_master(shortcut, **options), bits)
     ranges = observed(graph.model, calibrated_tensors(graph, target))
     return graph, lower(graph, target, ranges=ranges)
-
-
-def fast(model: onnx.ModelProto, target: Target) -> dict[str, int]:
-    return dict(optimized_operators(model.SerializeToString(), session_options=dict(target.engine.session)))
 
 
 def quantizers(model: onnx.ModelProto, tensor: str) -> list[onnx.NodeProto]:
@@ -52,7 +48,7 @@ def test_every_convolution_and_add_becomes_integer(
     bits: int, target: Target, shortcut: str, layers: int, norm: bool
 ) -> None:
     _, after = both(shortcut, bits, target, norm=norm)
-    found = fast(after.model, target)
+    found = fast_operators(after.model, target)
     rescaled = sum(node.name.endswith((".input/Add", ".fine/Add")) for node in after.model.graph.node)
     # the stem is pinned, and z has no codes behind it; what a layer reads of a residual stream is rescaled
     assert (found.get("QLinearConv"), found.get("QLinearAdd")) == (layers, 2 + rescaled)
@@ -63,7 +59,7 @@ def test_every_convolution_and_add_becomes_integer(
 def test_without_it_half_of_them_stay_in_float() -> None:
     graph = canonical(residual_master("convolution"), 4)
     after = lower(graph, X86, ranges={})
-    found = fast(after.model, X86)
+    found = fast_operators(after.model, X86)
     assert (found.get("QLinearConv"), found.get("QLinearAdd")) == (2, None)
     assert "QuantizeResidual" not in after.passes
 
@@ -162,7 +158,7 @@ def test_a_pinned_layer_in_the_middle_stays_in_float(
     _, after = both(shortcut, bits, target, norm=norm, pinned=pinned)
     assert rounded_weights(after.model, target) == []
     assert Approximation.RESIDUAL_CODES in after.approximations
-    found = fast(after.model, target)
+    found = fast_operators(after.model, target)
     # stem, z and the pinned one; what is around them is in integers as before
     assert found.get("Conv", 0) + found.get("FusedConv", 0) == 3
     assert found["QLinearConv"] == (4 if shortcut == "convolution" else 3)
@@ -193,7 +189,7 @@ def test_a_pinned_layer_with_a_batchnorm_in_the_middle_stays_in_float(bits: int)
     graph = canonical(build(text, layers), bits)
     result = lower(graph, X86, ranges=observed(graph.model, calibrated_tensors(graph, X86)))
     assert rounded_weights(result.model, X86) == []
-    assert fast(result.model, X86)["QLinearConv"] == 1
+    assert fast_operators(result.model, X86)["QLinearConv"] == 1
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
@@ -305,7 +301,7 @@ def test_with_full_resolution_a_layer_and_its_branch_have_the_same_codes(bits: i
         own, branch = (initializer(model, f"{each}.scale") for each in (f"{behind}.input", f"{name}.residual"))
         assert own == branch
     assert rescaled(model) == []
-    found = fast(model, target)
+    found = fast_operators(model, target)
     assert (found["QLinearConv"], found["QLinearAdd"], found.get("Clip", 0)) == (4, 2, 0)
 
 
@@ -343,7 +339,7 @@ def test_around_a_pinned_layer() -> None:
     ranges["x"] = TensorRange(minimum=float(x.min()), maximum=float(x.max()), values=x.ravel())
     result = lower(graph, X86, ranges=ranges, approximations=wanted)
     assert {Approximation.PINNED_LAYERS, Approximation.RESIDUAL_CODES} <= result.approximations
-    found = fast(result.model, X86)
+    found = fast_operators(result.model, X86)
     assert found["QLinearAdd"] >= 1
     assert found["QLinearConv"] >= 1
 

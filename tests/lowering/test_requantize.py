@@ -10,12 +10,11 @@ import onnx.parser
 import pytest
 
 from bitswitch_deploy.engines.onnxruntime_engine import Optimisation
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.qdq import activation_patterns, refine_activation
 from tests.graph.masters import HEADER
 from tests.graph.running import initializer, look, operators
-from tests.lowering.lowered import INT8_CPU, applied, is_untouched, profile
+from tests.lowering.lowered import INT8_CPU, applied, fast_operators, is_untouched, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,10 +58,6 @@ def chain(
     return parsed(text if "Clip" in clip else text.replace(clip, "").replace("(c,", "(to,"))
 
 
-def optimized(model: onnx.ModelProto) -> dict[str, int]:
-    return dict(optimized_operators(model.SerializeToString(), session_options=dict(X86.engine.session)))
-
-
 def every_code(scale: float, zero_point: int) -> Array:
     return np.asarray((np.arange(-20, 280) - zero_point) * np.float32(scale), np.float32)
 
@@ -93,8 +88,8 @@ def test_same_codes(bits: int, zero_points: tuple[int, int]) -> None:
 def test_what_onnxruntime_makes_of_it(bits: int) -> None:
     before = chain(bits=bits)
     after = applied("Requantize", before, X86).model
-    assert optimized(before).get("QLinearAdd") is None
-    found = optimized(after)
+    assert fast_operators(before, X86).get("QLinearAdd") is None
+    found = fast_operators(after, X86)
     # one QuantizeLinear of x, one DequantizeLinear to y, nothing but the addition between them
     assert found == {"QuantizeLinear": 1, "QLinearAdd": 1, "DequantizeLinear": 1}
 
@@ -154,7 +149,7 @@ def test_finer_steps(bits: int, shift: int, low: int) -> None:
     assert len(np.unique(expected)) == 2**bits - low
     for optimisation in BOTH:
         np.testing.assert_array_equal(look(result.model, x, "y", optimisation=optimisation), expected)
-    after = optimized(result.model)
+    after = fast_operators(result.model, X86)
     assert after.get("QLinearAdd") == 1
     assert after["QuantizeLinear"] == after["DequantizeLinear"] == 1
 
@@ -169,7 +164,7 @@ def test_finer_steps_behind_other_codes(bits: int) -> None:
     x = every_code(0.037, 0)
     for optimisation in BOTH:
         np.testing.assert_array_equal(look(result.model, x, "y", optimisation=optimisation), look(plain, x, "y"))
-    assert optimized(result.model).get("QLinearAdd") == 2
+    assert fast_operators(result.model, X86).get("QLinearAdd") == 2
     assert "BitShift" not in operators(result.model)
 
 
@@ -232,7 +227,7 @@ def test_padding_is_zero_wherever_the_zero_point_is(bits: int, reader: str, shif
         found = look(result.model, x, "y", optimisation=optimisation)
         np.testing.assert_array_equal(found, expected, err_msg=optimisation)
     if reader != "transposed":  # onnxruntime has no integer ConvTranspose
-        assert optimized(result.model).get("QLinearConv") == 1
+        assert fast_operators(result.model, X86).get("QLinearConv") == 1
 
 
 def test_average_pooling_around_another_zero_point() -> None:

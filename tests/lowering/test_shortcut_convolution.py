@@ -9,10 +9,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from tests.graph.masters import HEADER
 from tests.graph.running import look, operators
-from tests.lowering.lowered import Applied, applied, is_untouched, profile
+from tests.lowering.lowered import Applied, applied, fast_operators, is_untouched, profile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -99,7 +98,7 @@ def test_same_codes(case: str) -> None:
     assert len(np.unique(expected)) == 256
     for optimisation in ("off", "all"):
         np.testing.assert_array_equal(look(result.model, images(), "codes", optimisation=optimisation), expected)
-    found = dict(optimized_operators(result.model.SerializeToString(), session_options=dict(X86.engine.session)))
+    found = fast_operators(result.model, X86)
     assert found.get("QLinearConv") == 1
 
 

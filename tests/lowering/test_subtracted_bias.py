@@ -9,7 +9,7 @@ from bitswitch_deploy.lowering.approximation import EXACT, USUAL, Approximation
 from bitswitch_deploy.master.spec import Operator
 from tests.graph.masters import build, layer
 from tests.graph.running import operators, run
-from tests.lowering.lowered import lowered
+from tests.lowering.lowered import fast_operators, lowered
 from tests.lowering.test_quantize_bias import (
     CASES,
     COLUMNS,
@@ -18,7 +18,6 @@ from tests.lowering.test_quantize_bias import (
     RELU,
     X86,
     codes_of_both,
-    fast_operators,
     inputs,
     network,
 )
@@ -39,7 +38,7 @@ def test_without_rounding_every_code_is_kept(case: str, bits: int) -> None:
     assert ("Sub" in operators(after.model)) is bool(kept)
     # the first layer is the only one that can run in integers, and does, if onnxruntime takes up what is behind it
     if CASES[case].operator == "Conv" and case not in ("relu, signed", "clip, bounds not constant"):
-        assert fast_operators(after.model).get("QLinearConv", 0) == 1 - len(kept)
+        assert fast_operators(after.model, X86).get("QLinearConv", 0) == 1 - len(kept)
 
 
 @pytest.mark.parametrize("bits", [7, 5, 4, 3, 2])
@@ -58,7 +57,7 @@ def test_a_layer_in_float_keeps_the_codes_of_its_input() -> None:
     _, after = lowered(CASES["relu"].master(8), 8, X86, approximations=EXACT)
     assert not [node for node in after.model.graph.node if ".fine/" in node.name]
     assert "Sub" in operators(after.model)
-    assert fast_operators(after.model).get("QLinearConv") is None
+    assert fast_operators(after.model, X86).get("QLinearConv") is None
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -132,7 +131,7 @@ def test_a_gemm_with_float_output_runs_in_integers(head: str, bias: str, bits: i
     text = f'net (float[n, 4] x, float[4, 6] "a.weight", float[{bias}] "a.bias") => (float[n, 6] y) {{ y = {head} }}'
     before, after = lowered(build(text, (layer("a", "Gemm", COLUMNS),)), bits, X86, approximations=EXACT)
     assert after.exact
-    found = fast_operators(after.model)
+    found = fast_operators(after.model, X86)
     assert "Gemm" not in found
     assert found.get("QGemm", 0) + found.get("MatMulIntegerToFloat", 0) == 1
     x = inputs(300, 4)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bitswitch_deploy.engines.optimized_operators import optimized_operators
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.target import Target
+from tests.lowering.lowered import fast_operators
 from tests.networks.assignments import MIXED, assignment, graph_forms
 from tests.networks.comparing import Array, wrong_weights
 from tests.networks.forced_codes import canonical_run, float_tensors, forced_run
@@ -87,7 +87,7 @@ def test_no_quantized_convolution_is_in_float(sample: Callable[[str], Sample], n
             model = lower(
                 canonical, target, ranges=observed(canonical, target, inputs(made.entry, 32, seed=5).numpy())
             ).model
-            found = dict(optimized_operators(model.SerializeToString(), session_options=dict(target.engine.session)))
+            found = fast_operators(model, target)
             # the pooling behind the transition of the DenseNet takes the place of a convolution
             assert (found["QLinearConv"], found["Conv"]) == (wanted[False], wanted[True] + (name == "densenet"))
 
@@ -114,8 +114,7 @@ def test_nothing_in_float_between_the_first_and_the_last_layer(
             pinned = Approximation.PINNED_LAYERS in wanted
             ranges = observed(canonical, target, x, wanted)
             model = lower(canonical, target, ranges=ranges, approximations=wanted).model
-            options = dict(target.engine.session)
-            found = dict(optimized_operators(model.SerializeToString(), session_options=options))
+            found = fast_operators(model, target)
             assert found["QLinearConv"] == convolutions + pinned
             assert found.get("Conv", 0) == 1 - pinned
             assert found.get("QGemm", 0) == pinned
