@@ -47,7 +47,9 @@ def parse_address(text: str) -> Address | None:
     for name in (host, user):
         if name is not None and (name.startswith("-") or not _NAME.fullmatch(name)):
             raise _refusal(text, repr(text))
-    return Address(host=host, user=user, port=port)
+    # `hostname` is in lower case, and names in an ssh configuration are not
+    begin = parts.netloc.lower().rindex(host.lower())
+    return Address(host=parts.netloc[begin : begin + len(host)], user=user, port=port)
 
 
 def _refusal(text: str, got: str) -> UsageError:
