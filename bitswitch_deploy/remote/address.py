@@ -49,7 +49,9 @@ def parse_address(text: str) -> Address | None:
             raise _refusal(text, repr(text))
     # `hostname` is in lower case, and names in an ssh configuration are not
     begin = parts.netloc.lower().rindex(host.lower())
-    return Address(host=parts.netloc[begin : begin + len(host)], user=user, port=port)
+    written = parts.netloc[begin : begin + len(host)]
+    # a URI writes the % in front of a network interface as %25 (RFC 6874), ssh takes it as it is
+    return Address(host=written.replace("%25", "%"), user=user, port=port)
 
 
 def _refusal(text: str, got: str) -> UsageError:
