@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.records import shown
 from bitswitch_deploy.remote.address import Address
 
 # ssh itself failed: no connection, no permission, or it was lost
@@ -46,7 +47,8 @@ class Ssh:
         address: of the machine. options: more words for ssh, such as `-F FILE`.
 
     Raises:
-        UnavailableError: (on entry) there is no ssh here, or it does not get in; the message says why.
+        UnavailableError: (on entry) there is no ssh here, or it does not get in, or the shell there prints of its own
+            accord; the message says why.
     """
 
     def __init__(self, address: Address, *, options: Sequence[str] = ()) -> None:
@@ -60,6 +62,9 @@ class Ssh:
             finished = self._run("true")
             if finished.code == _SSH_FAILED:
                 raise self._refused(finished.stderr)
+            if finished.stdout:  # which would stand in front of what each command answers
+                self._end_connection()
+                raise self._talkative(finished.stdout)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -67,8 +72,11 @@ class Ssh:
 
     def __exit__(self, *_: object) -> None:
         if self._folder is not None:
-            subprocess.run([*self._words(), "-O", "exit", self.address.host], capture_output=True, check=False)
+            self._end_connection()
             self._folder.cleanup()
+
+    def _end_connection(self) -> None:
+        subprocess.run([*self._words(), "-O", "exit", self.address.host], capture_output=True, check=False)
 
     def run(
         self, command: str, *, stdin: BinaryIO | None = None, stdout: BinaryIO | None = None, say: Say | None = None
@@ -169,6 +177,14 @@ class Ssh:
         if self.address.user is not None:
             words += ["-l", self.address.user]
         return words
+
+    def _talkative(self, said: bytes) -> UnavailableError:
+        return UnavailableError(
+            where=str(self.address),
+            got=f"its shell prints {shown(said.decode('utf-8', 'replace'))} before a command runs",
+            allowed="a shell that prints nothing where nobody sees it",
+            do="begin ~/.bashrc there, or what prints it, with: case $- in *i*) ;; *) return ;; esac",
+        )
 
     def _refused(self, said: str) -> UnavailableError:
         where, got = str(self.address), said or "ssh does not say why"

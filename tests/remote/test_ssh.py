@@ -92,6 +92,13 @@ def test_no_ssh_here(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         Ssh(server.address, options=server.options).__enter__()
 
 
+def test_a_shell_that_prints_of_its_own_accord(server: Server) -> None:
+    server.put("settings", "echo Welcome to the board\n")
+    with pytest.raises(UnavailableError, match=r"prints 'Welcome to the board\\n' (.|\n)*begin ~/.bashrc"):
+        Ssh(server.address, options=server.options).__enter__()
+    assert_no_connection_is_left(server)
+
+
 def test_a_lost_connection(server: Server) -> None:
     with Ssh(server.address, options=server.options) as ssh:
         threading.Timer(1.0, lose_connections, [server]).start()
@@ -112,6 +119,10 @@ def lose_connections(server: Server, *, for_good: bool = False) -> None:
 def test_it_ends_with_its_connection(server: Server) -> None:
     with Ssh(server.address, options=server.options) as ssh:
         ssh.run("true")
+    assert_no_connection_is_left(server)
+
+
+def assert_no_connection_is_left(server: Server) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and _masters(server):
         time.sleep(0.1)
