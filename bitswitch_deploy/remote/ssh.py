@@ -188,30 +188,41 @@ class Ssh:
 
     def _refused(self, said: str) -> UnavailableError:
         where, got = str(self.address), said or "ssh does not say why"
+        host, user, port = self.address.host, self.address.user, self.address.port
+        words = [*(("-p", str(port)) if port is not None else ()), f"{user}@{host}" if user is not None else host]
+        names = {
+            "there": shlex.join(words),
+            "login": shlex.join([*self._options, *words]),
+            "known": shlex.quote(f"[{host}]:{port}" if port is not None else host),
+        }
         for sign, allowed, do in _REASONS:
             if sign.lower() in said.lower():
-                return UnavailableError(where=where, got=got, allowed=allowed, do=do.format(host=self.address.host))
+                return UnavailableError(where=where, got=got, allowed=allowed, do=do.format(**names))
         return UnavailableError(
-            where=where, got=got, allowed="a machine that ssh gets into without a question", do=f"try: ssh -v {where}"
+            where=where,
+            got=got,
+            allowed="a machine that ssh gets into without a question",
+            do=f"try: ssh -v {names['login']}",
         )
 
 
-# what ssh says -> what would have been accepted, what to do
+# what ssh says -> what would have been accepted, what to do: login and there are words for ssh, with and without its
+# options; known is the name of the host among the known ones
 _REASONS = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
         "the host key that you know",
-        "find out why it changed; if you know, ssh-keygen -R {host}, and connect once by hand",
+        "find out why it changed; if you know, ssh-keygen -R {known}, and connect once by hand",
     ),
     (
         "Host key verification failed",
         "a host whose key you have accepted",
-        "connect once by hand and compare the fingerprint: ssh {host}",
+        "connect once by hand and compare the fingerprint: ssh {login}",
     ),
     (
         "Permission denied",
         "a key that the device accepts, without a password",
-        "ssh-copy-id {host}, or start an agent: ssh-add",
+        "ssh-copy-id {there}, or start an agent: ssh-add",
     ),
     ("Could not resolve hostname", "a name that can be resolved", "check the name, or use the address"),
     ("Connection refused", "a device that runs an ssh server", "start it there: sudo systemctl enable --now ssh"),
