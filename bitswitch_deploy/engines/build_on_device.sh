@@ -280,6 +280,8 @@ why_failed() { # exit code of trtexec, seconds that it took
         printf '%s' "trtexec was killed, as the system does when memory runs out: end other programs, or --workspace MB"
     elif grep -q -i -e 'out of memory' -e 'OutOfMemory' -e 'cudaError 2:' "$log"; then
         printf '%s' "out of memory: end other programs, the desktop first, or build with less: --workspace MB"
+    elif grep -q 'Could not find any implementation.*insufficient workspace' "$log"; then
+        printf '%s' "too little workspace for a layer: build with more: --workspace MB"
     else
         printf '%s' "trtexec refused the graph"
     fi

@@ -130,6 +130,12 @@ def test_a_failed_build_is_said_and_the_others_go_on(board: Board) -> None:
     assert (board.built / "net-w8.engine").exists()
 
 
+def test_too_little_workspace_is_no_fault_of_the_graph(board: Board) -> None:
+    said = "[E] Error Code 10: (Could not find any implementation for node conv due to insufficient workspace.)"
+    board.trtexec(line=said, code=1)
+    assert "w8: FAILED: too little workspace for a layer: build with more: --workspace MB" in board.run().stderr
+
+
 @pytest.mark.parametrize(
     ("line", "write", "message"),
     [
