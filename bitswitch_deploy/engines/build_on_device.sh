@@ -74,7 +74,7 @@ read_version() {
         ;;
     esac
     number=$(printf '%s' "$version" | awk -F. '{ print $1 * 10000 + $2 * 100 + $3 }')
-    [ "$number" -ge 80500 ] || refuse 4 "TensorRT $version is too old. 8.5 or newer is needed."
+    [ "$number" -ge 80200 ] || refuse 4 "TensorRT $version is too old. 8.2 or newer is needed."
 }
 
 # What decides whether an engine fits a machine; empty where the machine does not tell it.
@@ -156,7 +156,12 @@ choose_flags() { # role
     else
         flags="$flags --skipInference"
     fi
-    [ -z "$workspace_mb" ] || flags="$flags --memPoolSize=workspace:$workspace_mb"
+    if [ "$number" -lt 80400 ]; then
+        workspace=--workspace=
+    else
+        workspace=--memPoolSize=workspace:
+    fi
+    [ -z "$workspace_mb" ] || flags="$flags $workspace$workspace_mb"
     [ -z "$min_shapes" ] || flags="$flags --minShapes=$min_shapes --optShapes=$opt_shapes --maxShapes=$max_shapes"
     flags="$flags --profilingVerbosity=detailed"
 }
@@ -275,6 +280,8 @@ why_failed() { # exit code of trtexec, seconds that it took
         printf '%s' "trtexec was killed, as the system does when memory runs out: end other programs, or --workspace MB"
     elif grep -q -i -e 'out of memory' -e 'OutOfMemory' -e 'cudaError 2:' "$log"; then
         printf '%s' "out of memory: end other programs, the desktop first, or build with less: --workspace MB"
+    elif grep -q 'Could not find any implementation.*insufficient workspace' "$log"; then
+        printf '%s' "too little workspace for a layer: build with more: --workspace MB"
     else
         printf '%s' "trtexec refused the graph"
     fi

@@ -18,7 +18,8 @@ _NO_GPU = re.compile(r"cuda", re.IGNORECASE)
 # cudaErrorMemoryAllocation in words and by number, the builder's own allocators, std::bad_alloc
 _NO_MEMORY = re.compile(r"out ?of ?memory|cudaError 2:|requested amount of (GPU )?memory|bad_alloc", re.IGNORECASE)
 _NO_TACTIC = "Could not find any implementation"
-_SMALL_WORKSPACE = re.compile(r"insufficient workspace|increase (the )?workspace", re.IGNORECASE)
+# TensorRT's tactics; Myelin's, all there is in TensorRT for RTX
+_SMALL_WORKSPACE = re.compile(r"insufficient workspace|increase (the )?workspace|within workspace limit", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,11 @@ def parse_address(text: str) -> Address | None:
     for name in (host, user):
         if name is not None and (name.startswith("-") or not _NAME.fullmatch(name)):
             raise _refusal(text, repr(text))
-    return Address(host=host, user=user, port=port)
+    # `hostname` is in lower case, and names in an ssh configuration are not
+    begin = parts.netloc.lower().rindex(host.lower())
+    written = parts.netloc[begin : begin + len(host)]
+    # a URI writes the % in front of a network interface as %25 (RFC 6874), ssh takes it as it is
+    return Address(host=written.replace("%25", "%"), user=user, port=port)
 
 
 def _refusal(text: str, got: str) -> UsageError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from bitswitch_deploy.errors import UnavailableError
+from bitswitch_deploy.records import shown
 from bitswitch_deploy.remote.address import Address
 
 # ssh itself failed: no connection, no permission, or it was lost
@@ -46,7 +47,8 @@ class Ssh:
         address: of the machine. options: more words for ssh, such as `-F FILE`.
 
     Raises:
-        UnavailableError: (on entry) there is no ssh here, or it does not get in; the message says why.
+        UnavailableError: (on entry) there is no ssh here, or it does not get in, or the shell there prints of its own
+            accord; the message says why.
     """
 
     def __init__(self, address: Address, *, options: Sequence[str] = ()) -> None:
@@ -60,6 +62,9 @@ class Ssh:
             finished = self._run("true")
             if finished.code == _SSH_FAILED:
                 raise self._refused(finished.stderr)
+            if finished.stdout:  # which would stand in front of what each command answers
+                self._end_connection()
+                raise self._talkative(finished.stdout)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -67,8 +72,11 @@ class Ssh:
 
     def __exit__(self, *_: object) -> None:
         if self._folder is not None:
-            subprocess.run([*self._words(), "-O", "exit", self.address.host], capture_output=True, check=False)
+            self._end_connection()
             self._folder.cleanup()
+
+    def _end_connection(self) -> None:
+        subprocess.run([*self._words(), "-O", "exit", self.address.host], capture_output=True, check=False)
 
     def run(
         self, command: str, *, stdin: BinaryIO | None = None, stdout: BinaryIO | None = None, say: Say | None = None
@@ -170,32 +178,51 @@ class Ssh:
             words += ["-l", self.address.user]
         return words
 
+    def _talkative(self, said: bytes) -> UnavailableError:
+        return UnavailableError(
+            where=str(self.address),
+            got=f"its shell prints {shown(said.decode('utf-8', 'replace'))} before a command runs",
+            allowed="a shell that prints nothing where nobody sees it",
+            do="begin ~/.bashrc there, or what prints it, with: case $- in *i*) ;; *) return ;; esac",
+        )
+
     def _refused(self, said: str) -> UnavailableError:
         where, got = str(self.address), said or "ssh does not say why"
+        host, user, port = self.address.host, self.address.user, self.address.port
+        words = [*(("-p", str(port)) if port is not None else ()), f"{user}@{host}" if user is not None else host]
+        names = {
+            "there": shlex.join(words),
+            "login": shlex.join([*self._options, *words]),
+            "known": shlex.quote(f"[{host}]:{port}" if port is not None else host),
+        }
         for sign, allowed, do in _REASONS:
             if sign.lower() in said.lower():
-                return UnavailableError(where=where, got=got, allowed=allowed, do=do.format(host=self.address.host))
+                return UnavailableError(where=where, got=got, allowed=allowed, do=do.format(**names))
         return UnavailableError(
-            where=where, got=got, allowed="a machine that ssh gets into without a question", do=f"try: ssh -v {where}"
+            where=where,
+            got=got,
+            allowed="a machine that ssh gets into without a question",
+            do=f"try: ssh -v {names['login']}",
         )
 
 
-# what ssh says -> what would have been accepted, what to do
+# what ssh says -> what would have been accepted, what to do: login and there are words for ssh, with and without its
+# options; known is the name of the host among the known ones
 _REASONS = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
         "the host key that you know",
-        "find out why it changed; if you know, ssh-keygen -R {host}, and connect once by hand",
+        "find out why it changed; if you know, ssh-keygen -R {known}, and connect once by hand",
     ),
     (
         "Host key verification failed",
         "a host whose key you have accepted",
-        "connect once by hand and compare the fingerprint: ssh {host}",
+        "connect once by hand and compare the fingerprint: ssh {login}",
     ),
     (
         "Permission denied",
         "a key that the device accepts, without a password",
-        "ssh-copy-id {host}, or start an agent: ssh-add",
+        "ssh-copy-id {there}, or start an agent: ssh-add",
     ),
     ("Could not resolve hostname", "a name that can be resolved", "check the name, or use the address"),
     ("Connection refused", "a device that runs an ssh server", "start it there: sudo systemctl enable --now ssh"),

@@ -96,7 +96,7 @@ def _pillow(wanted_by: Path) -> types.ModuleType:
             where=str(wanted_by),
             got="reading images needs Pillow, which is not installed",
             allowed="Pillow, or the data set as an .npz file",
-            do="pip install bitswitch-deploy[images]",
+            do="pip install 'bitswitch-deploy[images]'",
         ) from exc
     return Image
 

@@ -22,6 +22,9 @@ with open({log!r}, "a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
 if "help" in options:
     sys.exit(0)
+if {number!r}.startswith("85") and "infStreams" in options:
+    print("[E] Unknown option: --infStreams 1")
+    sys.exit(1)
 engine = json.load(open(options["loadEngine"]))
 if "hang" in engine:
     time.sleep(60)

@@ -24,6 +24,7 @@ from tests.engines.board import WRITE_ENGINE, Board
 BATCHES = ShapeRange(input="x", minimum=(1, 3, 8, 8), optimum=(2, 3, 8, 8), maximum=(4, 3, 8, 8))
 LABELS = ("fp16", "w8", "w4")
 BANNERS = {
+    "8.2.1": "v8201",
     "8.5.2": "v8502",
     "8.6.2": "v8602",
     "10.3.0": "v100300",
@@ -46,6 +47,7 @@ def board(tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[
 @pytest.mark.parametrize(
     ("version", "precision", "no_run"),
     [
+        ("8.2.1", ["--int8", "--fp16"], "--buildOnly"),
         ("8.5.2", ["--int8", "--fp16"], "--buildOnly"),
         ("8.6.2", ["--int8", "--fp16"], "--skipInference"),
         ("10.3.0", ["--int8", "--fp16"], "--skipInference"),
@@ -68,7 +70,7 @@ def test_flags_follow_the_release(board: Board, version: str, precision: list[st
             f"--exportLayerInfo={board.built}/net-{label}.layers.json",
             *(["--fp16"] if label == "fp16" and "--fp16" in precision else precision),
             no_run,
-            "--memPoolSize=workspace:1024",
+            "--workspace=1024" if version == "8.2.1" else "--memPoolSize=workspace:1024",
             "--minShapes=x:1x3x8x8",
             "--optShapes=x:2x3x8x8",
             "--maxShapes=x:4x3x8x8",
@@ -126,6 +128,12 @@ def test_a_failed_build_is_said_and_the_others_go_on(board: Board) -> None:
     board.trtexec()
     assert board.run().returncode == 0
     assert (board.built / "net-w8.engine").exists()
+
+
+def test_too_little_workspace_is_no_fault_of_the_graph(board: Board) -> None:
+    said = "[E] Error Code 10: (Could not find any implementation for node conv due to insufficient workspace.)"
+    board.trtexec(line=said, code=1)
+    assert "w8: FAILED: too little workspace for a layer: build with more: --workspace MB" in board.run().stderr
 
 
 @pytest.mark.parametrize(
@@ -241,7 +249,7 @@ def test_a_missing_trtexec_is_said(board: Board) -> None:
 @pytest.mark.parametrize(
     ("banner", "message"),
     [
-        ("v8201", "TensorRT 8.2.1 is too old. 8.5 or newer"),
+        ("v8001", "TensorRT 8.0.1 is too old. 8.2 or newer"),
         ("unknown", "cannot read the TensorRT version from: trtexec"),
     ],
 )

@@ -44,5 +44,13 @@ def test_the_first_error_decides_the_kind() -> None:
     assert isinstance(no_gpu, UnavailableError)
 
 
+def test_a_workspace_that_is_too_small_for_rtx_is_not_a_fault_of_the_graph() -> None:
+    """As TensorRT for RTX 1.7.1 says it with --workspace 1."""
+    said = "Myelin (Tactic Selection: no tactics to implement the operation within workspace limit.)"
+    refused = build_failure(_log(("ERROR", said)), where="trt")
+    assert isinstance(refused, UnavailableError)
+    assert refused.do == "build with more: bitswitch-deploy build PACKAGE --workspace MB"
+
+
 def test_a_silent_failure_is_said() -> None:
     assert "logged no error" in str(build_failure((), where="trt"))

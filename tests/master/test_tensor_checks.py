@@ -45,6 +45,14 @@ def test_a_pinned_layer_has_no_scale(tmp_path: Path) -> None:
     refused(tmp_path, r"unknown: 'fc\.weight\.scale'", {**tiny_tensors(), "fc.weight.scale": np.ones((), np.float32)})
 
 
+@pytest.mark.parametrize("lowest", [-1.0, -1e-5])
+def test_a_batch_normalization_with_a_negative_variance_is_refused(lowest: float, tmp_path: Path) -> None:
+    tensors = tiny_tensors()
+    tensors["bn.var"] = np.full_like(tensors["bn.var"], 0.5)
+    tensors["bn.var"].flat[-1] = lowest
+    refused(tmp_path, rf"tensor bn\.var: a running variance of {lowest:g}\n  allowed: above -1e-05", tensors)
+
+
 @pytest.mark.parametrize("name", list(tiny_tensors()))
 def test_another_dtype_is_refused(name: str, tmp_path: Path) -> None:
     tensors = tiny_tensors()

@@ -12,8 +12,10 @@ from bitswitch_deploy.remote.address import Address, parse_address
         ("local", None),
         ("ssh://nano", Address(host="nano")),
         ("ssh://me@nano.lan:2222", Address(host="nano.lan", user="me", port=2222)),
-        ("ssh://[fe80::1%25eth0]:22", Address(host="fe80::1%25eth0", port=22)),
+        ("ssh://[fe80::1%25eth0]:22", Address(host="fe80::1%eth0", port=22)),
         ("ssh://10.0.0.7/", Address(host="10.0.0.7")),
+        ("ssh://nano@Nano:22", Address(host="Nano", user="nano", port=22)),
+        ("ssh://[FE80::1%25wlP1]", Address(host="FE80::1%wlP1")),
     ],
 )
 def test_addresses(text: str, address: Address | None) -> None:

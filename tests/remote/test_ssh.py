@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -61,15 +62,25 @@ def test_one_connection_for_all_commands(server: Server) -> None:
 
 def test_a_key_that_is_not_accepted(server: Server) -> None:
     server.configure(key="other_key")
-    with pytest.raises(UnavailableError, match=r"(?s)Permission denied.*do: ssh-copy-id"):
-        Ssh(server.address, options=server.options).__enter__()
+    address = Address(host="127.0.0.1", user="me", port=server.port)
+    with pytest.raises(
+        UnavailableError, match=rf"(?s)Permission denied.*do: ssh-copy-id -p {server.port} me@127.0.0.1"
+    ):
+        Ssh(address, options=server.options).__enter__()
 
 
-@pytest.mark.parametrize(("hosts", "do"), [("no_hosts", "compare the fingerprint"), ("wrong_hosts", "ssh-keygen -R")])
+@pytest.mark.parametrize(
+    ("hosts", "do"),
+    [
+        ("no_hosts", "fingerprint: ssh -F {conf} -p {port} 127.0.0.1"),
+        ("wrong_hosts", "ssh-keygen -R '[127.0.0.1]:{port}'"),
+    ],
+)
 def test_host_keys_are_never_accepted(server: Server, hosts: str, do: str) -> None:
     server.configure(known_hosts=hosts)
     before = (server.folder / hosts).read_bytes()
-    with pytest.raises(UnavailableError, match=do):
+    wanted = do.format(conf=server.folder / "client.conf", port=server.port)
+    with pytest.raises(UnavailableError, match=re.escape(wanted)):
         Ssh(server.address, options=server.options).__enter__()
     assert (server.folder / hosts).read_bytes() == before
 
@@ -92,6 +103,13 @@ def test_no_ssh_here(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         Ssh(server.address, options=server.options).__enter__()
 
 
+def test_a_shell_that_prints_of_its_own_accord(server: Server) -> None:
+    server.put("settings", "echo Welcome to the board\n")
+    with pytest.raises(UnavailableError, match=r"prints 'Welcome to the board\\n' (.|\n)*begin ~/.bashrc"):
+        Ssh(server.address, options=server.options).__enter__()
+    assert_no_connection_is_left(server)
+
+
 def test_a_lost_connection(server: Server) -> None:
     with Ssh(server.address, options=server.options) as ssh:
         threading.Timer(1.0, lose_connections, [server]).start()
@@ -112,6 +130,10 @@ def lose_connections(server: Server, *, for_good: bool = False) -> None:
 def test_it_ends_with_its_connection(server: Server) -> None:
     with Ssh(server.address, options=server.options) as ssh:
         ssh.run("true")
+    assert_no_connection_is_left(server)
+
+
+def assert_no_connection_is_left(server: Server) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and _masters(server):
         time.sleep(0.1)

@@ -211,5 +211,5 @@ def test_what_may_not_be_read(
 
 def test_without_pillow(request_for: Make, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UnavailableError, match=r"do: pip install bitswitch-deploy\[images\]"):
+    with pytest.raises(UnavailableError, match=r"do: pip install 'bitswitch-deploy\[images\]'"):
         read_image_folder(request_for(photos))

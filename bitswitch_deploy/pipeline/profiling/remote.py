@@ -33,8 +33,15 @@ from bitswitch_deploy.remote.device import Device, PatientFolder, failure, on_de
 from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
 from bitswitch_deploy.remote.trtexec import TrtexecThere
 
-# pip puts it into the second where nobody is root; a shell without a terminal does not look there
+# `_INSTALL` puts it there, as does pip where nobody is root; a shell without a terminal does not look there
 _PROGRAM = 'PATH="$PATH:$HOME/.local/bin" bitswitch-deploy'
+# an environment of its own, as the Python of newer systems takes no packages of pip (PEP 668); with those of the
+# system, TensorRT among them
+_INSTALL = (
+    "python3 -m venv --system-site-packages ~/.bitswitch-deploy"
+    f" && ~/.bitswitch-deploy/bin/pip install bitswitch-deploy=={__version__}"
+    " && mkdir -p ~/.local/bin && ln -sf ~/.bitswitch-deploy/bin/bitswitch-deploy ~/.local/bin/"
+)
 _PACKAGE, _MASTER, _TARGET, _TRACE, _TABLE = "package", "master", "target", "trace.json", "latency-table.json"
 _MISSED = 1
 # where Python's tempfile has it; a word of the shell
@@ -129,7 +136,7 @@ def _check_release(device: Device, folder: DeviceFolder) -> None:
             where=str(device.address),
             got=answer or asked.stderr or f"exit code {asked.code}",
             allowed=f"{wanted}, as here",
-            do=f"install it there: ssh {device.address} python3 -m pip install --user bitswitch-deploy=={__version__}\n"
+            do=f"install it there: ssh {device.address} '{_INSTALL}'\n"
             "      or, where Python is older than 3.10, as on JetPack 5, or trtexec is all there is: --engine trtexec",
         )
 

@@ -322,6 +322,17 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     assert result.candidates[0].energy is None
 
 
+def test_before_tensorrt_8_6_the_streams_have_another_name(
+    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = fake_trtexec.install(tmp_path / "bin", monkeypatch, number="8502")
+    package = jetson_package(lambda bits: json.dumps({"ms": 1.0, "layers": {"a": 1.0}}).encode())
+    result = run(package, machine(tmp_path / "board", {}), engine="trtexec", master=None, trust=True, widths=("w8",))
+    assert (result.engine_version, result.candidates[0].statistics.p95_ms) == ("8.5.2", 1.0)
+    timed = [line for line in log.read_text().splitlines() if "--exportTimes" in line]
+    assert all(" --useCudaGraph --streams=1 " in line for line in timed)
+
+
 def test_since_tensorrt_11_the_same_is_measured_with_fewer_flags(
     jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -308,7 +310,7 @@ def _pull(board: Server, for_good: bool) -> None:
 
 
 FAULTS: list[tuple[str, str | None, type[BitswitchError], str]] = [
-    ("missing", None, UnavailableError, rf"not found(.|\n)*pip install --user bitswitch-deploy=={_HERE}"),
+    ("missing", None, UnavailableError, rf"not found(.|\n)*pip install bitswitch-deploy=={_HERE}"),
     ("other", _SAYS.format(version="0.0.9", rest=""), UnavailableError, rf"version 0\.0\.9\n  allowed: .*{_HERE}"),
     ("broken", "#!/bin/sh\necho 'No module named onnx' >&2; exit 1\n", UnavailableError, "No module named onnx"),
     ("schema", _SAYS.format(version=_HERE, rest='echo \'{"schema": "x"}\''), InputFileError, "another schema"),
@@ -329,6 +331,19 @@ def test_faults_of_the_device(
     with pytest.raises(error, match=message):
         profiled(board, packages.own)
     assert board.left() == []
+
+
+def test_the_command_that_installs_it_there(board: Server, packages: Packages) -> None:
+    """Pasted as it is said; the stand-in for the Python of the board makes an environment whose pip installs this."""
+    (board.home / "bin/bitswitch-deploy").rename(board.home / "bin/ours")
+    install = '#!/bin/sh\ncp "$HOME/bin/ours" "$HOME/.bitswitch-deploy/bin/bitswitch-deploy"\n'
+    board.put("pip", install)
+    board.put("python3", '#!/bin/sh\n[ "$2" = venv ] && mkdir -p "$4/bin" && cp "$HOME/bin/pip" "$4/bin/pip"\n')
+    with pytest.raises(UnavailableError) as refused:
+        profiled(board, packages.own)
+    ssh, *words = shlex.split(refused.value.do.partition("install it there: ")[2].splitlines()[0])
+    subprocess.run([ssh, *board.options, *words], check=True)
+    assert profiled(board, packages.own).candidates
 
 
 @pytest.mark.parametrize(
