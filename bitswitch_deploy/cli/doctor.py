@@ -13,13 +13,14 @@ from bitswitch_deploy.report.json import to_json
 
 
 @click.command("doctor")
-@click.option("--report", "self_test", is_flag=True, help="Run a self-test as well, and print it for a bug report.")
+@click.option("--self-test", is_flag=True, help="Run a self-test as well, to send in with a bug report.")
 @json_option
 def command(self_test: bool, as_json: bool) -> int:
     """Say what works on this machine, what is missing and how to get it.
 
-    With --report it exports, builds and runs the bundled network, which takes minutes on a board, and prints versions,
-    what works and what was measured, without any name or path of yours. Exits with 1 where something is broken.
+    With --self-test it exports, builds and runs the bundled network, which takes minutes on a board, and prints
+    versions, what works and what was measured, without any name or path of yours. Exits with 1 where something is
+    broken.
     """
     with progress_bar() as progress:
         report = doctor(self_test=self_test, progress=progress)

@@ -169,7 +169,7 @@ def test_the_report_of_this_machine(run: Run, quick: None, monkeypatch: pytest.M
         return [(name, (*command[:-1], "--bits", "4", "--json"), seconds)]
 
     monkeypatch.setattr(module, "_steps", first)
-    outcome = run("doctor", "--report", "--json")
+    outcome = run("doctor", "--self-test", "--json")
     assert outcome.code == 0
     document = json.loads(outcome.out)
     assert document["schema"] == "bitswitch-doctor/1"
@@ -183,7 +183,7 @@ def test_the_report_of_this_machine(run: Run, quick: None, monkeypatch: pytest.M
 def test_the_page(run: Run, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [Trial(name="export", works=True, seconds=1.25, detail="w4: 98.00 %")]
     monkeypatch.setattr(module, "_trials", lambda *_: trials)
-    outcome = run("doctor", "--report")
+    outcome = run("doctor", "--self-test")
     assert "works, 1.2 s. w4: 98.00 %" in outcome.out
     assert "onnxruntime" in outcome.out
     assert "no paths: please read it" in outcome.out
