@@ -24,7 +24,8 @@ from bitswitch_deploy.tensors import Rounding
 from bitswitch_deploy.training.execution import choose_execution
 from bitswitch_deploy.training.metrics_log import MetricsLog
 from bitswitch_deploy.training.recipe import Recipe, load_recipe
-from bitswitch_deploy.training.session import Session, run_session
+from bitswitch_deploy.training.run_session import run_session
+from bitswitch_deploy.training.session import Session
 
 CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 

@@ -179,11 +179,13 @@ def train_command(run: Run) -> str:
     replicas, seed = run.start.get("replicas", 1), str(run.start["seed"])
     start = "python" if replicas == 1 else f"torchrun --nproc-per-node {replicas}"
     words = [start, "tools/train_master.py --recipe", run.recipe, *run.data, "--seed", seed, *run.options]
+    if "started_from" in run.start:
+        words += ["--start-from", state_name(run.start["started_from"]["runs"][-1])]
     return " ".join([*words, "-o", f"{run.recipe}-seed{seed}.safetensors"])
 
 
 def beginnings(runs: list[Run]) -> Iterator[str]:
-    """Paragraphs on what the commands do not show: the state files that runs went on from, and options that changed."""
+    """Paragraphs on what the commands do not show: the state files that runs come from, and options that changed."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.inherited:
@@ -194,6 +196,8 @@ def beginnings(runs: list[Run]) -> Iterator[str]:
         how = "[how to go on from one](../bitswitch_deploy/training/README.md)"
         yield f"\n{named} went on from {text}. The options below are those of what came after. {rest}: {how}."
     for run in runs:
+        if "started_from" in run.start:
+            yield f"\n{run.label} began with weights of {carried(run.start['started_from'])}."
         for each in run.changed:
             yield f"\n{run.label} was interrupted and went on from mini-batch {each['step']:,} {change(run, each)}."
 
@@ -221,6 +225,18 @@ def beginning(run: Run) -> str:
     if not any(parent["runs"]):
         return f"{place}. The logs do not tell which run that was, nor its precision and threads"
     return f"{place}: {', then '.join(origin(each) for each in parent['runs'])}"
+
+
+def carried(began: dict[str, Any]) -> str:
+    """The state file whose weights a run began with."""
+    origins = ", then ".join(origin(run) for run in began["runs"])
+    place = f"another run, behind its mini-batch {began['step']:,}: {origins}"
+    return f"{place}. `--keep-state` leaves that file, `{state_name(began['runs'][-1])}`"
+
+
+def state_name(run: dict[str, Any]) -> str:
+    """The state file of a run that was made by its command on the page."""
+    return f"{run['recipe']}-seed{run['seed']}.safetensors.state" if run else "STATE"
 
 
 def origin(run: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ from bitswitch_deploy.master import write_master
 from bitswitch_deploy.training.execution import choose_execution
 from bitswitch_deploy.training.recipe import load_recipe
 from bitswitch_deploy.training.replicas import is_first_process
-from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
+from bitswitch_deploy.training.run_session import TrainedNetwork, run_session
+from bitswitch_deploy.training.session import Session
 
 EXIT_INTERRUPTED = 130
 CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
@@ -35,6 +36,11 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
     "--data", type=click.Path(path_type=Path), default=CALIBRATION, help="Folder that holds the data set's folder."
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Trained float weights to start from.")
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path),
+    help="State file of another run, at these or other widths, whose weights to begin with.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the state file beside the output (<output>.state).")
 @click.option("--seed", type=int, help="Replaces the seed of the recipe.")
 @click.option("--steps", "joint_steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")

@@ -15,7 +15,8 @@ from bitswitch_deploy.training.batches import preprocess
 from bitswitch_deploy.training.datasets import ImageSet, load_npz_dataset
 from bitswitch_deploy.training.prepare import set_width
 from bitswitch_deploy.training.recipe import load_recipe
-from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
+from bitswitch_deploy.training.run_session import TrainedNetwork, run_session
+from bitswitch_deploy.training.session import Session
 from tests.networks.comparing import relative_errors
 from tests.networks.forced_codes import TIE, canonical_run, forced_torch
 

@@ -139,6 +139,20 @@ def test_a_log_that_names_the_run_before_it(tmp_path: Path) -> None:
     ) in text
 
 
+def test_a_run_that_began_with_weights_of_another(tmp_path: Path) -> None:
+    before = {"recipe": "lower", "seed": 3, "precision": "bfloat16", "threads": 1, "fast": True, "device": "Some GPU"}
+    began = {"stage": "joint", "step": 39100, "runs": [before | {"joint_steps": 39100}]}
+    log(tmp_path, "a", end(98.0, 98.0, 97.0), started_from=began)
+    text = page(runs(tmp_path))
+    assert (
+        "\n(seed 1) began with weights of another run, behind its mini-batch 39,100: `lower`, seed 3, in bfloat16 with "
+        "--steps 39100 --device cuda --fast. `--keep-state` leaves that file, `lower-seed3.safetensors.state`.\n"
+    ) in text
+    assert "--threads 2 --fast --start-from lower-seed3.safetensors.state -o digits-seed1.safetensors\n" in text
+    log(tmp_path, "a", end(98.0, 98.0, 97.0), started_from=began | {"runs": [{}]})
+    assert "39,100: a run that is not known. `--keep-state` leaves that file, `STATE`.\n" in page(runs(tmp_path))
+
+
 def test_options_that_changed_on_the_way(tmp_path: Path) -> None:
     path = log(tmp_path, "a", end(98.0, 98.0, 97.0), recipe="digits+a")
     first, *rest = path.read_text(encoding="utf-8").splitlines()

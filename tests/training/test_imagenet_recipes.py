@@ -18,7 +18,8 @@ from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.checkpoint import save_checkpoint
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import Recipe, load_recipe
-from bitswitch_deploy.training.session import Session, run_session
+from bitswitch_deploy.training.run_session import run_session
+from bitswitch_deploy.training.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def two_classes(name: str) -> nn.Module:
 
 @pytest.fixture
 def matching_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitswitch_deploy.training.session.build_network", two_classes)
+    monkeypatch.setattr("bitswitch_deploy.training.run_session.build_network", two_classes)
 
 
 def small(name: str) -> Recipe:

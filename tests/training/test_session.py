@@ -31,7 +31,8 @@ from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import RECIPES, Recipe, SupernetSettings, load_recipe
-from bitswitch_deploy.training.session import Session, TrainedNetwork, run_session
+from bitswitch_deploy.training.run_session import TrainedNetwork, run_session
+from bitswitch_deploy.training.session import Session
 from bitswitch_deploy.training.stages import Stage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, run_stage
 
@@ -124,7 +125,7 @@ def test_a_stage_is_gone_when_the_next_one_runs(tmp_path: Path, data: Path, monk
         alive.append(sum(each() is not None for each in stages))
         run_stage(stage, *args)
 
-    monkeypatch.setattr("bitswitch_deploy.training.session.run_stage", noted)
+    monkeypatch.setattr("bitswitch_deploy.training.run_session.run_stage", noted)
     recipe = replace(SHORT, pretrain=replace(SHORT.pretrain, epochs=1))
     gc.disable()  # as if it had not come round in time
     try:
@@ -147,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_master(
 
     session = Session(recipe=SHORT, data=data, state=tmp_path / "state", resume=True)
     with monkeypatch.context() as patch:
-        patch.setattr("bitswitch_deploy.training.session.run_stage", killed)
+        patch.setattr("bitswitch_deploy.training.run_session.run_stage", killed)
         with pytest.raises(Killed, match="as planned"):
             run_session(session)
     resumed = run_session(session)
@@ -169,7 +170,7 @@ def test_with_everything_on_a_killed_run_goes_on_to_the_same_master(
         raise Killed("as planned")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bitswitch_deploy.training.session.run_stage", killed)
+        patch.setattr("bitswitch_deploy.training.run_session.run_stage", killed)
         with pytest.raises(Killed, match="as planned"):
             run_session(session)
     resumed = run_session(replace(session, resume=True))
@@ -190,7 +191,7 @@ def test_a_killed_supernet_goes_on_to_the_same_master(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitswitch_deploy.training.sensitivity.MAX_VECTORS", 8)
-    monkeypatch.setattr("bitswitch_deploy.training.session._MEASURED_SUBNETS", 2)
+    monkeypatch.setattr("bitswitch_deploy.training.run_session._MEASURED_SUBNETS", 2)
     recipe = supernet_recipe(batchnorm="transitional")
     log = tmp_path / "log.jsonl"
     expected = run_session(Session(recipe=recipe, data=data, state=tmp_path / "other", log=log))
@@ -206,7 +207,7 @@ def test_a_killed_supernet_goes_on_to_the_same_master(
     session = Session(recipe=recipe, data=data, state=tmp_path / "state", resume=True)
     for stage in ("joint", "supernet"):
         with monkeypatch.context() as patch:
-            patch.setattr("bitswitch_deploy.training.session.run_stage", killed_in(stage))
+            patch.setattr("bitswitch_deploy.training.run_session.run_stage", killed_in(stage))
             with pytest.raises(Killed, match="as planned"):
                 run_session(session)
     resumed = run_session(session)
@@ -302,7 +303,7 @@ def start_lines(log: Path) -> list[dict[str, Any]]:
 def test_a_log_names_the_run_whose_state_it_went_on_from(
     tmp_path: Path, data: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitswitch_deploy.training.session._MEASURED_SUBNETS", 1)
+    monkeypatch.setattr("bitswitch_deploy.training.run_session._MEASURED_SUBNETS", 1)
     state, log = tmp_path / "state", tmp_path / "log.jsonl"
     shutil.copy(begun, state)
     mixed = replace(supernet_recipe(draw="uniform"), name="mixed")
@@ -354,6 +355,70 @@ def test_a_state_of_an_older_version_is_of_an_unknown_run(tmp_path: Path, data: 
     log = tmp_path / "log.jsonl"
     run_session(Session(recipe=SHORT, data=data, state=tmp_path / "state", joint_steps=1, resume=True, log=log))
     assert start_lines(log)[0]["parent"] == {"stage": "joint", "runs": [{}]}
+
+
+def lower(widths: tuple[int, ...] = (4, 3, 2)) -> Recipe:
+    return replace(SHORT, name="lower", quantization=replace(SHORT.quantization, widths=widths))
+
+
+def test_a_run_begins_with_the_weights_of_another_at_other_widths(tmp_path: Path, data: Path, begun: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    session = Session(
+        recipe=lower(), data=data, state=tmp_path / "state", start_from=begun, log=log, joint_steps=2, resume=True
+    )
+    trained = run_session(session)
+    assert [entry.bits for entry in trained.master.spec.accuracy] == [4, 3, 2]
+    (line,) = start_lines(log)
+    (first,) = line["started_from"]["runs"]
+    assert (line["step"], line["started_from"]["stage"], line["started_from"]["step"]) == (0, "joint", 1)
+    assert (first["recipe"], line["recipe"], line["float_checkpoint"]) == ("digits", "lower", None)
+    made = dict(trained.master.spec.provenance)
+    assert (made["recipe"], made["joint_steps"]) == ("digits, then lower", "1, then 2")
+    assert trained.float_top1 == load_checkpoint(begun)["float_top1"]
+    # two steps of Adam are no way from these weights: they were taken over
+    weights, before = trained.network.model.state_dict(), load_checkpoint(begun)["model"]
+    name = "blocks.0.conv1.weight"
+    assert float((weights[name] - before[name]).abs().max()) <= 3 * 2 * 2 * SHORT.joint.learning_rate
+
+
+def test_a_killed_run_that_began_with_another_goes_on_to_the_same_master(
+    tmp_path: Path, data: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(recipe=lower(), data=data, state=tmp_path / "whole", start_from=begun, resume=True)
+    whole = run_session(session)
+    session = replace(session, state=tmp_path / "state", log=tmp_path / "log.jsonl")
+
+    def killed(current: Stage, batches: BatchSource, plan: RunPlan, reached: Callable[[Milestone], Any]) -> None:
+        run_stage(current, batches, replace(plan, stop=4), reached)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bitswitch_deploy.training.run_session.run_stage", killed)
+        with pytest.raises(Killed):
+            run_session(session)
+    assert run_session(session).master.sha256 == whole.master.sha256
+    began, resumed = start_lines(tmp_path / "log.jsonl")
+    assert "parent" not in began
+    assert "started_from" not in resumed
+    assert [run["recipe"] for run in resumed["parent"]["runs"]] == ["digits", "lower"]
+
+
+def test_a_run_does_not_begin_with_two_things(tmp_path: Path, data: Path, begun: Path) -> None:
+    float_weights = begun.with_name("float.pt")
+    session = Session(recipe=lower(), data=data, state=tmp_path / "state", start_from=begun, checkpoint=float_weights)
+    with pytest.raises(UsageError, match=r"--checkpoint .*float\.pt"):
+        run_session(session)
+
+
+def test_a_run_does_not_begin_with_a_float_state(tmp_path: Path, data: Path, begun: Path) -> None:
+    save_checkpoint({**load_checkpoint(begun), "stage": "float"}, tmp_path / "float.state")
+    session = Session(recipe=lower(), data=data, state=tmp_path / "state", start_from=tmp_path / "float.state")
+    with pytest.raises(CheckpointError, match="stage 'float', widths"):
+        run_session(session)
+    # nor does it drop one of its own for another's weights
+    shutil.copy(tmp_path / "float.state", tmp_path / "state")
+    with pytest.raises(CheckpointError, match="a float network in training, beside the trained one"):
+        run_session(replace(session, start_from=begun, resume=True))
 
 
 def test_a_log_names_the_float_weights_that_were_read(tmp_path: Path, data: Path) -> None:
@@ -459,8 +524,8 @@ def test_a_loss_with_a_penalty_beside_it_has_no_limit(
     def seen(stage: Stage, batches: BatchSource, plan: RunPlan, reached: Callable[[Milestone], Any]) -> None:
         limits[stage.name] = plan.loss_limit
 
-    monkeypatch.setattr("bitswitch_deploy.training.session.run_stage", seen)
-    monkeypatch.setattr("bitswitch_deploy.training.session._MEASURED_SUBNETS", 1)
+    monkeypatch.setattr("bitswitch_deploy.training.run_session.run_stage", seen)
+    monkeypatch.setattr("bitswitch_deploy.training.run_session._MEASURED_SUBNETS", 1)
     rfquant = supernet_recipe(draw="random", update="accumulated", distortion=0.01)
     for recipe, supernet_limit in ((rfquant, None), (supernet_recipe(draw="uniform"), divergence_limit(10))):
         shutil.copy(begun, tmp_path / "state")

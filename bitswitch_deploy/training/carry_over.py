@@ -1,0 +1,110 @@
+"""Begin a joint stage with what another one learned, at other widths if need be.
+
+Weights, BatchNorm and scales go on; optimizers, teacher and schedule begin anew. From widths with highest h to widths
+with highest h':
+
+* A weight scale keeps its step at every width: step_l = s_h * 2^(h - l), hence s_h' = s_h * 2^(h - h'), exactly.
+* A width that both have keeps its activation scale and its BatchNorm copy.
+* A new width takes over the BatchNorm copy of the nearest width above, or of the highest; its first batch sets its
+  activation scale, as in any run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bitswitch_deploy.errors import CheckpointError, UsageError
+from bitswitch_deploy.training.checkpoint import load_state
+from bitswitch_deploy.training.layers import SwitchableBatchNorm
+from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions
+from bitswitch_deploy.training.quantizers import ActivationQuantizer, WeightQuantizer
+from bitswitch_deploy.training.recipe import Recipe, stage_decisions
+from bitswitch_deploy.training.stages import JointStage
+
+_WIDTHS = "quantization.widths"
+
+
+def carry_over(saved: Mapping[str, Any], network: PreparedNetwork, recipe: Recipe, source: str) -> None:
+    """Put the weights of a state into a network that was just prepared by `recipe`, in place.
+
+    Args:
+        saved: what `trainer.stage_state` gave, with `decisions` beside it. source: its file, for messages.
+
+    Raises:
+        CheckpointError: the state is of another stage, network, data set or quantization, or does not tell.
+    """
+    before = _trained_widths(saved, recipe, source)
+    state = saved.get("model")
+    load_state(_translated(state if isinstance(state, Mapping) else {}, before, network), network.model, source)
+
+
+def _trained_widths(saved: Mapping[str, Any], recipe: Recipe, source: str) -> tuple[int, ...]:
+    """The widths of a state, from a run that differs from `recipe` in widths, schedule and seed at most."""
+    decisions = saved.get("decisions")
+    decided = decisions if isinstance(decisions, Mapping) else {}
+    try:
+        widths = PrepareOptions(widths=tuple(json.loads(decided.get(_WIDTHS, "null")))).widths
+    except (TypeError, ValueError, UsageError) as exc:
+        raise _unfit(saved, decided, source) from exc
+    if saved.get("stage") != JointStage.name:
+        raise _unfit(saved, decided, source)
+    wanted = stage_decisions(recipe, recipe.joint)
+    same = [name for name in wanted if name.startswith(("network", "dataset", "preprocessing", "quantization."))]
+    other = [name for name in same if name != _WIDTHS and decided.get(name) != wanted[name]]
+    if other:
+        raise CheckpointError(
+            where=source,
+            got="a run with " + ", ".join(f"{name} {decided.get(name)}" for name in other),
+            allowed=", ".join(f"{name} {wanted[name]}" for name in other) + f", as recipe {recipe.name} says",
+            do="begin with a run that differs in widths, schedule and seed at most",
+        )
+    return widths
+
+
+def _unfit(saved: Mapping[str, Any], decided: Mapping[str, Any], source: str) -> CheckpointError:
+    return CheckpointError(
+        where=source,
+        got=f"stage {saved.get('stage')!r}, widths {decided.get(_WIDTHS)}",
+        allowed=f"the state of stage {JointStage.name} of a run, which tells its widths",
+        do="name the state file that tools/train_master.py --keep-state left",
+    )
+
+
+def _translated(state: Mapping[str, Any], before: Sequence[int], network: PreparedNetwork) -> dict[str, Any]:
+    """A state dict of `network` at widths `before`, highest first, as one at its own widths; what is wrong stays."""
+    now = network.options.widths
+    source_of = [_source(bits, before) for bits in now]
+    result = dict(state)
+    for path, module in network.model.named_modules():
+        if isinstance(module, WeightQuantizer):
+            scale = state.get(f"{path}.scale")
+            if isinstance(scale, Tensor):
+                result[f"{path}.scale"] = scale * 2.0 ** (before[0] - now[0])
+        elif isinstance(module, ActivationQuantizer):
+            seen = state.get(f"{path}.initialised")
+            if isinstance(seen, Tensor) and seen.shape == (len(before),):
+                is_new = seen.new_tensor([bits not in before for bits in now])
+                result[f"{path}.initialised"] = seen[source_of] & ~is_new
+            _reorder(result, f"{path}.scales.", source_of)
+        elif isinstance(module, SwitchableBatchNorm):
+            _reorder(result, f"{path}.copies.", source_of)
+    return result
+
+
+def _reorder(state: dict[str, Any], prefix: str, source_of: Sequence[int]) -> None:
+    """Let entries `prefix` + i, with what follows, be those of `source_of[i]`."""
+    old = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
+    for index, source in enumerate(source_of):
+        for name, value in old.items():
+            place, dot, rest = name.partition(".")
+            if place == str(source):
+                state[f"{prefix}{index}{dot}{rest}"] = value
+
+
+def _source(bits: int, before: Sequence[int]) -> int:
+    """Place of the width that `bits` takes over from: itself, the nearest above, or the highest."""
+    return max(index for index, width in enumerate(before) if width >= bits or index == 0)
