@@ -87,8 +87,8 @@ def _translated(state: Mapping[str, Any], before: Sequence[int], network: Prepar
         elif isinstance(module, ActivationQuantizer):
             seen = state.get(f"{path}.initialised")
             if isinstance(seen, Tensor) and seen.shape == (len(before),):
-                is_new = seen.new_tensor([bits not in before for bits in now])
-                result[f"{path}.initialised"] = seen[source_of] & ~is_new
+                is_kept = seen.new_tensor([bits in before for bits in now])
+                result[f"{path}.initialised"] = seen[source_of] * is_kept
             _reorder(result, f"{path}.scales.", source_of)
         elif isinstance(module, SwitchableBatchNorm):
             _reorder(result, f"{path}.copies.", source_of)
