@@ -169,6 +169,10 @@ def test_what_a_function_raises_is_its_authors(tmp_path: Path) -> None:
     metric = find_metric(_module(tmp_path, "own_metric_of_one", "def score(outputs): ...\n"), folder=tmp_path)
     with pytest.raises(DataError, match=r": TypeError: score\(\) takes 1 positional argument"):
         metric.measure(np.ones((2, 1), np.float32), None, None)
+    text = "import sys\ndef score(outputs, labels): sys.exit(0)\n"
+    metric = find_metric(_module(tmp_path, "own_metric_leaving", text), folder=tmp_path)
+    with pytest.raises(DataError, match=r"own_metric_leaving\.py, line 2: SystemExit: 0"):
+        metric.measure(np.ones((2, 1), np.float32), None, None)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +180,7 @@ def test_what_a_function_raises_is_its_authors(tmp_path: Path) -> None:
     [
         ("x = 1\ny = 1 / 0\n", r"own_metric_\d+\.py, line 2: ZeroDivisionError: division by zero"),
         ("def score(outputs, labels)\n", r"SyntaxError: .*own_metric_\d+\.py, line 1"),
+        ("import sys\nsys.exit()\n", r"own_metric_\d+\.py, line 2: SystemExit"),
     ],
 )
 def test_a_module_that_fails_is_its_authors(tmp_path: Path, text: str, message: str) -> None:
