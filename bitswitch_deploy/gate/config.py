@@ -63,7 +63,7 @@ class CheckConfig:
     """What the file says.
 
     Raises:
-        ValueError: no target or width, one of them twice, a width that is none, an unknown approximation.
+        ValueError: no target or width, one of them twice or empty, a width that is none, an unknown approximation.
     """
 
     targets: tuple[str, ...]
@@ -81,6 +81,9 @@ class CheckConfig:
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} holds something twice")
+        texts = (*self.targets, *self.widths, *self.masters, self.data, self.calibration, self.baseline)
+        if "" in texts:  # as of a variable that is not set; `data` would become the bundled set
+            raise ValueError("an empty name or path; leave the key out for its default")
         if not self.targets or not self.widths:
             raise ValueError("at least one target and one width are needed")
         wrong = [bits for bits in self.widths if isinstance(bits, int) and not MIN_BITS <= bits <= MAX_BITS]
