@@ -55,6 +55,7 @@ def test_every_key(tmp_path: Path) -> None:
         (SHORT + "limits: {max_drop: -1}\n", "max_drop must be 0 or more"),
         (SHORT + "limits: {effect: 0}\n", "effect above 0"),
         (SHORT + "limits: {alpha: 0.7}\n", "alpha must be"),
+        (SHORT + "limits: {alpha: 1.0e-9}\n", "alpha must be 0.0001 to 0.5"),
         (SHORT + "limits: {power: .nan}\n", "finite"),
         ("", "an object"),
         ("[1]", "an object"),
