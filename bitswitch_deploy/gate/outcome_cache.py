@@ -1,10 +1,10 @@
 """Outcomes that were computed before, by content: what did not change is not evaluated twice, what was killed goes on.
 
-    CACHE/<key of the evaluation>/<first>-<end>.npy      one finished range of samples and its SHA-256, written in one step
+    CACHE/<key of the evaluation>/<first>-<end>.npy      one finished range of samples, written in one step
     CACHE/.gitignore                                     keeps the folder out of git
 
-A file that is damaged, or not of the wanted shape, is computed again: an .npy file alone does not show
-a changed bit. Deleting the folder costs time and nothing else.
+A file that is damaged, or not of the wanted shape, is computed again. Its SHA-256 follows the array in it: an .npy file
+alone does not show a changed bit. Deleting the folder costs time and nothing else.
 """
 
 from __future__ import annotations

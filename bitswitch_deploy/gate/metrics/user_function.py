@@ -23,7 +23,6 @@ import numpy as np
 from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows
 
-
 # sys.exit() of a script would end the run with its own code, 0 among them
 _RAISED = (Exception, SystemExit)
 
