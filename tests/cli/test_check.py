@@ -129,6 +129,14 @@ def test_a_baseline_that_cannot_be_written_is_refused_before_the_work(run: Run, 
     assert "missing/baseline.json: cannot be written: No such file" in outcome.err
 
 
+def test_a_file_that_is_no_baseline_is_refused_before_the_work(run: Run, repository: Path) -> None:
+    shutil.rmtree(repository / ".bitswitch-cache", ignore_errors=True)
+    (repository / BASELINE).write_text("<<<<<<< HEAD\n")
+    outcome = run("check", "--update-baseline")
+    assert (outcome.code, "a file that is no baseline" in outcome.err) == (3, True)
+    assert not (repository / ".bitswitch-cache").exists()
+
+
 def test_too_few_samples_pass_unless_proof_is_required(run: Run, repository: Path) -> None:
     outcome = run("check", "--effect", "0.1")
     assert outcome.code == 0
