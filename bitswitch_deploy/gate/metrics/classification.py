@@ -32,6 +32,9 @@ class TopK(Metric):
     def rows_for(self, rows: Rows, labels: Labels | None) -> Floats:
         return 100.0 * np.asarray(rows, np.float64)
 
+    def degenerate(self, rows: Rows, labels: Labels | None, context: MetricContext) -> str:
+        return "" if rows.any() else "no sample is right: the labels may be those of another data set"
+
     def _misfit(self, outputs: Outputs, labels: Labels | None) -> tuple[str, str]:
         allowed = f"class scores [n, classes] with more than {self._k} classes, and labels [n]"
         return _class_misfit(outputs, labels, self._k, allowed)
