@@ -83,7 +83,7 @@ def _load(name: str, folder: Path) -> tuple[Callable[..., Any], str]:
     return function, hashlib.sha256(source).hexdigest()
 
 
-def _failure(error: Exception, folder: Path) -> str:
+def _failure(error: BaseException, folder: Path) -> str:
     """What went wrong, and the last line that ran of a file in `folder`, where one did."""
     text, here = f"{type(error).__name__}: {error}", folder.resolve()
     frames = traceback.extract_tb(error.__traceback__)
