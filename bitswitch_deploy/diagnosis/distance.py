@@ -10,6 +10,9 @@ and for each channel, whose values vary by var(r) around their mean:
     gain     cov(o, r) / var(r)            2 when a scale was doubled, -1 when a sign was lost
     offset   mean(d) / std(r)              what a rounded bias does
     noise    var(d) / var(r)               all but the offset
+
+Where no channel varies, as with one sample and one value for each channel, mean(r^2) of the tensor is in the place of
+var(r): all of an error is an offset then.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ Floats = npt.NDArray[np.float64]
 
 # A channel that hardly varies is held against a hundredth of the usual amplitude: float rounding is not a fault.
 _LEAST_VARIANCE = 1e-4
+# Of one sample, or of samples that are all alike, float32 sums leave up to this share of the energy as variance.
+_NO_VARIANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +111,9 @@ class ChannelDistance:
             raise ValueError("no batch was added")
         r, rr, d, dd, rd = self._sums / self._n
         variance, noise, covariance = rr - r * r, np.maximum(dd - d * d, 0.0), rd - r * d
-        held = np.maximum(variance, max(_LEAST_VARIANCE * float(variance.mean()), np.finfo(np.float32).tiny))
+        usual, energy = float(variance.mean()), float(rr.mean())
+        least = _LEAST_VARIANCE * usual if usual > _NO_VARIANCE * energy else energy
+        held = np.maximum(variance, max(least, np.finfo(np.float32).tiny))
         offset = d / np.sqrt(held)
         worst = int(np.argmax(noise / held + offset * offset))
         return ChannelError(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.atomic_file import check_writable, replace_file
 from bitswitch_deploy.errors import DataError, InputFileError
 from bitswitch_deploy.gate.outcomes import EncodedRows
 from bitswitch_deploy.records import Reader
@@ -95,13 +95,14 @@ class Baseline:
         return next((record for record in self.records if record.case == case), None)
 
 
-def write_baseline(path: Path, records: tuple[Record, ...]) -> None:
-    """Write a baseline in one step, cases in order of their labels.
+def check_replaceable(path: Path) -> None:
+    """See that a baseline can be written, before the work that it takes.
 
     Raises:
         InputFileError: a file is there that is no baseline.
         OutputError: the file cannot be written.
     """
+    check_writable(path)
     if path.exists() and not _is_baseline(path):
         raise InputFileError(
             where=str(path),
@@ -109,6 +110,15 @@ def write_baseline(path: Path, records: tuple[Record, ...]) -> None:
             allowed=f"a new file, or one of schema {SCHEMA} to replace",
             do="name another file as `baseline` in the configuration, or delete this one if it was a baseline",
         )
+
+
+def write_baseline(path: Path, records: tuple[Record, ...]) -> None:
+    """Write a baseline in one step, cases in order of their labels.
+
+    Raises:
+        InputFileError, OutputError: as `check_replaceable`.
+    """
+    check_replaceable(path)
     document = asdict(Baseline(records=tuple(sorted(records, key=lambda record: record.case.label))))
     for record in document["records"]:
         record["tools"] = dict(record["tools"])

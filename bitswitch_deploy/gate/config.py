@@ -28,6 +28,8 @@ from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
 
 DEFAULT_NAME = "bitswitch.yaml"
+# The bootstrap draws in inverse proportion to it: below, one case alone takes millions of draws.
+MIN_ALPHA = 1e-4
 _MAX_BYTES = 1 << 20
 _APPROXIMATIONS = tuple(each.value for each in Approximation)
 _READER = Reader(error=InputFileError, do="correct the configuration: bitswitch_deploy/gate/README.md has every key")
@@ -39,7 +41,8 @@ class Limits:
 
     max_drop: what a case may lose, in the unit of the metric; 0 or more.
     effect: what it may not lose unnoticed beyond `max_drop`; above 0. Decides whether there are enough samples.
-    alpha: probability that a run in which nothing fell by more than `max_drop` is called a regression.
+    alpha: probability that a run in which nothing fell by more than `max_drop` is called a regression; MIN_ALPHA to
+        0.5.
     power: probability that a case that fell by max_drop + effect is, where there are enough samples.
 
     Raises:
@@ -54,8 +57,8 @@ class Limits:
     def __post_init__(self) -> None:
         if not (0 <= self.max_drop < math.inf and 0 < self.effect < math.inf):
             raise ValueError("max_drop must be 0 or more and effect above 0, and both finite")
-        if not (0 < self.alpha <= 0.5 <= self.power < 1):
-            raise ValueError("alpha must be above 0 and at most 0.5, power at least 0.5 and below 1")
+        if not (MIN_ALPHA <= self.alpha <= 0.5 <= self.power < 1):
+            raise ValueError(f"alpha must be {MIN_ALPHA:g} to 0.5, power at least 0.5 and below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ class CheckConfig:
     """What the file says.
 
     Raises:
-        ValueError: no target or width, one of them twice, a width that is none, an unknown approximation.
+        ValueError: no target or width, one of them twice or empty, a width that is none, an unknown approximation.
     """
 
     targets: tuple[str, ...]
@@ -81,6 +84,9 @@ class CheckConfig:
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} holds something twice")
+        texts = (*self.targets, *self.widths, *self.masters, self.data, self.calibration, self.baseline)
+        if "" in texts:  # as of a variable that is not set; `data` would become the bundled set
+            raise ValueError("an empty name or path; leave the key out for its default")
         if not self.targets or not self.widths:
             raise ValueError("at least one target and one width are needed")
         wrong = [bits for bits in self.widths if isinstance(bits, int) and not MIN_BITS <= bits <= MAX_BITS]

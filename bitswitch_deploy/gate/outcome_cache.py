@@ -3,11 +3,13 @@
     CACHE/<key of the evaluation>/<first>-<end>.npy      one finished range of samples, written in one step
     CACHE/.gitignore                                     keeps the folder out of git
 
-A file that is damaged, or not of the wanted shape, is computed again. Deleting the folder costs time and nothing else.
+A file that is damaged, or not of the wanted shape, is computed again. Its SHA-256 follows the array in it: an .npy file
+alone does not show a changed bit. Deleting the folder costs time and nothing else.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from bitswitch_deploy.gate.metrics.metric import Rows
 # A multiple of the batch: whoever computes a range, and when, computes the same batches.
 RANGE_SAMPLES = 256
 _NAME_DIGITS = 16
+_DIGEST_BYTES = 32
 
 
 class Executor(Protocol):
@@ -98,8 +101,12 @@ def _file(folder: Path, samples: tuple[int, int]) -> Path:
 
 def _read(folder: Path, samples: tuple[int, int]) -> Rows | None:
     try:
-        rows = np.load(_file(folder, samples), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        content = _file(folder, samples).read_bytes()
+        array, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if hashlib.sha256(array).digest() != digest:
+            return None
+        rows = np.load(BytesIO(array), allow_pickle=False)
+    except (OSError, ValueError):
         return None
     start, stop = samples
     return rows if isinstance(rows, np.ndarray) and rows.ndim == 2 and len(rows) == stop - start else None
@@ -108,4 +115,5 @@ def _read(folder: Path, samples: tuple[int, int]) -> Rows | None:
 def _write(folder: Path, samples: tuple[int, int], rows: Rows) -> None:
     buffer = BytesIO()
     np.save(buffer, rows, allow_pickle=False)
-    replace_file(_file(folder, samples), buffer.getvalue())
+    array = buffer.getvalue()
+    replace_file(_file(folder, samples), array + hashlib.sha256(array).digest())

@@ -129,6 +129,14 @@ def test_a_baseline_that_cannot_be_written_is_refused_before_the_work(run: Run, 
     assert "missing/baseline.json: cannot be written: No such file" in outcome.err
 
 
+def test_a_file_that_is_no_baseline_is_refused_before_the_work(run: Run, repository: Path) -> None:
+    shutil.rmtree(repository / ".bitswitch-cache", ignore_errors=True)
+    (repository / BASELINE).write_text("<<<<<<< HEAD\n")
+    outcome = run("check", "--update-baseline")
+    assert (outcome.code, "a file that is no baseline" in outcome.err) == (3, True)
+    assert not (repository / ".bitswitch-cache").exists()
+
+
 def test_too_few_samples_pass_unless_proof_is_required(run: Run, repository: Path) -> None:
     outcome = run("check", "--effect", "0.1")
     assert outcome.code == 0
@@ -241,6 +249,10 @@ def _other_data(folder: Path) -> None:
     _data(folder / "data.npz", x=stored["x"][N : 2 * N], y=stored["y"][N : 2 * N])
 
 
+def _labels_of_another_set(folder: Path) -> None:
+    _data(folder / "data.npz", y=(np.load(folder / "data.npz")["y"] + 1) % 10)
+
+
 def _edited(folder: Path) -> None:
     path = folder / BASELINE
     path.write_text(path.read_text().replace('"value": 9', '"value": 8'))
@@ -295,6 +307,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str]] = {
     "not finite": (_not_finite, ("--update-baseline",), 1, "values are not finite"),
     "unfit metric": (_replace("data: data", "metric: miou\ndata: data"), ("--update-baseline",), 3, "metric miou"),
     "class lost": (_recall_of_a_network_without_threes, ("--update-baseline",), 1, "class 3 is never predicted"),
+    "never right": (_labels_of_another_set, ("--update-baseline",), 1, "no sample is right"),
     "bad limit": (lambda _: None, ("--max-drop", "-1"), 2, "max_drop must be 0 or more"),
     "no limit": (lambda _: None, ("--max-drop", "nan"), 2, "not a finite number"),
     "no effect": (lambda _: None, ("--effect", "inf"), 2, "not a finite number"),

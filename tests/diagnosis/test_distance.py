@@ -66,6 +66,22 @@ def test_float_rounding_of_a_silent_channel_is_no_fault() -> None:
     assert distance.worst().noise_db > 80
 
 
+@pytest.mark.parametrize("n", [1, 40])
+def test_samples_that_are_all_alike_are_held_against_their_size(n: int) -> None:
+    reference = np.repeat(RNG.normal(0.0, 1.0, (1, 10)), n, axis=0).astype(np.float32)
+    distance = ChannelDistance(-1)
+    distance.add(reference, reference * np.float32(1 + 1e-6))
+    assert distance.worst().noise_db > 80
+    assert abs(distance.worst().offset) < 1e-4
+    lost = reference.copy()
+    lost[:, 4] = -reference[:, 4]
+    distance.add(reference, lost)
+    assert distance.worst().channel == 4
+    assert abs(distance.worst().offset) == pytest.approx(
+        abs(reference[0, 4]) / np.sqrt(np.mean(reference[0] ** 2)), rel=1e-3
+    )
+
+
 def test_nothing_added() -> None:
     with pytest.raises(ValueError, match="no batch"):
         ChannelDistance(1).worst()

@@ -66,6 +66,10 @@ def test_recall_wants_samples_of_each_class() -> None:
         find_metric("recall", folder=HERE).check_labels(np.array([0, 0]), NAMED)
     with pytest.raises(DataError, match="no sample of class 1"):
         find_metric("recall", folder=HERE).check_labels(np.array([0, 2]), MetricContext())
+    with pytest.raises(DataError, match="no sample of class 1, 2"):
+        find_metric("recall", folder=HERE).check_labels(np.array([0, 2**31 - 1]), MetricContext())
+    with pytest.raises(DataError, match=r"labels \[n, 2\]\n  allowed: labels \[n\]"):
+        find_metric("recall", folder=HERE).check_labels(np.zeros((3, 2), np.int64), MetricContext())
 
 
 def test_mean_iou_sums_over_samples_before_it_divides() -> None:
@@ -116,9 +120,17 @@ def test_a_metric_that_does_not_fit_says_what_would(name: str, outputs: Any, lab
     assert name in info.value.where
 
 
-@pytest.mark.parametrize(("name", "outputs"), [("miou", (1, 3, 2, 2)), ("perplexity", (1, 2, 2, 3))])
-def test_labels_beyond_the_output_are_refused(name: str, outputs: Any) -> None:
-    labels = np.full((1, 2, 2), 7)
+@pytest.mark.parametrize(
+    ("name", "outputs", "shape"),
+    [
+        ("top-1", (4, 3), (4,)),
+        ("recall", (4, 3), (4,)),
+        ("miou", (1, 3, 2, 2), (1, 2, 2)),
+        ("perplexity", (1, 2, 2, 3), (1, 2, 2)),
+    ],
+)
+def test_labels_beyond_the_output_are_refused(name: str, outputs: Any, shape: Any) -> None:
+    labels = np.full(shape, 7)
     with pytest.raises(DataError, match=r"(label|token) 7"):
         find_metric(name, folder=HERE).check_fit(np.zeros(outputs, np.float32), labels)
 
@@ -169,6 +181,10 @@ def test_what_a_function_raises_is_its_authors(tmp_path: Path) -> None:
     metric = find_metric(_module(tmp_path, "own_metric_of_one", "def score(outputs): ...\n"), folder=tmp_path)
     with pytest.raises(DataError, match=r": TypeError: score\(\) takes 1 positional argument"):
         metric.measure(np.ones((2, 1), np.float32), None, None)
+    text = "import sys\ndef score(outputs, labels): sys.exit(0)\n"
+    metric = find_metric(_module(tmp_path, "own_metric_leaving", text), folder=tmp_path)
+    with pytest.raises(DataError, match=r"own_metric_leaving\.py, line 2: SystemExit: 0"):
+        metric.measure(np.ones((2, 1), np.float32), None, None)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +192,7 @@ def test_what_a_function_raises_is_its_authors(tmp_path: Path) -> None:
     [
         ("x = 1\ny = 1 / 0\n", r"own_metric_\d+\.py, line 2: ZeroDivisionError: division by zero"),
         ("def score(outputs, labels)\n", r"SyntaxError: .*own_metric_\d+\.py, line 1"),
+        ("import sys\nsys.exit()\n", r"own_metric_\d+\.py, line 2: SystemExit"),
     ],
 )
 def test_a_module_that_fails_is_its_authors(tmp_path: Path, text: str, message: str) -> None:

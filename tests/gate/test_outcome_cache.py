@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert np.array_equal(result.rows, evaluate(task, 0, N))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"not an array"])
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"not an array", b"PK\x03\x04 no archive"])
 def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: bytes) -> None:
     task = evaluation(tmp_path, N)
     first = _all(task, OneByOne(), tmp_path)
@@ -86,11 +87,25 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: bytes) -> None
     assert executor.ran == [(RANGE_SAMPLES, 2 * RANGE_SAMPLES)]
 
 
+@pytest.mark.parametrize("place", [b"(", b"|b1", b"\n\x01"], ids=["header", "type", "outcome"])
+def test_a_changed_byte_is_seen(tmp_path: Path, place: bytes) -> None:
+    task = evaluation(tmp_path, N)
+    first = _all(task, OneByOne(), tmp_path)
+    broken = sorted((tmp_path / "cache").rglob("*.npy"))[0]
+    content = bytearray(broken.read_bytes())
+    content[content.index(place) + len(place) - 1] ^= 1
+    broken.write_bytes(content)
+    executor = OneByOne()
+    assert np.array_equal(_all(task, executor, tmp_path).rows, first.rows)
+    assert executor.ran == [(0, RANGE_SAMPLES)]
+
+
 def test_pickled_objects_in_the_cache_are_not_loaded(tmp_path: Path) -> None:
     task = evaluation(tmp_path, N)
     _all(task, OneByOne(), tmp_path)
     hostile = sorted((tmp_path / "cache").rglob("*.npy"))[0]
     np.save(hostile, np.array([[print]] * RANGE_SAMPLES, dtype=object), allow_pickle=True)
+    hostile.write_bytes(hostile.read_bytes() + hashlib.sha256(hostile.read_bytes()).digest())
     executor = OneByOne()
     _all(task, executor, tmp_path)
     assert executor.ran == [(0, RANGE_SAMPLES)]

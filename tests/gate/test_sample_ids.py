@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,17 @@ def test_no_ids_and_a_folder_pass(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, ids: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_sample_ids(_npz(tmp_path, id=ids), 3)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_array_is_named(tmp_path: Path, save: Any) -> None:
+    path = tmp_path / "data.npz"
+    save(path, x=np.zeros((3, 1)), id=np.random.default_rng(0).permutation(4000))
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("id.npy")
+    content = bytearray(path.read_bytes())
+    middle = info.header_offset + info.compress_size // 2
+    content[middle : middle + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="the array 'id' cannot be read"):
+        check_sample_ids(path, 4000)

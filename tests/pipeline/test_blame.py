@@ -40,6 +40,11 @@ def test_a_wrong_range_in_the_master(tmp_path: Path, factor: float, cause: str) 
     assert min(alone, key=lambda layer: alone[layer]) == "blocks.2.conv1"
 
 
+def test_one_sample_tells_no_fault() -> None:
+    result = blame_master(bundled_master(), load_target("rtx"), (WidthAssignment(default=8),), data=None, samples=1)
+    assert not result.has_fault
+
+
 def test_cumulative_ends_at_the_canonical_graph_and_starts_with_the_first_layer() -> None:
     mixed = WidthAssignment(default=8, overrides=(("blocks.0.conv1", 2), ("blocks.2.conv2", 4)))
     result = blame_master(bundled_master(), load_target("x86-cpu"), (mixed,), data=None, samples=32)

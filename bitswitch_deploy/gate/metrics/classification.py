@@ -32,10 +32,12 @@ class TopK(Metric):
     def rows_for(self, rows: Rows, labels: Labels | None) -> Floats:
         return 100.0 * np.asarray(rows, np.float64)
 
+    def degenerate(self, rows: Rows, labels: Labels | None, context: MetricContext) -> str:
+        return "" if rows.any() else "no sample is right: the labels may be those of another data set"
+
     def _misfit(self, outputs: Outputs, labels: Labels | None) -> tuple[str, str]:
         allowed = f"class scores [n, classes] with more than {self._k} classes, and labels [n]"
-        fits = outputs.ndim == 2 and outputs.shape[1] > self._k and labels is not None and labels.ndim == 1
-        return ("", "") if fits else (shape_text(outputs, labels), allowed)
+        return _class_misfit(outputs, labels, self._k, allowed)
 
 
 class Recall(Metric):
@@ -63,7 +65,11 @@ class Recall(Metric):
 
     def check_labels(self, labels: Labels | None, context: MetricContext) -> None:
         assert labels is not None
-        empty = np.flatnonzero(np.bincount(labels, minlength=len(context.class_names)) == 0)
+        if labels.ndim != 1:
+            raise self.misfit(f"labels [n, {', '.join(map(str, labels.shape[1:]))}]", "labels [n]")
+        # of more classes than samples one has none: no table as long as the largest label is needed to say so
+        classes = max(len(context.class_names), min(int(labels.max()), len(labels)) + 1)
+        empty = np.setdiff1d(np.arange(classes), labels)
         if empty.size:
             names = ", ".join(context.class_name(int(index)) for index in empty[:5])
             raise self.misfit(f"no sample of class {names}", "at least one sample of each class, numbered 0, 1, 2 ...")
@@ -76,8 +82,14 @@ class Recall(Metric):
         return f"class {', '.join(context.class_name(int(index)) for index in never[:5])} is never predicted"
 
     def _misfit(self, outputs: Outputs, labels: Labels | None) -> tuple[str, str]:
-        fits = outputs.ndim == 2 and outputs.shape[1] > 1 and labels is not None and labels.ndim == 1
-        return ("", "") if fits else (shape_text(outputs, labels), "class scores [n, classes] and labels [n]")
+        return _class_misfit(outputs, labels, 1, "class scores [n, classes] and labels [n]")
+
+
+def _class_misfit(outputs: Outputs, labels: Labels | None, more_than: int, allowed: str) -> tuple[str, str]:
+    if outputs.ndim != 2 or outputs.shape[1] <= more_than or labels is None or labels.ndim != 1:
+        return shape_text(outputs, labels), allowed
+    highest, classes = int(labels.max()), outputs.shape[1]
+    return ("", "") if highest < classes else (f"label {highest}", f"0 to {classes - 1}, the classes of the output")
 
 
 def _points(labels: Labels) -> Floats:

@@ -23,6 +23,9 @@ import numpy as np
 from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows
 
+# sys.exit() of a script would end the run with its own code, 0 among them
+_RAISED = (Exception, SystemExit)
+
 
 class UserFunction(Metric):
     """The mean over samples of what the function returns, in its own unit.
@@ -47,7 +50,7 @@ class UserFunction(Metric):
     def measure(self, outputs: Outputs, labels: Labels | None, reference: Outputs | None) -> Rows:
         try:
             scores = np.asarray(self._function(outputs, labels))
-        except Exception as exc:  # it is not ours: what it raises is its author's to mend
+        except _RAISED as exc:  # it is not ours: what it raises is its author's to mend
             raise DataError(
                 where=f"metric {self.name}",
                 got=_failure(exc, self._folder),
@@ -72,7 +75,7 @@ def _load(name: str, folder: Path) -> tuple[Callable[..., Any], str]:
     try:
         module = importlib.import_module(module_name)
         source = Path(inspect.getfile(module)).read_bytes()
-    except Exception as exc:  # importing a module runs it
+    except _RAISED as exc:  # importing a module runs it
         raise _refusal(name, f"the module cannot be imported: {_failure(exc, folder)}") from exc
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -80,7 +83,7 @@ def _load(name: str, folder: Path) -> tuple[Callable[..., Any], str]:
     return function, hashlib.sha256(source).hexdigest()
 
 
-def _failure(error: Exception, folder: Path) -> str:
+def _failure(error: BaseException, folder: Path) -> str:
     """What went wrong, and the last line that ran of a file in `folder`, where one did."""
     text, here = f"{type(error).__name__}: {error}", folder.resolve()
     frames = traceback.extract_tb(error.__traceback__)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from bitswitch_deploy.atomic_file import check_writable
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
-from bitswitch_deploy.gate.baseline import Baseline, read_baseline
+from bitswitch_deploy.gate.baseline import Baseline, check_replaceable, read_baseline
 from bitswitch_deploy.gate.metrics import find_metric
 from bitswitch_deploy.gate.outcome_cache import Executor
 from bitswitch_deploy.gate.result import CheckResult
@@ -25,7 +24,7 @@ def check(request: CheckRequest, executor: Executor, progress: Progress) -> Chec
     Raises:
         CheckFailedError: an output is not finite, or outcomes that are no baseline.
         DataError: no data, data that do not fit, or that are not those of the baseline.
-        InputFileError: no baseline, one that was edited, or a damaged master.
+        InputFileError: no baseline, one that was edited, a file in its place that is none, or a damaged master.
         OutputError: the baseline cannot be written.
         UsageError: a target, width or metric that is not there, or a case that the baseline lacks.
     """
@@ -34,7 +33,7 @@ def check(request: CheckRequest, executor: Executor, progress: Progress) -> Chec
     metric = find_metric(config.metric, folder=request.folder)
     path = request.folder / config.baseline
     if request.update_baseline:
-        check_writable(path)
+        check_replaceable(path)
     baseline = None if request.update_baseline else read_baseline(path)
     networks = read_networks(request, metric)
     jobs = [job for network in networks for job in make_jobs(request, network, metric)]
