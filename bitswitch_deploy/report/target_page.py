@@ -53,6 +53,7 @@ def print_target(target: Target, note: str | None, stream: TextIO, *, width: int
                 f"{quantization.residual}, least agreement {quantization.min_agreement:g} %",
             ),
             ("lowering", " -> ".join(target.lowering)),
+            ("device", _device(target)),
         )
     )
     if target.unverified:
@@ -63,3 +64,20 @@ def print_target(target: Target, note: str | None, stream: TextIO, *, width: int
 
 def _container(value: object) -> str:
     return value if isinstance(value, str) else " ".join(f"<={bits}:{name}" for bits, name in value)  # type: ignore[attr-defined]
+
+
+def _device(target: Target) -> str:
+    """What is known of the board and its software."""
+    device, stack = target.device, target.stack
+    facts = (
+        device.sm and f"compute capability {device.sm}",
+        device.gpu_int8_tops_dense and f"{device.gpu_int8_tops_dense:g} int8 TOPS without sparsity",
+        device.memory_gb and f"{device.memory_gb:g} GB",
+        device.memory_bandwidth_gbs and f"{device.memory_bandwidth_gbs:g} GB/s",
+        device.dla_cores and f"{device.dla_cores} DLA cores",
+        stack.cuda and f"CUDA {stack.cuda}",
+        f"Python {stack.python}",
+        target.measure.power_modes and f"power modes {', '.join(target.measure.power_modes)}",
+        target.measure.rails and f"power rails {', '.join(target.measure.rails)}",
+    )
+    return ", ".join(fact for fact in facts if fact)

@@ -130,6 +130,9 @@ def test_targets_list_and_show(run: Run) -> None:
     shown = run("targets", "show", "jetson")
     assert shown.code == 0
     assert "ClampActivations" in shown.out
+    facts = " ".join(shown.out.split())
+    assert "20 int8 TOPS without sparsity, 8 GB, 68 GB/s, CUDA 12.6, Python 3.10, power modes 25W" in facts
+    assert "TOPS" not in run("targets", "show", "x86-cpu").out
     assert json.loads(run("targets", "show", "rtx", "--json").out)["target"]["name"] == "rtx"
 
 
