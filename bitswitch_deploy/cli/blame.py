@@ -24,7 +24,7 @@ from bitswitch_deploy.diagnosis.blame_result import BlameResult
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.pipeline.blame import blame_master, blame_package
 from bitswitch_deploy.report.blame_page import SHOWN_LAYERS, print_blame
-from bitswitch_deploy.report.html.page import HtmlContent, render_html
+from bitswitch_deploy.report.html.blame import blame_html
 from bitswitch_deploy.report.json import to_json
 
 _SAMPLES = 256
@@ -68,7 +68,7 @@ def command(
         else:
             result = _blame_master(bits, mixed, **options, progress=progress)
     outlet.write(
-        html=lambda: render_html(_content(result)),
+        html=lambda: blame_html(result, command_line()),
         json=lambda: to_json("bitswitch-blame/1", result),
         text=lambda: print_blame(result, sys.stdout, shown=sys.maxsize if every else SHOWN_LAYERS),
     )
@@ -82,15 +82,6 @@ def _blame_master(
         raise _refusal("neither a package nor --target", "name one of them")
     path = master if master is not None else bundled_master()
     return blame_master(path, load_target(target), chosen_widths(path, bits, mixed), **options)
-
-
-def _content(result: BlameResult) -> HtmlContent:
-    return HtmlContent(
-        title=f"Layers of {Path(result.subject).name} for {result.target}",
-        blame=result,
-        codes=tuple((width.label, width.statistics) for width in result.widths),
-        command=command_line(),
-    )
 
 
 def _refusal(got: str, do: str) -> UsageError:

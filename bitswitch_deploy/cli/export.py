@@ -21,9 +21,9 @@ from bitswitch_deploy.cli.options import (
 )
 from bitswitch_deploy.lowering.approximation import EXPORTED, Approximation
 from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
+from bitswitch_deploy.report.export_page import print_report
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.report.json import report_to_json
-from bitswitch_deploy.report.table import print_report
 
 
 @click.command("export")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from bitswitch_deploy.diagnosis.compared_graphs import TappedReference
 from bitswitch_deploy.diagnosis.edit_model import embedded
-from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics
+from bitswitch_deploy.diagnosis.layer_look import LayerLook
 from bitswitch_deploy.diagnosis.lowered_parts import LoweredParts
-from bitswitch_deploy.diagnosis.lowering_errors import CutError
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.validation.dataset import Dataset
@@ -19,16 +18,6 @@ from bitswitch_deploy.validation.dataset import Dataset
 _SAMPLES = 32
 # Every tensor of both graphs is kept for one batch, a few hundred times the input.
 _INPUT_ELEMENTS, _MAX_BATCH = 1 << 16, 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerLook:
-    """One width over `n` samples: every part of the lowered graph in its order, and every quantized layer."""
-
-    label: str
-    n: int
-    parts: tuple[CutError, ...]
-    statistics: tuple[LayerStatistics, ...]
 
 
 def look_at_layers(master: Master, canonical: CanonicalGraph, lowered: onnx.ModelProto, samples: Dataset) -> LayerLook:

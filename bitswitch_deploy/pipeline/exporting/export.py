@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import ResolvedTarget
+from bitswitch_deploy.diagnosis.layer_look import LayerLook
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import CheckFailedError, UsageError
 from bitswitch_deploy.graph.model_io import check_file
@@ -25,11 +26,11 @@ from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_e
 from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, sharing_target
 from bitswitch_deploy.pipeline.graph_files import GraphFile, graph_stem, write_graph, write_reference
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
-from bitswitch_deploy.pipeline.look_at_layers import LayerLook, look_at_layers
+from bitswitch_deploy.pipeline.look_at_layers import look_at_layers
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
-from bitswitch_deploy.report.html.page import HtmlContent, render_html
+from bitswitch_deploy.report.html.export import ExportContent, export_html
 from bitswitch_deploy.report.json import report_to_json
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
@@ -305,14 +306,12 @@ def _html(
     report: ExportReport,
 ) -> str:
     """The page about the package; of its files all that are listed so far but the results, which hold a time."""
-    looks = [outcome.look for outcome in outcomes if outcome.look is not None]
-    content = HtmlContent(
+    content = ExportContent(
         title=f"{graph_stem(request.master)} for {report.target}",
-        export=report,
-        parts=tuple((each.label, each.n, each.parts) for each in looks),
-        codes=tuple((each.label, each.statistics) for each in looks),
+        report=report,
+        looks=tuple(outcome.look for outcome in outcomes if outcome.look is not None),
         files=tuple(entry for entry in writer.files if entry.role != "results"),
         tools=tools,
         command=request.command,
     )
-    return render_html(content)
+    return export_html(content)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from bitswitch_deploy.profiling.statistics import Ratio
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.report.html.check import check_html
-from bitswitch_deploy.report.html.page import HtmlContent, render_html
+from bitswitch_deploy.report.html.export import ExportContent, export_html
 from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.html.search import search_html
 from tests.profiling.results import candidate
@@ -146,6 +146,6 @@ def test_a_search_without_a_sweep() -> None:
 def test_the_front_of_bytes_of_an_export(report: ExportReport) -> None:
     rows = tuple(replace(row, size_bytes=size) for row, size in zip(report.widths, (300_000, 100_000)))
     shared = replace(report, widths=rows, shared_weights="w.bin", shared_bytes=100_000)
-    page = render_html(HtmlContent(title="a", export=shared))
+    page = export_html(ExportContent(title="a", report=shared))
     assert "w2 (88.90 at 200), w8 (92.20 at 400)" in page
     assert "kB with the shared weights" in page

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from bitswitch_deploy.diagnosis.layer_look import LayerLook
 from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics, WeightStatistics
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.export_report import ExportReport
-from bitswitch_deploy.report.html.page import HtmlContent, render_html
+from bitswitch_deploy.report.html.export import ExportContent, export_html
 from tests.report.html.drawings import dots, drawings
 
 WEIGHTS = WeightStatistics(low=-128, counts=(3, *[1] * 254, 5), clipped_percent=0.0, zero_channels=0, channels=8)
@@ -17,11 +18,11 @@ LAYER = LayerStatistics(layer="layer1.conv", bits=8, weights=WEIGHTS, input=None
 
 def test_everything_that_an_export_has_to_say(report: ExportReport) -> None:
     entry = FileEntry(path="resnet20.w8.onnx", sha256="ab" * 32, size_bytes=312_400, role="graph")
-    page = render_html(
-        HtmlContent(
+    page = export_html(
+        ExportContent(
             title="resnet20",
-            export=report,
-            codes=(("w8", (LAYER,)),),
+            report=report,
+            looks=(LayerLook(label="w8", n=32, parts=(), statistics=(LAYER,)),),
             files=(entry,),
             tools=(("onnx", "1.23.2"),),
             command=("bitswitch-deploy", "export", "--master", "my file"),
@@ -48,9 +49,9 @@ def test_everything_that_an_export_has_to_say(report: ExportReport) -> None:
 
 
 def test_equal_content_gives_equal_text_without_time_and_place(report: ExportReport) -> None:
-    content = HtmlContent(title="a", export=report)
+    content = ExportContent(title="a", report=report)
     elsewhere = replace(report, seconds=99.0, package_path="/else/where", host="another", master_path="/other")
-    assert render_html(content) == render_html(HtmlContent(title="a", export=elsewhere))
+    assert export_html(content) == export_html(ExportContent(title="a", report=elsewhere))
 
 
 def test_a_name_is_text_only(report: ExportReport) -> None:
@@ -58,7 +59,14 @@ def test_a_name_is_text_only(report: ExportReport) -> None:
     row = replace(report.widths[0], label=name, file_name=name, changes=(name,))
     layer = replace(LAYER, layer=name)
     hostile = replace(report, target=name, widths=(row,))
-    page = render_html(HtmlContent(title=name, export=hostile, codes=((name, (layer,)),), command=(name,)))
+    page = export_html(
+        ExportContent(
+            title=name,
+            report=hostile,
+            looks=(LayerLook(label=name, n=32, parts=(), statistics=(layer,)),),
+            command=(name,),
+        )
+    )
     assert page.count("<script>") == 1
     assert "alert(1)</" not in page
     (histogram,) = drawings(page, "histogram")
@@ -68,16 +76,18 @@ def test_a_name_is_text_only(report: ExportReport) -> None:
 def test_a_page_without_data_and_without_anything_left_to_do(report: ExportReport) -> None:
     rows = tuple(replace(row, hops=(), changes=(), verdicts=()) for row in report.widths)
     bare = replace(report, dataset=None, widths=rows, not_done=())
-    page = render_html(HtmlContent(title="a", export=bare))
+    page = export_html(ExportContent(title="a", report=bare))
     assert "accuracy was not measured" in page
     assert "Layers were not looked at" in page
     assert 'id="accuracy"' not in page
-    looked_at = render_html(HtmlContent(title="a", export=bare, parts=(("w8", 32, ()),)))
+    looked_at = export_html(
+        ExportContent(title="a", report=bare, looks=(LayerLook(label="w8", n=32, parts=(), statistics=()),))
+    )
     assert "<p>Nothing.</p>" in looked_at
     assert "Layers were not looked at" not in looked_at
 
 
 def test_no_address_in_the_page(report: ExportReport) -> None:
-    page = render_html(HtmlContent(title="a", export=report))
+    page = export_html(ExportContent(title="a", report=report))
     assert not re.search(r"https?://|src=|@import|url\(", page)
     assert "default-src 'none'" in page

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from bitswitch_deploy.report.export_page import print_report
 from bitswitch_deploy.report.export_report import ExportReport, WidthRow
-from bitswitch_deploy.report.table import print_report
 from bitswitch_deploy.validation.dataset import DatasetSummary
 
 
