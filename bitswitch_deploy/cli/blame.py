@@ -36,7 +36,7 @@ _SAMPLES = 256
 @click.option(
     "--target",
     metavar="NAME",
-    help="Without a package: what to lower the master for. With one made for a profile of your own: that profile.",
+    help="Without a package: what to lower the master for. With one made for a target of your own: its file.",
 )
 @click.option("--bits", metavar="LIST", help="Without a package: widths.  [default: the trained ones]")
 @mixed_option

@@ -13,6 +13,7 @@ from bitswitch_deploy.cli.options import (
     chosen_device,
     device_option,
     json_option,
+    package_target_option,
     progress_bar,
     ssh_config_option,
 )
@@ -25,7 +26,7 @@ from bitswitch_deploy.report.json import to_json
 
 @click.command("build")
 @click.argument("package", type=PATH)
-@click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
+@package_target_option
 @click.option("--force", is_flag=True, help="Build engines again that are up to date.")
 @click.option("--fp32", is_flag=True, help="No float16 in the quantized engines; the reference stays float16.")
 @click.option("--dla", is_flag=True, help="Run what it can on DLA core 0, batch 1, and the rest on the GPU.")

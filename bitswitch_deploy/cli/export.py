@@ -29,7 +29,7 @@ from bitswitch_deploy.report.json import report_to_json
 @click.command("export")
 @master_option
 @click.option(
-    "--target", required=True, metavar="NAME", help="Name, alias (`jetson`), NAME@STACK, or path of a profile."
+    "--target", required=True, metavar="NAME", help="Name, alias (`jetson`), NAME@STACK, or path of a file of your own."
 )
 @click.option("-o", "--output", type=PATH, metavar="DIR", help="Folder to make.  [default: deploy-TARGET]")
 @click.option("--bits", metavar="LIST", help="Widths to export, each in 2..8.  [default: the trained ones]")

@@ -38,6 +38,9 @@ package_master_option = click.option(
     metavar="FILE",
     help="The master.  [default: of a package the file that its export read; else the bundled digits network]",
 )
+package_target_option = click.option(
+    "--target", metavar="NAME", help="The file of the package's target, where that is one of your own."
+)
 data_option = click.option(
     "--data",
     type=PATH,

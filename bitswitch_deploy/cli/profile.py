@@ -17,6 +17,7 @@ from bitswitch_deploy.cli.options import (
     device_option,
     outlet_options,
     package_master_option,
+    package_target_option,
     progress_bar,
     ssh_config_option,
 )
@@ -35,7 +36,7 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.argument("package", type=PATH)
 @click.option("--engine", metavar="NAME", help=f"One of {', '.join(ENGINES)}.  [default: that of the package]")
 @package_master_option
-@click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
+@package_target_option
 @click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
 @click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator.  [default: every core]")

@@ -42,7 +42,7 @@ def list_targets(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show_target(name: str, as_json: bool) -> None:
-    """Show one target: name, alias, NAME@STACK or path of a profile."""
+    """Show one target: name, alias, NAME@STACK or path of a file of your own."""
     resolved = load_target(name)
     if as_json:
         print(to_json("bitswitch-target-shown/1", resolved))

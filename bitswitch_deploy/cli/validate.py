@@ -13,6 +13,7 @@ from bitswitch_deploy.cli.options import (
     json_option,
     max_drop_option,
     package_master_option,
+    package_target_option,
     progress_bar,
 )
 from bitswitch_deploy.pipeline.revalidate import revalidate
@@ -23,7 +24,7 @@ from bitswitch_deploy.report.validation_page import print_validation
 @click.command("validate")
 @click.argument("package", type=PATH)
 @package_master_option
-@click.option("--target", metavar="NAME", help="Profile of the package, where it was made for one of your own.")
+@package_target_option
 @data_option
 @max_drop_option
 @json_option
