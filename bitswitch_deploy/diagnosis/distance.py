@@ -111,8 +111,8 @@ class ChannelDistance:
             raise ValueError("no batch was added")
         r, rr, d, dd, rd = self._sums / self._n
         variance, noise, covariance = rr - r * r, np.maximum(dd - d * d, 0.0), rd - r * d
-        usual, energy = float(variance.mean()), float(rr.mean())
-        least = _LEAST_VARIANCE * usual if usual > _NO_VARIANCE * energy else energy
+        varies = bool((variance > _NO_VARIANCE * rr).any())
+        least = _LEAST_VARIANCE * float(variance.mean()) if varies else float(rr.mean())
         held = np.maximum(variance, max(least, np.finfo(np.float32).tiny))
         offset = d / np.sqrt(held)
         worst = int(np.argmax(noise / held + offset * offset))

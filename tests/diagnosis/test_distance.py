@@ -82,6 +82,20 @@ def test_samples_that_are_all_alike_are_held_against_their_size(n: int) -> None:
     )
 
 
+def test_a_large_constant_channel_hides_no_fault_of_another() -> None:
+    reference = RNG.normal(0.0, 1.0, (200, 8)).astype(np.float32)
+    reference[:, 7] = 3000
+    for fault, noise_db in ((reference[:, 3] + 1, 80), (-reference[:, 3], -6.0)):
+        other = reference.copy()
+        other[:, 3] = fault
+        distance = ChannelDistance(1)
+        distance.add(reference, other)
+        worst = distance.worst()
+        assert worst.channel == 3
+        assert worst.noise_db == pytest.approx(noise_db, abs=0.5) or (noise_db == 80 and worst.noise_db > 80)
+        assert worst.offset == pytest.approx(1.0, rel=0.2) or noise_db < 0
+
+
 def test_nothing_added() -> None:
     with pytest.raises(ValueError, match="no batch"):
         ChannelDistance(1).worst()
