@@ -1,6 +1,6 @@
 """Time TensorRT engines with trtexec, where TensorRT has no Python package.
 
-Unproven on hardware: flags and JSON as in samples/common of TensorRT 8.5 to 11.1, run by the tests against a program
+Unproven on hardware: flags and JSON as in samples/common of TensorRT 8.2 to 11.1, run by the tests against a program
 that answers like it. TensorRT 11 turned the defaults of spin wait, CUDA graph and data transfers around, so whoever
 compares numbers names the flags: they come from the target's profile (`measure.trtexec`).
 """

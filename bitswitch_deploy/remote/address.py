@@ -25,6 +25,12 @@ class Address:
         user = f"{self.user}@" if self.user else ""
         return f"ssh://{user}{host}" + (f":{self.port}" if self.port else "")
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words for ssh on a command line: not every ssh takes every address as a URI."""
+        port = () if self.port is None else ("-p", str(self.port))
+        return (*port, self.host if self.user is None else f"{self.user}@{self.host}")
+
 
 def parse_address(text: str) -> Address | None:
     """The address in `text`; None for `local`.
@@ -44,12 +50,12 @@ def parse_address(text: str) -> Address | None:
         raise _refusal("ssh://user:...@host", "a password")
     if parts.scheme != "ssh" or not host or parts.path.strip("/") or parts.query or parts.fragment:
         raise _refusal(text, repr(text))
-    for name in (host, user):
-        if name is not None and (name.startswith("-") or not _NAME.fullmatch(name)):
-            raise _refusal(text, repr(text))
     # `hostname` is in lower case, and names in an ssh configuration are not
     begin = parts.netloc.lower().rindex(host.lower())
     written = parts.netloc[begin : begin + len(host)]
+    for name in (written, user):
+        if name is not None and (name.startswith("-") or not _NAME.fullmatch(name)):
+            raise _refusal(text, repr(text))
     # a URI writes the % in front of a network interface as %25 (RFC 6874), ssh takes it as it is
     return Address(host=written.replace("%25", "%"), user=user, port=port)
 

@@ -28,6 +28,11 @@ class Device:
     ssh_config: Path | None
     say: Say
 
+    @property
+    def ssh_options(self) -> tuple[str, ...]:
+        """Words for ssh in front of those of the address."""
+        return () if self.ssh_config is None else ("-F", str(self.ssh_config))
+
 
 def on_device(device: Device, name: str, work: Callable[[DeviceFolder], T]) -> T:
     """Do `work` in a folder of that name on the device; from its start again after each lost connection.
@@ -87,8 +92,7 @@ class PatientFolder:
 
 
 def _once(device: Device, name: str, work: Callable[[DeviceFolder], T]) -> T:
-    options = ("-F", str(device.ssh_config)) if device.ssh_config is not None else ()
-    with Ssh(device.address, options=options) as ssh, DeviceFolder(ssh, name, device.say) as folder:
+    with Ssh(device.address, options=device.ssh_options) as ssh, DeviceFolder(ssh, name, device.say) as folder:
         return work(folder)
 
 

@@ -188,8 +188,7 @@ class Ssh:
 
     def _refused(self, said: str) -> UnavailableError:
         where, got = str(self.address), said or "ssh does not say why"
-        host, user, port = self.address.host, self.address.user, self.address.port
-        words = [*(("-p", str(port)) if port is not None else ()), f"{user}@{host}" if user is not None else host]
+        host, port, words = self.address.host, self.address.port, self.address.words
         names = {
             "there": shlex.join(words),
             "login": shlex.join([*self._options, *words]),

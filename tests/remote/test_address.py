@@ -46,6 +46,25 @@ def test_what_is_no_address(text: str) -> None:
         parse_address(text)
 
 
+def test_the_name_that_is_checked_is_the_one_that_ssh_gets() -> None:
+    with pytest.raises(UsageError, match="--device"):
+        parse_address("ssh://\u212aost")  # the sign for Kelvin, k in lower case
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ssh://nano", ("nano",)),
+        ("ssh://me@nano:2222", ("-p", "2222", "me@nano")),
+        ("ssh://me@[fe80::1%25eth0]", ("me@fe80::1%eth0",)),
+    ],
+)
+def test_words_for_a_command_line(text: str, words: tuple[str, ...]) -> None:
+    address = parse_address(text)
+    assert address is not None
+    assert address.words == words
+
+
 def test_a_password_is_refused_and_not_repeated() -> None:
     with pytest.raises(UsageError, match="a password") as refused:
         parse_address("ssh://me:secret@nano")

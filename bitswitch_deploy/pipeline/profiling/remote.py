@@ -136,7 +136,7 @@ def _check_release(device: Device, folder: DeviceFolder) -> None:
             where=str(device.address),
             got=answer or asked.stderr or f"exit code {asked.code}",
             allowed=f"{wanted}, as here",
-            do=f"install it there: ssh {device.address} '{_INSTALL}'\n"
+            do=f"install it there: ssh {shlex.join((*device.ssh_options, *device.address.words))} '{_INSTALL}'\n"
             "      or, where Python is older than 3.10, as on JetPack 5, or trtexec is all there is: --engine trtexec",
         )
 
