@@ -179,9 +179,12 @@ def train_command(run: Run) -> str:
     replicas, seed = run.start.get("replicas", 1), str(run.start["seed"])
     start = "python" if replicas == 1 else f"torchrun --nproc-per-node {replicas}"
     words = [start, "tools/train_master.py --recipe", run.recipe, *run.data, "--seed", seed, *run.options]
+    output = f"{run.recipe}-seed{seed}.safetensors"
     if "started_from" in run.start:
-        words += ["--start-from", state_name(run.start["started_from"]["runs"][-1])]
-    return " ".join([*words, "-o", f"{run.recipe}-seed{seed}.safetensors"])
+        origin_state = state_name(run.start["started_from"]["runs"][-1])
+        words += ["--start-from", origin_state]
+        output = output if origin_state != f"{output}.state" else f"again-{output}"
+    return " ".join([*words, "-o", output])
 
 
 def beginnings(runs: list[Run]) -> Iterator[str]:

@@ -5,6 +5,7 @@ with highest h':
 
 * A weight scale keeps its step at every width: step_l = s_h * 2^(h - l), hence s_h' = s_h * 2^(h - h'), exactly.
 * A width that both have keeps its activation scale and its BatchNorm copy.
+* Where an average of the weights is kept, it is what goes on.
 * A new width takes over the BatchNorm copy of the nearest width above, or of the highest; its first batch sets its
   activation scale, as in any run.
 """
@@ -37,13 +38,17 @@ def carry_over(saved: Mapping[str, Any], network: PreparedNetwork, recipe: Recip
     Raises:
         CheckpointError: the state is of another stage, network, data set or quantization, or does not tell.
     """
-    before = _trained_widths(saved, recipe, source)
-    state = saved.get("model")
+    before = trained_widths(saved, recipe, source)
+    state = saved.get("average") or saved.get("model")
     load_state(_translated(state if isinstance(state, Mapping) else {}, before, network), network.model, source)
 
 
-def _trained_widths(saved: Mapping[str, Any], recipe: Recipe, source: str) -> tuple[int, ...]:
-    """The widths of a state, from a run that differs from `recipe` in widths, schedule and seed at most."""
+def trained_widths(saved: Mapping[str, Any], recipe: Recipe, source: str) -> tuple[int, ...]:
+    """The widths of a state that a run of `recipe` can begin with.
+
+    Raises:
+        CheckpointError: it is of another stage, network, data set or quantization, or does not tell.
+    """
     decisions = saved.get("decisions")
     decided = decisions if isinstance(decisions, Mapping) else {}
     try:
@@ -58,9 +63,9 @@ def _trained_widths(saved: Mapping[str, Any], recipe: Recipe, source: str) -> tu
     if other:
         raise CheckpointError(
             where=source,
-            got="a run with " + ", ".join(f"{name} {decided.get(name)}" for name in other),
+            got="a run with " + ", ".join(f"{name} {decided.get(name, 'not told')}" for name in other),
             allowed=", ".join(f"{name} {wanted[name]}" for name in other) + f", as recipe {recipe.name} says",
-            do="begin with a run that differs in widths, schedule and seed at most",
+            do="begin with a run of the same network, data set, preprocessing and quantization; widths may differ",
         )
     return widths
 
@@ -70,7 +75,7 @@ def _unfit(saved: Mapping[str, Any], decided: Mapping[str, Any], source: str) ->
         where=source,
         got=f"stage {saved.get('stage')!r}, widths {decided.get(_WIDTHS)}",
         allowed=f"the state of stage {JointStage.name} of a run, which tells its widths",
-        do="name the state file that tools/train_master.py --keep-state left",
+        do="name the state file that tools/train_master.py --keep-state left, of a recipe without `supernet`",
     )
 
 
@@ -79,7 +84,7 @@ def _translated(state: Mapping[str, Any], before: Sequence[int], network: Prepar
     now = network.options.widths
     source_of = [_source(bits, before) for bits in now]
     result = dict(state)
-    for path, module in network.model.named_modules():
+    for path, module in network.model.named_modules(remove_duplicate=False):
         if isinstance(module, WeightQuantizer):
             scale = state.get(f"{path}.scale")
             if isinstance(scale, Tensor):

@@ -315,6 +315,8 @@ class ActivationQuantizer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._take_over_state()
+        if self._sign != _UNDECIDED:
+            self._calls_to_watch = 0  # the batch that decided was another's, though a width may be new
 
     def _take_over_state(self) -> None:
         """Follow buffers that others wrote: whoever loads a state or averages a network."""

@@ -78,8 +78,9 @@ def _runs(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 def provenance_of(session: Session, runs: list[dict[str, Any]], float_top1: float) -> tuple[tuple[str, str], ...]:
     """What a master says of its training; where `runs` differ in an entry, that of each in their order."""
-    counts = [run["joint_steps"] for run in runs if "joint_steps" in run]
-    steps = [("joint_steps", _in_order(counts))] if counts else []
+    known = [run for run in runs if run]
+    counts = [run.get("joint_steps", "as the recipe says") for run in known]
+    steps = [("joint_steps", _in_order(counts))] if any("joint_steps" in run for run in known) else []
     settings = session.recipe.supernet
     supernet = () if settings is None else (("supernet", f"{settings.draw}, {settings.batchnorm}"),)
     # only what differs from one process with one thread on a CPU
@@ -88,7 +89,7 @@ def provenance_of(session: Session, runs: list[dict[str, Any]], float_top1: floa
     versions = [run.get("versions", {}) for run in runs]
     return (
         ("recipe", told["recipe"]),
-        ("seed", str(session.recipe.seed)),
+        ("seed", _in_order(run.get("seed") for run in known)),
         *steps,
         *supernet,
         *((key, told[key]) for key in usual if told[key] != usual[key]),

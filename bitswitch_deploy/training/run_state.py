@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitswitch_deploy.errors import CheckpointError, UsageError
+from bitswitch_deploy.training.carry_over import trained_widths
 from bitswitch_deploy.training.checkpoint import load_checkpoint
 from bitswitch_deploy.training.session import Session
 from bitswitch_deploy.training.stages import FloatStage, JointStage
@@ -70,7 +71,7 @@ def origin_state(session: Session, saved: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         UsageError: it is to begin from two things.
-        CheckpointError: the state cannot be read.
+        CheckpointError: the state cannot be read, or fits no run of the recipe.
     """
     if session.start_from is None:
         return {}
@@ -81,7 +82,18 @@ def origin_state(session: Session, saved: dict[str, Any]) -> dict[str, Any]:
             allowed="one of them",
             do="begin with the weights of another run or with a float network",
         )
-    return {} if saved else load_checkpoint(session.start_from)
+    if session.start_from.resolve() == session.state.resolve():
+        raise UsageError(
+            where="--start-from",
+            got=f"{session.start_from}, the state of this run itself",
+            allowed="that of another run",
+            do="name another output; to go on with an interrupted run, leave it out and say --resume",
+        )
+    if saved:
+        return {}
+    origin = load_checkpoint(session.start_from)
+    trained_widths(origin, session.recipe, str(session.start_from))
+    return origin
 
 
 def saved_top1(saved: dict[str, Any], source: Path) -> float:

@@ -105,6 +105,35 @@ def test_a_new_width_takes_the_batchnorm_of_the_nearest_above_and_a_scale_of_its
     assert all(quantizer.is_initialised for quantizer in quantizers)
 
 
+def test_a_module_under_two_paths_is_translated_under_both() -> None:
+    earlier, later = trained((8, 4, 2)), fresh((4, 3, 2))
+    for network in (earlier, later):
+        network.model.alias = network.model.get_submodule("3")
+    carry_over(state_of(earlier), later, recipe((4, 3, 2)), SOURCE)
+    scales = [layers(network)[0].weight_quantizer.exported_scale() for network in (earlier, later)]
+    assert torch.equal(scales[1], 16 * scales[0])
+
+
+def test_an_average_goes_on_where_there_is_one() -> None:
+    earlier, later = trained((8, 4, 2)), fresh((8, 4))
+    state = state_of(earlier)
+    averaged = {name: value + 1 if name == "3.weight" else value for name, value in state["model"].items()}
+    carry_over({**state, "average": averaged}, later, recipe((8, 4)), SOURCE)
+    assert torch.equal(layers(later)[0].weight, layers(earlier)[0].weight + 1)
+
+
+def test_a_sign_that_another_run_decided_stops_no_first_batch() -> None:
+    earlier, later = trained((8, 4, 2)), fresh((8, 3, 2))
+    state = state_of(earlier)
+    for name in state["model"]:
+        if name.endswith(".signed"):
+            state["model"][name] = torch.tensor(0, dtype=torch.int8)
+    carry_over(state, later, recipe((8, 3, 2)), SOURCE)
+    later.model.train()
+    set_width(later.model, 3)
+    later.model(X - 100)  # some inputs are negative, and clipped as in any later batch
+
+
 def edit_stage(state: dict[str, Any]) -> None:
     state["stage"] = "float"
 

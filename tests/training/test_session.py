@@ -364,7 +364,13 @@ def lower(widths: tuple[int, ...] = (4, 3, 2)) -> Recipe:
 def test_a_run_begins_with_the_weights_of_another_at_other_widths(tmp_path: Path, data: Path, begun: Path) -> None:
     log = tmp_path / "log.jsonl"
     session = Session(
-        recipe=lower(), data=data, state=tmp_path / "state", start_from=begun, log=log, joint_steps=2, resume=True
+        recipe=replace(lower(), seed=7),
+        data=data,
+        state=tmp_path / "state",
+        start_from=begun,
+        log=log,
+        joint_steps=2,
+        resume=True,
     )
     trained = run_session(session)
     assert [entry.bits for entry in trained.master.spec.accuracy] == [4, 3, 2]
@@ -373,7 +379,7 @@ def test_a_run_begins_with_the_weights_of_another_at_other_widths(tmp_path: Path
     assert (line["step"], line["started_from"]["stage"], line["started_from"]["step"]) == (0, "joint", 1)
     assert (first["recipe"], line["recipe"], line["float_checkpoint"]) == ("digits", "lower", None)
     made = dict(trained.master.spec.provenance)
-    assert (made["recipe"], made["joint_steps"]) == ("digits, then lower", "1, then 2")
+    assert (made["recipe"], made["joint_steps"], made["seed"]) == ("digits, then lower", "1, then 2", "1, then 7")
     assert trained.float_top1 == load_checkpoint(begun)["float_top1"]
     # two steps of Adam are no way from these weights: they were taken over
     weights, before = trained.network.model.state_dict(), load_checkpoint(begun)["model"]
@@ -410,8 +416,19 @@ def test_a_run_does_not_begin_with_two_things(tmp_path: Path, data: Path, begun:
         run_session(session)
 
 
+def test_a_run_does_not_begin_with_its_own_state(tmp_path: Path, data: Path, begun: Path) -> None:
+    shutil.copy(begun, tmp_path / "state")
+    session = Session(
+        recipe=SHORT, data=data, state=tmp_path / "state", start_from=tmp_path / "state", joint_steps=1, resume=True
+    )
+    with pytest.raises(UsageError, match="the state of this run itself"):
+        run_session(session)
+
+
 def test_a_run_does_not_begin_with_a_float_state(tmp_path: Path, data: Path, begun: Path) -> None:
-    save_checkpoint({**load_checkpoint(begun), "stage": "float"}, tmp_path / "float.state")
+    state = {**load_checkpoint(begun), "stage": "float"}
+    del state["float_top1"]  # which is known when that stage has ended
+    save_checkpoint(state, tmp_path / "float.state")
     session = Session(recipe=lower(), data=data, state=tmp_path / "state", start_from=tmp_path / "float.state")
     with pytest.raises(CheckpointError, match="stage 'float', widths"):
         run_session(session)
