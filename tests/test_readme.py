@@ -29,7 +29,7 @@ def test_the_folder_table_is_the_pipeline_in_the_order_of_the_import_contract() 
     contract = re.search(r"layers = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
     assert contract is not None
     layers = re.findall(r"\w+", contract[1])
-    assert [name for name in layers if name in listed] == [name for name in listed if name != "training"]
+    assert [name for name in layers if name in listed] == listed
 
 
 def test_the_demo_ends_with_the_main_job_and_shows_what_it_prints(run: Run, tmp_path: Path) -> None:

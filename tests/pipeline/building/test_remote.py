@@ -178,7 +178,7 @@ def test_a_device_that_stays_away(board: Server, package: Path) -> None:
 FAULTS = [
     ("no trtexec", UnavailableError, "trtexec is neither in PATH"),
     ("another board", UnavailableError, "this board is"),
-    ("old TensorRT", UnavailableError, r"TensorRT 8\.4\.1 is too old"),
+    ("old TensorRT", UnavailableError, r"TensorRT 8\.0\.1 is too old"),
     ("failing trtexec", CheckFailedError, "5 of the engines could not be built"),
 ]
 
@@ -192,7 +192,7 @@ def test_faults_of_the_device(
     elif fault == "another board":
         (board.home / "bin/compatible").write_bytes(b"nvidia,p3668-0001\0nvidia,tegra194\0")
     elif fault == "old TensorRT":
-        board.put("trtexec", "#!/bin/sh\necho '[TensorRT v8401]'\n")
+        board.put("trtexec", "#!/bin/sh\necho '[TensorRT v8001]'\n")
     else:
         board.put("trtexec", TRTEXEC + "echo 'cannot do it'; exit 1\n")
     with pytest.raises(error, match=message):
