@@ -32,7 +32,7 @@ from tests.pipeline.conftest import WIDTHS, export_to
 
 DATA = Path(os.environ.get("BITSWITCH_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 MASTER = Path(__file__).parents[3] / "calibration" / "cifar10" / "resnet20-8642.safetensors"
-IMAGES = 1000
+IMAGES = 500
 LIMIT = 99.5
 
 pytestmark = pytest.mark.skipif(
