@@ -6,16 +6,14 @@ The statistics take samples for independent: one that is counted ten times makes
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.validation.arrays import BROKEN_ARCHIVE
 
 _MAX_BYTES = 1 << 28
-# What zipfile and NumPy raise for an array that is cut, damaged, encrypted or packed in a way of their own.
-_BROKEN = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def check_sample_ids(path: Path, n: int) -> None:
@@ -37,7 +35,7 @@ def check_sample_ids(path: Path, n: int) -> None:
             raise ValueError(f"{sizes['id.npy']} bytes")
         with np.load(path, allow_pickle=False) as stored:
             ids = np.asarray(stored["id.npy"])
-    except _BROKEN as exc:
+    except BROKEN_ARCHIVE as exc:
         raise _error(path, f"the array 'id' cannot be read: {exc}") from exc
     if ids.shape != (n,):
         raise _error(path, f"'id' has shape {list(ids.shape)} for {n} samples")

@@ -37,7 +37,7 @@ _LOCAL_LENGTHS = 26  # of the zip local file header: where the lengths of name a
 MAX_CLASSES = 2**31
 
 # What zipfile and NumPy raise for files that are cut, damaged, encrypted or packed in a way of their own.
-_BROKEN = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+BROKEN_ARCHIVE = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         with zipfile.ZipFile(path) as archive:
             names = _checked_names(path, archive)
             return {name: _array(path, archive, f"{name}.npy") for name in names}
-    except _BROKEN as exc:
+    except BROKEN_ARCHIVE as exc:
         raise _error(
             path,
             got=f"not readable as NumPy arrays ({exc})",
