@@ -19,7 +19,7 @@ GROUPS_PER_DIFFERENCE = 20
 class Level:
     """Candidates under one cap of the swept resource, best predicted cost first."""
 
-    cap: int | None
+    cap: int
     solutions: tuple[Solution, ...]
 
 

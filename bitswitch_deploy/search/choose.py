@@ -20,6 +20,7 @@ from bitswitch_deploy.search.halving import halve
 from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.refine import refine
 from bitswitch_deploy.search.refit import refitted
+from bitswitch_deploy.search.runs import in_runs
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.search.solver import Solution
 from bitswitch_deploy.search.statistics import rank_correlation
@@ -29,6 +30,8 @@ from bitswitch_deploy.tensors import WidthAssignment
 CANDIDATES = 8
 LEVELS = 12
 CANDIDATES_PER_LEVEL = 3
+# On top of these, with few changes of width; for a front it is one for each level.
+CANDIDATES_IN_RUNS = 4
 # Levels of average bits are half a bit apart; so many halvings make that 0.03 bits where a drop has its limit.
 BISECTIONS = 4
 FIRST_ROUND = 512
@@ -116,7 +119,8 @@ class Chooser:
             fewer = without(problem, dominated)
             return self._proposed(fewer, near_optimal(fewer, count=count, distance=usual_distance(fewer)))
 
-        candidates = propose(self._problem, CANDIDATES) + self.feasible_uniform()
+        runs = list(in_runs(self._problem, dominated, count=CANDIDATES_IN_RUNS))
+        candidates = propose(self._problem, CANDIDATES) + runs + self.feasible_uniform()
         self._compete(candidates)
         self._scores(self.feasible_uniform())
         problem, prediction = self._refit(
@@ -145,12 +149,15 @@ class Chooser:
         _, dominated = remove_dominated(problem)
         place = self._problem.rows.index(swept)
 
-        def levels(problem: Problem, count: int) -> list[list[Selection]]:
+        def levels(problem: Problem, count: int, n_runs: int = 0) -> list[list[Selection]]:
             fewer = without(problem, dominated)
             found = sweep(fewer, fewer.rows[place], levels=LEVELS, count=count)
-            return [self._proposed(fewer, level.solutions) for level in found]
+            runs = [
+                in_runs(bounded(problem, problem.rows[place], level.cap), dominated, count=n_runs) for level in found
+            ]
+            return [[*self._proposed(fewer, level.solutions), *more] for level, more in zip(found, runs)]
 
-        crowds = levels(problem, CANDIDATES_PER_LEVEL)
+        crowds = levels(problem, CANDIDATES_PER_LEVEL, n_runs=1)
         for crowd in crowds:
             self._compete(crowd)
         self._scores(self.feasible_uniform())

@@ -1,0 +1,86 @@
+"""Selections of few changes: two or three runs of groups, one behind the other, each run at one width.
+
+A change of width between two layers costs something of its own: the layer behind it gets inputs of another width than
+it was trained with. The cost of a single layer holds two such changes, so a sum of these costs charges long runs for
+changes that they do not have, and a solver that goes by sums passes them over.
+
+The best selection of a pattern of widths a, b, c lets groups 0..i-1 take a, i..j-1 take b and the others c. With
+P[w][i] the sum of the costs at width w of the first i groups it is the one with the i < j of least
+
+    (P[a][i] - P[b][i]) + (P[b][j] + P[c][n] - P[c][j])
+
+and resources add up the same way; j = n leaves two runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitswitch_deploy.search.dominance import Dominated
+from bitswitch_deploy.search.problem import Problem, Selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sums:
+    """Of one quantity. first: [widths, n + 1], what the first so many groups have of it at each width."""
+
+    first: npt.NDArray[Any]
+
+    def of(self, pattern: Sequence[int]) -> npt.NDArray[Any]:
+        """[i, j]: the whole with runs that end at i and j."""
+        a, b, c = (self.first[width] for width in pattern)
+        whole: npt.NDArray[Any] = (a - b)[:, None] + (b + c[-1] - c)[None, :]
+        return whole
+
+
+def in_runs(problem: Problem, dominated: Iterable[Dominated], *, count: int) -> tuple[Selection, ...]:
+    """Up to `count` selections that keep the budgets: the best of each pattern of widths, least predicted cost first.
+
+    Groups stand in the order of the network, or in that of its master. dominated: of the problem; in a run of such a
+    choice the group takes the width that is as good in everything. Uniform widths are no runs.
+    """
+    n, widths = len(problem.groups), sorted({width for group in problem.groups for width in group.widths}, reverse=True)
+    taken = _taken(problem, dominated)
+    costs = _sums([{w: g.costs[k] for w, k in each.items()} for g, each in zip(problem.groups, taken)], widths)
+    limits = [(_sums([dict.fromkeys(set(widths) - set(each), 1) for each in taken], widths), 0)]
+    for row in problem.rows:
+        if row.cap is not None:
+            uses = [{width: use[k] for width, k in each.items()} for use, each in zip(row.use, taken)]
+            limits.append((_sums(uses, widths), row.cap - row.base))
+    ordered = np.triu(np.ones((n + 1, n + 1), np.bool_), k=1)
+    ordered[0] = False  # what an empty first run leaves is what another pattern has
+    best: dict[Selection, float] = {}
+    for pattern in itertools.product(range(len(widths)), repeat=3):
+        if pattern[0] == pattern[1] or pattern[1] == pattern[2]:
+            continue
+        allowed = ordered.copy()
+        for sums, cap in limits:
+            allowed &= sums.of(pattern) <= cap
+        if allowed.any():
+            whole = np.where(allowed, costs.of(pattern), np.inf)
+            i, j = divmod(int(whole.argmin()), n + 1)
+            selection = tuple(each[widths[pattern[int(g >= i) + int(g >= j)]]] for g, each in enumerate(taken))
+            if len(set(problem.widths(selection).values())) > 1:
+                best[selection] = problem.cost(selection)
+    return tuple(sorted(best, key=lambda each: (best[each], each))[:count])
+
+
+def _taken(problem: Problem, dominated: Iterable[Dominated]) -> list[dict[int, int]]:
+    """By width the choice that each group takes in a run of it; without those that it does not offer."""
+    instead = {(each.group, each.width): each.by for each in dominated}
+    return [
+        {width: group.widths.index(instead.get((group.name, width), width)) for width in group.widths}
+        for group in problem.groups
+    ]
+
+
+def _sums(choices: Sequence[Mapping[int, float]], widths: Sequence[int]) -> _Sums:
+    """What a group does not offer counts as nothing."""
+    each = np.array([[choice.get(width, 0) for choice in choices] for width in widths])
+    return _Sums(first=np.concatenate([np.zeros((len(widths), 1), each.dtype), each.cumsum(axis=1)], axis=1))
