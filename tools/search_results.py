@@ -42,6 +42,7 @@ from bitswitch_deploy.pipeline.searching.data import Sampling, load_search_data
 from bitswitch_deploy.pipeline.searching.final_test import run_final_test
 from bitswitch_deploy.pipeline.searching.problem import layer_groups
 from bitswitch_deploy.pipeline.searching.search import SearchRequest, search
+from bitswitch_deploy.report.search_report import Assigned
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.candidates import near_optimal, usual_distance
 from bitswitch_deploy.search.costs import GroupCosts, assignment_of, measured_costs, read_costs
@@ -307,6 +308,7 @@ def _run_average(
         "widths": dict(report.chosen.widths),
         "rank_correlation": report.rank_correlation,
         "n_candidates": report.n_candidates,
+        "on_search_samples": {each.label: _predicted(each) for each in (report.chosen, *report.uniform)},
         "n_test": len(own.loss),
         "searched": _row(own),
         "uniform": {f"w{bits}": _row(scores[each], own) for bits, each in uniform.items()},
@@ -356,6 +358,11 @@ def statistics(
 def _gain(fitted: Scores, trained: Scores) -> dict[str, Any]:
     points = compare(fitted, trained).points
     return {"gain": [points.value, points.low, points.high]}
+
+
+def _predicted(each: Assigned) -> dict[str, float]:
+    """Loss on the samples of the search, and what costs of single layers add up to."""
+    return {"sum_of_costs": each.predicted_cost, "loss": each.search.loss}
 
 
 def _random_assignments(

@@ -9,7 +9,7 @@ P[w][i] the sum of the costs at width w of the first i groups it is the one with
 
     (P[a][i] - P[b][i]) + (P[b][j] + P[c][n] - P[c][j])
 
-and resources add up the same way; j = n leaves two runs.
+and resources add up the same way. Two runs are that with c = b and j = n.
 """
 
 from __future__ import annotations
@@ -53,19 +53,21 @@ def in_runs(problem: Problem, dominated: Iterable[Dominated], *, count: int) -> 
         if row.cap is not None:
             uses = [{width: use[k] for width, k in each.items()} for use, each in zip(row.use, taken)]
             limits.append((_sums(uses, widths), row.cap - row.base))
-    ordered = np.triu(np.ones((n + 1, n + 1), np.bool_), k=1)
-    ordered[0] = False  # what an empty first run leaves is what another pattern has
+    i, j = np.indices((n + 1, n + 1))
+    ordered = (i > 0) & (i < j)
     best: dict[Selection, float] = {}
     for pattern in itertools.product(range(len(widths)), repeat=3):
-        if pattern[0] == pattern[1] or pattern[1] == pattern[2]:
+        if pattern[0] == pattern[1]:
             continue
-        allowed = ordered.copy()
+        are_two = pattern[1] == pattern[2]
+        allowed = ordered & (j == n if are_two else j < n)
         for sums, cap in limits:
             allowed &= sums.of(pattern) <= cap
         if allowed.any():
             whole = np.where(allowed, costs.of(pattern), np.inf)
-            i, j = divmod(int(whole.argmin()), n + 1)
-            selection = tuple(each[widths[pattern[int(g >= i) + int(g >= j)]]] for g, each in enumerate(taken))
+            first, second = divmod(int(whole.argmin()), n + 1)
+            runs = [pattern[0]] * first + [pattern[1]] * (second - first) + [pattern[2]] * (n - second)
+            selection = tuple(each[widths[index]] for each, index in zip(taken, runs))
             if len(set(problem.widths(selection).values())) > 1:
                 best[selection] = problem.cost(selection)
     return tuple(sorted(best, key=lambda each: (best[each], each))[:count])

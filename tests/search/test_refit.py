@@ -83,9 +83,9 @@ def searched(seed: int, *, off: float = 1.2) -> tuple[Choice, list[WidthAssignme
     return choice, list(dict.fromkeys(asked)), len(better)
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [0, 7])
 def test_where_costs_mislead_a_fit_finds_the_optimum(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Of the seeds 0 to 13 the optimum comes out of 11 with fits, of 6 without; of these two only with them."""
+    """Of the seeds 0 to 13 the optimum comes out of 11 with fits, of 8 without; of these two only with them."""
     choice, asked, n_better = searched(seed)
     assert n_better == 0
     prediction = choice.prediction
@@ -94,7 +94,7 @@ def test_where_costs_mislead_a_fit_finds_the_optimum(monkeypatch: pytest.MonkeyP
     assert 1 <= prediction.n_proposed <= 2 * 4
     assert prediction.n_taken + choice.moves > 0  # fitted costs also say which moves are tried
     tries = 6 * (choice.moves + 1)  # of the refinement
-    assert len(asked) <= choose.CANDIDATES + 1 + prediction.n_proposed + tries
+    assert len(asked) <= choose.CANDIDATES + choose.CANDIDATES_IN_RUNS + 1 + prediction.n_proposed + tries
     monkeypatch.setattr(choose, "MAX_REFITS", 0)
     alone, _, n_better = searched(seed)
     assert n_better > 0
