@@ -90,22 +90,41 @@ def _standings(name: str, row: list[dict[str, Any]], suffix: str) -> list[str]:
 def _uniform_page(result: dict[str, Any]) -> list[str]:
     rows = []
     for run in result["runs"]:
-        top1 = [each["top1"] for each in run["random"]]
-        below = sum(each["top1"] < run["searched"]["top1"] for each in run["random"])
-        rows.append([f"{run['average']:g}", "searched", f"{run['searched']['top1']:.2f}", "", ""])
+        own = run["searched"]
+        rows.append([f"{run['average']:g}", "searched", f"{own['top1']:.2f}", "", "", f"{own['loss']:.4f}", ""])
         for name, each in run["uniform"].items():
             value, low, high = each["searched_more"]
-            rows.append(
-                ["", name, f"{each['top1']:.2f}", f"{value:+.2f} ({low:+.2f} .. {high:+.2f})", f"{each['p']:.2g}"]
+            less = [-bound for bound in each["searched_loss"]]
+            points, nats = (
+                f"{value:+.2f} ({low:+.2f} .. {high:+.2f})",
+                f"{less[0]:+.4f} ({less[2]:+.4f} .. {less[1]:+.4f})",
             )
-        rows.append(["", f"{len(top1)} random, {below} of them lower", f"{min(top1):.2f} .. {max(top1):.2f}", "", ""])
+            rows.append(["", name, f"{each['top1']:.2f}", points, f"{each['p']:.2g}", f"{each['loss']:.4f}", nats])
+        cells: list[str] = []
+        for key, form in (("top1", ".2f"), ("loss", ".4f")):
+            values = [each[key] for each in run["random"]]
+            worse = sum(value < own[key] if key == "top1" else value > own[key] for value in values)
+            cells += [f"{min(values):{form}} .. {max(values):{form}}", f"{worse} of them worse", ""]
+        rows.append(["", f"{len(run['random'])} random", *cells[:-1]])
     n = result["runs"][0]["n_test"]
     statistics = "fitted to each assignment" if result["reestimate"] else "those of the master"
     criterion = result.get("criterion", "cross_entropy").replace("_", " ")
-    lines = [f"Top-1 in % on {n:,} test samples, BatchNorm statistics {statistics}; the search went by {criterion} on"]
-    lines += [f"{result['samples']:,} other samples. Differences are paired, in points, with 95 % intervals and exact"]
-    lines += ["McNemar p.", ""]
-    return lines + _table([f"average of a {result['per']}", "assignment", "top-1", "searched has more", "p"], rows)
+    lines = [f"Top-1 in % and {criterion} in nats on {n:,} test samples, BatchNorm statistics {statistics}; the search"]
+    lines += [
+        f"went by {criterion} on {result['samples']:,} other samples. Differences are paired, with 95 % intervals,"
+    ]
+    lines += ["those of top-1 in points with exact McNemar p.", ""]
+    head = [f"average of a {result['per']}", "assignment", "top-1", "searched has more", "p"]
+    lines += _table([*head, criterion, "searched has less"], rows)
+    return lines + [line for run in result["runs"] for line in _sums_of_costs(run)]
+
+
+def _sums_of_costs(run: dict[str, Any]) -> list[str]:
+    """What costs of single layers add up to, in results that hold it."""
+    found = run.get("on_search_samples", {})
+    parts = [f"{name} {each['loss']:.4f} (sum {each['sum_of_costs']:.4f})" for name, each in found.items()]
+    where = f"On the samples of the search, average {run['average']:g}, loss and the sum of the costs of its layers:"
+    return ["", f"{where} {', '.join(parts)}."] if parts else []
 
 
 def _statistics_page(result: dict[str, Any]) -> list[str]:

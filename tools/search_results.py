@@ -300,7 +300,8 @@ def _run_average(
         others = _random_assignments(sizes, request.widths or loaded.spec.widths, average, options)
         chosen = assignment_of(dict(report.chosen.widths))
         uniform = {bits: assignment_of(dict.fromkeys(layers, bits)) for bits in (*loaded.spec.widths, round(average))}
-        scores = run_final_test(loaded, samples, [chosen, *uniform.values(), *others], progress).scores
+        wanted = [chosen, *uniform.values(), *others]
+        scores = run_final_test(loaded, samples, wanted, progress, criterion=request.criterion).scores
     own = scores[chosen]
     return {
         "average": average,
