@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import click
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH, FiniteRange
 from bitswitch_deploy.cli.options import Outlet, command_line, outlet_options, progress_bar
+from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.gate.config import DEFAULT_NAME, CheckConfig, read_config
 from bitswitch_deploy.gate.executors import local_executor, ray_executor
 from bitswitch_deploy.gate.result import CheckResult
@@ -56,8 +58,10 @@ def command(
     for TensorRT are judged without their device. Exits with 1 when a case regressed; with 0 when none is shown to, and
     when there are too few samples to tell, unless --require-proof.
     """
+    checked = read_config(config)
+    _keep(config, config.parent / checked.baseline, outputs={"--junit": junit, "--report": outlet.report})
     request = CheckRequest(
-        config=_with_limits(read_config(config), max_drop, effect),
+        config=_with_limits(checked, max_drop, effect),
         folder=config.parent,
         cache=options.pop("cache") or config.parent / _CACHE,
         **options,
@@ -89,6 +93,18 @@ def _write_step_summary(result: CheckResult) -> None:
             file.write(step_summary(result))
     except OSError as exc:
         click.echo(f"warning: GITHUB_STEP_SUMMARY: {summary}: cannot be appended to: {exc.strerror}", err=True)
+
+
+def _keep(*inputs: Path, outputs: Mapping[str, Path | None]) -> None:
+    """Refuse to write a page over what a check reads."""
+    for option, path in outputs.items():
+        if path is not None and path.resolve() in {each.resolve() for each in inputs}:
+            raise UsageError(
+                where=f"{option} {path}",
+                got="the configuration or the baseline, which would be overwritten",
+                allowed="a file of its own",
+                do="choose another name",
+            )
 
 
 def _with_limits(config: CheckConfig, max_drop: float | None, effect: float | None) -> CheckConfig:

@@ -72,7 +72,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """A verdict. p_value: p_drop by Holm's rule over all cases. needed: samples that would tell; None where told."""
+    """A verdict. p_value: p_drop by Holm's rule over all cases.
+
+    needed: samples that would tell; None where told, more than MAX_SAMPLES where no number up to that would.
+    """
 
     verdict: Verdict
     p_value: float

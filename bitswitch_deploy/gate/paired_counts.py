@@ -37,7 +37,9 @@ _TAIL_SD = 8.0
 _XTOL = 1e-6
 _SAME_SCORE = 1e-9
 _MOST_SCORE, _SCORE_TOL = 12.0, 1e-3
-_MANY, _MAX_SAMPLES = 10**6, 10**9
+_MANY = 10**6
+# Above that no number of samples is looked for.
+MAX_SAMPLES = 10**9
 # Shares of gained samples that the exact test tries: from a hundredth of a sample on, twice as many as this.
 _LEAST_CHANGES, _GAINS = 0.01, 50
 
@@ -106,9 +108,12 @@ def power_of_exclusion(n: int, *, drop: float, changed: float, bound: float, alp
 
 
 def smallest_n(power: Callable[[int], float], *, wanted: float) -> int:
-    """Least n, to one in a hundred, from which on `power(n)` is `wanted`; the count goes up in steps of 1 %."""
+    """Least n, to one in a hundred, from which on `power(n)` is `wanted`; the count goes up in steps of 1 %.
+
+    More than MAX_SAMPLES where none up to that has it.
+    """
     high = 8
-    while power(high) < wanted and high < _MAX_SAMPLES:
+    while power(high) < wanted and high < MAX_SAMPLES:
         high *= 2
     low = high // 2
     while high - low > max(1, high // 100):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from bitswitch_deploy.gate.judgement import Verdict
+from bitswitch_deploy.gate.paired_counts import MAX_SAMPLES
 from bitswitch_deploy.gate.result import CaseResult, CheckResult
 from bitswitch_deploy.report.page import Page
 
@@ -76,8 +77,13 @@ def verdict_text(each: CaseResult, result: CheckResult) -> str:
     samples = f"{evidence.lost:,} samples worse and {evidence.gained:,} better of {evidence.n:,}"
     text = f"{judgement.verdict}: {moved} ({samples}, p = {judgement.p_value:.2g})"
     if judgement.needed is not None:
-        text += f"; about {judgement.needed:,} samples would tell"
+        text += f"; {samples_text(judgement.needed)} samples would tell"
     return text
+
+
+def samples_text(needed: int) -> str:
+    """How many samples would tell: `about 4,000`, or what no number up to MAX_SAMPLES does."""
+    return f"more than {MAX_SAMPLES:,}" if needed > MAX_SAMPLES else f"about {needed:,}"
 
 
 def grouped_notes(result: CheckResult) -> list[tuple[str, str]]:
@@ -85,7 +91,7 @@ def grouped_notes(result: CheckResult) -> list[tuple[str, str]]:
     owners: dict[str, list[str]] = {}
     for each in result.cases:
         needed = each.judgement.needed if each.judgement is not None else None
-        needs = () if needed is None else (f"about {needed:,} samples would tell; there are {each.n:,}",)
+        needs = () if needed is None else (f"{samples_text(needed)} samples would tell; there are {each.n:,}",)
         for note in (*needs, *each.notes):
             owners.setdefault(note, []).append(each.case.label)
     everywhere = len(result.cases)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitswitch_deploy.gate.result import CheckResult
-from bitswitch_deploy.report.check_page import grouped_notes, headline, verdict_text
+from bitswitch_deploy.report.check_page import grouped_notes, headline, samples_text, verdict_text
 
 _MARKS = {
     "regressed": ":x:",
@@ -43,7 +43,7 @@ def _row(result: CheckResult, index: int) -> str:
         return f"| {_cell(each.case.label)} | | {each.value:.2f} | | | |"
     verdict = f"{_MARKS[judgement.verdict]} {judgement.verdict}"
     if judgement.needed is not None:
-        verdict += f" (about {judgement.needed:,} would)"
+        verdict += f" ({samples_text(judgement.needed)} would)"
     numbers = f"{evidence.before:.2f} | {evidence.now:.2f} | {evidence.drop:+.2f} | {judgement.p_value:.2g}"
     return f"| {_cell(each.case.label)} | {numbers} | {verdict} |"
 

@@ -137,6 +137,29 @@ def test_a_file_that_is_no_baseline_is_refused_before_the_work(run: Run, reposit
     assert not (repository / ".bitswitch-cache").exists()
 
 
+@pytest.mark.parametrize("option", ["--junit", "--report"])
+@pytest.mark.parametrize("name", ["bitswitch.yaml", BASELINE, f"../repository/{BASELINE}"])
+def test_no_page_is_written_over_what_a_check_reads(run: Run, repository: Path, option: str, name: str) -> None:
+    before = (repository / name).read_bytes()
+    outcome = run("check", option, name)
+    assert (outcome.code, "would be overwritten" in outcome.err) == (2, True)
+    assert (repository / name).read_bytes() == before
+
+
+def test_cases_that_a_new_baseline_drops_are_named(run: Run, repository: Path) -> None:
+    (repository / "bitswitch.yaml").write_text(CONFIG.replace("[8, 2]", "[8]"))
+    document = json.loads(run("check", "--update-baseline", "--json").out)
+    assert document["notes"] == ["no longer in the baseline: digits x86-cpu w2"]
+    assert json.loads(run("check", "--update-baseline", "--json").out)["notes"] == []
+
+
+def test_no_number_of_samples_tells_a_billionth(run: Run, repository: Path) -> None:
+    outcome = run("check", "--effect", "0.0000001", "--report", "page.html")
+    assert outcome.code == 0
+    assert "more than 1,000,000,000 samples would tell; there are 400" in " ".join(outcome.out.split())
+    assert "> 1000000000" in (repository / "page.html").read_text().replace("&gt;", ">")
+
+
 def test_too_few_samples_pass_unless_proof_is_required(run: Run, repository: Path) -> None:
     outcome = run("check", "--effect", "0.1")
     assert outcome.code == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
+from bitswitch_deploy.errors import InputFileError
 from bitswitch_deploy.gate.baseline import Baseline, check_replaceable, read_baseline
 from bitswitch_deploy.gate.metrics import find_metric
 from bitswitch_deploy.gate.outcome_cache import Executor
@@ -35,6 +37,7 @@ def check(request: CheckRequest, executor: Executor, progress: Progress) -> Chec
     if request.update_baseline:
         check_replaceable(path)
     baseline = None if request.update_baseline else read_baseline(path)
+    replaced = _replaced(path) if request.update_baseline else None
     networks = read_networks(request, metric)
     jobs = [job for network in networks for job in make_jobs(request, network, metric)]
     require_cases(config, jobs)
@@ -55,16 +58,26 @@ def check(request: CheckRequest, executor: Executor, progress: Progress) -> Chec
         dataset=tuple(network.test.name for network in networks),
         dataset_sha256=tuple(network.test.sha256 for network in networks),
         cases=cases,
-        notes=_run_notes(baseline, outcomes),
+        notes=_run_notes(baseline, replaced, outcomes),
         host=host_text(),
         seconds=time.monotonic() - started,
     )
 
 
-def _run_notes(baseline: Baseline | None, outcomes: list[Outcome]) -> tuple[str, ...]:
+def _replaced(path: Path) -> Baseline | None:
+    """The baseline that a new one is to replace, as far as there is one that can be read."""
+    try:
+        return read_baseline(path)
+    except InputFileError:
+        return None
+
+
+def _run_notes(baseline: Baseline | None, replaced: Baseline | None, outcomes: list[Outcome]) -> tuple[str, ...]:
     checked = {outcome.job.case for outcome in outcomes}
-    left_out = [record.case.label for record in baseline.records if record.case not in checked] if baseline else []
-    notes = [f"in the baseline and not checked: {', '.join(left_out)}"] if left_out else []
+    notes = []
+    for before, what in ((baseline, "in the baseline and not checked"), (replaced, "no longer in the baseline")):
+        left_out = [record.case.label for record in before.records if record.case not in checked] if before else []
+        notes += [f"{what}: {', '.join(left_out)}"] if left_out else []
     jobs = [outcome.job for outcome in outcomes]
     by_graph = dict.fromkeys(job.case.target for job in jobs if job.conditions.hop == "lowered")
     if by_graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitswitch_deploy.gate.judgement import Evidence, Judgement
+from bitswitch_deploy.gate.paired_counts import MAX_SAMPLES
 from bitswitch_deploy.gate.result import CaseResult, CheckResult
 from bitswitch_deploy.report.check_page import bound, check_facts, grouped_notes, headline
 from bitswitch_deploy.report.html.charts import Whisker, whiskers
@@ -85,7 +86,7 @@ def _verdict(each: CaseResult, evidence: Evidence, judgement: Judgement) -> tupl
         bound(evidence.upper),
         number(judgement.p_value, ".2g"),
         str(evidence.n),
-        "-" if needed is None else str(needed),
+        "-" if needed is None else f"> {MAX_SAMPLES}" if needed > MAX_SAMPLES else str(needed),
     )
 
 
