@@ -6,9 +6,15 @@ in a layer or two would tell nothing new: each must differ from all before it in
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.search.dominance import Dominated
 from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.solver import Cut, Solution, solve
 
@@ -77,28 +83,52 @@ def bounded(problem: Problem, row: Row, cap: int) -> Problem:
     return replace(problem, rows=tuple(replace(row, cap=cap) if other is row else other for other in problem.rows))
 
 
-def neighbours(problem: Problem, selection: Selection) -> tuple[Selection, ...]:
-    """Feasible selections one move away, cheapest predicted cost first.
+def neighbours(
+    problem: Problem, selection: Selection, *, dominated: Iterable[Dominated] = (), count: int
+) -> tuple[Selection, ...]:
+    """Up to `count` feasible selections one move away, cheapest predicted cost first.
 
-    A move takes one group one width down or up, or one group down and another one up.
+    A move takes one group one width down or up, or one group down and another one up. Widths that are dominated in a
+    group are stepped over.
     """
-    steps = [
-        (index, k + step)
-        for index, k in enumerate(selection)
-        for step in (-1, 1)
-        if 0 <= k + step < len(problem.groups[index].widths)
-    ]
-    moved = {_moved(selection, [step]) for step in steps}
-    moved |= {_moved(selection, [a, b]) for a in steps for b in steps if a[0] < b[0] and _opposite(selection, a, b)}
-    return tuple(sorted(filter(problem.is_feasible, moved), key=lambda each: (problem.cost(each), each)))
+    steps = [step for index in range(len(selection)) for step in _steps(problem, selection, index, dominated)]
+    used = [(row, row.total(selection)) for row in problem.caps]
+
+    def feasible() -> Iterator[tuple[float, tuple[_Step, ...]]]:
+        singles = ((step,) for step in steps)
+        pairs = ((a, b) for a, b in itertools.combinations(steps, 2) if a.group != b.group and a.is_up != b.is_up)
+        for move in itertools.chain[tuple[_Step, ...]](singles, pairs):
+            if all(
+                total + sum(row.use[step.group][step.to] - row.use[step.group][selection[step.group]] for step in move)
+                <= (row.cap or 0)
+                for row, total in used
+            ):
+                yield math.fsum(step.cost for step in move), move
+
+    return tuple(_moved(selection, move) for _, move in heapq.nsmallest(count, feasible()))
 
 
-def _opposite(selection: Selection, a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return (a[1] > selection[a[0]]) != (b[1] > selection[b[0]])
+class _Step(NamedTuple):
+    """One group to another of its choices. cost: what is predicted on top."""
+
+    group: int
+    to: int
+    is_up: bool
+    cost: float
 
 
-def _moved(selection: Selection, steps: list[tuple[int, int]]) -> Selection:
+def _steps(problem: Problem, selection: Selection, index: int, dominated: Iterable[Dominated]) -> Iterator[_Step]:
+    group, now = problem.groups[index], selection[index]
+    left_out = {each.width for each in dominated if each.group == group.name}
+    allowed = [k for k, width in enumerate(group.widths) if width not in left_out]
+    nearest = (max((k for k in allowed if k < now), default=None), min((k for k in allowed if k > now), default=None))
+    for k in nearest:
+        if k is not None:
+            yield _Step(group=index, to=k, is_up=k < now, cost=group.costs[k] - group.costs[now])
+
+
+def _moved(selection: Selection, steps: Iterable[_Step]) -> Selection:
     changed = list(selection)
-    for index, k in steps:
-        changed[index] = k
+    for step in steps:
+        changed[step.group] = step.to
     return tuple(changed)

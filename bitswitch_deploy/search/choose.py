@@ -130,7 +130,7 @@ class Chooser:
             kept=lambda: (self._best(),),
         )
         best = self._best()
-        chosen, moves = self._refined(problem, best)
+        chosen, moves = self._refined(problem, best, dominated)
         return self._choice(chosen, (), moves, dominated, prediction)
 
     def on_front(self, swept: Row, *, is_within: Callable[[Scores], bool] | None) -> Choice:
@@ -165,12 +165,13 @@ class Chooser:
             problem, self._correlation(crowds), lambda fit: levels(fit, 1), kept=lambda: self._front(swept)
         )
         if is_within is None:
-            front = self._front(swept)
-            chosen = min(front, key=lambda each: each.scores.mean_loss)
-            return self._choice(chosen, front, 0, dominated, prediction)
+            best = min(self._front(swept), key=lambda each: each.scores.mean_loss)
+            chosen, moves = self._refined(fit, best, dominated)
+            return self._choice(chosen, self._front(swept), moves, dominated, prediction)
         self._close_in(without(fit, dominated), swept, is_within)
         cheapest = self._cheapest(swept, is_within)
-        _, moves = self._refined(bounded(fit, fit.rows[place], swept.total(cheapest.selection)), cheapest)
+        cap = swept.total(cheapest.selection)
+        _, moves = self._refined(bounded(fit, fit.rows[place], cap), cheapest, dominated)
         return self._choice(self._cheapest(swept, is_within), self._front(swept), moves, dominated, prediction)
 
     def _refit(
@@ -207,9 +208,12 @@ class Chooser:
     def _best(self) -> Measurement:
         return min(self._known.values(), key=lambda each: each.scores.mean_loss)
 
-    def _refined(self, problem: Problem, best: Measurement) -> tuple[Measurement, int]:
+    def _refined(
+        self, problem: Problem, best: Measurement, dominated: tuple[Dominated, ...]
+    ) -> tuple[Measurement, int]:
         """Where moves from the best one end, and how many were taken."""
-        refined = refine(problem, best.selection, best.scores, self._scores, tries=len(problem.groups))
+        tries = len(problem.groups)
+        refined = refine(problem, best.selection, best.scores, self._scores, tries=tries, dominated=dominated)
         self._remember(refined.selection, refined.scores)
         return self._known[refined.selection], refined.moves
 

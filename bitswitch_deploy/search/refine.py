@@ -8,10 +8,11 @@ moves tried: so no move is ever undone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bitswitch_deploy.search.candidates import neighbours
+from bitswitch_deploy.search.dominance import Dominated
 from bitswitch_deploy.search.problem import Problem, Selection
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.search.statistics import compare
@@ -32,7 +33,13 @@ class Refined:
 
 
 def refine(
-    problem: Problem, selection: Selection, scores: Scores, measure: MeasureSelections, *, tries: int
+    problem: Problem,
+    selection: Selection,
+    scores: Scores,
+    measure: MeasureSelections,
+    *,
+    tries: int,
+    dominated: Iterable[Dominated] = (),
 ) -> Refined:
     """Take the best significant move, and again, until there is none.
 
@@ -40,11 +47,13 @@ def refine(
         problem: with the budgets, kept by every selection that is tried.
         selection, scores: where to begin. measure: scores of selections on the same samples.
         tries: moves that are measured in each round, those of least predicted cost.
+        dominated: widths that no move ends at.
     """
     moves = tried = 0
     seen = {selection}
     for _ in range(MAX_ROUNDS):
-        nearby = [each for each in neighbours(problem, selection) if each not in seen][:tries]
+        nearest = neighbours(problem, selection, dominated=dominated, count=tries + len(seen))
+        nearby = [each for each in nearest if each not in seen][:tries]
         seen.update(nearby)
         tried += len(nearby)
         better = [

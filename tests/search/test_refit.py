@@ -132,7 +132,7 @@ def test_a_front_is_swept_again_with_fitted_costs(monkeypatch: pytest.MonkeyPatc
     assert (choice.prediction.is_poor, choice.prediction.refits, choice.prediction.n_taken) == (True, 2, 2)
     assert choice.prediction.n_proposed <= 2 * 4
     before, after = fronts
-    assert set(before) == set(after) == {36, 32, 28, 24}
+    assert {36, 32, 28, 24} <= set(before) <= set(after)  # and where refinement ended
     assert all(after[bits] <= before[bits] for bits in before)
     assert after[32] < 0.5 * before[32]
 

@@ -47,15 +47,36 @@ def test_budgets_are_kept_in_exact_integers() -> None:
     assert in_runs(tighter, (), count=9) == ()
 
 
-def test_a_run_of_a_dominated_choice_takes_what_is_as_good_in_everything() -> None:
-    """Group b costs no more at 4 bits than at 6: a run of 6 has 4 there, and no width that was left out is proposed."""
-    given = problem([(0.0, 1.0, 2.0), (0.0, 1.0, 1.0), (0.0, 1.0, 2.0)], average_row(3, 6, (8, 6, 4)), widths=(8, 6, 4))
+def test_a_run_of_a_format_that_buys_nothing_takes_what_does() -> None:
+    """In group b 6 bits take what 8 bits take: a run of 6 has 8 there, and none proposes a width that was left out."""
+    row = Row(name="bytes", use=((8, 6, 4), (8, 8, 4), (8, 6, 4)), cap=22)
+    given = problem([(0.0, 1.0, 3.0)] * 3, row, widths=(8, 6, 4))
     _, dominated = remove_dominated(given)
-    assert [(each.group, each.width, each.by) for each in dominated] == [("b", 6, 4)]
+    assert [(each.group, each.width, each.by) for each in dominated] == [("b", 6, 8)]
     found = in_runs(given, dominated, count=99)
-    assert found
+    assert (1, 0, 0) in found
     assert all(given.widths(each)["b"] != 6 for each in found)
     assert all(given.is_feasible(each) for each in found)
+
+
+def test_a_cost_that_is_higher_by_chance_breaks_no_run() -> None:
+    """Group b costs no more at 4 bits than at 6: as a layer alone, which says little about a run."""
+    given = problem([(0.0, 1.0, 2.0), (0.0, 1.0, 1.0), (0.0, 1.0, 2.0), (0.0, 1.0, 2.0)], widths=(8, 6, 4))
+    given = replace(given, rows=(average_row(4, 6.5, (8, 6, 4)),))
+    _, dominated = remove_dominated(given)
+    assert [(each.group, each.width, each.by) for each in dominated] == [("b", 6, 4)]
+    assert in_runs(given, dominated, count=99) == in_runs(given, (), count=99)
+
+
+def test_many_groups_have_runs_too() -> None:
+    """More groups than places where runs end: still within the budget, and cheaper than the uniform width in it."""
+    given = random_problem(0, n_layers=700, n_choices=4, n_rows=1, convex=True)
+    found = in_runs(given, (), count=4)
+    assert len(found) == 4
+    assert all(given.is_feasible(each) and len(pattern_of(given, each)) <= 3 for each in found)
+    uniform = min(given.cost(each) for _, each in given.uniform() if given.is_feasible(each))
+    assert given.cost(found[0]) < uniform
+    assert in_runs(given, (), count=0) == ()
 
 
 def test_a_format_that_buys_nothing_anywhere_leaves_no_runs() -> None:
