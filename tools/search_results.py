@@ -57,6 +57,7 @@ from bitswitch_deploy.tensors import WidthAssignment
 PATH = click.Path(path_type=Path)
 LOSS, DIVERGENCE = "loss", "divergence"
 BUDGETS = {"weight": "avg_weight_bits", "layer": "avg_bits"}
+MOST_DRAWS = 5_000_000  # one in thousands has a low average
 _SLACK_BITS = 0.1  # random assignments use up the budget to this much
 _VERSIONS = ("numpy", "scipy", "onnx", "onnxruntime")
 
@@ -261,6 +262,8 @@ def against_uniform(
     if cifar10 is not None:
         # on images that it was trained on a network is right at every width that it was trained at
         data, test = cifar10_files(cifar10, cache, options["test_samples"])[1], None
+    elif options["test_samples"] is not None:
+        raise click.UsageError("--test-samples goes with --cifar10")
     if data is None:
         raise click.UsageError("name --cifar10 or --data")
     runs: list[dict[str, Any]] = []
@@ -299,7 +302,9 @@ def _run_average(
         sizes = {name: counts[name] if options["per"] == "weight" else 1 for name in layers}
         others = _random_assignments(sizes, request.widths or loaded.spec.widths, average, options)
         chosen = assignment_of(dict(report.chosen.widths))
-        uniform = {bits: assignment_of(dict.fromkeys(layers, bits)) for bits in (*loaded.spec.widths, round(average))}
+        uniform = {
+            bits: assignment_of(dict.fromkeys(layers, bits)) for bits in (*loaded.spec.widths, math.floor(average))
+        }
         wanted = [chosen, *uniform.values(), *others]
         scores = run_final_test(loaded, samples, wanted, progress, criterion=request.criterion).scores
     own = scores[chosen]
@@ -369,11 +374,13 @@ def _predicted(each: Assigned) -> dict[str, float]:
 def _random_assignments(
     sizes: dict[str, int], widths: tuple[int, ...], average: float, options: dict[str, Any]
 ) -> list[WidthAssignment]:
-    """Different assignments by chance that use up the budget, drawn evenly from all of these."""
+    """Different assignments by chance that use up the budget, drawn evenly from all of these; fewer where few do."""
     random = np.random.default_rng(options["seed"])
     shares = np.array(list(sizes.values())) / sum(sizes.values())
     found: dict[WidthAssignment, None] = {}
-    while len(found) < options["randoms"]:
+    for _ in range(MOST_DRAWS):
+        if len(found) == options["randoms"]:
+            break
         drawn = random.choice(widths, len(sizes))
         if average - _SLACK_BITS < float(shares @ drawn) <= average + 1e-9:
             found[assignment_of({layer: int(bits) for layer, bits in zip(sizes, drawn)})] = None

@@ -4,7 +4,7 @@ The file is JSON, schema `bitswitch-width-costs/1`, with the names of `CostTable
 unit: only their order and ratios matter. `method` says how they came about:
 
     cross_entropy        mean loss with one layer at the width, minus the mean loss of the reference, labelled samples
-    divergence           the same of KL(reference || changed), samples without labels
+    divergence           the same of KL(reference || changed), labels or not
     hessian_trace        trace of the layer's Hessian / weights * squared error of its weights (arXiv 1911.03852)
 """
 
@@ -27,6 +27,7 @@ from bitswitch_deploy.tensors import WidthAssignment
 SCHEMA: Literal["bitswitch-width-costs/1"] = "bitswitch-width-costs/1"
 Method = Literal["cross_entropy", "divergence", "hessian_trace"]
 
+_NAMED = 8  # layers in one message
 _READER = Reader(error=InputFileError, do="measure the costs again: leave out --costs")
 
 
@@ -170,3 +171,10 @@ def assignment_of(widths: Mapping[str, int]) -> WidthAssignment:
     """
     counts = sorted(widths.values(), key=lambda width: (list(widths.values()).count(width), width))
     return WidthAssignment(default=counts[-1], overrides=tuple(sorted(widths.items())))
+
+
+def widths_text(assignment: WidthAssignment) -> str:
+    """An assignment for messages: `w4`, or `w4 but for conv1 at 8 bits, ...` with the first few layers."""
+    others = [f"{layer} at {bits} bits" for layer, bits in assignment.overrides if bits != assignment.default]
+    text = f"w{assignment.default}" + (f" but for {', '.join(others[:_NAMED])}" if others else "")
+    return text + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")

@@ -32,6 +32,7 @@ from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.busy import Busy
+from bitswitch_deploy.search.costs import widths_text
 from bitswitch_deploy.search.samples import Inputs, SearchSamples, at_a_time
 from bitswitch_deploy.search.score import Criterion, Outputs, Scores, score_against, score_labelled
 from bitswitch_deploy.search.store import ScoreStore, key_of
@@ -212,7 +213,7 @@ def _scores(task: _Task) -> list[Scores]:
             adapter = _adapter(str(task.master), task.master_sha256, task.statistics)
         master = adapter.adapted(task.assignment)
     runner = open_session(master, task.assignment)
-    where = f"assignment {task.assignment.label}"
+    where = f"assignment {widths_text(task.assignment)}"
     results = []
     for start, stop in task.pieces:
         x, y = task.samples.read(start, stop)

@@ -24,6 +24,7 @@ MIN_SAMPLES = 64
 MIN_PER_CLASS = 2
 # Share of samples on which two good candidates disagree; measured at 5 to 10 % on small networks.
 _DISAGREEMENT = 0.07
+_NAMED = 8  # classes in one message
 _Z95 = 1.96
 
 Inputs = npt.NDArray[np.float32]
@@ -101,7 +102,7 @@ def check_samples(y: Labels | None, chosen: Indices, *, classes: int, where: str
             where=where,
             got=f"{len(chosen)} samples to search on",
             allowed=f"{least} or more; differences of 0.5 points show from about {needed(0.5):,} on",
-            do="hand in more samples, or name others for the final test with --test",
+            do="raise --samples, hand in more with --data, or name others for the final test with --test",
         )
     if y is None:
         return ()
@@ -123,7 +124,8 @@ def check_test_samples(y: Labels | None, *, classes: int) -> tuple[str, ...]:
 
 def _absent_classes(y: Labels, classes: int, place: str) -> tuple[str, ...]:
     absent = sorted(set(range(classes)) - set(np.unique(y).tolist()))
-    return (f"{place}no sample of {len(absent)} of {classes} classes, such as class {absent[0]}",) if absent else ()
+    named = ", ".join(map(str, absent[:_NAMED])) + (" and others" if len(absent) > _NAMED else "")
+    return (f"{place}no sample of {len(absent)} of {classes} classes: {named}",) if absent else ()
 
 
 def needed(points: float) -> int:

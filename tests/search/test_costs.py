@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.errors import InputFileError, UsageError
-from bitswitch_deploy.search.costs import Cost, CostTable, GroupCosts, assignment_of, measured_costs, read_costs
+from bitswitch_deploy.search.costs import (
+    Cost,
+    CostTable,
+    GroupCosts,
+    assignment_of,
+    measured_costs,
+    read_costs,
+    widths_text,
+)
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.tensors import WidthAssignment
 
@@ -125,3 +133,12 @@ def test_the_default_of_an_assignment_is_what_most_layers_have() -> None:
 def test_the_file_names_its_schema(tmp_path: Path) -> None:
     TABLE.write(tmp_path / "costs.json")
     assert json.loads((tmp_path / "costs.json").read_text())["schema"] == "bitswitch-width-costs/1"
+
+
+def test_assignments_are_told_apart_in_messages() -> None:
+    uniform = assignment_of({"a": 4, "b": 4})
+    assert widths_text(uniform) == "w4"
+    assert widths_text(assignment_of({"a": 4, "b": 2, "c": 4})) == "w4 but for b at 2 bits"
+    many = widths_text(assignment_of({f"l{i}": 8 if i < 12 else 6 for i in range(22)}))
+    assert many.startswith("w8 but for l12 at 6 bits, ")
+    assert many.endswith(" and 2 more")

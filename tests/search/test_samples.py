@@ -120,10 +120,8 @@ def test_a_part_of_the_classes_is_refused_and_one_that_lacks_is_said() -> None:
     with pytest.raises(DataError, match="4 of 10 classes"):
         check_samples(sorted_part, np.arange(200), classes=10, where="here")
     y = np.arange(200) % 9
-    assert check_samples(y, np.arange(200), classes=10, where="here") == (
-        "no sample of 1 of 10 classes, such as class 9",
-    )
-    assert check_test_samples(y, classes=10) == ("in the final test no sample of 1 of 10 classes, such as class 9",)
+    assert check_samples(y, np.arange(200), classes=10, where="here") == ("no sample of 1 of 10 classes: 9",)
+    assert check_test_samples(y, classes=10) == ("in the final test no sample of 1 of 10 classes: 9",)
     assert check_test_samples(None, classes=10) == check_test_samples(y, classes=9) == ()
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from tools.search_results import main
+from tools import search_results
+from tools.search_results import _random_assignments, main
 
 pytest.importorskip("torch")
 
@@ -58,3 +59,13 @@ def test_what_is_no_cifar10_is_refused(tmp_path: Path) -> None:
     assert done.exit_code == 3
     assert done.stderr.startswith(f"error: {tmp_path / 'train_00.webp'}: cannot be read")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_fewer_random_assignments_where_few_use_up_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even widths of seven equal layers never have an average of 3, and once one of 2."""
+    monkeypatch.setattr(search_results, "MOST_DRAWS", 200_000)
+    sizes = dict.fromkeys("abcdefg", 1)
+    options = {"seed": 0, "randoms": 30}
+    assert _random_assignments(sizes, (8, 6, 4, 2), 3, options) == []
+    assert len(_random_assignments(sizes, (8, 6, 4, 2), 2, options)) == 1
+    assert len(_random_assignments(sizes, (8, 6, 4, 2), 4, options)) == 30

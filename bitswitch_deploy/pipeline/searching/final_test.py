@@ -13,6 +13,7 @@ from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.searching.data import SearchData
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
+from bitswitch_deploy.search.costs import widths_text
 from bitswitch_deploy.search.evaluate import open_session, run_batches
 from bitswitch_deploy.search.score import Criterion, Scores, score_against, score_labelled
 from bitswitch_deploy.tensors import WidthAssignment
@@ -75,7 +76,7 @@ def _pass(
             by_divergence = y is None or criterion == "divergence"
             expected = run_batches(reference, x) if by_divergence else None
             for each, session in sessions.items():
-                outputs, where = run_batches(session, x), f"{each.label} in the final test"
+                outputs, where = run_batches(session, x), f"{widths_text(each)} in the final test"
                 if expected is not None:
                     parts[each].append(score_against(outputs, expected, y, where=where))
                 elif y is not None:

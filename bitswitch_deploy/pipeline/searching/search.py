@@ -36,7 +36,7 @@ from bitswitch_deploy.search.costs import CostTable, assignment_of, measured_cos
 from bitswitch_deploy.search.evaluate import Evaluator, Workers
 from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.resources import Choices
-from bitswitch_deploy.search.samples import resolution_points
+from bitswitch_deploy.search.samples import MIN_SAMPLES, resolution_points
 from bitswitch_deploy.search.score import Criterion, Scores
 from bitswitch_deploy.search.statistics import cautious_drop, compare, wilson
 from bitswitch_deploy.search.store import ScoreStore
@@ -142,11 +142,11 @@ class _Search:
         where = f"--costs {request.costs}" if request.costs else "costs"
         problem = make_problem(self._choices, table, budgeted.rows, where=where)
         reference = self._reference(evaluator)
-        choice = self._choose(problem, evaluator, reference.scores)
+        choice, limit = self._choose(problem, evaluator, reference.scores)
         uniform = [_measured(problem, each, evaluator) for _, each in problem.uniform()]
         wanted = [reference.assignment, *(each.assignment for each in (choice.chosen, *choice.front, *uniform))]
         tested = run_final_test(master, data, wanted, self._progress, criterion=request.criterion)
-        report = _Reporting(request, problem, data, tested, uniform, reference).report(choice, table, budgeted)
+        report = _Reporting(request, problem, data, tested, uniform, reference, limit).report(choice, table, budgeted)
         if data.statistics is not None:
             x, _ = data.statistics.read(0, data.statistics.n)
             write_master(BatchNormAdapter(master, x).adapted(choice.chosen.assignment), request.adapted_master)
@@ -179,17 +179,24 @@ class _Search:
         (scores,) = self._measure(evaluator, "highest width", [assignment], evaluator.n)
         return _Reference(assignment=assignment, scores=scores)
 
-    def _choose(self, problem: Problem, evaluator: Evaluator, reference: Scores) -> Choice:
+    def _choose(self, problem: Problem, evaluator: Evaluator, reference: Scores) -> tuple[Choice, float | None]:
+        """What is chosen, and the drop that it was chosen within; a limit that nobody gave refuses no front."""
         request = self._request
         chooser = Chooser(problem, lambda wanted, n: self._measure(evaluator, "candidates", wanted, n), evaluator.n)
         if request.budgets and not request.pareto and request.max_drop is None:
-            return chooser.under_budgets()
+            return chooser.under_budgets(), None
         limit = request.drop_limit
         if limit is None:
-            return chooser.on_front(problem.rows[0], is_within=None)
+            return chooser.on_front(problem.rows[0], is_within=None), None
+
+        def is_within(scores: Scores) -> bool:
+            return cautious_drop(scores, reference) <= limit
+
         try:
-            return chooser.on_front(problem.rows[0], is_within=lambda each: cautious_drop(each, reference) <= limit)
+            return chooser.on_front(problem.rows[0], is_within=is_within), limit
         except LookupError as exc:
+            if request.max_drop is None:
+                return chooser.on_front(problem.rows[0], is_within=None), None
             raise CheckFailedError(
                 where="--max-drop",
                 got=f"nothing that keeps the budgets is within {limit:g} points of the highest width",
@@ -266,8 +273,9 @@ class _Reporting:
         tested: TestScores,
         uniform: Sequence[Measurement],
         reference: _Reference,
+        limit: float | None,
     ) -> None:
-        self._request, self._problem = request, problem
+        self._request, self._problem, self._limit = request, problem, limit
         self._data, self._tested, self._uniform, self._reference = data, tested, uniform, reference
         feasible = [each for each in uniform if problem.is_feasible(each.selection)]
         self._best = min(feasible, key=lambda each: each.scores.mean_loss, default=None)
@@ -287,7 +295,7 @@ class _Reporting:
                 left_out=self._tested.left_out,
             ),
             budgets=tuple(_budget_use(row, chosen.selection) for row in self._problem.caps),
-            max_drop=request.drop_limit,
+            max_drop=self._limit,
             reestimated=request.reestimate,
             method=table.method,
             n_costs=table.n,
@@ -328,11 +336,21 @@ class _Reporting:
         notes = [
             f"{n:,} samples tell differences of {resolution_points(n):.1f} points from none; use more for finer ones"
         ]
-        by_labels = self._request.criterion == "cross_entropy" or self._request.drop_limit is not None
+        by_labels = self._request.criterion == "cross_entropy" or self._limit is not None
         if self._data.search.labelled and by_labels and self._reference.scores.right.all():
             notes.append(
                 "the highest width is right on every sample of the search, as on samples that it was trained on: "
                 "what is lost there says little about others. Name samples with --data that training has not seen"
+            )
+        if self._tested.n < MIN_SAMPLES:
+            notes.append(
+                f"the final test had {self._tested.n} samples that the search has not seen: its numbers mean nothing "
+                f"below {MIN_SAMPLES}. Name more with --test, or hand in more with --data"
+            )
+        if self._limit is None and self._request.drop_limit is not None:
+            notes.append(
+                f"nothing is within {self._request.drop_limit:g} points of the highest width, which is the limit where "
+                "none is given: what loses least by the criterion was written"
             )
         if choice.n_unproven:
             notes.append(

@@ -301,10 +301,10 @@ def test_a_rare_class_is_in_the_final_test_and_one_that_it_lacks_is_said(tmp_pat
     data = load(None)
     tested = np.concatenate([y for _, y, _ in data.test_blocks() if y is not None])
     assert np.bincount(tested)[8:].tolist() == [1, 10]
-    not_searched, not_tested = (f"{place}no sample of 1 of 10 classes, such as class 8" for place in ("", TESTED))
+    not_searched, not_tested = (f"{place}no sample of 1 of 10 classes: 8" for place in ("", TESTED))
     assert data.notes == (not_searched,)
     assert load(None, seed=0, reestimate=True).notes == (not_searched, not_tested)
-    assert load(tmp_path / "t.npz").notes == (f"{TESTED}no sample of 2 of 10 classes, such as class 8",)
+    assert load(tmp_path / "t.npz").notes == (f"{TESTED}no sample of 2 of 10 classes: 8, 9",)
 
 
 def test_without_labels(tmp_path: Path, cache: Path) -> None:
@@ -338,7 +338,7 @@ def test_data_without_a_class_is_searched_on_with_a_warning(tmp_path: Path, cach
     x, y = _unsorted(270, 9, is_sorted=True)
     np.savez(tmp_path / "d.npz", x=x, y=y)
     report = search(request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "d.npz"))
-    assert "no sample of 1 of 10 classes, such as class 9" in report.notes
+    assert "no sample of 1 of 10 classes: 9" in report.notes
 
 
 @pytest.mark.parametrize(
@@ -368,19 +368,45 @@ def test_bad_requests(
     assert bundled_master().read_bytes() == before
 
 
-def test_nothing_within_the_drop(tmp_path: Path, cache: Path) -> None:
-    """Labels are what the highest width says of noisy digits; at the only width that is affordable it says others."""
+def noisy_digits(folder: Path, *, noise: int) -> Path:
+    """300 digits with noise on them, labelled with what the highest width says of them."""
     found, master = sample_set("digits"), read_master(bundled_master())
     assert found is not None
     with np.load(found.train) as stored:
-        x = np.clip(stored["x"][:300] + np.random.default_rng(3).integers(0, 9, (300, 8, 8)), 0, 16)
-    np.savez(tmp_path / "x.npz", x=x)
-    samples = load_samples(master, tmp_path / "x.npz", limit=None)
+        x = np.clip(stored["x"][:300] + np.random.default_rng(3).integers(0, noise, (300, 8, 8)), 0, 16)
+    np.savez(folder / "x.npz", x=x)
+    samples = load_samples(master, folder / "x.npz", limit=None)
     assert samples is not None
     said = run_batches(open_session(master, WidthAssignment(default=8)), samples.source.read(0, 300)).argmax(axis=1)
-    np.savez(tmp_path / "d.npz", x=x, y=said)
+    np.savez(folder / "d.npz", x=x, y=said)
+    return folder / "d.npz"
+
+
+def test_nothing_within_the_drop(tmp_path: Path, cache: Path) -> None:
+    """Labels are what the highest width says of noisy digits; at the only width that is affordable it says others."""
+    data = noisy_digits(tmp_path, noise=9)
     with pytest.raises(CheckFailedError, match="nothing that keeps the budgets is within 0 points"):
-        search(request(tmp_path, cache, "avg_bits<=2", data=tmp_path / "d.npz", max_drop=0.0))
+        search(request(tmp_path, cache, "avg_bits<=2", data=data, max_drop=0.0))
+
+
+def test_a_front_is_refused_by_no_limit_that_nobody_gave(tmp_path: Path, cache: Path) -> None:
+    """At 2 bits, the only width, more than a point is lost on such digits."""
+    data = noisy_digits(tmp_path, noise=16)
+    report = search(request(tmp_path, cache, data=data, widths=(2,), pareto=True))
+    assert (report.max_drop, report.drop_exceeded) == (None, False)
+    assert [each.label for each in report.front] == ["w2"]
+    assert any("nothing is within 1 points of the highest width" in note for note in report.notes)
+    with pytest.raises(CheckFailedError, match="--max-drop"):
+        search(request(tmp_path, cache, data=data, widths=(2,), pareto=True, max_drop=1.0))
+
+
+def test_a_final_test_of_few_samples_says_so(tmp_path: Path, cache: Path) -> None:
+    found = sample_set("digits")
+    assert found is not None
+    with np.load(found.test) as stored:
+        np.savez(tmp_path / "few.npz", x=stored["x"][:40], y=stored["y"][:40])
+    report = search(request(tmp_path, cache, "avg_bits<=4", test=tmp_path / "few.npz", data=found.train))
+    assert any("the final test had 40 samples" in note for note in report.notes)
 
 
 def test_a_layer_that_runs_twice_is_one_choice() -> None:
