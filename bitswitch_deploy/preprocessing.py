@@ -42,6 +42,9 @@ class Preprocessing:
             DataError: another type or shape.
         """
         wanted = (*self.size, self.channels)
+        if not isinstance(raw, np.ndarray):
+            do = "convert with numpy.asarray"
+            raise DataError(where="raw pixels", got=type(raw).__name__, allowed="a NumPy array of uint8", do=do)
         if raw.dtype != np.uint8 or raw.ndim != 4 or raw.shape[1:] != wanted:
             raise DataError(
                 where="raw pixels",

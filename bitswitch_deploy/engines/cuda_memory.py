@@ -1,7 +1,7 @@
 """Device memory and a stream through the CUDA runtime library, which is loaded in this file only.
 
 TensorRT's Python API runs engines on addresses but has no way to get them. CUDA's own Python package is not part of
-JetPack; its C library is, and seven of its functions are enough. Unproven on hardware: tests run against a stand-in.
+JetPack; its C library is, and eight of its functions are enough. Unproven on hardware: tests run against a stand-in.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from bitswitch_deploy.errors import UnavailableError
 _NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 # cudaErrorInsufficientDriver, which is what a machine without any driver says, and cudaErrorNoDevice
 _NO_DEVICE = (35, 100)
+_UNLOADING = 4  # cudaErrorCudartUnloading
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 
 
@@ -28,8 +29,14 @@ class Cuda:
     """
 
     def __init__(self) -> None:
+        self.stream = 0
         self._library = _load_library()
         self.stream = self._pointer(self._library.cudaStreamCreate)
+
+    def __del__(self) -> None:
+        if self.stream:
+            stream, self.stream = self.stream, 0
+            self._give_back(self._library.cudaStreamDestroy(ctypes.c_void_p(stream)))
 
     def allocate(self, size_bytes: int) -> int:
         """Address of new device memory, aligned to 256 bytes."""
@@ -37,7 +44,7 @@ class Cuda:
 
     def free(self, address: int) -> None:
         """Give memory back."""
-        self._check(self._library.cudaFree(ctypes.c_void_p(address)))
+        self._give_back(self._library.cudaFree(ctypes.c_void_p(address)))
 
     def to_device(self, address: int, array: np.ndarray) -> None:
         """Copy a contiguous array; it must stay until `synchronize`."""
@@ -50,6 +57,11 @@ class Cuda:
     def synchronize(self) -> None:
         """Wait for everything on the stream."""
         self._check(self._library.cudaStreamSynchronize(ctypes.c_void_p(self.stream)))
+
+    def _give_back(self, code: int) -> None:
+        """Check a code, unless the process ends and the driver has taken everything back by itself."""
+        if code != _UNLOADING:
+            self._check(code)
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: int) -> None:
         self._check(
@@ -88,6 +100,9 @@ class DeviceBuffer:
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda, self.address, self.size_bytes = cuda, 0, 0
+
+    def __del__(self) -> None:
+        self.release()
 
     def reserve(self, size_bytes: int) -> int:
         """Address of at least so many bytes; what was in the buffer is lost when it grows.

@@ -45,6 +45,8 @@ class TensorRtDevice:
         self.cuda = Cuda()
         self.scratch = DeviceBuffer(self.cuda)
         self.lock = threading.Lock()
+        # engines go on running while another one is read
+        self.reading = threading.Lock()
         # the runtime must outlive its engines, and the logger the runtime
         self._logger = recording_logger(self.trt, self.messages)
         self.runtime = self.trt.Runtime(self._logger)
@@ -72,11 +74,12 @@ class TensorRtSession:
     def __init__(self, plan: bytes, device: TensorRtDevice) -> None:
         self._device, trt = device, device.trt
         self._configs: list[Any] = []
-        with device.lock:
+        with device.reading:
             self._engine = device.runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 do = "build it on this machine: bitswitch-deploy build PACKAGE"
                 raise device.failure("the engine cannot be loaded", UnavailableError, do)
+        with device.lock:
             if not hasattr(self._engine, "num_io_tensors"):
                 raise device.failure("no tensors by name", UnavailableError, "use TensorRT 8.5 or newer")
             self._context = self._created_context()
@@ -86,11 +89,6 @@ class TensorRtSession:
         self.inputs = tuple(self._signature(name) for name in names if is_input[name])
         self.output_names = tuple(name for name in names if not is_input[name])
         self._buffers = {name: DeviceBuffer(device.cuda) for name in names}
-
-    def __del__(self) -> None:
-        # reached as well when the engine could not be loaded
-        for buffer in getattr(self, "_buffers", {}).values():
-            buffer.release()
 
     def run_all(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs by name.

@@ -37,25 +37,31 @@ class ChannelsLast(LoweringPass):
         """Transpose at the beginning of every such stream; see the class for the cases."""
         patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph)}
         starts = {
-            pattern.source.name: pattern.source
+            pattern.source.name: (pattern.source, _image_channels(pattern.source))
             for pattern in patterns.values()
-            if _is_float_image(pattern.source) and _reaches_add(pattern, patterns)
+            if _reaches_add(pattern, patterns)
         }
-        for tensor in starts.values():
-            _transpose(graph, tensor, [each.quantize for each in patterns.values() if each.source is tensor])
+        starts = {name: start for name, start in starts.items() if start[1]}
+        for tensor, channels in starts.values():
+            _transpose(graph, tensor, channels, [each.quantize for each in patterns.values() if each.source is tensor])
         transposed = [output for output in graph.outputs if _is_transposed(graph, output)]
         for output in transposed:
             hand_out_copy(graph, output)
         return bool(starts or transposed)
 
 
-def _is_float_image(tensor: gs.Tensor) -> bool:
+def _image_channels(tensor: gs.Tensor) -> int:
+    """Channels of the convolution of images that a tensor comes from, through what changes each value by itself.
+
+    0 where it comes from anything else.
+    """
     producer = producer_of(tensor)
     while producer is not None and producer.op in (*_ELEMENTWISE, "BatchNormalization"):
         producer = producer_of(producer.inputs[0])
     if producer is None or producer.op != "Conv":
-        return False
-    return isinstance(producer.inputs[1], gs.Constant) and producer.inputs[1].values.ndim == 4
+        return 0
+    weight = producer.inputs[1]
+    return int(weight.values.shape[0]) if isinstance(weight, gs.Constant) and weight.values.ndim == 4 else 0
 
 
 def _is_transposed(graph: gs.Graph, output: gs.Tensor) -> bool:
@@ -79,9 +85,10 @@ def _reaches_add(pattern: ActivationPattern, patterns: dict[int, ActivationPatte
     return False
 
 
-def _transpose(graph: gs.Graph, tensor: gs.Tensor, readers: list[gs.Node]) -> None:
+def _transpose(graph: gs.Graph, tensor: gs.Tensor, channels: int, readers: list[gs.Node]) -> None:
     forth, same, back = (gs.Variable(f"{tensor.name}.{part}", dtype=np.float32) for part in ("nhwc", "kept", "nchw"))
-    shape = gs.Constant(f"{tensor.name}.as_it_is", np.asarray([0, 0, 0, -1], np.int64))
+    # of an empty batch nothing could be told from a -1
+    shape = gs.Constant(f"{tensor.name}.as_it_is", np.asarray([0, 0, 0, channels], np.int64))
     graph.nodes += [
         gs.Node("Transpose", f"{tensor.name}/Forth", {"perm": _FORTH}, [tensor], [forth]),
         gs.Node("Reshape", f"{tensor.name}/Keep", {}, [forth, shape], [same]),

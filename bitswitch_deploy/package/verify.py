@@ -45,10 +45,10 @@ def read_manifest(package: Path) -> Manifest:
         PackageError: the folder has no manifest, or one that cannot be read.
     """
     path = package / MANIFEST
-    if not is_plain_file(package, MANIFEST):
-        got = "not there, or not a plain file" if package.is_dir() else "the folder does not exist"
-        raise _refusal(path, got)
     try:
+        if not is_plain_file(package, MANIFEST):
+            got = "not there, or not a plain file" if package.is_dir() else "the folder does not exist"
+            raise _refusal(path, got)
         with path.open("rb") as file:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
         text = data.decode("utf-8")

@@ -77,6 +77,7 @@ class CheckedFile:
                     if not count:
                         raise self._failure(f"ends at byte {done:,}", f"{self.size_bytes:,} bytes")
                     done += count
+                self._compare(os.fstat(file.fileno()))  # nobody wrote to it meanwhile
         except OSError as exc:
             raise self._unreadable(exc) from exc
 

@@ -23,11 +23,12 @@ _ALIKE = 1.1
 class LatencyBudget:
     """One width lower when the 95th percentile of latency leaves the budget, one higher when there is room again.
 
-    Counted in requests, not in seconds, so that it behaves the same at every rate. What keeps it from flapping: a step
-    up needs a full window of requests whose 95th percentile is below `relax` times the budget, and each step down from
-    a width doubles the number of windows until that width is tried again; as many windows within the budget there, or
-    a step up from there, set it back to one. Without such room a step up needs eight times as many windows within the
-    budget, for the load may have gone; and just as many where the lower width turns out to be no faster.
+    A policy belongs to one switcher. It counts requests, not seconds, so that it behaves the same at every rate. What
+    keeps it from flapping: a step up needs a full window of requests whose 95th percentile is below `relax` times the
+    budget, and each step down from a width doubles the number of windows until that width is tried again; as many
+    windows within the budget there, or a step up from there, set it back to one. Without such room a step up needs
+    eight times as many windows within the budget, for the load may have gone; and just as many where the lower width
+    turns out to be no faster.
 
     Where even the lowest width misses the budget, the highest of those serves that are about as fast as the fastest:
     on many devices all take the same time, and a lower one would lose accuracy for nothing. Lower ones are tried again
@@ -56,7 +57,8 @@ class LatencyBudget:
                 do="correct the number",
             )
         self._budget_ms, self._window, self._relax, self._widths = budget_ms, window, relax, widths
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._known: frozenset[str] = frozenset()
         self._wanted: tuple[str, ...] = ()
         self._order: tuple[str, ...] = ()
         self._width: str | None = None
@@ -84,7 +86,8 @@ class LatencyBudget:
         """
         with self._lock:
             # the first request sees every width of the package, later ones those that can be opened
-            self._wanted = self._wanted or self._labels(widths)
+            if not set(widths) <= self._known:
+                self._known, self._wanted = frozenset(widths), self._labels(widths)
             self._order = tuple(width for width in self._wanted if width in widths) or (active,)
             if self._width not in self._order:
                 self._move(active if active in self._order else self._order[0])
@@ -150,8 +153,13 @@ class LatencyBudget:
             self._waits.pop(width, None)
 
     def _step_up(self, width: str, percentile: float) -> None:
-        """To the next higher width, where it is time to try it."""
-        higher = self._order[self._order.index(width) - 1]
+        """To a higher width, where it is time to try it: the next, or one above it that was faster when it was left.
+
+        For widths need not be the faster the lower they are.
+        """
+        higher = min(
+            reversed(self._order[: self._order.index(width)]), key=lambda each: self._left_at_ms.get(each, 0.0)
+        )
         # leaving it has not helped: it was no slower than this one is now
         is_alike = self._left_at_ms.get(higher, math.inf) < _ALIKE * percentile
         wait = self._waits.get(higher, 1) * (1 if is_alike or self._has_room(percentile) else _PATIENCE)

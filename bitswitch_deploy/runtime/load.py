@@ -13,7 +13,7 @@ import numpy as np
 
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
-from bitswitch_deploy.errors import PackageError, UsageError
+from bitswitch_deploy.errors import PackageError, UnavailableError, UsageError
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.runtime.package_graphs import OwnGraphs, SharedGraphs
@@ -47,6 +47,9 @@ class RuntimeOptions:
     trust_engines: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.warm, (int, str)):
+            allowed, do = "several widths, such as (8, 4)", "write one width as (4,)"
+            raise UsageError(where="RuntimeOptions: warm", got=repr(self.warm), allowed=allowed, do=do)
         if self.max_sessions < 1 or (self.memory_budget_mb is not None and self.memory_budget_mb < 1):
             raise UsageError(
                 where="RuntimeOptions",
@@ -78,10 +81,10 @@ def load(
         CheckFailedError: a file is not as it was exported.
         UsageError: there is no such width or provider, or no room for all that is to be open.
         GraphError: onnxruntime refuses a graph.
-        UnavailableError: the provider is not on this machine.
+        UnavailableError: the provider is not on this machine, or memory ran out.
     """
     options = options or RuntimeOptions()
-    folder = Path(package)
+    folder = Path(os.path.abspath(package))  # an application may change its folder later
     manifest = read_manifest(folder)
     widths = _widths(manifest, folder)
     sessions = _sessions(folder, manifest, provider, widths, options)
@@ -128,11 +131,25 @@ def _cpu_opener(folder: Path, manifest: Manifest, options: RuntimeOptions) -> Ca
 
     def open_session(label: str) -> Session:
         graph = graphs.get(label)
-        return OnnxRuntimeSession(
+        session = OnnxRuntimeSession(
             graph.model, optimisation="all", threads=threads, session_options=entries, initializers=graph.initializers
         )
+        graphs.check(label)  # what onnxruntime read by itself meanwhile
+        return session
 
-    return open_session
+    return lambda label: _with_memory(open_session, label, folder)
+
+
+def _with_memory(open_session: Callable[[str], Session], label: str, folder: Path) -> Session:
+    try:
+        return open_session(label)
+    except MemoryError as exc:
+        raise UnavailableError(
+            where=f"{folder}: width {label}",
+            got="not enough memory to open it",
+            allowed="room for its weights and its session",
+            do="free memory, or keep fewer widths open: lower max_sessions",
+        ) from exc
 
 
 def _run_once(session: Session) -> None:

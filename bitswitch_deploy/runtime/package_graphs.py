@@ -56,8 +56,8 @@ class OwnGraphs:
             CheckFailedError: a file is not the one that was loaded any more.
             PackageError: the graph is no ONNX, or its tensors do not fit the file beside it.
         """
+        self.check(label)
         graph = self._graphs[label]
-        graph.check()
         if label not in self._data:
             return LoadableGraph(model=graph.path)
         data = {file.path.name: file.read() for file in self._data[label]}
@@ -67,6 +67,14 @@ class OwnGraphs:
         except (KeyError, ValueError) as exc:
             raise _misfit(str(graph.path), f"tensors that {', '.join(data)} does not hold") from exc
         return LoadableGraph(model=graph.path, initializers=values)
+
+    def check(self, label: str) -> None:
+        """Make sure that the graph is still the one that was loaded.
+
+        Raises:
+            CheckFailedError: it is not.
+        """
+        self._graphs[label].check()
 
 
 class SharedGraphs:
@@ -115,6 +123,14 @@ class SharedGraphs:
             np.multiply(codes, values.reshape(factors.shape).astype(np.int8), out=codes)
         read = (tensor for tensor, bits in zip(self.index.tensors, graph.bits, strict=True) if bits != NOT_READ)
         return LoadableGraph(model=model, initializers={tensor.name: _view(stored, tensor) for tensor in read})
+
+    def check(self, label: str) -> None:
+        """Make sure that the weights of a width are still those that were loaded; its graph is in memory.
+
+        Raises:
+            CheckFailedError: they are not.
+        """
+        self._weights.check()
 
     def _runs(self, graph: SharedGraph) -> list[tuple[int, int, int]]:
         """(first byte, end, width) of neighbours in the file that are derived to one width: one call for all of them.

@@ -33,7 +33,8 @@ class SessionCache(Generic[S]):
         self._open, self._costs, self._budget, self._unit = open_session, costs, budget, unit
         self._kept: OrderedDict[str, S] = OrderedDict()
         self._is_closed = False
-        self._state_lock, self._open_lock = threading.Lock(), threading.Lock()
+        # a signal handler runs in a thread that may hold them
+        self._state_lock, self._open_lock = threading.RLock(), threading.RLock()
 
     @property
     def labels(self) -> tuple[str, ...]:

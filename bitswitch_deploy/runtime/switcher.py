@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitswitch_deploy.engines.input_signature import InputSignature
+from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
 from bitswitch_deploy.errors import BitswitchError, DataError, UsageError
 from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.runtime.session_cache import SessionCache
@@ -20,6 +22,8 @@ from bitswitch_deploy.runtime.session_cache import SessionCache
 Array = npt.NDArray[Any]
 
 _log = logging.getLogger(__name__)
+# Requests before a width that could not be opened is tried again.
+_FIRST_WAIT, _LONGEST_WAIT = 100, 100_000
 
 
 class Session(Protocol):
@@ -42,7 +46,9 @@ class Policy(Protocol):
 
     A policy sees latencies; whatever else it goes by, such as battery or load, it looks up itself. A width that is not
     open is opened by the request that it was chosen for, which waits for it; requests of other threads are answered at
-    the active width meanwhile. A width that cannot be opened is not offered again.
+    the active width meanwhile (before onnxruntime 1.31 they wait as well: it holds Python's lock while it loads a
+    graph). A width that cannot be opened is not offered for the next 100 requests, and for twice as many each time that
+    it fails again; one that there is no room for at all never. What a policy raises comes out of the request.
     """
 
     def choose(self, widths: tuple[str, ...], active: str) -> str:
@@ -83,8 +89,12 @@ class Switcher:
         self.widths = widths
         self.preprocessing = preprocessing
         self._sessions, self._policy = sessions, policy
-        self._usable = widths
-        self._switch_lock = threading.Lock()
+        # of widths that could not be opened: the request at which each is offered again, and how many it waits for
+        self._left_out: dict[str, float] = {}
+        self._waits: dict[str, float] = {}
+        self._requests = itertools.count()
+        # a signal handler that closes runs in a thread that may be switching
+        self._switch_lock = threading.RLock()
         # one attribute, so that a request sees a label and its own session whatever happens beside it
         self._active: tuple[str, Session] | None = width, sessions.get(width)
 
@@ -107,6 +117,12 @@ class Switcher:
         return self._current()[1].inputs
 
     @property
+    def usable_widths(self) -> tuple[str, ...]:
+        """What a policy chooses from: all but those that could not be opened some requests ago."""
+        left_out = self._left_out
+        return tuple(width for width in self.widths if width not in left_out)
+
+    @property
     def open_widths(self) -> tuple[str, ...]:
         """Widths that a switch finds ready, the least recently used first."""
         return self._sessions.labels
@@ -125,7 +141,9 @@ class Switcher:
         label = width_label(width, self.widths)
         with self._switch_lock:
             self._current()
-            self._active = label, self._sessions.get(label)
+            session = self._sessions.get(label)
+            self._current()  # a signal handler may have closed it
+            self._active = label, session
 
     def run(self, x: Array) -> Array:
         """The first output for `x`, which feeds the only input; shapes and type are the graph's.
@@ -150,10 +168,15 @@ class Switcher:
             UsageError: an input is missing or unknown.
             GraphError: onnxruntime fails while it runs.
         """
+        if not isinstance(feeds, Mapping):
+            do = "hand in {name: array}, or use run for the only input"
+            raise DataError(where="run_all", got=type(feeds).__name__, allowed="arrays by name", do=do)
         for name, array in feeds.items():
             _check_values(name, array)
+        active = self._current()[1]
         if self._policy is None:
-            return self._current()[1].run_all(feeds)
+            return active.run_all(feeds)
+        check_feeds(active.inputs, feeds, where="run_all")  # before the policy opens another width for them
         label, session = self._chosen(self._policy)
         started = time.perf_counter()
         outputs = session.run_all(feeds)
@@ -161,7 +184,7 @@ class Switcher:
         return outputs
 
     def close(self) -> None:
-        """Drop every session; requests in flight are answered, later ones are refused."""
+        """Drop every session; requests in flight are answered, later ones are refused. A signal handler may call it."""
         with self._switch_lock:
             self._active = None
             self._sessions.close()
@@ -176,8 +199,10 @@ class Switcher:
     def _chosen(self, policy: Policy) -> tuple[str, Session]:
         """Label and session of this request; the active ones where the choice is not open and cannot be opened now."""
         active = self._current()
-        label = width_label(policy.choose(self._usable, active[0]), self.widths)
-        if label == active[0] or label not in self._usable:
+        self._offer_again(next(self._requests))
+        usable = self.usable_widths
+        label = width_label(policy.choose(usable, active[0]), self.widths)
+        if label == active[0] or label not in usable:
             return active
         try:
             session = self._sessions.get_unless_busy(label)
@@ -187,6 +212,7 @@ class Switcher:
         if session is None:
             return active
         chosen = label, session
+        self._waits.pop(label, None)
         with self._switch_lock:
             # a switcher that was closed meanwhile answers this request, which was in flight, and stays closed
             if self._active is not None:
@@ -195,11 +221,22 @@ class Switcher:
 
     def _leave_out(self, label: str, active: str, error: BitswitchError) -> None:
         with self._switch_lock:
-            if label not in self._usable:
+            if label in self._left_out:
                 # another request has said so
                 return
-            self._usable = tuple(each for each in self._usable if each != label)
-        _log.warning("%s cannot be used, going on at %s: %s", label, active, error)
+            if isinstance(error, UsageError):  # there will never be room for it
+                wait: float = math.inf
+            else:
+                wait = min(2 * self._waits[label], _LONGEST_WAIT) if label in self._waits else _FIRST_WAIT
+            self._waits[label] = wait
+            self._left_out = {**self._left_out, label: next(self._requests) + wait}
+        again = f"it is tried again after {wait} requests" if math.isfinite(wait) else "it is not tried again"
+        _log.warning("%s cannot be used, going on at %s: %s\n  %s", label, active, error, again)
+
+    def _offer_again(self, request: int) -> None:
+        if any(request >= due for due in self._left_out.values()):
+            with self._switch_lock:
+                self._left_out = {label: due for label, due in self._left_out.items() if due > request}
 
 
 def width_label(width: int | str, widths: tuple[str, ...]) -> str:

@@ -44,6 +44,7 @@ class Device:
     memory: dict[int, Any] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
     gpu: str = "one GPU"
+    streams: int = 0
 
     @property
     def allocated(self) -> list[int]:
@@ -241,6 +242,12 @@ class Library:
         if "driver" in self._device.failing:
             return 35
         result._obj.value = 7
+        self._device.streams += 1
+        return 0
+
+    def cudaStreamDestroy(self, stream: Any) -> int:
+        assert stream.value == 7
+        self._device.streams -= 1
         return 0
 
     def cudaMalloc(self, result: Any, size: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,7 +53,31 @@ def test_buffers_grow_with_the_batch_and_are_given_back(device: Device) -> None:
     assert device.allocated == [48, 48, 64]
     del session
     gc.collect()
-    assert device.allocated == [64]
+    assert (device.allocated, device.streams) == ([64], 1)
+    del shared
+    gc.collect()
+    assert (device.allocated, device.streams) == ([], 0)
+
+
+def test_engines_go_on_answering_while_another_one_is_read(device: Device) -> None:
+    shared = TensorRtDevice("tensorrt")
+    session = TensorRtSession(plan(2.0), shared)
+    begun, go_on = threading.Event(), threading.Event()
+    read = shared.runtime.deserialize_cuda_engine
+
+    def slow(data: bytes) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return read(data)
+
+    shared.runtime.deserialize_cuda_engine = slow
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(TensorRtSession, plan(3.0), shared)
+        assert begun.wait(60)
+        answer = pool.submit(session.run_all, {"x": X})
+        np.testing.assert_array_equal(answer.result(60)["y"], X * 2)
+        go_on.set()
+        np.testing.assert_array_equal(other.result(60).run_all({"x": X})["y"], X * 3)
 
 
 def test_arrays_that_are_not_contiguous_are_copied_first(device: Device) -> None:

@@ -296,3 +296,22 @@ def test_a_named_width_that_is_gone_is_left_out() -> None:
 def test_numbers_out_of_range_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="allowed: a positive budget, a window of 20 or more"):
         LatencyBudget(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_width_in_between_that_is_slower_is_stepped_over() -> None:
+    """w8 meets the budget again when the load has gone, w6 never did: a Clip may make a lower width the slower one."""
+    cost_ms = {"w8": 4.0, "w6": 6.0, "w4": 2.0, "w2": 2.0}
+    policy = LatencyBudget(5.0, window=WINDOW)
+    chosen = simulate(policy, 20_000, lambda index: 1.5 if index < 2000 else 1.0, cost_ms=cost_ms)
+    assert chosen[1900:2000].count("w4") > 90
+    assert set(chosen[-5000:]) == {"w8"}
+
+
+def test_another_package_brings_its_own_widths() -> None:
+    policy = LatencyBudget(5.0, window=WINDOW)
+    policy.choose(("w8", "w6"), "w8")
+    for _ in range(3 * WINDOW):
+        width = policy.choose(("w8", "w4", "w2"), "w8")
+        policy.observe(width, {"w8": 50.0, "w4": 2.0, "w2": 1.0}[width])
+    assert policy.choose(("w8", "w4", "w2"), "w8") == "w4"
+    assert policy.is_met

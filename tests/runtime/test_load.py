@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bitswitch_deploy.errors import CheckFailedError, PackageError, UsageError
+from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
+from bitswitch_deploy.errors import CheckFailedError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.package.files import hash_file
+from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.runtime import RuntimeOptions, load
+from bitswitch_deploy.runtime.checked_file import CheckedFile
 from tests.runtime.conftest import LABELS, Packages
 
+LOAD = import_module("bitswitch_deploy.runtime.load")  # its package has a function of that name
 TRUST = RuntimeOptions(threads=1, trust_files=True)
 
 
@@ -53,6 +61,82 @@ def test_hashing_can_be_left_out_but_sizes_count(package: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckFailedError, match=r"bytes, says the manifest"):
         load(package, options=TRUST)
+
+
+def test_an_application_may_change_its_folder(
+    package: Path, packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(package.parent)
+    with load(package.name, options=TRUST) as switcher:
+        monkeypatch.chdir(tmp_path)
+        switcher.switch(4)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1])[0], packages.outputs["w4"][0])
+
+
+def test_memory_that_runs_out_leaves_the_width(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with load(package, options=TRUST) as switcher:
+        monkeypatch.setattr(LOAD, "OnnxRuntimeSession", none)
+        with pytest.raises(UnavailableError, match="width w4: not enough memory"):
+            switcher.switch(4)
+        assert switcher.width == "w8"
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """By whoever writes in place, a part at a time."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(3 << 20))
+    sha256, size = hash_file(path)
+    file = CheckedFile(tmp_path, FileEntry(path="weights", sha256=sha256, size_bytes=size, role="weights"), trust=False)
+
+    class Buffer:
+        """Lets somebody write when the reader asks for the rest of it."""
+
+        def __init__(self, data: bytearray) -> None:
+            self.data = memoryview(data)
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, place: slice) -> memoryview:
+            if place.start:
+                with path.open("r+b") as other:
+                    other.write(b"mine")
+                os.utime(path, ns=(1, 1))
+            return self.data[place.start : (place.start or 0) + (1 << 20)]
+
+    file.read_into(Buffer(bytearray(1 << 20)))  # type: ignore[arg-type]
+    with pytest.raises(CheckFailedError, match="replaced or written to"):
+        file.read_into(Buffer(bytearray(size)))  # type: ignore[arg-type]
+
+
+def test_a_graph_that_is_replaced_while_it_is_opened_does_not_serve(
+    package: Path, packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swapped(*arguments: Any, **options: Any) -> Any:
+        for name in ("digits-w4.onnx", "digits.weights"):
+            if (package / name).exists():
+                os.utime(package / name, ns=(1, 1))
+        return OnnxRuntimeSession(*arguments, **options)
+
+    with load(package, options=TRUST) as switcher:
+        monkeypatch.setattr(LOAD, "OnnxRuntimeSession", swapped)
+        with pytest.raises(CheckFailedError, match="replaced or written to since it was loaded"):
+            switcher.switch(4)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1])[0], packages.outputs["w8"][0])
+
+
+@pytest.mark.parametrize("warm", [4, "w4"])
+def test_one_warm_width_that_is_no_list_is_refused(warm: Any) -> None:
+    with pytest.raises(UsageError, match=r"warm: .*4"):
+        RuntimeOptions(warm=warm)
+
+
+def test_a_path_that_no_file_system_takes_is_a_package_error() -> None:
+    with pytest.raises(PackageError, match="not readable"):
+        load("a" * 300)
 
 
 def test_files_that_are_not_run_are_not_looked_at(package: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import threading
 import weakref
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.engines.input_signature import InputSignature
-from bitswitch_deploy.errors import GraphError, UsageError
+from bitswitch_deploy.errors import DataError, GraphError, UsageError
 from bitswitch_deploy.runtime import Switcher
 from bitswitch_deploy.runtime.session_cache import SessionCache
 from bitswitch_deploy.runtime.switcher import Session
@@ -157,6 +158,39 @@ def test_a_width_that_cannot_be_opened_is_left_out_while_others_go_on(
     assert "w4 cannot be used, going on at w8: w4: damaged" in record.getMessage()
     policy.width = "w6"
     assert answer(switcher) == "w6"
+
+
+def test_a_width_that_could_not_be_opened_is_tried_again_ever_more_seldom(opener: Opener) -> None:
+    """After 100 requests, then 200; once it opens it serves, and what fails later waits for 100 again."""
+    policy = Wanted()
+    switcher = switcher_of(opener, policy)
+    policy.width, opener.is_failing = "w4", True
+    opener.go_on.set()
+    tries: list[int] = []
+    for request in range(700):
+        assert answer(switcher) == "w8"
+        if opener.opened.count("w4") > len(tries):
+            tries.append(request)
+            assert switcher.usable_widths == ("w8", "w6", "w2")
+    assert [later - sooner for sooner, later in itertools.pairwise(tries)] == [100, 200]
+    opener.is_failing = False
+    answers = [answer(switcher) for _ in range(400)]
+    assert answers.count("w4") > 0
+    assert answers == sorted(answers, reverse=True)
+    assert switcher.usable_widths == WIDTHS
+
+
+def test_a_wrong_input_moves_no_width(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by the active session's signature, before the policy is asked."""
+    monkeypatch.setattr(Labelled, "inputs", (InputSignature(name="x", dtype="float32", shape=("n", 3)),))
+    policy = Wanted()
+    switcher = switcher_of(opener, policy)
+    policy.width = "w6"
+    with pytest.raises(DataError, match=r"\[2, 4\]"):
+        switcher.run_all({"x": np.zeros((2, 4), np.float32)})
+    with pytest.raises(DataError, match="run_all: ndarray"):
+        switcher.run_all(np.zeros((2, 3), np.float32))  # type: ignore[arg-type]
+    assert (switcher.width, opener.opened) == ("w8", ["w8"])
 
 
 def test_after_close_no_session_is_left(opener: Opener) -> None:
