@@ -23,7 +23,7 @@ IMAGES, ROWS, WHOLE = "float[a, b, c, d] y", "float[a, b] y", "int64[s] y"
 
 @dataclass(frozen=True)
 class Case:
-    """A node, the first opset that has its form, and the operators that are left below it."""
+    """A node, the first opset that has its form, and the operators that are left below it, down to the oldest."""
 
     border: int
     body: str
@@ -31,6 +31,7 @@ class Case:
     constants: str = ""
     output: str = IMAGES
     data: tuple[int, ...] = (2, 3, 4, 5)
+    oldest: int = 13
 
     def model(self) -> onnx.ModelProto:
         constants = f"<{self.constants}>" if self.constants else ""
@@ -61,6 +62,8 @@ LAYER_NORM = "ReduceMean Sub Mul ReduceMean Add Sqrt Div Mul"
 GROUP_NORM = "Reshape InstanceNormalization Reshape Reshape Mul Reshape Add Shape Reshape"
 REDUCTIONS = ("Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
 RESIZE = 'y = Resize <mode = "nearest", antialias = 0, keep_aspect_ratio_policy = "stretch"> (x, "", s)'
+ROIS = "float[2, 4] r = {0, 0.5, 3, 4, 1, 1, 1.2, 1.1}, int64[2] i = {0, 1}"
+ROI_ALIGN = 'y = RoiAlign <coordinate_transformation_mode = "output_half_pixel", output_width = 2> (x, r, i)'
 SPLIT = "s, t = Split <axis = 3> (x, sizes) y = Concat <axis = 3> (t, s)"
 TANH_GELU = "Mul Mul Mul Add Mul Tanh Mul Add Mul"
 CASES = {
@@ -90,10 +93,20 @@ CASES = {
     "average pool": Case(19, "y = AveragePool <kernel_shape = [2, 2], dilations = [1, 1]> (x)", "AveragePool"),
     "cast": Case(19, "i = Cast <to = 6, saturate = 1> (x) y = Cast <to = 1> (i)", "Cast Cast"),
     "resize": Case(18, RESIZE, "Resize", "float[4] s = {1, 1, 2, 2}"),
-    "grid sample": Case(20, "y = GridSample (x, g)", "GridSample", GRID),
-    "grid sample, linear": Case(20, 'y = GridSample <mode = "linear"> (x, g)', "GridSample", GRID),
-    "grid sample, cubic": Case(20, 'y = GridSample <mode = "cubic"> (x, g)', "GridSample", GRID),
-    "grid sample, nearest": Case(20, 'y = GridSample <mode = "nearest"> (x, g)', "GridSample", GRID),
+    "grid sample": Case(20, "y = GridSample (x, g)", "GridSample", GRID, oldest=16),
+    "grid sample, linear": Case(20, 'y = GridSample <mode = "linear"> (x, g)', "GridSample", GRID, oldest=16),
+    "grid sample, cubic": Case(20, 'y = GridSample <mode = "cubic"> (x, g)', "GridSample", GRID, oldest=16),
+    "grid sample, nearest": Case(20, 'y = GridSample <mode = "nearest"> (x, g)', "GridSample", GRID, oldest=16),
+    **{
+        f"dft, {name}": Case(20, f"y = DFT ({inputs})", "DFT", axis, data=(2, 3, 4, 1), oldest=17)
+        for name, inputs, axis in (
+            ("default axis", "x", ""),
+            ("axis", 'x, "", axis', "int64 axis = {1}"),
+            ("length, axis from the end", "x, n, axis", "int64 n = {5}, int64 axis = {-2}"),
+        )
+    },
+    "roi align": Case(16, ROI_ALIGN, "RoiAlign", ROIS),
+    "lp pool": Case(18, "y = LpPool <kernel_shape = [2, 2], dilations = [1, 1]> (x)", "LpPool"),
     "gelu": Case(20, "y = Gelu (x)", "Mul Erf Mul Add Mul"),
     "gelu, tanh": Case(20, 'y = Gelu <approximate = "tanh"> (x)', TANH_GELU),
     "mish": Case(18, "y = Mish (x)", "Softplus Tanh Mul"),
@@ -139,8 +152,7 @@ MARKED = [
 def test_same_numbers_below_the_border(name: str) -> None:
     case = CASES[name]
     expected = run(case.model(), case.x())
-    # GridSample itself is of opset 16
-    for opset in sorted({16 if "GridSample" in case.below else 13, case.border - 1}):
+    for opset in sorted({case.oldest, case.border - 1}):
         result = rewritten(case.model(), opset)
         assert sorted(operators(result.model)) == sorted(case.below.split())
         assert result.model.opset_import[0].version == opset
@@ -229,6 +241,9 @@ REFUSED = {
         'y = ScatterND <reduction = "min"> (x, i, u)',
         "int64[1, 4] i = {0, 0, 0, 0}, float[1] u = {5}",
     ),
+    "RoiAlign RoiAlign_0: coordinate_transformation_mode=half_pixel": (15, "y = RoiAlign (x, r, i)", ROIS),
+    "DFT DFT_1: input 2 is computed": (19, 'b = Neg (k) y = DFT (x, "", b)', "int64 k = {2}"),
+    "LpPool LpPool_0: ceil_mode=1": (17, "y = LpPool <kernel_shape = [2, 2], ceil_mode = 1> (x)", ""),
     "Reshape Reshape_0: allowzero with a shape that may hold a zero": (
         13,
         "y = Reshape <allowzero = 1> (x, to)",
