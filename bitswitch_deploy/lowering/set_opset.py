@@ -27,23 +27,36 @@ class SetOpset(LoweringPass):
     Cases, each below the opset that brought the newer form: axes of Reduce* as input (18), axes of Pad (18),
     num_outputs of Split (18), allowzero of Reshape (14), training_mode of BatchNormalization (14), start and end of
     Shape (15), axis of DFT as input (20), attributes that say what older forms do anyway (14 to 21), modes of
-    GridSample (20), GroupNormalization (21), Gelu (20), Mish (18), LayerNormalization (17), HardSwish (14). Refused
-    here: RoiAlign whose half-pixel shift, the default since 16, older ones lack, and newer values of older attributes
-    of Pad, Resize, ScatterElements and ScatterND: the checker sees neither.
-    What is left and does not exist at the opset is refused by the checker when the graph is written.
+    GridSample (20), GroupNormalization (21), Gelu (20), Mish (18), LayerNormalization (17), HardSwish (14). Branches
+    and loop bodies are rewritten like the graph. Refused here: RoiAlign whose half-pixel shift, the default since 16,
+    older ones lack, and newer values of older attributes of Pad, Resize, ScatterElements and ScatterND: the checker
+    sees neither. What is left and does not exist at the opset is refused by the checker when the graph is written.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Rewrite every operator that is too new; see the class for the cases."""
         opset = self.context.target.stack.opset
         modified = bool(graph.opset != opset)
-        for node in list(graph.nodes):
-            for operator, introduced, rewrite in _REWRITES:
-                if node.op == operator and opset < introduced:
-                    rewrite(graph, node)
+        _rewrite(graph, opset)
         graph.opset = opset
         graph.import_domains = None
         return modified
+
+
+def _rewrite(graph: gs.Graph, opset: int, inside: str = "") -> None:
+    """Rewrite the nodes of a graph and of the graphs in their attributes; `inside`: the attribute that holds this one.
+
+    New tensors are named after their node, and nodes of inner graphs have no names to rely on: those are made here.
+    """
+    for index, node in enumerate(list(graph.nodes)):
+        name = f"{inside}/{node.op}_{index}" if inside else node.name
+        for key, value in node.attrs.items():
+            if isinstance(value, gs.Graph):
+                _rewrite(value, opset, f"{name}/{key}")
+        for operator, introduced, rewrite in _REWRITES:
+            if node.op == operator and opset < introduced:
+                node.name = name
+                rewrite(graph, node)
 
 
 def _reduce_axes_to_attribute(graph: gs.Graph, node: gs.Node) -> None:

@@ -189,6 +189,66 @@ def test_intermediate_names_do_not_clash() -> None:
     np.testing.assert_allclose(run(result.model, case.x()), run(case.model(), case.x()), rtol=1e-4, atol=1e-5)
 
 
+# --- branches and loop bodies --------------------------------------------------------------------------------------
+
+
+INNER = "float one = {1}, int64[2] axes = {-1, 1}, int64[2] p = {1, 2}, int64[1] a = {1}"
+
+
+def branch(body: str, result: str, *, computes: str = "y") -> str:
+    """An If whose first branch gives `result`; c says which one is taken."""
+    then = f"then_branch = t () => (float[e, f, g, h] {result}) {{ {body} }}"
+    other = f"else_branch = o () => (float[e, f, g, h] q{result}) {{ q{result} = Abs (x) }}"
+    return f"{computes} = If (c) <{then}, {other}>"
+
+
+WRAP = 'v = Pad <mode = "wrap"> (x, all)'
+TWICE = "u = Gelu (x) v = Gelu (u)"
+HELD = {
+    "two of a kind": branch(TWICE, "v"),
+    "inside and outside": f"z = Gelu (x) w = Gelu (z) {branch(TWICE, 'v', computes='s')} y = Add (s, w)",
+    "in both": branch(TWICE, "v").replace("Abs", "Mish"),
+    "axes from outside": branch("v = ReduceMean (x, axes)", "v"),
+    "constants of its own": branch('v = Pad (x, p, "", a)', "v"),
+    "a node more": branch("s = Shape <start = 1> (x) f = Cast <to = 1> (s) g = ReduceMax (f) v = Add (x, g)", "v"),
+    "a branch in a branch": branch(branch(TWICE, "v", computes="s"), "s"),
+    "a loop": "y = Loop (n, t, x) <body = l (int64 i, bool d, float[e, f, g, h] s) => (bool k, float[e, f, g, h] v)"
+    " { k = Identity (d) u = HardSwish (s) v = Gelu (u) }>",
+}
+
+
+def held(body: str) -> Case:
+    constants = f"{INNER}, int64[8] all = {{0, 0, 1, 0, 0, 2, 0, 0}}, int64 n = {{3}}, bool t = {{1}}"
+    return Case(0, f"m = Neg (x) h = ReduceMax <keepdims = 0> (m) c = Greater (h, one) {body}", "", constants)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_branches_and_bodies_are_rewritten(name: str) -> None:
+    case = held(HELD[name])
+    expected = run(case.model(), case.x())
+    for opset in (13, 17):
+        np.testing.assert_allclose(run(rewritten(case.model(), opset).model, case.x()), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_branches_are_left_alone_where_nothing_is_too_new() -> None:
+    model = held(HELD["a branch in a branch"]).model()
+    names = [node.name for node in model.graph.node[-1].attribute[0].g.node]
+    found = rewritten(model, 21).model.graph.node[-1]
+    assert [node.name for node in found.attribute[0].g.node] == names
+
+
+@pytest.mark.parametrize(
+    ("body", "node"),
+    [
+        (branch(WRAP, "v"), "Pad If_3/then_branch/Pad_0"),
+        (branch(branch(WRAP, "v", computes="s"), "s"), "Pad If_3/then_branch/If_0/then_branch/Pad_0"),
+    ],
+)
+def test_what_is_refused_is_refused_in_a_branch(body: str, node: str) -> None:
+    with pytest.raises(GraphError, match=rf"^{node}: mode=wrap"):
+        rewritten(held(body).model(), 17)
+
+
 # --- refused by the pass -------------------------------------------------------------------------------------------
 
 PADS = "int64[2] p = {1, 1}, int64[1] a = {1}"
