@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 # Clipping to 40 % of the maximum is past every optimum of 8-bit codes on bell-shaped and one-sided activations.
 _CLIP_FRACTIONS = np.linspace(0.4, 1.0, 61)
 _MAX_SAMPLES = 1 << 16
+# Gaps in fixed point, exact whatever the number of values. The first is the golden ratio and the others are its
+# multiples by powers of two: these fall into step with no length of rows and no number of channels.
+_ONE = 1 << 20
+_GOLDEN = 1696631
 # How much more squared error a scale may have that spares an operator: that of steps of three times the size.
 _COST = 9.0
 
@@ -24,20 +28,26 @@ class TensorRange:
 
 
 class RangeObserver:
-    """Collects the range of one tensor over batches; memory is bounded by `_MAX_SAMPLES` values."""
+    """Collects the range of one tensor over batches; memory is bounded by `_MAX_SAMPLES` values.
+
+    Of all values, numbered as they come, those at the multiples of one gap are kept; when they get too many, the gap
+    widens. So early and late values count alike, and it makes no difference how samples are split into batches.
+    """
 
     def __init__(self) -> None:
         self._minimum, self._maximum = np.inf, -np.inf
-        self._parts: list[NDArray[np.float32]] = []
+        self._seen, self._gap = 0, _ONE
+        self._kept = np.empty(0, np.float32)
 
     def observe(self, batch: NDArray[np.float32]) -> None:
         """Add one batch of any shape."""
         values = np.asarray(batch, np.float32).ravel()
         self._minimum = min(self._minimum, float(values.min()))
         self._maximum = max(self._maximum, float(values.max()))
-        self._parts.append(_thin(values))
-        if len(self._parts) > 8:
-            self._parts = [_thin(np.concatenate(self._parts))]
+        first, self._seen = self._seen, self._seen + values.size
+        while self._seen * _ONE > self._gap * _MAX_SAMPLES:
+            self._widen()
+        self._kept = np.append(self._kept, values[_places(first, self._seen, self._gap) - first])
 
     def result(self) -> TensorRange:
         """The range so far.
@@ -45,16 +55,20 @@ class RangeObserver:
         Raises:
             ValueError: nothing was observed.
         """
-        if not self._parts:
+        if not self._seen:
             raise ValueError("no batch was observed")
-        values = _thin(np.concatenate(self._parts))
-        return TensorRange(minimum=self._minimum, maximum=self._maximum, values=values)
+        return TensorRange(minimum=self._minimum, maximum=self._maximum, values=self._kept)
+
+    def _widen(self) -> None:
+        factor = _GOLDEN if self._gap == _ONE else 2 * _ONE
+        self._gap = self._gap * factor // _ONE
+        self._kept = self._kept[_places(0, self._kept.size, factor)]
 
 
-def _thin(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    stride = -(-values.size // _MAX_SAMPLES)
-    # an odd stride does not fall into step with power-of-two rows and channels
-    return values[:: stride | 1].copy() if stride > 1 else values
+def _places(first: int, end: int, gap: int) -> NDArray[np.int64]:
+    """The multiples of a gap, rounded down, from `first` to before `end`."""
+    multiples = np.arange(-(-first * _ONE // gap), -(-end * _ONE // gap), dtype=np.int64)
+    return multiples * gap // _ONE
 
 
 def best_scale(seen: TensorRange, *, low: int, high: int) -> float:

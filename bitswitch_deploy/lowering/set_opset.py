@@ -26,23 +26,37 @@ class SetOpset(LoweringPass):
 
     Cases, each below the opset that brought the newer form: axes of Reduce* as input (18), axes of Pad (18),
     num_outputs of Split (18), allowzero of Reshape (14), training_mode of BatchNormalization (14), start and end of
-    Shape (15), defaults of AveragePool, Cast, Resize (18, 19), modes of GridSample (20),
-    GroupNormalization (21), Gelu (20), Mish (18), LayerNormalization (17), HardSwish (14). Refused here: newer values
-    of older attributes of Pad, Resize, ScatterElements and ScatterND, which the checker does not look at.
-    What is left and does not exist at the opset is refused by the checker when the graph is written.
+    Shape (15), axis of DFT as input (20), attributes that say what older forms do anyway (14 to 21), modes of
+    GridSample (20), GroupNormalization (21), Gelu (20), Mish (18), LayerNormalization (17), HardSwish (14). Branches
+    and loop bodies are rewritten like the graph. Refused here: RoiAlign whose half-pixel shift, the default since 16,
+    older ones lack, and newer values of older attributes of Pad, Resize, ScatterElements and ScatterND: the checker
+    sees neither. What is left and does not exist at the opset is refused by the checker when the graph is written.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Rewrite every operator that is too new; see the class for the cases."""
         opset = self.context.target.stack.opset
         modified = bool(graph.opset != opset)
-        for node in list(graph.nodes):
-            for operator, introduced, rewrite in _REWRITES:
-                if node.op == operator and opset < introduced:
-                    rewrite(graph, node)
+        _rewrite(graph, opset)
         graph.opset = opset
         graph.import_domains = None
         return modified
+
+
+def _rewrite(graph: gs.Graph, opset: int, inside: str = "") -> None:
+    """Rewrite the nodes of a graph and of the graphs in their attributes; `inside`: the attribute that holds this one.
+
+    New tensors are named after their node, and nodes of inner graphs have no names to rely on: those are made here.
+    """
+    for index, node in enumerate(list(graph.nodes)):
+        name = f"{inside}/{node.op}_{index}" if inside else node.name
+        for key, value in node.attrs.items():
+            if isinstance(value, gs.Graph):
+                _rewrite(value, opset, f"{name}/{key}")
+        for operator, introduced, rewrite in _REWRITES:
+            if node.op == operator and opset < introduced:
+                node.name = name
+                rewrite(graph, node)
 
 
 def _reduce_axes_to_attribute(graph: gs.Graph, node: gs.Node) -> None:
@@ -84,11 +98,14 @@ def _drop_allowzero(graph: gs.Graph, node: gs.Node) -> None:
     node.attrs.pop("allowzero", None)
 
 
-def _drop_default(name: str, default: object) -> Rewrite:
+def _drop_default(name: str, default: object, *, older: object = None) -> Rewrite:
+    """older: what operators without the attribute do, where this is not the default."""
+    dropped = default if older is None else older
+
     def rewrite(graph: gs.Graph, node: gs.Node) -> None:
         value = node.attrs.pop(name, default)
-        if value != default and not (isinstance(value, list) and set(value) == {default}):
-            raise _refusal(node, f"{name}={value}", f"use {name}={default}")
+        if value != dropped and not (isinstance(value, list) and set(value) == {dropped}):
+            raise _refusal(node, f"{name}={value}", f"use {name}={dropped}")
 
     return rewrite
 
@@ -99,6 +116,13 @@ def _refuse_value(name: str, *newer: str) -> Rewrite:
             raise _refusal(node, f"{name}={node.attrs[name]}", f"use another {name}")
 
     return rewrite
+
+
+def _dft_axis_to_attribute(graph: gs.Graph, node: gs.Node) -> None:
+    """The attribute's own default is 1, the input's -2."""
+    given = len(node.inputs) > 2 and not node.inputs[2].is_empty()
+    node.attrs["axis"] = int(_constant(node, 2).item()) if given else -2
+    node.inputs = node.inputs[:2]
 
 
 def _older_grid_mode(graph: gs.Graph, node: gs.Node) -> None:
@@ -155,10 +179,18 @@ _REWRITES: tuple[tuple[str, int, Rewrite], ...] = (
     *((operator, 18, _reduce_axes_to_attribute) for operator in _REDUCTIONS),
     ("Pad", 18, _pad_axes_to_all),
     ("Split", 18, _drop_num_outputs),
+    ("DFT", 20, _dft_axis_to_attribute),
+    ("RoiAlign", 16, _drop_default("coordinate_transformation_mode", "half_pixel", older="output_half_pixel")),
+    *((operator, 21, _drop_default("block_size", 0)) for operator in ("QuantizeLinear", "DequantizeLinear")),
+    ("QuantizeLinear", 21, _drop_default("output_dtype", 0)),
+    *((operator, 19, _drop_default("saturate", 1)) for operator in ("Cast", "CastLike", "QuantizeLinear")),
     ("AveragePool", 19, _drop_default("dilations", 1)),
-    ("Cast", 19, _drop_default("saturate", 1)),
+    ("LpPool", 18, _drop_default("dilations", 1)),
+    ("LpPool", 18, _drop_default("ceil_mode", 0)),
     ("Resize", 18, _drop_default("antialias", 0)),
     ("Resize", 18, _drop_default("keep_aspect_ratio_policy", "stretch")),
+    *((operator, 16, _drop_default("reduction", "none")) for operator in ("ScatterElements", "ScatterND")),
+    *((operator, 14, _drop_default("layout", 0)) for operator in ("GRU", "LSTM", "RNN")),
     ("Shape", 15, _shape_slice),
     ("Reshape", 14, _drop_allowzero),
     ("HardSwish", 14, decompose_hard_swish),

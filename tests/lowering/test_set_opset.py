@@ -23,7 +23,7 @@ IMAGES, ROWS, WHOLE = "float[a, b, c, d] y", "float[a, b] y", "int64[s] y"
 
 @dataclass(frozen=True)
 class Case:
-    """A node, the first opset that has its form, and the operators that are left below it."""
+    """A node, the first opset that has its form, and the operators that are left below it, down to the oldest."""
 
     border: int
     body: str
@@ -31,6 +31,7 @@ class Case:
     constants: str = ""
     output: str = IMAGES
     data: tuple[int, ...] = (2, 3, 4, 5)
+    oldest: int = 13
 
     def model(self) -> onnx.ModelProto:
         constants = f"<{self.constants}>" if self.constants else ""
@@ -61,6 +62,8 @@ LAYER_NORM = "ReduceMean Sub Mul ReduceMean Add Sqrt Div Mul"
 GROUP_NORM = "Reshape InstanceNormalization Reshape Reshape Mul Reshape Add Shape Reshape"
 REDUCTIONS = ("Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
 RESIZE = 'y = Resize <mode = "nearest", antialias = 0, keep_aspect_ratio_policy = "stretch"> (x, "", s)'
+ROIS = "float[2, 4] r = {0, 0.5, 3, 4, 1, 1, 1.2, 1.1}, int64[2] i = {0, 1}"
+ROI_ALIGN = 'y = RoiAlign <coordinate_transformation_mode = "output_half_pixel", output_width = 2> (x, r, i)'
 SPLIT = "s, t = Split <axis = 3> (x, sizes) y = Concat <axis = 3> (t, s)"
 TANH_GELU = "Mul Mul Mul Add Mul Tanh Mul Add Mul"
 CASES = {
@@ -90,10 +93,20 @@ CASES = {
     "average pool": Case(19, "y = AveragePool <kernel_shape = [2, 2], dilations = [1, 1]> (x)", "AveragePool"),
     "cast": Case(19, "i = Cast <to = 6, saturate = 1> (x) y = Cast <to = 1> (i)", "Cast Cast"),
     "resize": Case(18, RESIZE, "Resize", "float[4] s = {1, 1, 2, 2}"),
-    "grid sample": Case(20, "y = GridSample (x, g)", "GridSample", GRID),
-    "grid sample, linear": Case(20, 'y = GridSample <mode = "linear"> (x, g)', "GridSample", GRID),
-    "grid sample, cubic": Case(20, 'y = GridSample <mode = "cubic"> (x, g)', "GridSample", GRID),
-    "grid sample, nearest": Case(20, 'y = GridSample <mode = "nearest"> (x, g)', "GridSample", GRID),
+    "grid sample": Case(20, "y = GridSample (x, g)", "GridSample", GRID, oldest=16),
+    "grid sample, linear": Case(20, 'y = GridSample <mode = "linear"> (x, g)', "GridSample", GRID, oldest=16),
+    "grid sample, cubic": Case(20, 'y = GridSample <mode = "cubic"> (x, g)', "GridSample", GRID, oldest=16),
+    "grid sample, nearest": Case(20, 'y = GridSample <mode = "nearest"> (x, g)', "GridSample", GRID, oldest=16),
+    **{
+        f"dft, {name}": Case(20, f"y = DFT ({inputs})", "DFT", axis, data=(2, 3, 4, 1), oldest=17)
+        for name, inputs, axis in (
+            ("default axis", "x", ""),
+            ("axis", 'x, "", axis', "int64 axis = {1}"),
+            ("length, axis from the end", "x, n, axis", "int64 n = {5}, int64 axis = {-2}"),
+        )
+    },
+    "roi align": Case(16, ROI_ALIGN, "RoiAlign", ROIS),
+    "lp pool": Case(18, "y = LpPool <kernel_shape = [2, 2], dilations = [1, 1]> (x)", "LpPool"),
     "gelu": Case(20, "y = Gelu (x)", "Mul Erf Mul Add Mul"),
     "gelu, tanh": Case(20, 'y = Gelu <approximate = "tanh"> (x)', TANH_GELU),
     "mish": Case(18, "y = Mish (x)", "Softplus Tanh Mul"),
@@ -139,8 +152,7 @@ MARKED = [
 def test_same_numbers_below_the_border(name: str) -> None:
     case = CASES[name]
     expected = run(case.model(), case.x())
-    # GridSample itself is of opset 16
-    for opset in sorted({16 if "GridSample" in case.below else 13, case.border - 1}):
+    for opset in sorted({case.oldest, case.border - 1}):
         result = rewritten(case.model(), opset)
         assert sorted(operators(result.model)) == sorted(case.below.split())
         assert result.model.opset_import[0].version == opset
@@ -175,6 +187,66 @@ def test_intermediate_names_do_not_clash() -> None:
     case = Case(20, body, "", NORM)
     result = rewritten(case.model(), 13)
     np.testing.assert_allclose(run(result.model, case.x()), run(case.model(), case.x()), rtol=1e-4, atol=1e-5)
+
+
+# --- branches and loop bodies --------------------------------------------------------------------------------------
+
+
+INNER = "float one = {1}, int64[2] axes = {-1, 1}, int64[2] p = {1, 2}, int64[1] a = {1}"
+
+
+def branch(body: str, result: str, *, computes: str = "y") -> str:
+    """An If whose first branch gives `result`; c says which one is taken."""
+    then = f"then_branch = t () => (float[e, f, g, h] {result}) {{ {body} }}"
+    other = f"else_branch = o () => (float[e, f, g, h] q{result}) {{ q{result} = Abs (x) }}"
+    return f"{computes} = If (c) <{then}, {other}>"
+
+
+WRAP = 'v = Pad <mode = "wrap"> (x, all)'
+TWICE = "u = Gelu (x) v = Gelu (u)"
+HELD = {
+    "two of a kind": branch(TWICE, "v"),
+    "inside and outside": f"z = Gelu (x) w = Gelu (z) {branch(TWICE, 'v', computes='s')} y = Add (s, w)",
+    "in both": branch(TWICE, "v").replace("Abs", "Mish"),
+    "axes from outside": branch("v = ReduceMean (x, axes)", "v"),
+    "constants of its own": branch('v = Pad (x, p, "", a)', "v"),
+    "a node more": branch("s = Shape <start = 1> (x) f = Cast <to = 1> (s) g = ReduceMax (f) v = Add (x, g)", "v"),
+    "a branch in a branch": branch(branch(TWICE, "v", computes="s"), "s"),
+    "a loop": "y = Loop (n, t, x) <body = l (int64 i, bool d, float[e, f, g, h] s) => (bool k, float[e, f, g, h] v)"
+    " { k = Identity (d) u = HardSwish (s) v = Gelu (u) }>",
+}
+
+
+def held(body: str) -> Case:
+    constants = f"{INNER}, int64[8] all = {{0, 0, 1, 0, 0, 2, 0, 0}}, int64 n = {{3}}, bool t = {{1}}"
+    return Case(0, f"m = Neg (x) h = ReduceMax <keepdims = 0> (m) c = Greater (h, one) {body}", "", constants)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_branches_and_bodies_are_rewritten(name: str) -> None:
+    case = held(HELD[name])
+    expected = run(case.model(), case.x())
+    for opset in (13, 17):
+        np.testing.assert_allclose(run(rewritten(case.model(), opset).model, case.x()), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_branches_are_left_alone_where_nothing_is_too_new() -> None:
+    model = held(HELD["a branch in a branch"]).model()
+    names = [node.name for node in model.graph.node[-1].attribute[0].g.node]
+    found = rewritten(model, 21).model.graph.node[-1]
+    assert [node.name for node in found.attribute[0].g.node] == names
+
+
+@pytest.mark.parametrize(
+    ("body", "node"),
+    [
+        (branch(WRAP, "v"), "Pad If_3/then_branch/Pad_0"),
+        (branch(branch(WRAP, "v", computes="s"), "s"), "Pad If_3/then_branch/If_0/then_branch/Pad_0"),
+    ],
+)
+def test_what_is_refused_is_refused_in_a_branch(body: str, node: str) -> None:
+    with pytest.raises(GraphError, match=rf"^{node}: mode=wrap"):
+        rewritten(held(body).model(), 17)
 
 
 # --- refused by the pass -------------------------------------------------------------------------------------------
@@ -229,6 +301,9 @@ REFUSED = {
         'y = ScatterND <reduction = "min"> (x, i, u)',
         "int64[1, 4] i = {0, 0, 0, 0}, float[1] u = {5}",
     ),
+    "RoiAlign RoiAlign_0: coordinate_transformation_mode=half_pixel": (15, "y = RoiAlign (x, r, i)", ROIS),
+    "DFT DFT_1: input 2 is computed": (19, 'b = Neg (k) y = DFT (x, "", b)', "int64 k = {2}"),
+    "LpPool LpPool_0: ceil_mode=1": (17, "y = LpPool <kernel_shape = [2, 2], ceil_mode = 1> (x)", ""),
     "Reshape Reshape_0: allowzero with a shape that may hold a zero": (
         13,
         "y = Reshape <allowzero = 1> (x, to)",
