@@ -74,7 +74,7 @@ def _exhaustive_page(result: dict[str, Any]) -> list[str]:
         [[name, *(f"{row[truth]:+.3f}" for truth in truths)] for name, row in result["correlations"].items()],
     )
     rows = {**result["optima"]}
-    rows |= {f"{name}, best of 8 candidates measured": row for name, row in result["measured"].items()}
+    rows |= {f"{name}, best of the candidates measured": row for name, row in result["measured"].items()}
     averages = [f"avg <= {each['average']:g} (of {each['feasible']:,})" for each in result["measured"][LOSS]]
     for samples, suffix in (("the samples of the search", ""), ("held-out samples", ", held out")):
         lines += ["", "Assignments with the same or a lower average width that are better than what a method chooses,"]
@@ -116,15 +116,22 @@ def _uniform_page(result: dict[str, Any]) -> list[str]:
     lines += ["those of top-1 in points with exact McNemar p.", ""]
     head = [f"average of a {result['per']}", "assignment", "top-1", "searched has more", "p"]
     lines += _table([*head, criterion, "searched has less"], rows)
-    return lines + [line for run in result["runs"] for line in _sums_of_costs(run)]
+    return lines + _sums_of_costs(result["runs"])
 
 
-def _sums_of_costs(run: dict[str, Any]) -> list[str]:
-    """What costs of single layers add up to, in results that hold it."""
-    found = run.get("on_search_samples", {})
-    parts = [f"{name} {each['loss']:.4f} (sum {each['sum_of_costs']:.4f})" for name, each in found.items()]
-    where = f"On the samples of the search, average {run['average']:g}, loss and the sum of the costs of its layers:"
-    return ["", f"{where} {', '.join(parts)}."] if parts else []
+def _sums_of_costs(runs: list[dict[str, Any]]) -> list[str]:
+    """What costs of single layers add up to, in results that hold it; uniform widths are the same in each run."""
+    if "on_search_samples" not in runs[0]:
+        return []
+    found = {name: each for name, each in runs[0]["on_search_samples"].items() if name != "mixed"}
+    found |= {f"searched at {run['average']:g}": run["on_search_samples"]["mixed"] for run in runs}
+    lines = [
+        "",
+        "On the samples of the search a layer alone costs something at each width; what these costs add up to:",
+        "",
+    ]
+    rows = [[name, f"{each['sum_of_costs']:.4f}", f"{each['loss']:.4f}"] for name, each in found.items()]
+    return lines + _table(["assignment", "sum of the costs", "measured"], rows)
 
 
 def _statistics_page(result: dict[str, Any]) -> list[str]:

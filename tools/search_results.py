@@ -45,9 +45,12 @@ from bitswitch_deploy.pipeline.searching.search import SearchRequest, search
 from bitswitch_deploy.report.search_report import Assigned
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.candidates import near_optimal, usual_distance
+from bitswitch_deploy.search.choose import CANDIDATES, CANDIDATES_IN_RUNS
 from bitswitch_deploy.search.costs import GroupCosts, assignment_of, measured_costs, read_costs
+from bitswitch_deploy.search.dominance import remove_dominated
 from bitswitch_deploy.search.evaluate import Evaluator, Workers
 from bitswitch_deploy.search.problem import Group, Problem, Row, Selection
+from bitswitch_deploy.search.runs import in_runs
 from bitswitch_deploy.search.samples import MIN_SAMPLES, SearchSamples, store_samples
 from bitswitch_deploy.search.score import CRITERIA, Scores
 from bitswitch_deploy.search.statistics import compare, rank_correlation
@@ -169,7 +172,7 @@ class Exhaustive:
                 for name, costs in self.tables.items()
             },
             "measured": {
-                name: [self._standing(self.tables[name], average, count=8, by=name) for average in averages]
+                name: [self._standing(self.tables[name], average, count=CANDIDATES, by=name) for average in averages]
                 for name in (LOSS, DIVERGENCE)
             },
             **circumstances(),
@@ -186,6 +189,7 @@ class Exhaustive:
         problem = self._problem(costs, average)
         found = [each.selection for each in near_optimal(problem, count=count, distance=usual_distance(problem))]
         if count > 1:
+            found += in_runs(problem, remove_dominated(problem)[1], count=CANDIDATES_IN_RUNS)
             found += [each for _, each in problem.uniform() if problem.is_feasible(each)]
         best = min(found, key=lambda each: float(self.truths[by][self.selections.index(each)]))
         place = self.selections.index(best)
