@@ -109,13 +109,19 @@ class QdqGraph:
         return [reader for reader in readers if reader is not None and reader.is_quantizer]
 
     def path_to_constant(self, tensor: Tensor) -> tuple[Node, ...]:
-        """The nodes that make a constant tensor, the last one first; of several inputs the computed one is followed."""
+        """The nodes that make a constant tensor, the last one first; each is followed to what it computes on."""
         path: list[Node] = []
         while tensor.constant is None and tensor.producer is not None:
             path.append(tensor.producer)
-            arguments = [each for each in tensor.producer.inputs if each is not None]
-            tensor = next((each for each in arguments if each.constant is None), arguments[0])
+            tensor = self._operand(tensor.producer)
         return tuple(path)
+
+    def _operand(self, node: Node) -> Tensor:
+        """What a node computes on: the data of a Q or DQ, never its scale; of other nodes the first computed input."""
+        arguments = [each for each in node.inputs if each is not None]
+        if self.at(node) is not None:
+            return arguments[0]
+        return next((each for each in arguments if each.constant is None), arguments[0])
 
     def _read(self, node: Node) -> QdqNode:
         zero_point = node.argument(2)

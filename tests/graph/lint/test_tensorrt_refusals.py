@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx
 import pytest
 
 from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, linted, model, pair, rtx_refusal, weight, with_zero
 
 pytest.importorskip("tensorrt_rtx")
 
+PROTO = onnx.TensorProto
 BIAS = " bd = DequantizeLinear <axis = 0> (b, sb, iz) c = Conv (d, wd, bd)"
 MATRIX: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}
 ONES = ", ".join(["1"] * 72)
@@ -61,6 +63,8 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "float weight, q, dq": (IN + "k = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="k") + LAYER + OUT, {}),
     "zero-points left out behind Q": (IN + "wd = DequantizeLinear <axis = 0> (w, sw)" + LAYER + OUT, {}),
     "scale from constants": ("k = Mul (s, s2)" + pair("x", "d", "k") + WEIGHT + LAYER + OUT, {}),
+    "copied scale": (IN + "k = Identity (sw)" + weight(scale="k") + LAYER + OUT, {}),
+    "half scale": (IN + "half = Cast <to = 10> (sw) k = Cast <to = 1> (half)" + weight(scale="k") + LAYER + OUT, {}),
     "output_dtype": (DTYPE + WEIGHT + LAYER + OUT, {}),
     "com.microsoft": (MICROSOFT + WEIGHT + LAYER + OUT, {}),
     "residual": (IN + WEIGHT + "c = Conv <pads = [1, 1, 1, 1]> (d, wd) a = Add (c, d)" + pair("a", "y"), {}),
@@ -87,3 +91,14 @@ def test_what_builds_has_no_error(name: str) -> None:
     graph = model(with_zero(text, "i"), **options)
     assert not linted(graph, "tensorrt").errors
     assert rtx_refusal(graph) is None
+
+
+def test_scales_that_are_codes_themselves() -> None:
+    """NVFP4: weights in float4e2m1, their scales in float8e4m3fn."""
+    text = """k = DequantizeLinear (eights, s) wd = DequantizeLinear <axis = 0, block_size = 16> (fours, k)
+        y = MatMul (x, wd)"""
+    graph = model(text, opset=23, x="2, 32", y="a, b")
+    for name, kind, shape in (("eights", PROTO.FLOAT8E4M3FN, (2, 16)), ("fours", PROTO.FLOAT4E2M1, (32, 16))):
+        graph.graph.initializer.append(onnx.helper.make_tensor(name, kind, shape, [1.0] * (shape[0] * shape[1])))
+    assert not linted(graph, "tensorrt").findings
+    assert rtx_refusal(graph, gpu="SM120") is None
