@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -102,3 +103,51 @@ def test_scales_that_are_codes_themselves() -> None:
         graph.graph.initializer.append(onnx.helper.make_tensor(name, kind, shape, [1.0] * (shape[0] * shape[1])))
     assert not linted(graph, "tensorrt").findings
     assert rtx_refusal(graph, gpu="SM120") is None
+
+
+TYPES = {"i8": PROTO.INT8, "i4": PROTO.INT4, "f8": PROTO.FLOAT8E4M3FN, "f4": PROTO.FLOAT4E2M1}
+NARROW_CONV, OPERANDS = "narrow-conv-weight", "operand-types"
+
+# operator, types of activation (none: float) and weight, whether each output channel has a scale, the rule it breaks
+OPERAND_TYPES = [
+    ("Conv", "i8", "i8", True, ""),
+    ("Conv", "f8", "f8", False, ""),
+    ("Conv", "f8", "f8", True, ""),
+    ("Conv", "", "i4", True, ""),
+    ("Conv", "i8", "i4", True, NARROW_CONV),
+    ("Conv", "i4", "i4", False, NARROW_CONV),
+    ("Conv", "f8", "f4", False, NARROW_CONV),
+    ("Conv", "i4", "i8", True, OPERANDS),
+    ("Conv", "i8", "f8", True, OPERANDS),
+    ("Conv", "f8", "i8", False, OPERANDS),
+    ("ConvTranspose", "i8", "i4", True, ""),
+    ("ConvTranspose", "i8", "f8", False, ""),
+    ("MatMul", "f8", "f8", True, ""),
+    ("MatMul", "i4", "i4", False, ""),
+    ("MatMul", "i8", "i4", True, ""),
+    ("MatMul", "i4", "i8", True, ""),
+    ("MatMul", "i8", "i4", False, OPERANDS),
+    ("MatMul", "i4", "i8", False, OPERANDS),
+    ("MatMul", "i8", "f8", True, OPERANDS),
+    ("MatMul", "f4", "i4", True, OPERANDS),
+    ("Gemm", "i8", "i4", True, ""),
+    ("Gemm", "i8", "i4", False, OPERANDS),
+    ("Gemm", "f8", "i4", True, OPERANDS),
+]
+
+
+@pytest.mark.parametrize(("operator", "activation", "kind", "per_channel", "rule"), OPERAND_TYPES)
+def test_types_that_are_multiplied(operator: str, activation: str, kind: str, per_channel: bool, rule: str) -> None:
+    is_conv = "Conv" in operator
+    axis = 0 if operator == "Conv" else 1
+    front = IN.replace("ZERO", "za") if activation else "d = Identity (x)"
+    text = front + weight(axis, "scale", "zw", codes="k") + f"c = {operator} (d, wd) y = Relu (c)"
+    sides: dict[str, Any] = {"x": "1, 32, 8, 8"} if is_conv else {"x": "4, 32", "y": "a, b"}
+    graph = model(text, opset=23, **sides)
+    size, shape = ([32] if per_channel else []), ([32, 32, 2, 2] if is_conv else [32, 32])
+    constants = [("za", TYPES.get(activation, PROTO.INT8), [], 0), ("zw", TYPES[kind], size, 0)]
+    for name, data_type, dims, value in (*constants, ("k", TYPES[kind], shape, 1), ("scale", PROTO.FLOAT, size, 0.1)):
+        values = [value] * int(np.prod(dims, dtype=int))
+        graph.graph.initializer.append(onnx.helper.make_tensor(name, data_type, dims, values))
+    assert {finding.rule for finding in linted(graph, "tensorrt").errors} == ({rule} if rule else set())
+    assert bool(rtx_refusal(graph, gpu="SM120")) == bool(rule)

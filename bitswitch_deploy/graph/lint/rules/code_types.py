@@ -20,8 +20,9 @@ _OPSET_OF_TYPE = {
     "float4e2m1": 23,
     **dict.fromkeys(("int2", "uint2"), 25),
 }
-_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4e2m1": 4}
-_TENSORRT_TYPES = ("int8", "int4", "float8e4m3fn", "float4e2m1")
+# Codes that share a byte.
+BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4e2m1": 4}
+TENSORRT_TYPES = ("int8", "int4", "float8e4m3fn", "float4e2m1")
 
 
 class TypeForTensorrt(Rule):
@@ -36,9 +37,9 @@ class TypeForTensorrt(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.heads:
-            if qdq.code_type not in (None, "uint8", "int32", *_TENSORRT_TYPES):
+            if qdq.code_type not in (None, "uint8", "int32", *TENSORRT_TYPES):
                 do = "carry the codes in int8 with the same scale; int4 serves MatMul weights only"
-                yield Breach(node=qdq.node, got=f"{qdq.code_type} codes", allowed=", ".join(_TENSORRT_TYPES), do=do)
+                yield Breach(node=qdq.node, got=f"{qdq.code_type} codes", allowed=", ".join(TENSORRT_TYPES), do=do)
 
 
 class Int32Bias(Rule):
@@ -134,15 +135,15 @@ def _stored_bytes(constant: onnx.TensorProto) -> int | None:
     if constant.HasField("raw_data"):
         return len(constant.raw_data)
     # each int32 holds one byte of packed codes
-    return len(constant.int32_data) if type_name(constant.data_type) in _BITS else None
+    return len(constant.int32_data) if type_name(constant.data_type) in BITS else None
 
 
 def size_bytes(constant: onnx.TensorProto) -> int | None:
     """Bytes that a constant of this type and shape takes, packed; None for types without a fixed size."""
     kind = type_name(constant.data_type)
     n_elements = prod(constant.dims)
-    if kind in _BITS:
-        return -(-n_elements * _BITS[kind] // 8)
+    if kind in BITS:
+        return -(-n_elements * BITS[kind] // 8)
     if kind is None or kind == "string":
         return None
     return n_elements * onnx.helper.tensor_dtype_to_np_dtype(constant.data_type).itemsize
