@@ -37,7 +37,7 @@ class Tensor:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Node:
-    """One node. inputs [arguments]: None where an optional one is left out."""
+    """One node. inputs [arguments]: None where an optional one is left out. is_inner: part of a branch or loop body."""
 
     name: str
     operator: str
@@ -45,6 +45,12 @@ class Node:
     proto: onnx.NodeProto
     inputs: list[Tensor | None]
     outputs: list[Tensor | None]
+    is_inner: bool
+
+    @property
+    def result(self) -> Tensor | None:
+        """Its first output, None where it has none."""
+        return self.outputs[0] if self.outputs else None
 
     def integer(self, name: str, default: int) -> int:
         """An integer attribute, or `default` where it is not written or of another type."""
@@ -166,7 +172,7 @@ class LintedGraph:
         own |= {constant.name: Tensor(name=constant.name, constant=constant) for constant in graph.initializer}
         own |= {sparse.values.name: Tensor(name=sparse.values.name) for sparse in graph.sparse_initializer}
         nodes = [
-            self._node(proto, own, f"{prefix}{proto.name or f'{proto.op_type}_{i}'}")
+            self._node(proto, own, f"{prefix}{proto.name or f'{proto.op_type}_{i}'}", is_inner=bool(prefix))
             for i, proto in enumerate(graph.node)
         ]
         scope = {**outer, **own}
@@ -182,10 +188,16 @@ class LintedGraph:
         for value in graph.output:
             self._known(scope, value.name, None).is_output = True
 
-    def _node(self, proto: onnx.NodeProto, own: dict[str, Tensor], name: str) -> Node:
+    def _node(self, proto: onnx.NodeProto, own: dict[str, Tensor], name: str, *, is_inner: bool) -> Node:
         outputs = [self._made(own, output) if output else None for output in proto.output]
         node = Node(
-            name=name, operator=str(proto.op_type), domain=proto.domain, proto=proto, inputs=[], outputs=outputs
+            name=name,
+            operator=str(proto.op_type),
+            domain=proto.domain,
+            proto=proto,
+            inputs=[],
+            outputs=outputs,
+            is_inner=is_inner,
         )
         for tensor in outputs:
             if tensor is not None:
