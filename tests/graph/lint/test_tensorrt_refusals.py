@@ -33,6 +33,12 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "zero-point of another shape": ("scale-shape", IN + weight(zero="i") + LAYER + OUT, {}),
     "uint8": ("uint8-codes", with_zero(CONV, "u"), {}),
+    "uint8 by output_dtype": (
+        "uint8-codes",
+        "q = QuantizeLinear <output_dtype = 2> (x, s) d = DequantizeLinear (q, s)" + WEIGHT + LAYER + OUT,
+        {},
+    ),
+    "uint8 weight": ("uint8-codes", IN + "wd = DequantizeLinear (wu, s1)" + LAYER + OUT, {}),
     "zero-point": ("nonzero-zero-point", with_zero(CONV, "im"), {}),
     "16 bits": ("type-unknown-to-tensorrt", pair("x", "d", "s", "h") + WEIGHT + LAYER + OUT, {}),
     "int32 bias": ("int32-bias", IN + WEIGHT + BIAS + OUT, {"constants": "int32[4] iz = {0, 0, 0, 0}"}),

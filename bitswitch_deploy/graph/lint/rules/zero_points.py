@@ -8,7 +8,7 @@ import numpy as np
 
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
-from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT
+from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT, QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
 _CHANNELS = 1
@@ -26,7 +26,7 @@ class MissingZeroPoint(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.quantizers:
-            if qdq.zero_point is None and not qdq.node.integer("output_dtype", 0):
+            if _has_no_type(qdq):
                 yield Breach(
                     node=qdq.node,
                     got="no zero-point: uint8 to ONNX and onnxruntime, int8 to TensorRT",
@@ -38,7 +38,7 @@ class MissingZeroPoint(Rule):
 class UnsignedCodes(Rule):
     """uint8 codes: TensorRT reads them as int8 with only a warning, so all above 127 are lost.
 
-    As weights they are not imported at all.
+    As weights they are not imported at all, nor behind output_dtype. A Q that names no type is MissingZeroPoint's.
     """
 
     id = "uint8-codes"
@@ -47,7 +47,7 @@ class UnsignedCodes(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.heads:
-            if qdq.code_type == "uint8" and qdq.zero_point is not None:
+            if qdq.code_type == "uint8" and not _has_no_type(qdq):
                 lost = "not imported" if graph.is_weight(qdq) else "read as int8: the upper half of the range is lost"
                 do = "quantize symmetrically to int8, zero-point 0; up to 7 bits fit after a float Clip in front of Q"
                 yield Breach(node=qdq.node, got=f"uint8 codes, {lost}", allowed="int8 codes", do=do)
@@ -130,6 +130,10 @@ class PaddedCodes(Rule):
                     got = f"a border of code {fill} by {node.name}, which stands for another number than 0"
                     do = "give the Pad the zero-point as its value, or pad in float in front of Q"
                     yield Breach(node=qdq.node, got=got, allowed=f"a border of the zero-point, {zero}", do=do)
+
+
+def _has_no_type(qdq: QdqNode) -> bool:
+    return qdq.is_quantizer and qdq.zero_point is None and not qdq.node.integer("output_dtype", 0)
 
 
 def _border(graph: LintedGraph, node: Node) -> int | None:

@@ -38,6 +38,13 @@ def test_uint8_weights() -> None:
     assert found(graph, "uint8-codes") == [("dq_wd", "uint8 codes, not imported")]
 
 
+def test_uint8_without_a_zero_point() -> None:
+    graph = model("[q] q = QuantizeLinear <output_dtype = 2> (x, s) d = DequantizeLinear (q, s)" + TAIL)
+    assert nodes(graph, "uint8-codes") == ["q"]
+    graph = model(with_zero(IN + "[dq] wd = DequantizeLinear (wu, s1)" + LAYER + OUT, "i"))
+    assert found(graph, "uint8-codes") == [("dq", "uint8 codes, not imported")]
+
+
 def test_zero_points_other_than_zero() -> None:
     assert found(model(with_zero(CONV, "im")), "nonzero-zero-point") == [
         ("q_d", "zero-point -128"),
