@@ -19,9 +19,12 @@ import onnx.inliner
 from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.lint.folding import FOLDED, folded
 from bitswitch_deploy.graph.lint.shapes import inferred_shapes
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+# Nodes behind each other that are folded.
+_DEPTH = 32
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -112,13 +115,32 @@ class LintedGraph:
         return tensor is not None and (tensor.constant is not None or id(tensor) in self._constants)
 
     def values(self, tensor: Tensor | None) -> NDArray[Any] | None:
-        """The value of a constant, in its own shape; None where it is computed or its bytes do not fit its type."""
-        proto = None if tensor is None else self.source(tensor).constant
-        if proto is None:
-            return None
-        if id(proto) not in self._values:
-            self._values[id(proto)] = self._decoded(proto)
-        return self._values[id(proto)]
+        """The value of a constant, in its own shape, and of what is computed from constants as far as folding.py goes.
+
+        None where it is computed otherwise, where its bytes do not fit its type, or where it holds no numbers.
+        """
+        return None if tensor is None else self._value(tensor, _DEPTH)
+
+    def data_type(self, tensor: Tensor | None) -> int | None:
+        """The TensorProto type of what `values` has a value of; of a constant in the file without decoding it."""
+        constant = None if tensor is None else self.source(tensor).constant
+        if constant is not None:
+            return constant.data_type
+        values = self.values(tensor)
+        return None if values is None else onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+
+    def _value(self, tensor: Tensor, depth: int) -> NDArray[Any] | None:
+        tensor = self.source(tensor)
+        if id(tensor) not in self._values:
+            if tensor.constant is not None:
+                self._values[id(tensor)] = self._decoded(tensor.constant)
+            elif depth and (node := tensor.producer) is not None and self._is_folded(node):
+                arguments = [None if each is None else self._value(each, depth - 1) for each in node.inputs]
+                self._values[id(tensor)] = folded(node.proto, arguments)
+        return self._values.get(id(tensor))
+
+    def _is_folded(self, node: Node) -> bool:
+        return node.operator in FOLDED and node.domain in STANDARD_DOMAINS and all(map(self.is_constant, node.inputs))
 
     def shape(self, tensor: Tensor | None) -> tuple[int | None, ...] | None:
         """Dimensions of a tensor of the main graph, None for open ones; None where the rank is not known."""

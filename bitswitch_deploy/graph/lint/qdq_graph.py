@@ -127,8 +127,8 @@ class QdqGraph:
         zero_point = node.argument(2)
         kind: str | None = None
         if zero_point is not None:
-            constant = self.graph.source(zero_point).constant
-            kind = type_name(constant.data_type) if constant is not None else None
+            data_type = self.graph.data_type(zero_point)
+            kind = self.type_of(zero_point) if data_type is None else type_name(data_type)
         elif node.operator == QUANTIZE:
             kind = type_name(node.integer("output_dtype", 0)) or _DEFAULT_TYPE
         elif node.argument(0) is not None:

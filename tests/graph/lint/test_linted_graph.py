@@ -40,6 +40,48 @@ def test_what_depends_on_constants_alone() -> None:
     assert [graph.is_constant(tensor) for tensor in named(graph, "end").inputs] == [True, True, True, False, False]
 
 
+FOLDED = [
+    ("Neg (a)", [-2, -4]),
+    ("Cast <to = 3> (a)", [2, 4]),
+    ("Mul (a, b)", [6, 12]),
+    ("Div (b, a)", [1.5, 0.75]),
+    ("Reshape (a, to)", [[2], [4]]),
+    ("Unsqueeze (a, one)", [[2], [4]]),
+    ("Squeeze (a)", [2, 4]),
+    ("Expand (b, to)", [[3], [3]]),
+    ("ConstantOfShape (to)", [[0], [0]]),
+    ("ConstantOfShape <value = int8[1] {7}> (one)", [7]),
+    ("DequantizeLinear (codes, b, one_code)", [0, 3]),
+    ("DequantizeLinear (codes, b)", [3, 6]),
+    # nothing is said of these
+    ("Add (a, x)", None),
+    ("ReduceMax (a)", None),
+    ("ConstantOfShape (huge)", None),
+    ("Expand (a, huge)", None),
+    ("Reshape (a, huge)", None),
+    ("Cast <to = 99> (a)", None),
+    ("DequantizeLinear (codes, a)", None),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), FOLDED)
+def test_what_is_computed_from_constants(text: str, value: object) -> None:
+    graph = index(
+        "a = Constant <value_floats = [2.0, 4.0]> () b = Constant <value_float = 3.0> ()"
+        " to = Constant <value_ints = [2, 1]> () one = Constant <value_ints = [1]> ()"
+        " huge = Constant <value_ints = [100000, 100000]> () codes = Constant <value = int8[2] {1, 2}> ()"
+        f" one_code = Constant <value = int8 {{1}}> () k = {text} [end] y = Neg (k)"
+    )
+    values = graph.values(named(graph, "end").inputs[0])
+    assert (None if values is None else values.tolist()) == value
+
+
+def test_a_long_chain_is_not_folded() -> None:
+    text = "t0 = Constant <value_float = 3.0> () " + " ".join(f"t{i + 1} = Neg (t{i})" for i in range(3000))
+    graph = index(text + " [end] y = Neg (t3000)")
+    assert graph.values(named(graph, "end").inputs[0]) is None
+
+
 def test_identities_are_passed_over() -> None:
     graph = index("[first] a = Relu (x) b = Identity (a) c = Identity (b) [one] d = Neg (c) [two] y = Add (a, d)")
     first = named(graph, "first").outputs[0]

@@ -22,6 +22,8 @@ BLOCKED = IN + "wd = DequantizeLinear <axis = 1, block_size = 2> (w, s72, z72)" 
 QLINEAR = "c = QLinearConv (q, s, i, w, s1, i, s2, i) y = DequantizeLinear (c, s2, i)"
 NARROW = weight(1, "s1", "n0", codes="n") + "y = MatMul (x, wd)"
 
+REST = WEIGHT + LAYER + OUT
+
 # name: (the only rule that it breaks, text, options)
 REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "negative scale": ("negative-weight-scale", BAD, {"constants": "float[4] bad = {-1, 1, 1, 1}"}),
@@ -39,6 +41,16 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
         {},
     ),
     "uint8 weight": ("uint8-codes", IN + "wd = DequantizeLinear (wu, s1)" + LAYER + OUT, {}),
+    "uint8 by a cast": (
+        "uint8-codes",
+        "number = Constant <value = int32 {0}> () z = Cast <to = 2> (number)" + pair("x", "d", "s", "z") + REST,
+        {"opset": 13},
+    ),
+    "zero-point by a cast": (
+        "nonzero-zero-point",
+        "number = Constant <value = int32 {5}> () z = Cast <to = 3> (number)" + pair("x", "d", "s", "z") + REST,
+        {"opset": 13},
+    ),
     "zero-point": ("nonzero-zero-point", with_zero(CONV, "im"), {}),
     "16 bits": ("type-unknown-to-tensorrt", pair("x", "d", "s", "h") + WEIGHT + LAYER + OUT, {}),
     "int32 bias": ("int32-bias", IN + WEIGHT + BIAS + OUT, {"constants": "int32[4] iz = {0, 0, 0, 0}"}),
@@ -69,6 +81,10 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": (IN + WEIGHT + LAYER + "r = Relu (c)" + pair("r", "y"), {}),
     "float weight, q, dq": (IN + "k = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="k") + LAYER + OUT, {}),
     "zero-points left out behind Q": (IN + "wd = DequantizeLinear <axis = 0> (w, sw)" + LAYER + OUT, {}),
+    "zero-point by a cast": (
+        "number = Constant <value = int32 {0}> () z = Cast <to = 3> (number)" + pair("x", "d", "s", "z") + REST,
+        {"opset": 13},
+    ),
     "scale from constants": ("k = Mul (s, s2)" + pair("x", "d", "k") + WEIGHT + LAYER + OUT, {}),
     "copied scale": (IN + "k = Identity (sw)" + weight(scale="k") + LAYER + OUT, {}),
     "half scale": (IN + "half = Cast <to = 10> (sw) k = Cast <to = 1> (half)" + weight(scale="k") + LAYER + OUT, {}),

@@ -125,8 +125,8 @@ class ScaleShape(Rule):
 
 def scale_type(graph: QdqGraph, qdq: QdqNode) -> str | None:
     """`float`, `float16`, ... of a constant scale."""
-    constant = None if qdq.scale is None else graph.graph.source(qdq.scale).constant
-    return None if constant is None else type_name(constant.data_type)
+    data_type = graph.graph.data_type(qdq.scale)
+    return None if data_type is None else type_name(data_type)
 
 
 def _holds_constants(graph: QdqGraph, qdq: QdqNode) -> bool:

@@ -45,6 +45,9 @@ GEMM = IN + WEIGHT + " [layer] c = Gemm <transB = 1> (d, wd) "
 ROUND = " [conv] c = Conv <pads = [1, 1, 1, 1]> (d, wd) "  # gives the shape that it takes
 
 
+ZERO_INT32: dict[str, Any] = {"constants": "int32 b0 = {0}"}
+
+
 def conv(tail: str, layer: str = LAYER, *, made: str = WEIGHT, front: str = IN) -> str:
     return front + made + layer + tail
 
@@ -106,6 +109,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "float input": (conv(OUT, "[conv] c = Conv (x, wd)", front=""), {}),
     "relu in front": (conv(OUT, "r = Relu (d) [conv] c = Conv (r, wd)"), {}),
+    "zero-point by a cast in front": (conv(OUT, front="z = Cast <to = 2> (b0)" + pair("x", "d", "s", "z")), ZERO_INT32),
+    "zero-point by a cast, float output": (
+        conv("y = Relu (c)", front="z = Cast <to = 2> (b0)" + pair("x", "d", "s", "z")),
+        ZERO_INT32,
+    ),
+    "sixteen bits in front by a cast": (
+        conv(OUT, front="z = Cast <to = 5> (b0)" + pair("x", "d", "s", "z")),
+        ZERO_INT32,
+    ),
     "sixteen bits in front": (conv(OUT, front=pair("x", "d", "s", "h")), {}),
     "per-channel input": (conv(OUT, front=pair("x", "d", "sw", "iw")), {}),
     # its weight and bias

@@ -28,6 +28,11 @@ def test_scales_that_are_no_numbers(value: float, shown: str) -> None:
     assert found(graph, "scale-not-positive")[0] == ("q_y", f"{shown} as a scale")
 
 
+def test_a_negative_scale_that_is_computed_from_constants() -> None:
+    graph = int8("k = Neg (s)" + pair("x", "d", "k") + WEIGHT + LAYER + OUT)
+    assert nodes(graph, "scale-not-positive") == ["q_d", "dq_d"]
+
+
 def test_some_channels_of_many() -> None:
     graph = int8(IN + weight(scale="bad") + LAYER + OUT, "float[4] bad = {-1, 0, -2, -3}")
     assert found(graph, "scale-not-positive") == [("dq_wd", "0 as a scale")]
