@@ -134,23 +134,37 @@ def integer_layers(graph: QdqGraph) -> Iterator[WeightedLayer]:
 
 
 def is_absorbed(graph: QdqGraph, node: Node, quantizer: QdqNode) -> bool:
-    """Whether the codes of a Q cover no more than a Relu or Clip in front of it lets through."""
+    """Whether the bounds of a Relu or Clip, rounded to codes of the Q behind it, leave out none of its codes."""
     scale, zero = quantizer.scale_values, quantizer.zero_values
     if quantizer.code_type not in EIGHT_BIT or scale is None or scale.size != 1:
         return False
+    if zero is None:
+        zero = np.zeros(1)
     limits = np.iinfo(np.int8 if quantizer.code_type == "int8" else np.uint8)
-    zero_point = 0 if zero is None else int(zero.ravel()[0])
-    low, high = ((limit - zero_point) * float(scale.ravel()[0]) for limit in (limits.min, limits.max))
+    bounds = _bounds(graph, node)
+    if bounds is None or zero.size != 1:
+        return False
+    # in float32, as onnxruntime does it
+    with np.errstate(all="ignore"):
+        low, high = np.rint(np.array(bounds, np.float32) / scale.astype(np.float32).ravel()) + float(zero.item())
+    return bool(low <= limits.min and high >= limits.max)
+
+
+def _bounds(graph: QdqGraph, node: Node) -> tuple[float, float] | None:
+    """What a Relu or Clip lets through; None where it is computed."""
     if node.operator == "Relu":
-        return low == 0
-    bounds = [node.number(name) for name in ("min", "max")]  # opset 6 to 10
-    for index in (0, 1):
-        value = graph.graph.values(node.argument(index + 1))
+        return 0, np.inf
+    bounds = [-np.inf, np.inf]
+    for index, name in enumerate(("min", "max")):
+        argument, written = node.argument(index + 1), node.number(name)  # written: opset 6 to 10
+        value = graph.graph.values(argument)
         if value is not None and value.size == 1:
-            bounds[index] = float(value.ravel()[0])
-        elif node.argument(index + 1) is not None:
-            return False
-    return (bounds[0] is None or bounds[0] <= low) and (bounds[1] is None or high <= bounds[1])
+            bounds[index] = float(value.item())
+        elif argument is not None:
+            return None
+        elif written is not None:
+            bounds[index] = written
+    return bounds[0], bounds[1]
 
 
 def _is_same(one: QdqNode, other: QdqNode) -> bool:

@@ -108,8 +108,9 @@ class FloatOutput(Rule):
 class UnabsorbedActivation(Rule):
     """A Relu or Clip between a layer and its Q that the Q cannot take over.
 
-    A Relu vanishes where 0 is the lowest code: uint8 with zero-point 0, int8 with -128. A Clip vanishes where all codes
-    lie within its bounds. Else the layer stays float: so with int8 at zero-point 0, TensorRT's format.
+    A Relu vanishes where 0 is the lowest code: uint8 with zero-point 0, int8 with -128. A Clip vanishes where its
+    bounds, rounded to codes, are the lowest and the highest or beyond: a ReLU6 with the scale 6 / 255. Else the layer
+    stays float: so with int8 at zero-point 0, TensorRT's format.
     """
 
     id = "unabsorbed-activation"

@@ -270,6 +270,27 @@ def test_a_bias_is_rounded_although_the_result_is_handed_out_beside_its_q(name: 
     assert np.abs(rounded - exact).max() > 1e-3
 
 
+@needs_current_onnxruntime
+@pytest.mark.parametrize(
+    ("bounds", "scale", "absorbed"),
+    [
+        # in float64 the highest code is above these bounds
+        *(((0, high), high / 255, True) for high in (1, 4, 6, 15, 17)),
+        ((0, 6), 6.01 / 255, True),
+        ((0, 6), 6.02 / 255, False),
+        ((0.01, 6), 6 / 255, True),
+        ((0.02, 6), 6 / 255, False),
+        ((-1, 6), 6 / 255, True),
+    ],
+)
+def test_a_clip_at_the_highest_code(bounds: tuple[float, float], scale: float, absorbed: bool, tmp_path: Path) -> None:
+    text = with_zero(through("Clip (*, low, top)").replace("s2", "step"), "u")
+    low, high = map(float, bounds)
+    graph = model(text, constants=f"float low = {{{low}}}, float top = {{{high}}}, float step = {{{scale!r}}}")
+    assert bool(nodes(graph, "unabsorbed-activation")) == (not absorbed)
+    assert sum(optimised_operators(graph, tmp_path)[operator] for operator in FLOAT_OPERATORS) == (not absorbed)
+
+
 def test_reasons_for_a_float_output() -> None:
     said = {}
     for name in ("float output", "graph output", "two scales", "batchnorm"):
