@@ -55,7 +55,7 @@ def folded(node: onnx.NodeProto, arguments: Sequence[Array | None]) -> Array | N
             result = _computed(node.op_type, attributes, known)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
-    return None if result is None else np.asarray(result)
+    return None if result is None or np.asarray(result).dtype.kind not in "biufV" else np.asarray(result)
 
 
 def _computed(operator: str, attributes: Mapping[str, Any], arguments: Sequence[Array]) -> Any:

@@ -43,6 +43,7 @@ from bitswitch_deploy.graph.lint.rules.placement import (
 )
 from bitswitch_deploy.graph.lint.rules.scales import (
     NegativeWeightScale,
+    NoNumbers,
     ScaleNotConstant,
     ScaleNotPositive,
     ScaleShape,
@@ -78,6 +79,7 @@ RULES: tuple[type[Rule], ...] = (
     ScaleNotPositive,
     NegativeWeightScale,
     ScaleShape,
+    NoNumbers,
     ByteCount,
     OpsetTooOld,
     TypesDisagree,

@@ -23,6 +23,8 @@ from bitswitch_deploy.graph.lint.folding import FOLDED, folded
 from bitswitch_deploy.graph.lint.shapes import inferred_shapes
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+# Kinds of NumPy types: strings, objects, complex numbers.
+_NO_NUMBERS = "SUOc"
 # Nodes behind each other that are folded.
 _DEPTH = 32
 
@@ -91,8 +93,8 @@ class LintedGraph:
         where: how messages name it. folder: of its external data, None where it has none.
 
     Raises:
-        GraphError: there is no graph, a node reads a tensor that nothing makes, two nodes make the same one, or the
-            nodes depend on each other in a circle.
+        GraphError: there is no graph, a local function cannot be inlined, a node reads a tensor that nothing makes, two
+            nodes make the same one, or the nodes depend on each other in a circle.
     """
 
     def __init__(self, model: onnx.ModelProto, *, where: str, folder: Path | None = None) -> None:
@@ -100,7 +102,7 @@ class LintedGraph:
         if not model.graph.node and not model.graph.output:
             raise _refusal(where, "no graph", "an ONNX model with at least one output")
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            model = _inlined(model, where)
         self.opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), None)
         self._folder = folder
         self._model = model
@@ -173,7 +175,7 @@ class LintedGraph:
         while waiting:
             same = waiting.pop()
             yield same
-            waiting += [node.outputs[0] for node in same.readers if node.operator == "Identity" and node.outputs[0]]
+            waiting += [node.result for node in same.readers if node.operator == "Identity" and node.result]
 
     def _decoded(self, proto: onnx.TensorProto) -> NDArray[Any] | None:
         try:
@@ -182,9 +184,10 @@ class LintedGraph:
                 copy.CopyFrom(proto)
                 onnx.external_data_helper.load_external_data_for_tensor(copy, str(self._folder or Path()))
                 proto = copy
-            return np.asarray(onnx.numpy_helper.to_array(proto))
-        except (ValueError, TypeError, OSError, onnx.checker.ValidationError):
+            values = np.asarray(onnx.numpy_helper.to_array(proto))
+        except (KeyError, ValueError, TypeError, OSError, onnx.checker.ValidationError):
             return None
+        return None if values.dtype.kind in _NO_NUMBERS else values
 
     # --- building ---------------------------------------------------------------------------------------------------
 
@@ -240,6 +243,15 @@ class LintedGraph:
         return scope[name]
 
 
+def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """A copy without local functions."""
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as exc:
+        got = f"local functions that cannot be inlined: {exc}"
+        raise _refusal(where, got, "functions that do not call themselves, called with their own inputs") from exc
+
+
 def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
     """Bodies of If, Loop and Scan, with the names of their attributes."""
     for attribute in node.attribute:
@@ -251,15 +263,15 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 def _set_constant(node: Node) -> None:
     """Give the output of a Constant node its value."""
-    if node.operator != "Constant" or node.domain not in STANDARD_DOMAINS or not node.outputs or not node.outputs[0]:
+    if node.operator != "Constant" or node.domain not in STANDARD_DOMAINS or node.result is None:
         return
     for attribute in node.proto.attribute:
         if attribute.name == "value":
-            node.outputs[0].constant = attribute.t
+            node.result.constant = attribute.t
         elif attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
             dtype = np.float32 if "float" in attribute.name else np.int64
             values = np.asarray(onnx.helper.get_attribute_value(attribute), dtype)
-            node.outputs[0].constant = onnx.numpy_helper.from_array(values)
+            node.result.constant = onnx.numpy_helper.from_array(values)
 
 
 def _constant_tensors(nodes: Iterable[Node]) -> set[int]:

@@ -41,7 +41,7 @@ def tail_of(graph: QdqGraph, layer: WeightedLayer) -> Tail:
             activations.append(following)
         else:
             moved = True
-        tensor = following.outputs[0]
+        tensor = following.result
 
 
 def _next(graph: QdqGraph, tensor: Tensor | None, moved: bool) -> tuple[QdqNode | None, Node | None, str]:
@@ -77,7 +77,7 @@ def bias_add(graph: QdqGraph, layer: WeightedLayer) -> Node | None:
 def result_of(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
     """What a layer makes, its bias_add included."""
     add = bias_add(graph, layer)
-    return layer.result if add is None else add.outputs[0]
+    return layer.result if add is None else add.result
 
 
 def has_float_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
@@ -121,7 +121,7 @@ def _leads_to_q(graph: QdqGraph, layer: WeightedLayer, *, past: tuple[str, ...])
         (reader,) = readers
         if reader.operator not in past:
             return bool(graph.quantizers_reading(tensor))
-        tensor = reader.outputs[0]
+        tensor = reader.result
     return False
 
 

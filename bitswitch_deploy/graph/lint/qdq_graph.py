@@ -34,7 +34,7 @@ class WeightedLayer:
     @property
     def result(self) -> Tensor | None:
         """What the layer makes."""
-        return self.node.outputs[0] if self.node.outputs else None
+        return self.node.result
 
 
 class QdqGraph:
@@ -52,8 +52,8 @@ class QdqGraph:
         for node in graph.nodes:
             if node.operator in (QUANTIZE, DEQUANTIZE) and node.domain in DOMAINS:
                 self._by_node[id(node)] = self._read(node)
-            elif node.operator in ON_CODES and node.outputs and node.outputs[0] and node.argument(0):
-                self._types[id(node.outputs[0])] = self._type_behind(node)
+            elif node.operator in ON_CODES and node.result is not None and node.argument(0):
+                self._types[id(node.result)] = self._type_behind(node)
         every = list(self._by_node.values())
         self.nodes = every
         self.quantizers = [each for each in every if each.is_quantizer]
@@ -133,8 +133,8 @@ class QdqGraph:
             kind = type_name(node.integer("output_dtype", 0)) or _DEFAULT_TYPE
         elif node.argument(0) is not None:
             kind = self.type_of(node.argument(0))
-        if node.operator == QUANTIZE and node.outputs and node.outputs[0]:
-            self._types[id(node.outputs[0])] = kind
+        if node.operator == QUANTIZE and node.result is not None:
+            self._types[id(node.result)] = kind
         return QdqNode(graph=self.graph, node=node, code_type=kind)
 
     def _type_behind(self, node: Node) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node
-from tests.graph.lint.graphs import found, model, nodes, pair
+from tests.graph.lint.graphs import IN, WEIGHT, found, linted, model, nodes, pair, with_zero
 
 
 def index(text: str, *, header: str = "(float[2, 4] x) => (float[a, b] y)") -> LintedGraph:
@@ -149,6 +149,26 @@ def test_local_functions_are_inlined() -> None:
         fake (a, scale, zero) => (r) { q = QuantizeLinear (a, scale, zero) r = DequantizeLinear (q, scale, zero) }"""
     )
     assert len(nodes(parsed, "scale-not-positive")) == 2
+
+
+FUNCTION = """<ir_version: 10, opset_import: ["" : 21, "acme" : 1]>
+    net (float[2] x) => (float[2] y) {{ y = acme.f {} }}
+    <domain: "acme", opset_import: ["" : 21, "acme" : 1]> f (a) => (r) {{ r = {} (a) }}"""
+
+
+@pytest.mark.parametrize("parts", [("(x)", "acme.f"), ("(x, x)", "Relu")])
+def test_functions_that_call_themselves_or_are_called_with_too_much(parts: tuple[str, str]) -> None:
+    with pytest.raises(GraphError, match="test: local functions that cannot be inlined"):
+        LintedGraph(onnx.parser.parse_model(FUNCTION.format(*parts)), where="test")
+
+
+@pytest.mark.parametrize("operator", ["acme.Print", "MaxPool", "Add", "Identity", "Clip", "Relu", "QuantizeLinear"])
+def test_nodes_without_results(operator: str) -> None:
+    graph = model(with_zero(IN + WEIGHT + "c = Conv (d, wd) y = Relu (c)", "i"))
+    for read in ("d", "d_codes", "c", "x"):
+        domain, _, kind = operator.rpartition(".")
+        graph.graph.node.append(onnx.helper.make_node(kind, [read, read], [], domain=domain))
+    assert linted(graph).nodes == 9
 
 
 def test_nodes_in_any_order_are_sorted() -> None:

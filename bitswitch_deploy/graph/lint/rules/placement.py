@@ -211,13 +211,13 @@ def _is_moved_codes(graph: QdqGraph, tensor: Tensor) -> bool:
 
 def _quantizer_behind(graph: QdqGraph, node: Node, pass_over: tuple[str, ...] = ("Relu", "Clip")) -> QdqNode | None:
     """The first Q that reads what `node` makes, directly or through operators that are passed over."""
-    tensor = node.outputs[0]
+    tensor = node.result
     while tensor is not None:
         readers = graph.graph.readers(tensor)
         found = next(iter(graph.quantizers_reading(tensor)), None)
         if found is not None or len(readers) != 1 or readers[0].operator not in pass_over:
             return found
-        tensor = readers[0].outputs[0]
+        tensor = readers[0].result
     return None
 
 

@@ -64,8 +64,8 @@ class NonZeroZeroPoint(Rule):
         for qdq in graph.heads:
             zero = qdq.zero_values
             if zero is not None and np.any(zero):
-                values = np.unique(np.asarray(zero, np.int64))
-                shown = str(values[0]) if values.size == 1 else f"{values[0]} .. {values[-1]}"
+                values = np.unique(np.asarray(zero, np.float64))
+                shown = f"{values[0]:g}" if values.size == 1 else f"{values[0]:g} .. {values[-1]:g}"
                 do = "quantize symmetrically: zero-point 0 and the scale from the largest magnitude"
                 yield Breach(node=qdq.node, got=f"zero-point {shown}", allowed="zero-point 0", do=do)
 
@@ -126,8 +126,8 @@ class PaddedCodes(Rule):
                 continue
             for node in between:
                 fill = _border(graph.graph, node)
-                if fill is not None and fill != int(np.asarray(zero).item()):
-                    got = f"a border of code {fill} by {node.name}, which stands for another number than 0"
+                if fill is not None and fill != float(np.asarray(zero).item()):
+                    got = f"a border of code {fill:g} by {node.name}, which stands for another number than 0"
                     do = "give the Pad the zero-point as its value, or pad in float in front of Q"
                     yield Breach(node=qdq.node, got=got, allowed=f"a border of the zero-point, {zero}", do=do)
 
@@ -136,7 +136,7 @@ def _has_no_type(qdq: QdqNode) -> bool:
     return qdq.is_quantizer and qdq.zero_point is None and not qdq.node.integer("output_dtype", 0)
 
 
-def _border(graph: LintedGraph, node: Node) -> int | None:
+def _border(graph: LintedGraph, node: Node) -> float | None:
     """The code that a Pad puts around rows or columns; None where it does not, or nobody knows."""
     if node.operator != "Pad" or node.text("mode", "constant") != "constant":
         return None
@@ -148,4 +148,4 @@ def _border(graph: LintedGraph, node: Node) -> int | None:
     axes = np.arange(ends.shape[1]) if node.argument(3) is None else axes
     if axes is None or axes.shape != ends.shape[1:] or axes.min(initial=0) < 0:
         return None
-    return int(fill.item()) if np.any(ends[:, axes != _CHANNELS]) else None
+    return float(fill.item()) if np.any(ends[:, axes != _CHANNELS]) else None

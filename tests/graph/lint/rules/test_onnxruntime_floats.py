@@ -291,6 +291,11 @@ def test_a_clip_at_the_highest_code(bounds: tuple[float, float], scale: float, a
     assert sum(optimised_operators(graph, tmp_path)[operator] for operator in FLOAT_OPERATORS) == (not absorbed)
 
 
+def test_a_relu_in_front_of_a_zero_point_that_holds_nothing() -> None:
+    graph = model(with_zero(conv("r = Relu (c)" + pair("r", "y", "s2", "none")), "u"), constants="uint8[0] none = {}")
+    assert len(nodes(graph, "no-numbers")) == 2
+
+
 def test_reasons_for_a_float_output() -> None:
     said = {}
     for name in ("float output", "graph output", "two scales", "batchnorm"):

@@ -98,6 +98,18 @@ def test_the_pair_in_front_of_a_pair() -> None:
 BORDER = "int64[8] border = {0, 0, 1, 1, 0, 0, 1, 1}, int64[8] channels = {0, 0, 0, 0, 0, 4, 0, 0}, uint8 fill = {128}"
 
 
+def test_a_border_of_no_number() -> None:
+    graph = model(pair("x", "y", "s", "u", on_codes="Pad (*, border, bad)"), constants=BORDER + ", float bad = {nan}")
+    assert "a border of code nan by" in found(graph, "padded-codes")[0][1]
+
+
+def test_a_zero_point_of_no_number() -> None:
+    graph = model(
+        "[q] q = QuantizeLinear (x, s, bad) [dq] y = DequantizeLinear (q, s, bad)", constants="float bad = {nan}"
+    )
+    assert found(graph, "nonzero-zero-point") == [("q", "zero-point nan")]
+
+
 @pytest.mark.parametrize("operator", ["Pad (*, border)", 'Pad <mode = "constant"> (*, border, u)'])
 def test_a_border_of_codes_that_are_not_zero(operator: str) -> None:
     graph = model(pair("x", "y", "s", "um", on_codes=operator), constants=BORDER)
@@ -118,8 +130,9 @@ def test_a_border_of_codes_that_are_not_zero(operator: str) -> None:
         ("Pad (*, channels)", "um"),
         ("Pad (*, four, u, axes)", "um"),
         ("Transpose (*)", "um"),
+        ("Pad (*, none)", "um"),
     ],
 )
 def test_other_borders(operator: str, zero: str) -> None:
-    constants = f"{BORDER}, int64[2] four = {{0, 4}}, int64[1] axes = {{1}}"
+    constants = f"{BORDER}, int64[2] four = {{0, 4}}, int64[1] axes = {{1}}, int64[0] none = {{}}"
     assert not nodes(model(pair("x", "y", "s", zero, on_codes=operator), constants=constants), "padded-codes")
