@@ -66,6 +66,7 @@ from bitswitch_deploy.graph.lint.rules.weights import (
     WeightPath,
 )
 from bitswitch_deploy.graph.lint.rules.zero_points import (
+    AxesDisagree,
     GridsDisagree,
     MissingZeroPoint,
     NonZeroZeroPoint,
@@ -83,6 +84,7 @@ RULES: tuple[type[Rule], ...] = (
     ByteCount,
     OpsetTooOld,
     TypesDisagree,
+    AxesDisagree,
     WeightAxis,
     BlockedConvWeight,
     MissingZeroPoint,

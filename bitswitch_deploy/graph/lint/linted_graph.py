@@ -145,8 +145,10 @@ class LintedGraph:
         return node.operator in FOLDED and node.domain in STANDARD_DOMAINS and all(map(self.is_constant, node.inputs))
 
     def shape(self, tensor: Tensor | None) -> tuple[int | None, ...] | None:
-        """Dimensions of a tensor of the main graph, None for open ones; None where the rank is not known."""
-        return None if tensor is None else self._shapes.get(tensor.name)
+        """Dimensions of a constant or of a tensor of the main graph, None for open ones; None for an unknown rank."""
+        if tensor is None or tensor.constant is None:
+            return None if tensor is None else self._shapes.get(tensor.name)
+        return tuple(tensor.constant.dims)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int | None, ...]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
-from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT, QdqNode
+from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
 _CHANNELS = 1
@@ -86,6 +86,34 @@ class TypesDisagree(Rule):
                 yield Breach(node=qdq.node, got=got, allowed=f"a zero-point of type {codes}", do=do)
 
 
+class AxesDisagree(Rule):
+    """A DQ right behind a Q has its scales along another axis, or in blocks of another size.
+
+    Both engines do what is written: each channel is multiplied by the scales of others. Nothing is said where all
+    scales are equal, or where nobody knows which axis a negative one is.
+    """
+
+    id = "q-dq-axes-disagree"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.dequantizers:
+            quantizer, between = graph.quantizer_of(qdq)
+            if quantizer is None or between or not (_has_scales(quantizer) and _has_scales(qdq)):
+                continue
+            axes = [_axis(graph.graph, quantizer, each) for each in (quantizer, qdq)]
+            sizes = [each.block_size for each in (quantizer, qdq)]
+            if sizes[0] != sizes[1] or (None not in axes and axes[0] != axes[1]):
+                shown = [
+                    f"axis {each.axis}" + (f" in blocks of {each.block_size}" if each.block_size else "")
+                    for each in (qdq, quantizer)
+                ]
+                do = "write the axis and block_size of one on the other, or quantize the tensor again"
+                got = f"scales along {shown[0]}, those of {quantizer.node.name} along {shown[1]}"
+                yield Breach(node=qdq.node, got=got, allowed="scales along the axis of its Q", do=do)
+
+
 class GridsDisagree(Rule):
     """A DQ right behind a Q has another scale or zero-point: every value is multiplied or shifted on the way.
 
@@ -102,7 +130,7 @@ class GridsDisagree(Rule):
             quantizer, between = graph.quantizer_of(qdq)
             if quantizer is None or between or quantizer.code_type != qdq.code_type:
                 continue
-            if qdq.code_type in EIGHT_BIT and not quantizer.same_grid(qdq):
+            if not quantizer.same_grid(qdq):
                 got = f"another scale or zero-point than {quantizer.node.name}, whose codes it reads"
                 do = "use the scale and zero-point of Q; to rescale on purpose, say so with a Mul"
                 yield Breach(node=qdq.node, got=got, allowed="the grid of its Q", do=do)
@@ -130,6 +158,20 @@ class PaddedCodes(Rule):
                     got = f"a border of code {fill:g} by {node.name}, which stands for another number than 0"
                     do = "give the Pad the zero-point as its value, or pad in float in front of Q"
                     yield Breach(node=qdq.node, got=got, allowed=f"a border of the zero-point, {zero}", do=do)
+
+
+def _has_scales(qdq: QdqNode) -> bool:
+    """Whether it matters along which axis its scales lie."""
+    scales = qdq.scale_values
+    return scales is not None and np.unique(scales.astype(np.float64)).size > 1
+
+
+def _axis(graph: LintedGraph, quantizer: QdqNode, qdq: QdqNode) -> int | None:
+    """The axis of scales from the front; None where it is written from the back of a tensor of unknown rank."""
+    shape = graph.shape(quantizer.data)
+    if qdq.axis >= 0:
+        return qdq.axis
+    return None if shape is None else qdq.axis + len(shape)
 
 
 def _has_no_type(qdq: QdqNode) -> bool:

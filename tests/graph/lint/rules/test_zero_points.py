@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, model, nodes, pair, weight, with_zero
+from tests.graph.running import initializer, run, watched
 
 TAIL = with_zero(WEIGHT + LAYER + OUT, "i")
 
@@ -75,6 +77,45 @@ def test_another_grid_behind_than_in_front(scale: str, zero: str) -> None:
     assert found(graph, "q-dq-scales-disagree") == [
         ("dq", "another scale or zero-point than q, whose codes it reads"),
     ]
+
+
+@pytest.mark.parametrize("zero", ["h", "e"])
+def test_another_grid_of_other_types(zero: str) -> None:
+    body = f"e = Cast <to = 17> (lo) q = QuantizeLinear (x, s, {zero}) [dq] d = DequantizeLinear (q, s2, {zero})"
+    assert nodes(model(body + TAIL), "q-dq-scales-disagree") == ["dq"]
+
+
+AXES = "[q] k = QuantizeLinear <{}> (f, {scale}, {zero}) [dq] wd = DequantizeLinear <{}> (k, {scale}, {zero})"
+BLOCKS = "float[2, 4] s8 = {0.2, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1}, int8[2, 4] z8 = {0, 0, 0, 0, 0, 0, 0, 0}"
+
+
+@pytest.mark.parametrize(
+    ("front", "behind", "scale", "said"),
+    [
+        ("axis = 0", "axis = 1", "sw", "scales along axis 1, those of q along axis 0"),
+        ("axis = -2", "axis = -1", "sw", "scales along axis -1, those of q along axis -2"),
+        ("axis = 0", "axis = -1", "sw", "scales along axis -1, those of q along axis 0"),
+        ("axis = 0", "axis = -2", "sw", ""),
+        ("axis = 1", "axis = -1", "sw", ""),
+        ("axis = 0", "axis = 1", "one", ""),
+        ("axis = 0", "axis = 1", "s", ""),
+        ("axis = 0, block_size = 2", "axis = 0, block_size = 2", "s8", ""),
+        (
+            "axis = 0, block_size = 2",
+            "axis = 0, block_size = 3",
+            "s8",
+            "scales along axis 0 in blocks of 3, those of q along axis 0 in blocks of 2",
+        ),
+    ],
+)
+def test_scales_along_another_axis_behind_than_in_front(front: str, behind: str, scale: str, said: str) -> None:
+    zero = {"s": "i", "s8": "z8"}.get(scale, "iw")
+    body = AXES.format(front, behind, scale=scale, zero=zero) + "y = MatMul (x, wd)"
+    graph = model(body, x="2, 4", y="a, b", shape=(4, 4), constants=BLOCKS)
+    assert found(graph, "q-dq-axes-disagree") == ([("dq", said)] if said else [])
+    exact = initializer(graph, "f")
+    error = np.abs(run(watched(graph, ("wd",)), np.zeros((2, 4), np.float32)) - exact).max()
+    assert (error > initializer(graph, scale).max() / 2 + 1e-6) == bool(said)
 
 
 def test_equal_values_in_other_tensors_are_one_grid() -> None:
