@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
 from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
     bias_add,
     has_float_bias,
@@ -61,9 +62,9 @@ class SixteenBitCodes(Rule):
 
 
 class FloatInput(Rule):
-    """A quantized weight and a float input: Conv, ConvTranspose and Gemm with transB compute in float.
+    """A quantized weight and a float input: the layer computes in float.
 
-    MatMul, and Gemm without transB, become MatMulNBits instead.
+    MatMul, and Gemm without transB, become MatMulNBits instead where RoundedMatMul says so.
     """
 
     id = "float-input"
@@ -72,13 +73,11 @@ class FloatInput(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
-            if layer.activation is not None or layer.weight is None or not layer.has_constant_weight:
-                continue
-            operator = layer.node.operator
-            if operator != "MatMul" and (operator != "Gemm" or layer.node.integer("transB", 0)):
-                source = layer.node.argument(0)
+            has_codes = layer.weight is not None and layer.has_constant_weight and layer.activation is None
+            if has_codes and not becomes_matmul_nbits(graph, layer):
+                source = layer.node.argument(1 - layer.weight_index)
                 do = "put Q and DQ directly in front of it"
-                if operator == "Gemm":
+                if layer.node.operator == "Gemm" and layer.node.integer("transB", 0):
                     do += ", or write a MatMul with the weight transposed"
                 got = f"a weight in codes, float input {source.name if source else ''}"
                 yield Breach(node=layer.node, got=got, allowed="input and weight in codes", do=do)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
 from bitswitch_deploy.graph.lint.output_channels import other_axis
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
 from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, QUANTIZE
@@ -159,9 +160,10 @@ class BlockedConvWeight(Rule):
 
 
 class RoundedMatMul(Rule):
-    """A MatMul of a float activation and a quantized weight: onnxruntime makes it MatMulNBits with accuracy_level 4.
+    """A float activation and a quantized weight of MatMul or Gemm: onnxruntime makes MatMulNBits, accuracy_level 4.
 
-    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation.
+    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation. Which
+    layers it takes stands in `matmul_nbits.py`; the others stay float, see FloatInput.
     """
 
     id = "rounded-activation"
@@ -170,7 +172,7 @@ class RoundedMatMul(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
-            if layer.node.operator == "MatMul" and layer.weight and layer.has_constant_weight and not layer.activation:
+            if layer.weight is not None and becomes_matmul_nbits(graph, layer):
                 yield Breach(
                     node=layer.node,
                     got=f"float activation, {layer.weight.code_type} weight: the activation is rounded to int8",
