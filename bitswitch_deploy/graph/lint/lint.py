@@ -50,6 +50,7 @@ from bitswitch_deploy.graph.lint.rules.scales import (
     TinyScale,
 )
 from bitswitch_deploy.graph.lint.rules.structure import (
+    ConstantCodes,
     Dangling,
     DequantizerWithoutQuantizer,
     IntegerOperator,
@@ -95,6 +96,7 @@ RULES: tuple[type[Rule], ...] = (
     OddInt4Row,
     ScaleNotConstant,
     WeightPath,
+    ConstantCodes,
     NarrowConvWeight,
     OperandTypes,
     PerChannelActivation,

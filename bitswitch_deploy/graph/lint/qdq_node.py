@@ -35,7 +35,7 @@ MOVING = {
     "Tile": False,
 }
 # What may stand between Q and DQ on the codes themselves.
-ON_CODES = ("BitShift", "Cast", "Clip", "Identity", "Max", "Min", "Mul", "Pad", *MOVING)
+ON_CODES = ("BitShift", "Cast", "Clip", "Concat", "Identity", "Max", "Min", "Mul", "Pad", *MOVING)
 
 
 @dataclass(eq=False, frozen=True, kw_only=True)

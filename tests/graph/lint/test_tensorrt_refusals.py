@@ -56,6 +56,20 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "int32 bias": ("int32-bias", IN + WEIGHT + BIAS + OUT, {"constants": "int32[4] iz = {0, 0, 0, 0}"}),
     "clip on a weight": ("weight-path", IN + "o = Clip (w, ilo, ihi)" + weight(codes="o") + LAYER + OUT, {}),
     "identity on a weight": ("weight-path", IN + "o = Identity (w)" + weight(codes="o") + LAYER + OUT, {}),
+    **{
+        f"constant codes in {operator.split()[0]}": (
+            "constant-codes",
+            f"q = QuantizeLinear (x, s, i) k = {operator} y = DequantizeLinear (k, s, i)",
+            {"constants": f"int64[8] ends = {{{', '.join('1' * 8)}}}", "shape": (1, 4, 8, 8)},
+        )
+        for operator in ("Max (q, w)", "Concat <axis = 1> (q, w)", "Pad (q, ends, i)", "Min (q, i)")
+    },
+    "constant codes, cast": ("constant-codes", "k = Cast <to = 1> (w) y = Mul (x, k)", {"shape": (1, 4, 8, 8)}),
+    "constant codes, moved": (
+        "constant-codes",
+        "k = Transpose (w) d = DequantizeLinear (k, s, i) y = Mul (x, d)",
+        {"shape": (8, 8, 4, 1)},
+    ),
     "blocks": (
         "blocked-conv-weight",
         BLOCKED,
@@ -88,6 +102,18 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "scale from constants": ("k = Mul (s, s2)" + pair("x", "d", "k") + WEIGHT + LAYER + OUT, {}),
     "copied scale": (IN + "k = Identity (sw)" + weight(scale="k") + LAYER + OUT, {}),
     "half scale": (IN + "half = Cast <to = 10> (sw) k = Cast <to = 1> (half)" + weight(scale="k") + LAYER + OUT, {}),
+    "constants of a Clip on codes": (pair("x", "y", "s", on_codes="Clip (*, ilo, ihi)"), {}),
+    "copied and cast zero-points": (
+        "k = Identity (i) o = Cast <to = 6> (i) e = Cast <to = 3> (o)"
+        + pair("x", "d", "s", "k")
+        + pair("d", "y", "s", "e"),
+        {},
+    ),
+    "shape of constant codes": ("k = Shape (w) y = Reshape (x, k)", {"shape": (1, 4, 4, 16)}),
+    "codes beside each other": (
+        "q = QuantizeLinear (x, s, i) k = Concat <axis = 1> (q, q) y = DequantizeLinear (k, s, i)",
+        {},
+    ),
     "output_dtype": (DTYPE + WEIGHT + LAYER + OUT, {}),
     "com.microsoft": (MICROSOFT + WEIGHT + LAYER + OUT, {}),
     "residual": (IN + WEIGHT + "c = Conv <pads = [1, 1, 1, 1]> (d, wd) a = Add (c, d)" + pair("a", "y"), {}),

@@ -165,7 +165,7 @@ class OperatorOnCodes(Rule):
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.dequantizers:
             quantizer, between = graph.quantizer_of(qdq)
-            operators = [node for node in between if node.operator not in MOVING]
+            operators = [node for node in between if node.operator not in (*MOVING, "Concat")]
             if quantizer is not None and operators:
                 names = ", ".join(node.operator for node in operators[::-1])
                 do = "clip or pad in float in front of Q; give the DQ the scale of its own codes"
