@@ -69,8 +69,8 @@ def bias_add(graph: QdqGraph, layer: WeightedLayer) -> Node | None:
     if len(readers) != 1 or readers[0].operator != "Add" or graph.graph.is_output(layer.result):
         return None
     other = [tensor for tensor in readers[0].inputs if graph.graph.is_constant(tensor)]
-    shape = graph.graph.shape(layer.node.argument(0))
-    becomes_gemm = shape is not None and (len(shape) == 2 or None not in shape)
+    shape, weight_shape = (graph.graph.shape(layer.node.argument(index)) for index in (0, 1))
+    becomes_gemm = shape is not None and (len(shape) == 2 or None not in shape) and len(weight_shape or ()) <= 2
     return readers[0] if other and becomes_gemm else None
 
 
@@ -81,15 +81,24 @@ def result_of(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
 
 
 def has_float_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
-    """Whether a bias belongs to the layer, its bias_add included, and no DQ makes it."""
+    """Whether a constant bias belongs to the layer, its bias_add included, and no DQ makes it."""
+    bias = _float_bias(graph, layer)
+    return bias is not None and graph.graph.is_constant(bias)
+
+
+def has_computed_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether a bias of the layer is computed at run time, and no DQ makes it."""
+    bias = _float_bias(graph, layer)
+    return bias is not None and not graph.graph.is_constant(bias)
+
+
+def _float_bias(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
     add = bias_add(graph, layer)
     if add is not None:
         bias = next(tensor for tensor in add.inputs if graph.graph.is_constant(tensor))
-    elif layer.node.operator == "MatMul":
-        return False
     else:
-        bias = layer.node.argument(2)
-    return bias is not None and graph.dequantizer_of(bias) is None
+        bias = None if layer.node.operator == "MatMul" else layer.node.argument(2)
+    return bias if graph.dequantizer_of(bias) is None else None
 
 
 def is_bias_rounded(graph: QdqGraph, layer: WeightedLayer) -> bool:

@@ -49,6 +49,19 @@ ROUND = " [conv] c = Conv <pads = [1, 1, 1, 1]> (d, wd) "  # gives the shape tha
 ZERO_INT32: dict[str, Any] = {"constants": "int32 b0 = {0}"}
 
 
+LEFT: dict[str, Any] = {"x": "4, 2", "y": "a, b", "shape": (4, 4)}
+LEFT_UINT8 = weight(scale="s1", zero="um", codes="wu")
+LEFT_ROWS = weight(zero="rows", codes="wu")
+WITH_UINT8_ROWS = {"constants": "uint8[4] rows = {128, 128, 128, 128}"}
+STACK: dict[str, Any] = {"x": "2, 4, 4", "y": "a, b, c", "shape": (2, 4, 4), "opset": 20}
+COMPUTED = "sum = ReduceMax <keepdims = 0> (x, axes) "
+WITH_CHANNELS: dict[str, Any] = {"constants": "int64[3] axes = {0, 2, 3}"}
+WITH_COLUMNS: dict[str, Any] = {"constants": "int64[1] axes = {0}"}
+OTHER_TYPES = {"fp8": "e = Cast <to = 17> (lo) ", "uint4": "e = Cast <to = 21> (u) ", "int4": "e = Cast <to = 22> (i) "}
+FP8 = OTHER_TYPES["fp8"]
+FP8_WEIGHT = "k8 = QuantizeLinear (f, s1, e) wd = DequantizeLinear (k8, s1, e) "
+
+
 def conv(tail: str, layer: str = LAYER, *, made: str = WEIGHT, front: str = IN) -> str:
     return front + made + layer + tail
 
@@ -121,6 +134,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sixteen bits in front": (conv(OUT, front=pair("x", "d", "s", "h")), {}),
     "per-channel input": (conv(OUT, front=pair("x", "d", "sw", "iw")), {}),
+    # types without a kernel
+    "fp8": (conv(OUT, front=FP8 + pair("x", "d", "s", "e"), made=FP8_WEIGHT), {}),
+    "fp8 everywhere": (conv(pair("c", "y", zero="e"), front=FP8 + pair("x", "d", "s", "e"), made=FP8_WEIGHT), {}),
+    "fp8 weight": (conv(OUT, front=FP8 + IN, made=FP8_WEIGHT), {}),
+    **{
+        f"{name} {place}": (text, options)
+        for name, zero in OTHER_TYPES.items()
+        for place, text, options in (
+            ("in front", conv(OUT, front=zero + pair("x", "d", "s", "e")), {}),
+            ("behind", conv(pair("c", "y", zero="e"), front=zero + IN), {}),
+            ("in front of a matmul", zero + MATMUL.replace(IN, pair("x", "d", "s", "e")) + OUT, MATRIX),
+            ("behind a matmul", zero + MATMUL + pair("c", "y", zero="e"), MATRIX),
+            ("behind a gemm", zero + GEMM + pair("c", "y", zero="e"), MATRIX),
+        )
+    },
     # its weight and bias
     "int4 weight": (conv(OUT, made=weight(zero="in", codes="n")), {}),
     "uint8 weight": (conv(OUT, made=weight(scale="s1", zero="um", codes="wu")), {}),
@@ -140,6 +168,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         conv(OUT + "h = Identity (c)", "c = Conv (d, wd, bias)"),
         {"outputs": "float[e, f, g, h] h"},
     ),
+    "computed bias": (conv(OUT, "c = Conv (d, wd, sum)", front=COMPUTED + IN), WITH_CHANNELS),
+    "computed bias, scales of another axis": (
+        conv(OUT, "c = Conv (d, wd, sum)", front=COMPUTED + IN, made=weight(1)),
+        WITH_CHANNELS,
+    ),
+    "gemm, computed bias": (COMPUTED + IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, sum)" + OUT, MATRIX | WITH_COLUMNS),
+    "bias computed from a constant": (conv(OUT, "k = Neg (bias) c = Conv (d, wd, k)"), {}),
     "int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)"), WITH_BIAS),
     "deconvolution": (conv(OUT, "c = ConvTranspose (d, wd)", made=ONE_SCALE), {}),
     "scales of another axis": (conv(OUT, made=weight(1)), {}),
@@ -168,6 +203,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "matmul, rows, float output": (IN + weight(0) + "y = MatMul (d, wd)", MATRIX),
     "matmul, blocks": (IN + ROW_BLOCKS + "c = MatMul (d, wd)" + OUT, MATRIX | WITH_ROW_BLOCKS),
     "matmul, blocks, float output": (IN + ROW_BLOCKS + "y = MatMul (d, wd)", MATRIX | WITH_ROW_BLOCKS),
+    # MatMul of a constant on the left, and of a stack of matrices
+    "left, uint8": (IN + LEFT_UINT8 + "c = MatMul (wd, d)" + OUT, LEFT),
+    "left, uint8, float output": (IN + LEFT_UINT8 + "y = MatMul (wd, d)", LEFT),
+    "left, uint8, input read twice": (IN + LEFT_UINT8 + "c = MatMul (wd, d) z = Relu (d)" + OUT, LEFT),
+    "left, uint8 rows": (IN + LEFT_ROWS + "c = MatMul (wd, d)" + OUT, LEFT | WITH_UINT8_ROWS),
+    "left, uint8 rows, float output": (IN + LEFT_ROWS + "y = MatMul (wd, d)", LEFT | WITH_UINT8_ROWS),
+    "left, int8": (IN + ONE_SCALE + "c = MatMul (wd, d)" + OUT, LEFT),
+    "left, int8 rows": (IN + weight(0) + "c = MatMul (wd, d)" + OUT, LEFT),
+    "left, int8 rows, float output": (IN + weight(0) + "y = MatMul (wd, d)", LEFT),
+    "left, int8 columns, float output": (IN + weight(1) + "y = MatMul (wd, d)", LEFT),
+    "stack": (IN + weight(2) + "c = MatMul (d, wd)" + OUT, STACK),
+    "stack, float output": (IN + weight(2) + "y = MatMul (d, wd)", STACK),
+    "stack, bias, q": (IN + weight(2) + "c = MatMul (d, wd) a = Add (c, bias)" + pair("a", "y"), STACK),
+    "stack, rows": (IN + weight(1) + "c = MatMul (d, wd)" + OUT, STACK),
+    "stack, one scale": (IN + ONE_SCALE + "c = MatMul (d, wd)" + OUT, STACK),
+    "stack, one scale, bias": (IN + ONE_SCALE + "c = MatMul (d, wd) y = Add (c, bias)", STACK),
     # Gemm
     "gemm, another axis": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd)" + OUT, MATRIX),
     "gemm, another axis, bias": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
@@ -237,6 +288,7 @@ SAID = {
         "u",
         "a weight with scales along axis 1 (dq_wd)",
     ),
+    "no-kernel-for-codes": ("uint4 behind", "u", "uint4 codes (q_y)"),
     "no-integer-kernel": ("gemm, alpha, bias", "u", "alpha 0.5, beta 1"),
     "float-bias-of-gemm": ("gemm, bias, float output", "u", "a float bias and a float output"),
     "float-bias": ("float bias", "u", "a float bias, which becomes int32 when the graph is loaded"),
@@ -252,7 +304,15 @@ def test_what_is_said(rule: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["int32 bias", "float bias, copy handed out", "gemm, bias, float output", "matmul, bias", "float output"],
+    [
+        "int32 bias",
+        "computed bias",
+        "gemm, computed bias",
+        "float bias, copy handed out",
+        "gemm, bias, float output",
+        "matmul, bias",
+        "float output",
+    ],
 )
 def test_a_bias_is_rounded_only_where_a_float_one_stands_in_an_integer_layer(name: str) -> None:
     text, options = CASES[name]
@@ -369,6 +429,14 @@ def test_a_clip_at_the_highest_code(bounds: tuple[float, float], scale: float, a
 def test_a_relu_in_front_of_a_zero_point_that_holds_nothing() -> None:
     graph = model(with_zero(conv("r = Relu (c)" + pair("r", "y", "s2", "none")), "u"), constants="uint8[0] none = {}")
     assert len(nodes(graph, "no-numbers")) == 2
+
+
+def test_other_reasons_for_no_integer_kernel() -> None:
+    said = [
+        found(model(with_zero(CASES[name][0], "u"), **CASES[name][1]), "no-integer-kernel")[0][1]
+        for name in ("deconvolution", "computed bias", "left, int8")
+    ]
+    assert said == ["a transposed convolution", "a bias that is computed at run time", "int8 codes as the first input"]
 
 
 def test_reasons_for_a_float_output() -> None:
