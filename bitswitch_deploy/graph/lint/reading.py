@@ -53,7 +53,7 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
         try:
             info = onnx.external_data_helper.ExternalDataInfo(tensor)
             first, length = int(info.offset or 0), int(info.length or size_bytes(tensor) or 0)
-        except ValueError as exc:
+        except (TypeError, ValueError) as exc:  # TypeError: keys that are no UTF-8
             raise _refusal(where, f"external data that cannot be read: {exc}", "a location, offset and length") from exc
         location = str(info.location)
         if location not in sizes:

@@ -91,6 +91,14 @@ def test_external_data_that_are_not_there(tmp_path: Path, damage: str) -> None:
         read_graph(path)
 
 
+def test_external_data_with_keys_that_are_no_text(tmp_path: Path) -> None:
+    path = saved(raw(model(with_zero(CONV, "i"))), tmp_path, external=True)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"offset", b"\xffffset").replace(b"length", b"lenght"))
+    with pytest.raises(GraphError, match="external data that cannot be read"):
+        read_graph(path)
+
+
 def test_external_data_of_a_constant_node(tmp_path: Path) -> None:
     graph = model("k = Constant <value = float {1}> ()" + pair("x", "y", "k", "i"))
     value = graph.graph.node[0].attribute[0].t

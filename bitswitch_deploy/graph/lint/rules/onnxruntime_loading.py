@@ -63,23 +63,30 @@ def _is_pulled(graph: QdqGraph, dequantizer: QdqNode) -> bool:
 
 
 def _gets_pair(graph: QdqGraph, move: Node) -> bool:
-    """Whether onnxruntime puts a pair of its own, one Q with one DQ, behind an operator that moves values."""
-    result = move.result
-    if result is None or graph.quantizers_reading(result):
-        return False
-    readers = graph.graph.readers(result)
-    if len(readers) + graph.graph.is_output(result) > 1:
-        return any(_gets_pair(graph, reader) for reader in readers if MOVING.get(reader.operator))
-    return not (readers and _is_pulled_back(graph, readers[0]))
+    """Whether onnxruntime puts a pair of its own, one Q with one DQ, behind an operator that moves values.
+
+    Behind a result that is read several times it puts none that fails, and looks at the moves among the readers.
+    """
+    waiting = [move]
+    while waiting:
+        result = waiting.pop().result
+        if result is None or graph.quantizers_reading(result):
+            continue
+        readers = graph.graph.readers(result)
+        if len(readers) + graph.graph.is_output(result) > 1:
+            waiting += [reader for reader in set(readers) if MOVING.get(reader.operator)]
+        elif not (readers and _is_pulled_back(graph, readers[0])):
+            return True
+    return False
 
 
-def _is_pulled_back(graph: QdqGraph, move: Node) -> bool:
-    """Whether a Q behind `move` comes to stand in front of it: onnxruntime pulls it back before it pulls the DQ on."""
-    result = move.result
-    if not MOVING.get(move.operator) or result is None or graph.graph.is_output(result):
-        return False
-    readers = graph.graph.readers(result)
-    quantizers = graph.quantizers_reading(result)
-    if len(readers) != 1 or not quantizers:
-        return len(readers) == 1 and _is_pulled_back(graph, readers[0])
-    return quantizers[0].is_per_tensor and graph.graph.is_constant(quantizers[0].scale)
+def _is_pulled_back(graph: QdqGraph, node: Node) -> bool:
+    """Whether a Q behind moves, `node` the first of them, is pulled in front of all, which comes first."""
+    while MOVING.get(node.operator) and (result := node.result) is not None and not graph.graph.is_output(result):
+        readers = graph.graph.readers(result)
+        if len(readers) != 1:
+            break
+        for quantizer in graph.quantizers_reading(result):
+            return quantizer.is_per_tensor and graph.graph.is_constant(quantizer.scale)
+        (node,) = readers
+    return False

@@ -125,13 +125,12 @@ class IntegerOperator(Rule):
 def _odd_end(graph: QdqGraph, codes: Tensor) -> str | None:
     """Where codes go that reach no DQ; None where all of them do, or are read by an operator that takes codes."""
     waiting = [codes]
-    while waiting:
-        tensor = waiting.pop()
+    for tensor in waiting:  # grows while it is read
         if graph.graph.is_output(tensor):
             return "leave the graph"
         for reader in graph.graph.readers(tensor):
             if _moves_codes(reader):
-                waiting += [] if reader.result is None else [reader.result]
+                waiting += [reader.result] if reader.result is not None and reader.result not in waiting else []
             elif not graph.at(reader) and not reader.operator.startswith((*_INTEGER_OPERATORS, *_SHAPES)):
                 return f"are read by {reader.operator} {reader.name}"
     return None
