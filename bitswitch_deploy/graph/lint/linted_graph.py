@@ -19,9 +19,14 @@ import onnx.inliner
 from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.lint.folding import FOLDED, folded
 from bitswitch_deploy.graph.lint.shapes import inferred_shapes
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+# Kinds of NumPy types: strings, objects, complex numbers.
+_NO_NUMBERS = "SUOc"
+# Nodes behind each other that are folded.
+_DEPTH = 32
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class Tensor:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Node:
-    """One node. inputs [arguments]: None where an optional one is left out."""
+    """One node. inputs [arguments]: None where an optional one is left out. is_inner: part of a branch or loop body."""
 
     name: str
     operator: str
@@ -45,6 +50,12 @@ class Node:
     proto: onnx.NodeProto
     inputs: list[Tensor | None]
     outputs: list[Tensor | None]
+    is_inner: bool
+
+    @property
+    def result(self) -> Tensor | None:
+        """Its first output, None where it has none."""
+        return self.outputs[0] if self.outputs else None
 
     def integer(self, name: str, default: int) -> int:
         """An integer attribute, or `default` where it is not written or of another type."""
@@ -82,8 +93,8 @@ class LintedGraph:
         where: how messages name it. folder: of its external data, None where it has none.
 
     Raises:
-        GraphError: there is no graph, a node reads a tensor that nothing makes, two nodes make the same one, or the
-            nodes depend on each other in a circle.
+        GraphError: there is no graph, a local function cannot be inlined, a node reads a tensor that nothing makes, two
+            nodes make the same one, or the nodes depend on each other in a circle.
     """
 
     def __init__(self, model: onnx.ModelProto, *, where: str, folder: Path | None = None) -> None:
@@ -91,7 +102,7 @@ class LintedGraph:
         if not model.graph.node and not model.graph.output:
             raise _refusal(where, "no graph", "an ONNX model with at least one output")
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            model = _inlined(model, where)
         self.opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), None)
         self._folder = folder
         self._model = model
@@ -106,17 +117,38 @@ class LintedGraph:
         return tensor is not None and (tensor.constant is not None or id(tensor) in self._constants)
 
     def values(self, tensor: Tensor | None) -> NDArray[Any] | None:
-        """The value of a constant, in its own shape; None where it is computed or its bytes do not fit its type."""
-        proto = None if tensor is None else self.source(tensor).constant
-        if proto is None:
-            return None
-        if id(proto) not in self._values:
-            self._values[id(proto)] = self._decoded(proto)
-        return self._values[id(proto)]
+        """The value of a constant, in its own shape, and of what is computed from constants as far as folding.py goes.
+
+        None where it is computed otherwise, where its bytes do not fit its type, or where it holds no numbers.
+        """
+        return None if tensor is None else self._value(tensor, _DEPTH)
+
+    def data_type(self, tensor: Tensor | None) -> int | None:
+        """The TensorProto type of what `values` has a value of; of a constant in the file without decoding it."""
+        constant = None if tensor is None else self.source(tensor).constant
+        if constant is not None:
+            return constant.data_type
+        values = self.values(tensor)
+        return None if values is None else onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+
+    def _value(self, tensor: Tensor, depth: int) -> NDArray[Any] | None:
+        tensor = self.source(tensor)
+        if id(tensor) not in self._values:
+            if tensor.constant is not None:
+                self._values[id(tensor)] = self._decoded(tensor.constant)
+            elif depth and (node := tensor.producer) is not None and self._is_folded(node):
+                arguments = [None if each is None else self._value(each, depth - 1) for each in node.inputs]
+                self._values[id(tensor)] = folded(node.proto, arguments)
+        return self._values.get(id(tensor))
+
+    def _is_folded(self, node: Node) -> bool:
+        return node.operator in FOLDED and node.domain in STANDARD_DOMAINS and all(map(self.is_constant, node.inputs))
 
     def shape(self, tensor: Tensor | None) -> tuple[int | None, ...] | None:
-        """Dimensions of a tensor of the main graph, None for open ones; None where the rank is not known."""
-        return None if tensor is None else self._shapes.get(tensor.name)
+        """Dimensions of a constant or of a tensor of the main graph, None for open ones; None for an unknown rank."""
+        if tensor is None or tensor.constant is None:
+            return None if tensor is None else self._shapes.get(tensor.name)
+        return tuple(tensor.constant.dims)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -145,7 +177,7 @@ class LintedGraph:
         while waiting:
             same = waiting.pop()
             yield same
-            waiting += [node.outputs[0] for node in same.readers if node.operator == "Identity" and node.outputs[0]]
+            waiting += [node.result for node in same.readers if node.operator == "Identity" and node.result]
 
     def _decoded(self, proto: onnx.TensorProto) -> NDArray[Any] | None:
         try:
@@ -154,9 +186,10 @@ class LintedGraph:
                 copy.CopyFrom(proto)
                 onnx.external_data_helper.load_external_data_for_tensor(copy, str(self._folder or Path()))
                 proto = copy
-            return np.asarray(onnx.numpy_helper.to_array(proto))
-        except (ValueError, TypeError, OSError, onnx.checker.ValidationError):
+            values = np.asarray(onnx.numpy_helper.to_array(proto))
+        except (KeyError, ValueError, TypeError, OSError, onnx.checker.ValidationError):
             return None
+        return None if values.dtype.kind in _NO_NUMBERS else values
 
     # --- building ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +199,7 @@ class LintedGraph:
         own |= {constant.name: Tensor(name=constant.name, constant=constant) for constant in graph.initializer}
         own |= {sparse.values.name: Tensor(name=sparse.values.name) for sparse in graph.sparse_initializer}
         nodes = [
-            self._node(proto, own, f"{prefix}{proto.name or f'{proto.op_type}_{i}'}")
+            self._node(proto, own, f"{prefix}{proto.name or f'{proto.op_type}_{i}'}", is_inner=bool(prefix))
             for i, proto in enumerate(graph.node)
         ]
         scope = {**outer, **own}
@@ -182,10 +215,16 @@ class LintedGraph:
         for value in graph.output:
             self._known(scope, value.name, None).is_output = True
 
-    def _node(self, proto: onnx.NodeProto, own: dict[str, Tensor], name: str) -> Node:
+    def _node(self, proto: onnx.NodeProto, own: dict[str, Tensor], name: str, *, is_inner: bool) -> Node:
         outputs = [self._made(own, output) if output else None for output in proto.output]
         node = Node(
-            name=name, operator=str(proto.op_type), domain=proto.domain, proto=proto, inputs=[], outputs=outputs
+            name=name,
+            operator=str(proto.op_type),
+            domain=proto.domain,
+            proto=proto,
+            inputs=[],
+            outputs=outputs,
+            is_inner=is_inner,
         )
         for tensor in outputs:
             if tensor is not None:
@@ -206,6 +245,15 @@ class LintedGraph:
         return scope[name]
 
 
+def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """A copy without local functions."""
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as exc:
+        got = f"local functions that cannot be inlined: {exc}"
+        raise _refusal(where, got, "functions that do not call themselves, called with their own inputs") from exc
+
+
 def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
     """Bodies of If, Loop and Scan, with the names of their attributes."""
     for attribute in node.attribute:
@@ -217,15 +265,15 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 def _set_constant(node: Node) -> None:
     """Give the output of a Constant node its value."""
-    if node.operator != "Constant" or node.domain not in STANDARD_DOMAINS or not node.outputs or not node.outputs[0]:
+    if node.operator != "Constant" or node.domain not in STANDARD_DOMAINS or node.result is None:
         return
     for attribute in node.proto.attribute:
         if attribute.name == "value":
-            node.outputs[0].constant = attribute.t
+            node.result.constant = attribute.t
         elif attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
             dtype = np.float32 if "float" in attribute.name else np.int64
             values = np.asarray(onnx.helper.get_attribute_value(attribute), dtype)
-            node.outputs[0].constant = onnx.numpy_helper.from_array(values)
+            node.result.constant = onnx.numpy_helper.from_array(values)
 
 
 def _constant_tensors(nodes: Iterable[Node]) -> set[int]:

@@ -41,7 +41,7 @@ def tail_of(graph: QdqGraph, layer: WeightedLayer) -> Tail:
             activations.append(following)
         else:
             moved = True
-        tensor = following.outputs[0]
+        tensor = following.result
 
 
 def _next(graph: QdqGraph, tensor: Tensor | None, moved: bool) -> tuple[QdqNode | None, Node | None, str]:
@@ -69,27 +69,36 @@ def bias_add(graph: QdqGraph, layer: WeightedLayer) -> Node | None:
     if len(readers) != 1 or readers[0].operator != "Add" or graph.graph.is_output(layer.result):
         return None
     other = [tensor for tensor in readers[0].inputs if graph.graph.is_constant(tensor)]
-    shape = graph.graph.shape(layer.node.argument(0))
-    becomes_gemm = shape is not None and (len(shape) == 2 or None not in shape)
+    shape, weight_shape = (graph.graph.shape(layer.node.argument(index)) for index in (0, 1))
+    becomes_gemm = shape is not None and (len(shape) == 2 or None not in shape) and len(weight_shape or ()) <= 2
     return readers[0] if other and becomes_gemm else None
 
 
 def result_of(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
     """What a layer makes, its bias_add included."""
     add = bias_add(graph, layer)
-    return layer.result if add is None else add.outputs[0]
+    return layer.result if add is None else add.result
 
 
 def has_float_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
-    """Whether a bias belongs to the layer, its bias_add included, and no DQ makes it."""
+    """Whether a constant bias belongs to the layer, its bias_add included, and no DQ makes it."""
+    bias = _float_bias(graph, layer)
+    return bias is not None and graph.graph.is_constant(bias)
+
+
+def has_computed_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether a bias of the layer is computed at run time, and no DQ makes it."""
+    bias = _float_bias(graph, layer)
+    return bias is not None and not graph.graph.is_constant(bias)
+
+
+def _float_bias(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
     add = bias_add(graph, layer)
     if add is not None:
         bias = next(tensor for tensor in add.inputs if graph.graph.is_constant(tensor))
-    elif layer.node.operator == "MatMul":
-        return False
     else:
-        bias = layer.node.argument(2)
-    return bias is not None and graph.dequantizer_of(bias) is None
+        bias = None if layer.node.operator == "MatMul" else layer.node.argument(2)
+    return bias if graph.dequantizer_of(bias) is None else None
 
 
 def is_bias_rounded(graph: QdqGraph, layer: WeightedLayer) -> bool:
@@ -121,7 +130,7 @@ def _leads_to_q(graph: QdqGraph, layer: WeightedLayer, *, past: tuple[str, ...])
         (reader,) = readers
         if reader.operator not in past:
             return bool(graph.quantizers_reading(tensor))
-        tensor = reader.outputs[0]
+        tensor = reader.result
     return False
 
 
@@ -134,23 +143,37 @@ def integer_layers(graph: QdqGraph) -> Iterator[WeightedLayer]:
 
 
 def is_absorbed(graph: QdqGraph, node: Node, quantizer: QdqNode) -> bool:
-    """Whether the codes of a Q cover no more than a Relu or Clip in front of it lets through."""
+    """Whether the bounds of a Relu or Clip, rounded to codes of the Q behind it, leave out none of its codes."""
     scale, zero = quantizer.scale_values, quantizer.zero_values
     if quantizer.code_type not in EIGHT_BIT or scale is None or scale.size != 1:
         return False
+    if zero is None:
+        zero = np.zeros(1)
     limits = np.iinfo(np.int8 if quantizer.code_type == "int8" else np.uint8)
-    zero_point = 0 if zero is None else int(zero.ravel()[0])
-    low, high = ((limit - zero_point) * float(scale.ravel()[0]) for limit in (limits.min, limits.max))
+    bounds = _bounds(graph, node)
+    if bounds is None or zero.size != 1:
+        return False
+    # in float32, as onnxruntime does it
+    with np.errstate(all="ignore"):
+        low, high = np.rint(np.array(bounds, np.float32) / scale.astype(np.float32).ravel()) + float(zero.item())
+    return bool(low <= limits.min and high >= limits.max)
+
+
+def _bounds(graph: QdqGraph, node: Node) -> tuple[float, float] | None:
+    """What a Relu or Clip lets through; None where it is computed."""
     if node.operator == "Relu":
-        return low == 0
-    bounds = [node.number(name) for name in ("min", "max")]  # opset 6 to 10
-    for index in (0, 1):
-        value = graph.graph.values(node.argument(index + 1))
+        return 0, np.inf
+    bounds = [-np.inf, np.inf]
+    for index, name in enumerate(("min", "max")):
+        argument, written = node.argument(index + 1), node.number(name)  # written: opset 6 to 10
+        value = graph.graph.values(argument)
         if value is not None and value.size == 1:
-            bounds[index] = float(value.ravel()[0])
-        elif node.argument(index + 1) is not None:
-            return False
-    return (bounds[0] is None or bounds[0] <= low) and (bounds[1] is None or high <= bounds[1])
+            bounds[index] = float(value.item())
+        elif argument is not None:
+            return None
+        elif written is not None:
+            bounds[index] = written
+    return bounds[0], bounds[1]
 
 
 def _is_same(one: QdqNode, other: QdqNode) -> bool:

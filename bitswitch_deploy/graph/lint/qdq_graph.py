@@ -34,7 +34,7 @@ class WeightedLayer:
     @property
     def result(self) -> Tensor | None:
         """What the layer makes."""
-        return self.node.outputs[0] if self.node.outputs else None
+        return self.node.result
 
 
 class QdqGraph:
@@ -52,8 +52,8 @@ class QdqGraph:
         for node in graph.nodes:
             if node.operator in (QUANTIZE, DEQUANTIZE) and node.domain in DOMAINS:
                 self._by_node[id(node)] = self._read(node)
-            elif node.operator in ON_CODES and node.outputs and node.outputs[0] and node.argument(0):
-                self._types[id(node.outputs[0])] = self._type_behind(node)
+            elif node.operator in ON_CODES and node.result is not None and node.argument(0):
+                self._types[id(node.result)] = self._type_behind(node)
         every = list(self._by_node.values())
         self.nodes = every
         self.quantizers = [each for each in every if each.is_quantizer]
@@ -109,26 +109,32 @@ class QdqGraph:
         return [reader for reader in readers if reader is not None and reader.is_quantizer]
 
     def path_to_constant(self, tensor: Tensor) -> tuple[Node, ...]:
-        """The nodes that make a constant tensor, the last one first; of several inputs the computed one is followed."""
+        """The nodes that make a constant tensor, the last one first; each is followed to what it computes on."""
         path: list[Node] = []
         while tensor.constant is None and tensor.producer is not None:
             path.append(tensor.producer)
-            arguments = [each for each in tensor.producer.inputs if each is not None]
-            tensor = next((each for each in arguments if each.constant is None), arguments[0])
+            tensor = self._operand(tensor.producer)
         return tuple(path)
+
+    def _operand(self, node: Node) -> Tensor:
+        """What a node computes on: the data of a Q or DQ, never its scale; of other nodes the first computed input."""
+        arguments = [each for each in node.inputs if each is not None]
+        if self.at(node) is not None:
+            return arguments[0]
+        return next((each for each in arguments if each.constant is None), arguments[0])
 
     def _read(self, node: Node) -> QdqNode:
         zero_point = node.argument(2)
         kind: str | None = None
         if zero_point is not None:
-            constant = self.graph.source(zero_point).constant
-            kind = type_name(constant.data_type) if constant is not None else None
+            data_type = self.graph.data_type(zero_point)
+            kind = self.type_of(zero_point) if data_type is None else type_name(data_type)
         elif node.operator == QUANTIZE:
             kind = type_name(node.integer("output_dtype", 0)) or _DEFAULT_TYPE
         elif node.argument(0) is not None:
             kind = self.type_of(node.argument(0))
-        if node.operator == QUANTIZE and node.outputs and node.outputs[0]:
-            self._types[id(node.outputs[0])] = kind
+        if node.operator == QUANTIZE and node.result is not None:
+            self._types[id(node.result)] = kind
         return QdqNode(graph=self.graph, node=node, code_type=kind)
 
     def _type_behind(self, node: Node) -> str | None:

@@ -35,7 +35,7 @@ MOVING = {
     "Tile": False,
 }
 # What may stand between Q and DQ on the codes themselves.
-ON_CODES = ("BitShift", "Cast", "Clip", "Identity", "Max", "Min", "Mul", "Pad", *MOVING)
+ON_CODES = ("BitShift", "Cast", "Clip", "Concat", "Identity", "Max", "Min", "Mul", "Pad", *MOVING)
 
 
 @dataclass(eq=False, frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class QdqNode:
     @property
     def result(self) -> Tensor | None:
         """The tensor that the node makes."""
-        return self.node.outputs[0] if self.node.outputs else None
+        return self.node.result
 
     @cached_property
     def scale_values(self) -> NDArray[Any] | None:
@@ -97,7 +97,7 @@ class QdqNode:
     @property
     def is_per_tensor(self) -> bool:
         """One scale for everything, or a scale that is computed and of which nothing is known."""
-        return self.scale_values is None or (self.scale_values.size == 1 and not self.block_size)
+        return self.scale_values is None or (self.scale_values.size <= 1 and not self.block_size)
 
     def same_grid(self, other: QdqNode) -> bool:
         """Whether both use the same type, scale and zero-point, as far as they are known."""

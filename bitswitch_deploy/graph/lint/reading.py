@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, subgraphs
+from bitswitch_deploy.graph.lint.stored_bytes import size_bytes
 
 _DO = "export the model again, or copy it again with its data files beside it"
 
@@ -51,8 +52,8 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
         where = f"{path}: {tensor.name}"
         try:
             info = onnx.external_data_helper.ExternalDataInfo(tensor)
-            first, length = int(info.offset or 0), int(info.length or 0)
-        except ValueError as exc:
+            first, length = int(info.offset or 0), int(info.length or size_bytes(tensor) or 0)
+        except (TypeError, ValueError) as exc:  # TypeError: keys that are no UTF-8
             raise _refusal(where, f"external data that cannot be read: {exc}", "a location, offset and length") from exc
         location = str(info.location)
         if location not in sizes:

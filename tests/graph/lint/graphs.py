@@ -116,9 +116,12 @@ def optimised_operators(graph: onnx.ModelProto, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in optimised.graph.node)
 
 
-def rtx_refusal(graph: onnx.ModelProto) -> str | None:
-    """What TensorRT for RTX says when it does not build the graph, or would misread it; None where it builds."""
-    settings = BuildSettings(workspace_mb=64, compute_capabilities=("SM86",))
+def rtx_refusal(graph: onnx.ModelProto, *, gpu: str = "SM86") -> str | None:
+    """What TensorRT for RTX says when it does not build the graph for `gpu`, or would misread it; None where it builds.
+
+    FP8 takes SM89, FP4 SM120.
+    """
+    settings = BuildSettings(workspace_mb=64, compute_capabilities=(gpu,))
     try:
         build_engine(graph.SerializeToString(), module="tensorrt_rtx", settings=settings)
     except GraphError as exc:

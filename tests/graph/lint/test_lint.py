@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -84,6 +85,18 @@ def test_a_graph_of_ten_thousand_nodes() -> None:
     result = linted(model(pair("x", "t0", "s", "u") + "".join(blocks) + f" y = Neg (t{n})"))
     assert result.nodes == 4 * n + 3
     assert len(result.findings) == 2 * n + 1  # each pair: uint8; all but the first: an operator on codes
+
+
+@pytest.mark.parametrize("operator", ["Transpose ({0})", "Concat <axis = 0> ({0}, {0})", "Identity ({0})", "Neg ({0})"])
+def test_long_chains_between_q_and_dq_and_behind_them(operator: str) -> None:
+    def chain(name: str, first: str) -> str:
+        tensors = [first, *(f"{name}{index}" for index in range(2000))]
+        return "".join(f" {made} = {operator.format(read)}" for read, made in pairwise(tensors))
+
+    codes = "q = QuantizeLinear (x, s, i)" + chain("k", "q") + " d = DequantizeLinear (k1999, s, i)"
+    scales = chain("z", "s") + pair("x", "e", "z1999", "i") + " c = Relu (e)"
+    result = linted(model(codes + scales + chain("t", "d") + " y = Relu (t1999)"))
+    assert result.nodes == 6006
 
 
 def test_quantized_weights_of_functions_and_branches_count() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node
-from tests.graph.lint.graphs import found, model, nodes, pair
+from tests.graph.lint.graphs import IN, WEIGHT, found, linted, model, nodes, pair, with_zero
 
 
 def index(text: str, *, header: str = "(float[2, 4] x) => (float[a, b] y)") -> LintedGraph:
@@ -38,6 +38,48 @@ def test_what_depends_on_constants_alone() -> None:
         " r = RandomNormal <shape = [1]> () [end] y = Sum (a, b, c, d, r)"
     )
     assert [graph.is_constant(tensor) for tensor in named(graph, "end").inputs] == [True, True, True, False, False]
+
+
+FOLDED = [
+    ("Neg (a)", [-2, -4]),
+    ("Cast <to = 3> (a)", [2, 4]),
+    ("Mul (a, b)", [6, 12]),
+    ("Div (b, a)", [1.5, 0.75]),
+    ("Reshape (a, to)", [[2], [4]]),
+    ("Unsqueeze (a, one)", [[2], [4]]),
+    ("Squeeze (a)", [2, 4]),
+    ("Expand (b, to)", [[3], [3]]),
+    ("ConstantOfShape (to)", [[0], [0]]),
+    ("ConstantOfShape <value = int8[1] {7}> (one)", [7]),
+    ("DequantizeLinear (codes, b, one_code)", [0, 3]),
+    ("DequantizeLinear (codes, b)", [3, 6]),
+    # nothing is said of these
+    ("Add (a, x)", None),
+    ("ReduceMax (a)", None),
+    ("ConstantOfShape (huge)", None),
+    ("Expand (a, huge)", None),
+    ("Reshape (a, huge)", None),
+    ("Cast <to = 99> (a)", None),
+    ("DequantizeLinear (codes, a)", None),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), FOLDED)
+def test_what_is_computed_from_constants(text: str, value: object) -> None:
+    graph = index(
+        "a = Constant <value_floats = [2.0, 4.0]> () b = Constant <value_float = 3.0> ()"
+        " to = Constant <value_ints = [2, 1]> () one = Constant <value_ints = [1]> ()"
+        " huge = Constant <value_ints = [100000, 100000]> () codes = Constant <value = int8[2] {1, 2}> ()"
+        f" one_code = Constant <value = int8 {{1}}> () k = {text} [end] y = Neg (k)"
+    )
+    values = graph.values(named(graph, "end").inputs[0])
+    assert (None if values is None else values.tolist()) == value
+
+
+def test_a_long_chain_is_not_folded() -> None:
+    text = "t0 = Constant <value_float = 3.0> () " + " ".join(f"t{i + 1} = Neg (t{i})" for i in range(3000))
+    graph = index(text + " [end] y = Neg (t3000)")
+    assert graph.values(named(graph, "end").inputs[0]) is None
 
 
 def test_identities_are_passed_over() -> None:
@@ -107,6 +149,26 @@ def test_local_functions_are_inlined() -> None:
         fake (a, scale, zero) => (r) { q = QuantizeLinear (a, scale, zero) r = DequantizeLinear (q, scale, zero) }"""
     )
     assert len(nodes(parsed, "scale-not-positive")) == 2
+
+
+FUNCTION = """<ir_version: 10, opset_import: ["" : 21, "acme" : 1]>
+    net (float[2] x) => (float[2] y) {{ y = acme.f {} }}
+    <domain: "acme", opset_import: ["" : 21, "acme" : 1]> f (a) => (r) {{ r = {} (a) }}"""
+
+
+@pytest.mark.parametrize("parts", [("(x)", "acme.f"), ("(x, x)", "Relu")])
+def test_functions_that_call_themselves_or_are_called_with_too_much(parts: tuple[str, str]) -> None:
+    with pytest.raises(GraphError, match="test: local functions that cannot be inlined"):
+        LintedGraph(onnx.parser.parse_model(FUNCTION.format(*parts)), where="test")
+
+
+@pytest.mark.parametrize("operator", ["acme.Print", "MaxPool", "Add", "Identity", "Clip", "Relu", "QuantizeLinear"])
+def test_nodes_without_results(operator: str) -> None:
+    graph = model(with_zero(IN + WEIGHT + "c = Conv (d, wd) y = Relu (c)", "i"))
+    for read in ("d", "d_codes", "c", "x"):
+        domain, _, kind = operator.rpartition(".")
+        graph.graph.node.append(onnx.helper.make_node(kind, [read, read], [], domain=domain))
+    assert linted(graph).nodes == 9
 
 
 def test_nodes_in_any_order_are_sorted() -> None:

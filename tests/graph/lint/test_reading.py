@@ -57,7 +57,9 @@ def test_weights_in_external_data_are_not(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(loaded) == len(set(loaded))
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "outside", "elsewhere", "number", "negative"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "short", "short, no length", "outside", "elsewhere", "number", "negative"]
+)
 def test_external_data_that_are_not_there(tmp_path: Path, damage: str) -> None:
     path = saved(raw(model(with_zero(CONV, "i"))), tmp_path, external=True)
     data = tmp_path / "net.data"
@@ -66,6 +68,7 @@ def test_external_data_that_are_not_there(tmp_path: Path, damage: str) -> None:
     message = {
         "missing": r"net.onnx: s: external data in 'net.data': No such file",
         "short": r"net.onnx: \w+: bytes \d+ .. \d+ of 'net.data', which has 10",
+        "short, no length": r"net.onnx: sw: bytes 0 .. 16 of 'net.data', which has 10",
         "outside": r"net.onnx: w: external data in '\.\./net.data'\n  allowed: a file in the folder of the model",
         "elsewhere": r"net.onnx: w: external data in '/etc/hostname'\n  allowed: a file in the folder",
         "number": r"net.onnx: w: external data that cannot be read: .*many",
@@ -73,8 +76,11 @@ def test_external_data_that_are_not_there(tmp_path: Path, damage: str) -> None:
     }[damage]
     if damage == "missing":
         data.unlink()
-    elif damage == "short":
+    elif damage.startswith("short"):
         data.write_bytes(data.read_bytes()[:10])
+        if damage.endswith("no length"):
+            for tensor in graph.graph.initializer:
+                del tensor.external_data[1:]
     elif damage in ("outside", "elsewhere"):
         entries["location"].value = "../net.data" if damage == "outside" else "/etc/hostname"
     else:
@@ -82,6 +88,14 @@ def test_external_data_that_are_not_there(tmp_path: Path, damage: str) -> None:
     if damage not in ("missing", "short"):
         path.write_bytes(graph.SerializeToString())
     with pytest.raises(GraphError, match=message):
+        read_graph(path)
+
+
+def test_external_data_with_keys_that_are_no_text(tmp_path: Path) -> None:
+    path = saved(raw(model(with_zero(CONV, "i"))), tmp_path, external=True)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"offset", b"\xffffset").replace(b"length", b"lenght"))
+    with pytest.raises(GraphError, match="external data that cannot be read"):
         read_graph(path)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
-
-import onnx
 
 from bitswitch_deploy.graph.lint.linted_graph import STANDARD_DOMAINS
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 from bitswitch_deploy.graph.lint.rules.scales import scale_type
+from bitswitch_deploy.graph.lint.stored_bytes import size_bytes, stored_bytes
 
 # First opset whose Q and DQ take a type.
 _OPSET_OF_TYPE = {
@@ -20,8 +18,7 @@ _OPSET_OF_TYPE = {
     "float4e2m1": 23,
     **dict.fromkeys(("int2", "uint2"), 25),
 }
-_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4e2m1": 4}
-_TENSORRT_TYPES = ("int8", "int4", "float8e4m3fn", "float4e2m1")
+TENSORRT_TYPES = ("int8", "int4", "float8e4m3fn", "float4e2m1")
 
 
 class TypeForTensorrt(Rule):
@@ -36,9 +33,9 @@ class TypeForTensorrt(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.heads:
-            if qdq.code_type not in (None, "uint8", "int32", *_TENSORRT_TYPES):
+            if qdq.code_type not in (None, "uint8", "int32", *TENSORRT_TYPES):
                 do = "carry the codes in int8 with the same scale; int4 serves MatMul weights only"
-                yield Breach(node=qdq.node, got=f"{qdq.code_type} codes", allowed=", ".join(_TENSORRT_TYPES), do=do)
+                yield Breach(node=qdq.node, got=f"{qdq.code_type} codes", allowed=", ".join(TENSORRT_TYPES), do=do)
 
 
 class Int32Bias(Rule):
@@ -80,8 +77,8 @@ class OpsetTooOld(Rule):
 class ByteCount(Rule):
     """A constant of a Q or DQ whose stored bytes are not those of its type and shape.
 
-    Two int4 or four int2 codes share a byte. onnx-graphsurgeon 0.6.1 with onnx 1.23 writes int4 unpacked. The length of
-    external data is checked when the file is read.
+    Two int4 or four int2 codes share a byte. onnx-graphsurgeon 0.6.1 with onnx 1.23 writes int4 unpacked. Of external
+    data, the length that is written counts; without one, the file is long enough, see `read_graph`.
     """
 
     id = "byte-count"
@@ -92,11 +89,10 @@ class ByteCount(Rule):
         for qdq in graph.nodes:
             for tensor in (qdq.data, qdq.scale, qdq.zero_point):
                 constant = None if tensor is None else graph.graph.source(tensor).constant
-                stored = None if constant is None else _stored_bytes(constant)
-                if constant is None or stored is None:
+                if constant is None:
                     continue
-                wanted = size_bytes(constant)
-                if wanted is not None and stored != wanted:
+                stored, wanted = stored_bytes(constant), size_bytes(constant)
+                if None not in (stored, wanted) and stored != wanted:
                     kind = type_name(constant.data_type)
                     yield Breach(
                         node=qdq.node,
@@ -125,27 +121,6 @@ class OddInt4Row(Rule):
                     "carry this weight in int8, or pad the last axis",
                 )
                 yield Breach(node=qdq.node, got=got, allowed="an even last dimension", do=do)
-
-
-def _stored_bytes(constant: onnx.TensorProto) -> int | None:
-    """Bytes that the file itself holds; None where they are external or not counted in bytes."""
-    if constant.data_location == onnx.TensorProto.EXTERNAL:
-        return None
-    if constant.HasField("raw_data"):
-        return len(constant.raw_data)
-    # each int32 holds one byte of packed codes
-    return len(constant.int32_data) if type_name(constant.data_type) in _BITS else None
-
-
-def size_bytes(constant: onnx.TensorProto) -> int | None:
-    """Bytes that a constant of this type and shape takes, packed; None for types without a fixed size."""
-    kind = type_name(constant.data_type)
-    n_elements = prod(constant.dims)
-    if kind in _BITS:
-        return -(-n_elements * _BITS[kind] // 8)
-    if kind is None or kind == "string":
-        return None
-    return n_elements * onnx.helper.tensor_dtype_to_np_dtype(constant.data_type).itemsize
 
 
 def _needs(graph: QdqGraph, qdq: QdqNode) -> Iterator[tuple[int, str]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
 from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
     bias_add,
+    has_computed_bias,
     has_float_bias,
     integer_layers,
     is_absorbed,
@@ -20,10 +22,14 @@ from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
 )
 from bitswitch_deploy.graph.lint.output_channels import other_axis
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
+from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 from bitswitch_deploy.graph.lint.rules.scales import scale_type
 
 _NARROW = ("int4", "uint4", "int2", "uint2")
+SCALES_MEND = "quantize it again: one scale for each output channel of a matrix on the right, else one for all"
+# Types that have a kernel, or a rule of their own wherever they are.
+_NAMED = (None, *EIGHT_BIT, "int16", "uint16")
 
 
 class NarrowWeight(Rule):
@@ -60,10 +66,33 @@ class SixteenBitCodes(Rule):
                     break
 
 
-class FloatInput(Rule):
-    """A quantized weight and a float input: Conv, ConvTranspose and Gemm with transB compute in float.
+class NoKernelForCodes(Rule):
+    """A layer with FP8 or FP4 codes, or with 4 or 2 bits in front or behind: 8-bit kernels only, the layer stays float.
 
-    MatMul, and Gemm without transB, become MatMulNBits instead.
+    16 bits are SixteenBitCodes', narrow weights NarrowWeight's.
+    """
+
+    id = "no-kernel-for-codes"
+    severity = "warning"
+    engines = ("onnxruntime",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            if not (layer.activation and layer.weight):
+                continue
+            for qdq in (layer.activation, layer.weight, tail_of(graph, layer).quantizer):
+                named = _NAMED if qdq is not layer.weight else (*_NAMED, *_NARROW)
+                if qdq is not None and qdq.code_type not in named:
+                    do = "quantize to 8 bits for onnxruntime, or keep this layer in float and save Q and DQ"
+                    got = f"{qdq.code_type} codes ({qdq.node.name})"
+                    yield Breach(node=layer.node, got=got, allowed="8-bit codes", do=do)
+                    break
+
+
+class FloatInput(Rule):
+    """A quantized weight and a float input: the layer computes in float.
+
+    MatMul, and Gemm without transB, become MatMulNBits instead where RoundedMatMul says so.
     """
 
     id = "float-input"
@@ -72,13 +101,11 @@ class FloatInput(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
-            if layer.activation is not None or layer.weight is None or not layer.has_constant_weight:
-                continue
-            operator = layer.node.operator
-            if operator != "MatMul" and (operator != "Gemm" or layer.node.integer("transB", 0)):
-                source = layer.node.argument(0)
+            has_codes = layer.weight is not None and layer.has_constant_weight and layer.activation is None
+            if has_codes and not becomes_matmul_nbits(graph, layer):
+                source = layer.node.argument(1 - layer.weight_index)
                 do = "put Q and DQ directly in front of it"
-                if operator == "Gemm":
+                if layer.node.operator == "Gemm" and layer.node.integer("transB", 0):
                     do += ", or write a MatMul with the weight transposed"
                 got = f"a weight in codes, float input {source.name if source else ''}"
                 yield Breach(node=layer.node, got=got, allowed="input and weight in codes", do=do)
@@ -108,8 +135,9 @@ class FloatOutput(Rule):
 class UnabsorbedActivation(Rule):
     """A Relu or Clip between a layer and its Q that the Q cannot take over.
 
-    A Relu vanishes where 0 is the lowest code: uint8 with zero-point 0, int8 with -128. A Clip vanishes where all codes
-    lie within its bounds. Else the layer stays float: so with int8 at zero-point 0, TensorRT's format.
+    A Relu vanishes where 0 is the lowest code: uint8 with zero-point 0, int8 with -128. A Clip vanishes where its
+    bounds, rounded to codes, are the lowest and the highest or beyond: a ReLU6 with the scale 6 / 255. Else the layer
+    stays float: so with int8 at zero-point 0, TensorRT's format.
     """
 
     id = "unabsorbed-activation"
@@ -150,7 +178,8 @@ class Int8FanOut(Rule):
             ends = [] if tail.quantizer is None or tail.moved else [tail.quantizer]
             source = graph.quantizer_of(layer.activation)[0] if layer.activation and not layer.moved else None
             is_gemm = layer.node.operator == "Gemm" or bias_add(graph, layer) is not None
-            if source is not None and not (is_gemm and tail.quantizer is None):
+            # the second input of a MatMul may be int8
+            if source is not None and layer.weight_index and not (is_gemm and tail.quantizer is None):
                 ends.append(source)
             if layer.weight and not layer.has_constant_weight and (second := graph.quantizer_of(layer.weight)[0]):
                 ends.append(second)
@@ -166,7 +195,11 @@ class Int8FanOut(Rule):
 
 
 class NoIntegerKernel(Rule):
-    """Layers in codes without an integer form: ConvTranspose, Gemm with a bias and alpha or beta other than 1."""
+    """Layers in codes without an integer form: ConvTranspose, Gemm with factors, a computed bias, int8 on the left.
+
+    Cases: Gemm with a bias and alpha or beta other than 1; a bias of Conv or Gemm that is computed at run time and that
+    no DQ makes; a MatMul whose first input is a constant in int8, where the kernels of x86 want uint8.
+    """
 
     id = "no-integer-kernel"
     severity = "warning"
@@ -184,13 +217,22 @@ class NoIntegerKernel(Rule):
             elif layer.node.operator == "Gemm" and layer.node.argument(2) is not None and factors != [1.0, 1.0]:
                 got, do = f"alpha {factors[0]:g}, beta {factors[1]:g}", "fold the factors into scales and bias"
                 yield Breach(node=layer.node, got=got, allowed="alpha = beta = 1", do=do)
+            elif has_computed_bias(graph, layer):
+                do = "make the bias a constant, or add it behind the layer"
+                yield Breach(
+                    node=layer.node, got="a bias that is computed at run time", allowed="a constant bias", do=do
+                )
+            elif layer.weight_index == 0 and layer.weight.code_type == "int8":
+                do = "use uint8 codes for the constant, or exchange the factors by transposing both"
+                yield Breach(node=layer.node, got="int8 codes as the first input", allowed="uint8 codes there", do=do)
 
 
 class ScalesInsideTheSum(Rule):
     """Weight scales that are not those of output channels: they cannot be taken out of the sum, the layer stays float.
 
     Cases: scales along another axis, or in blocks, of a MatMul with a Q behind, of a Conv or Gemm with a float bias;
-    blocks of a Gemm. In the other cases onnxruntime takes them for those of output channels, see MisreadScales.
+    blocks of a Gemm; several scales of a MatMul's first input or of more than two dimensions. In the other cases
+    onnxruntime takes them for those of output channels, see MisreadScales.
     """
 
     id = "scales-inside-the-sum"
@@ -206,10 +248,8 @@ class ScalesInsideTheSum(Rule):
                 is_blocked = layer.weight is not None and layer.weight.block_size > 0
                 is_float = has_float_bias(graph, layer) or (is_blocked and layer.node.operator == "Gemm")
             if wrong and is_float:
-                do = "quantize the weight with one scale for each output channel"
-                yield Breach(
-                    node=layer.node, got=wrong, allowed="scales for each output channel, or one for all", do=do
-                )
+                allowed = "scales for each output channel, or one for all"
+                yield Breach(node=layer.node, got=wrong, allowed=allowed, do=SCALES_MEND)
 
 
 class HalfScale(Rule):
@@ -294,9 +334,20 @@ def wrong_scales(graph: QdqGraph, layer: WeightedLayer) -> str | None:
         return None
     if weight.block_size:
         return f"a weight with scales in blocks of {weight.block_size}"
+    if has_unfused_scales(graph, layer):
+        where = f"{len(graph.graph.shape(weight.data) or ())} dimensions" if layer.weight_index else "the first input"
+        return f"several scales on {where} of a MatMul ({weight.node.name})"
     if other_axis(graph, layer) is None:
         return None
     return f"a weight with scales along axis {weight.axis} ({weight.node.name})"
+
+
+def has_unfused_scales(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether it is a MatMul with several scales on its first input, or on a weight of more than two dimensions."""
+    weight = layer.weight
+    if layer.node.operator != "MatMul" or weight is None or weight.is_per_tensor or not layer.has_constant_weight:
+        return False
+    return layer.weight_index == 0 or len(graph.graph.shape(weight.data) or ()) > 2
 
 
 # Together: the layers with a quantized weight that run in float. The first one is the only one that depends on the
@@ -309,6 +360,7 @@ FLOAT_RULES: tuple[type[Rule], ...] = (
     Int8FanOut,
     NarrowWeight,
     SixteenBitCodes,
+    NoKernelForCodes,
     HalfScale,
     PerChannelInput,
     NoIntegerKernel,

@@ -165,7 +165,7 @@ class OperatorOnCodes(Rule):
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.dequantizers:
             quantizer, between = graph.quantizer_of(qdq)
-            operators = [node for node in between if node.operator not in MOVING]
+            operators = [node for node in between if node.operator not in (*MOVING, "Concat")]
             if quantizer is not None and operators:
                 names = ", ".join(node.operator for node in operators[::-1])
                 do = "clip or pad in float in front of Q; give the DQ the scale of its own codes"
@@ -211,13 +211,13 @@ def _is_moved_codes(graph: QdqGraph, tensor: Tensor) -> bool:
 
 def _quantizer_behind(graph: QdqGraph, node: Node, pass_over: tuple[str, ...] = ("Relu", "Clip")) -> QdqNode | None:
     """The first Q that reads what `node` makes, directly or through operators that are passed over."""
-    tensor = node.outputs[0]
+    tensor = node.result
     while tensor is not None:
         readers = graph.graph.readers(tensor)
         found = next(iter(graph.quantizers_reading(tensor)), None)
         if found is not None or len(readers) != 1 or readers[0].operator not in pass_over:
             return found
-        tensor = readers[0].outputs[0]
+        tensor = readers[0].result
     return None
 
 

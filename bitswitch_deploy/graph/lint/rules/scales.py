@@ -123,10 +123,34 @@ class ScaleShape(Rule):
                 yield Breach(node=qdq.node, got=got, allowed=allowed, do="compute the scales again for this tensor")
 
 
+class NoNumbers(Rule):
+    """A scale or zero-point that holds no numbers: strings, complex numbers, a type that ONNX lacks, or nothing at all.
+
+    Neither engine reads such a file.
+    """
+
+    id = "no-numbers"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for qdq in graph.nodes:
+            for word, tensor in (("scale", qdq.scale), ("zero-point", qdq.zero_point)):
+                constant = None if tensor is None else graph.graph.source(tensor).constant
+                if constant is None:
+                    continue
+                kind = type_name(constant.data_type) or f"type {constant.data_type}, which ONNX does not know"
+                if kind.startswith(("string", "complex", "type")) or 0 in constant.dims:
+                    got = f"a {word} of {kind} {list(constant.dims)}"
+                    yield Breach(
+                        node=qdq.node, got=got, allowed="numbers", do="compute its scales and zero-points again"
+                    )
+
+
 def scale_type(graph: QdqGraph, qdq: QdqNode) -> str | None:
     """`float`, `float16`, ... of a constant scale."""
-    constant = None if qdq.scale is None else graph.graph.source(qdq.scale).constant
-    return None if constant is None else type_name(constant.data_type)
+    data_type = graph.graph.data_type(qdq.scale)
+    return None if data_type is None else type_name(data_type)
 
 
 def _holds_constants(graph: QdqGraph, qdq: QdqNode) -> bool:

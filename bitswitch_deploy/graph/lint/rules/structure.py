@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
+from bitswitch_deploy.graph.lint.linted_graph import STANDARD_DOMAINS, Node, Tensor, subgraphs
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
 from bitswitch_deploy.graph.lint.qdq_node import DOMAINS, ON_CODES
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
 _INTEGER_OPERATORS = (
+    "QLinear",
     "ConvInteger",
     "DynamicQuantizeLinear",
     "MatMulInteger",
-    "MatMulIntegerToFloat",
     "MatMulNBits",
     "DynamicQuantizeMatMul",
     "QAttention",
     "QGemm",
 )
+_FLOATS = ("float", "float16", "bfloat16", "double")
+# They ask for nothing but a shape.
+_SHAPES = ("Shape", "Size")
 
 
 class QuantizerWithoutDequantizer(Rule):
     """Codes of a Q that no DQ turns back: read by something else, or an output.
 
-    Engines fuse pairs; these codes are integers like any others, and both run the graph in float around them.
+    Engines fuse pairs; these codes are integers like any others, and both run the graph in float around them. Operators
+    on the codes are passed over, up to the first that is none. Those that compute with codes (QLinearConv) take them.
     """
 
     id = "q-without-dq"
@@ -32,20 +37,17 @@ class QuantizerWithoutDequantizer(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.quantizers:
-            tensor = qdq.result
-            if tensor is None:
-                continue
-            readers = graph.graph.readers(tensor)
-            odd = [each for each in readers if not graph.at(each) and each.operator not in (*ON_CODES, *_CODE_READERS)]
-            leaves = graph.graph.is_output(tensor)
-            if odd or leaves:
-                what = "leave the graph" if leaves else f"are read by {odd[0].operator} {odd[0].name}"
+            end = None if qdq.result is None else _odd_end(graph, qdq.result)
+            if end is not None:
                 do = "put a DQ behind it and let the readers take its result"
-                yield Breach(node=qdq.node, got=f"its codes {what}", allowed="a DQ as the reader", do=do)
+                yield Breach(node=qdq.node, got=f"its codes {end}", allowed="a DQ as the reader", do=do)
 
 
 class DequantizerWithoutQuantizer(Rule):
-    """A DQ of codes that are neither constant nor made by a Q: they come from outside or from another operator."""
+    """A DQ of codes that are neither constant nor made by a Q: they come from outside or from another operator.
+
+    A table of codes that a Gather looks up in front of the DQ is constant enough.
+    """
 
     id = "dq-without-q"
     severity = "warning"
@@ -53,14 +55,39 @@ class DequantizerWithoutQuantizer(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for qdq in graph.dequantizers:
-            if graph.is_weight(qdq) or qdq.data is None or graph.quantizer_of(qdq)[0] is not None:
+            quantizer, between = graph.quantizer_of(qdq)
+            origin = between[-1].argument(0) if between else qdq.data
+            if quantizer is not None or origin is None or graph.graph.is_constant(origin):
                 continue
-            maker = graph.graph.source(qdq.data).producer
-            if maker is not None and maker.operator.startswith(("QLinear", *_INTEGER_OPERATORS)):
+            maker = graph.graph.source(origin).producer
+            if maker is not None and maker.operator.startswith(_INTEGER_OPERATORS):
                 continue
-            source = f"{maker.operator} {maker.name}" if maker else f"{qdq.data.name}, which no node makes"
+            source = f"{maker.operator} {maker.name}" if maker else f"{origin.name}, which no node makes"
             do = "put the Q into the graph too, so that engines see the pair"
             yield Breach(node=qdq.node, got=f"codes from {source}", allowed="codes of a Q, or a constant", do=do)
+
+
+class ConstantCodes(Rule):
+    """A constant in int8 that something other than a DQ reads: TensorRT does not build it.
+
+    Cases: a table that a Gather looks up, a Pad, Concat, Where, Max, ... with a constant, a Cast to float. Fine are the
+    bounds of a Clip and the zero-points of Q. What stands in front of the DQ of a weight is WeightPath's.
+    """
+
+    id = "constant-codes"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        of_weights = {id(node) for layer in graph.layers for node in layer.path}
+        for node in graph.graph.nodes:
+            if id(node) in of_weights or not _needs_dequantized(graph, node):
+                continue
+            constants = [each for each in node.inputs if each is not None and _is_int8_constant(graph, each)]
+            if constants:
+                do = "put the DQ directly behind the constant, and let this operator work on floats"
+                got = f"{constants[0].name}, a constant in int8"
+                yield Breach(node=node, got=got, allowed="a DQ as the only reader of such a constant", do=do)
 
 
 class Dangling(Rule):
@@ -90,10 +117,40 @@ class IntegerOperator(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for node in graph.graph.nodes:
-            if node.domain in DOMAINS and node.operator.startswith(("QLinear", *_INTEGER_OPERATORS)):
+            if node.domain in DOMAINS and node.operator.startswith(_INTEGER_OPERATORS):
                 do = "export in Q/DQ form (quant_format=QuantFormat.QDQ in onnxruntime), not optimised for one engine"
                 yield Breach(node=node, got=node.operator, allowed="Q, float operator, DQ", do=do)
 
 
-# They take codes as they are.
-_CODE_READERS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm")
+def _odd_end(graph: QdqGraph, codes: Tensor) -> str | None:
+    """Where codes go that reach no DQ; None where all of them do, or are read by an operator that takes codes."""
+    waiting = [codes]
+    for tensor in waiting:  # grows while it is read
+        if graph.graph.is_output(tensor):
+            return "leave the graph"
+        for reader in graph.graph.readers(tensor):
+            if _moves_codes(reader):
+                waiting += [reader.result] if reader.result is not None and reader.result not in waiting else []
+            elif not graph.at(reader) and not reader.operator.startswith((*_INTEGER_OPERATORS, *_SHAPES)):
+                return f"are read by {reader.operator} {reader.name}"
+    return None
+
+
+def _moves_codes(node: Node) -> bool:
+    to_float = node.operator == "Cast" and type_name(node.integer("to", 0)) in _FLOATS
+    return node.operator in ON_CODES and not to_float
+
+
+def _needs_dequantized(graph: QdqGraph, node: Node) -> bool:
+    """Whether TensorRT refuses a constant in int8 as an input of this operator."""
+    if node.operator == "Cast":
+        return not _moves_codes(node)
+    known = ("Clip", "Identity", *_SHAPES)
+    is_known = node.operator in known or node.operator.startswith(_INTEGER_OPERATORS)
+    is_plain = node.domain in STANDARD_DOMAINS and next(subgraphs(node.proto), None) is None
+    return is_plain and not is_known and not graph.at(node)
+
+
+def _is_int8_constant(graph: QdqGraph, tensor: Tensor) -> bool:
+    constant = graph.graph.source(tensor).constant
+    return constant is not None and type_name(constant.data_type) == "int8"

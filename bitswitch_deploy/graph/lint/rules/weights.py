@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
 from bitswitch_deploy.graph.lint.output_channels import other_axis
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
-from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, EIGHT_BIT, QUANTIZE
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
+from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, QUANTIZE
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
+from bitswitch_deploy.graph.lint.rules.code_types import TENSORRT_TYPES
+from bitswitch_deploy.graph.lint.stored_bytes import BITS
 
 
 class WeightAxis(Rule):
@@ -99,7 +102,10 @@ class FloatWeight(Rule):
 
 
 class NarrowConvWeight(Rule):
-    """A convolution with an activation in codes and a weight of 4 bits: TensorRT fails to build it."""
+    """A convolution with an activation in codes and a weight of 4 bits or fewer: TensorRT fails to build it.
+
+    It builds the same beside a float activation, and transposed convolutions in any case.
+    """
 
     id = "narrow-conv-weight"
     severity = "error"
@@ -107,11 +113,32 @@ class NarrowConvWeight(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
-            weight = layer.weight if layer.node.operator in ("Conv", "ConvTranspose") and layer.activation else None
-            if weight is not None and weight.code_type not in (None, *EIGHT_BIT):
-                got = f"int8 activation with a weight of type {weight.code_type}"
+            if layer.activation and layer.weight and _is_narrow_conv(layer):
+                got = f"{layer.activation.code_type} activation with a weight of type {layer.weight.code_type}"
                 do = "carry the codes in int8 with the same scale: TensorRT has int4 for MatMul weights only"
-                yield Breach(node=layer.node, got=got, allowed="an int8 weight", do=do)
+                yield Breach(node=layer.node, got=got, allowed="an int8 or float8e4m3fn weight", do=do)
+
+
+class OperandTypes(Rule):
+    """A layer with an activation and a weight in codes of two types that TensorRT does not build together.
+
+    Cases: int8, int4, float8e4m3fn and float4e2m1 with each other in Conv, MatMul and Gemm. Fine are equal types, and
+    int8 with int4 in MatMul and Gemm where the weight has several scales. Transposed convolutions are not looked at.
+    """
+
+    id = "operand-types"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            both = [each.code_type for each in (layer.activation, layer.weight) if each is not None]
+            known = len(both) == 2 and set(both) <= set(TENSORRT_TYPES)
+            if known and not _is_multiplied(layer, set(both)) and not _is_narrow_conv(layer):
+                do = (
+                    "quantize both to one type; for int4 weights of a MatMul, one scale for each output channel will do"
+                )
+                yield Breach(node=layer.node, got=f"{both[0]} codes times {both[1]} codes", allowed="one type", do=do)
 
 
 class BlockedConvWeight(Rule):
@@ -133,9 +160,10 @@ class BlockedConvWeight(Rule):
 
 
 class RoundedMatMul(Rule):
-    """A MatMul of a float activation and a quantized weight: onnxruntime makes it MatMulNBits with accuracy_level 4.
+    """A float activation and a quantized weight of MatMul or Gemm: onnxruntime makes MatMulNBits, accuracy_level 4.
 
-    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation.
+    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation. Which
+    layers it takes stands in `matmul_nbits.py`; the others stay float, see FloatInput.
     """
 
     id = "rounded-activation"
@@ -144,10 +172,22 @@ class RoundedMatMul(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
-            if layer.node.operator == "MatMul" and layer.weight and layer.has_constant_weight and not layer.activation:
+            if layer.weight is not None and becomes_matmul_nbits(graph, layer):
                 yield Breach(
                     node=layer.node,
                     got=f"float activation, {layer.weight.code_type} weight: the activation is rounded to int8",
                     allowed="a session that computes as the graph says",
                     do='set the session entry session.qdq_matmulnbits_accuracy_level to "1"',
                 )
+
+
+def _is_narrow_conv(layer: WeightedLayer) -> bool:
+    return layer.node.operator == "Conv" and layer.weight is not None and layer.weight.code_type in BITS
+
+
+def _is_multiplied(layer: WeightedLayer, types: set[str | None]) -> bool:
+    """Whether TensorRT has a layer of this kind for codes of these types."""
+    if len(types) == 1 or layer.node.operator == "ConvTranspose":
+        return True
+    has_scales = layer.weight is not None and not layer.weight.is_per_tensor
+    return layer.node.operator != "Conv" and types == {"int8", "int4"} and has_scales

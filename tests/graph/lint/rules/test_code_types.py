@@ -1,13 +1,29 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.graph.lint.rules.code_types import size_bytes
-from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, model, nodes, pair, weight, with_zero
+from bitswitch_deploy.graph.lint.lint import lint
+from bitswitch_deploy.graph.lint.reading import read_graph
+from bitswitch_deploy.graph.lint.stored_bytes import size_bytes
+from tests.graph.lint.graphs import (
+    CONV,
+    IN,
+    LAYER,
+    OUT,
+    WEIGHT,
+    found,
+    model,
+    nodes,
+    optimised_operators,
+    pair,
+    weight,
+    with_zero,
+)
 
 MATMUL: dict[str, Any] = {"x": "2, 4", "y": "a, b", "shape": (4, 4)}
 TAIL = with_zero(WEIGHT + LAYER + OUT, "i")
@@ -97,6 +113,47 @@ def test_stored_bytes_that_do_not_fit(n_bytes: int) -> None:
     codes.ClearField("raw_data")
     codes.int32_data.extend([0] * n_bytes)
     assert found(graph, "byte-count") == [("dq_wd", f"{n_bytes} bytes in n, int4 [4, 4]")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "n_bytes"),
+    [
+        (PROTO.INT8, 15, 15),
+        (PROTO.FLOAT, 15, 60),
+        (PROTO.FLOAT16, 17, 34),
+        (PROTO.DOUBLE, 15, 120),
+        (PROTO.FLOAT, 0, 0),
+    ],
+)
+def test_elements_that_are_missing_or_too_many(
+    kind: onnx.TensorProto.DataType, entries: int, n_bytes: int, tmp_path: Path
+) -> None:
+    graph = model("[dq_w] wd = DequantizeLinear (w, s1, i) [dq_s] y = DequantizeLinear (i, f)", **MATMUL)
+    (constant,) = (tensor for tensor in graph.graph.initializer if tensor.name == ("w" if kind == PROTO.INT8 else "f"))
+    for count in (16, entries):
+        constant.CopyFrom(onnx.TensorProto(name=constant.name, data_type=kind, dims=[4, 4]))
+        field = {PROTO.FLOAT: "float_data", PROTO.DOUBLE: "double_data"}.get(kind, "int32_data")
+        getattr(constant, field).extend([1] * count)
+        said = [got for _, got in found(graph, "byte-count")]
+        name = PROTO.DataType.Name(kind).lower()
+        assert said == ([] if count == 16 else [f"{n_bytes} bytes in {constant.name}, {name} [4, 4]"])
+    with pytest.raises(Exception, match="ONNXRuntimeError"):
+        optimised_operators(graph, tmp_path)
+
+
+def test_external_data_of_another_length(tmp_path: Path) -> None:
+    """int4 codes that are not packed."""
+    graph = model(weight(1, zero="in", codes="n") + "y = MatMul (x, wd)", **MATMUL)
+    (codes,) = (tensor for tensor in graph.graph.initializer if tensor.name == "n")
+    for length, said in ((8, []), (16, ["16 bytes in n, int4 [4, 4]"])):
+        codes.ClearField("int32_data")
+        codes.raw_data = bytes(length)
+        path = tmp_path / f"{length}.onnx"
+        onnx.external_data_helper.set_external_data(codes, f"{length}.data", length=length)
+        (tmp_path / f"{length}.data").write_bytes(bytes(length))
+        codes.ClearField("raw_data")
+        path.write_bytes(graph.SerializeToString())
+        assert [each.got for each in lint(read_graph(path)).findings if each.rule == "byte-count"] == said
 
 
 @pytest.mark.parametrize(

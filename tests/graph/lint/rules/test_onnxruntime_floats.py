@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import FLOAT_RULES
@@ -43,6 +44,22 @@ ONE_SCALE = weight(scale="s1", zero="i")
 MATMUL = IN + weight(1) + " [layer] c = MatMul (d, wd) "
 GEMM = IN + WEIGHT + " [layer] c = Gemm <transB = 1> (d, wd) "
 ROUND = " [conv] c = Conv <pads = [1, 1, 1, 1]> (d, wd) "  # gives the shape that it takes
+
+
+ZERO_INT32: dict[str, Any] = {"constants": "int32 b0 = {0}"}
+
+
+LEFT: dict[str, Any] = {"x": "4, 2", "y": "a, b", "shape": (4, 4)}
+LEFT_UINT8 = weight(scale="s1", zero="um", codes="wu")
+LEFT_ROWS = weight(zero="rows", codes="wu")
+WITH_UINT8_ROWS = {"constants": "uint8[4] rows = {128, 128, 128, 128}"}
+STACK: dict[str, Any] = {"x": "2, 4, 4", "y": "a, b, c", "shape": (2, 4, 4), "opset": 20}
+COMPUTED = "sum = ReduceMax <keepdims = 0> (x, axes) "
+WITH_CHANNELS: dict[str, Any] = {"constants": "int64[3] axes = {0, 2, 3}"}
+WITH_COLUMNS: dict[str, Any] = {"constants": "int64[1] axes = {0}"}
+OTHER_TYPES = {"fp8": "e = Cast <to = 17> (lo) ", "uint4": "e = Cast <to = 21> (u) ", "int4": "e = Cast <to = 22> (i) "}
+FP8 = OTHER_TYPES["fp8"]
+FP8_WEIGHT = "k8 = QuantizeLinear (f, s1, e) wd = DequantizeLinear (k8, s1, e) "
 
 
 def conv(tail: str, layer: str = LAYER, *, made: str = WEIGHT, front: str = IN) -> str:
@@ -106,8 +123,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "float input": (conv(OUT, "[conv] c = Conv (x, wd)", front=""), {}),
     "relu in front": (conv(OUT, "r = Relu (d) [conv] c = Conv (r, wd)"), {}),
+    "zero-point by a cast in front": (conv(OUT, front="z = Cast <to = 2> (b0)" + pair("x", "d", "s", "z")), ZERO_INT32),
+    "zero-point by a cast, float output": (
+        conv("y = Relu (c)", front="z = Cast <to = 2> (b0)" + pair("x", "d", "s", "z")),
+        ZERO_INT32,
+    ),
+    "sixteen bits in front by a cast": (
+        conv(OUT, front="z = Cast <to = 5> (b0)" + pair("x", "d", "s", "z")),
+        ZERO_INT32,
+    ),
     "sixteen bits in front": (conv(OUT, front=pair("x", "d", "s", "h")), {}),
     "per-channel input": (conv(OUT, front=pair("x", "d", "sw", "iw")), {}),
+    # types without a kernel
+    "fp8": (conv(OUT, front=FP8 + pair("x", "d", "s", "e"), made=FP8_WEIGHT), {}),
+    "fp8 everywhere": (conv(pair("c", "y", zero="e"), front=FP8 + pair("x", "d", "s", "e"), made=FP8_WEIGHT), {}),
+    "fp8 weight": (conv(OUT, front=FP8 + IN, made=FP8_WEIGHT), {}),
+    **{
+        f"{name} {place}": (text, options)
+        for name, zero in OTHER_TYPES.items()
+        for place, text, options in (
+            ("in front", conv(OUT, front=zero + pair("x", "d", "s", "e")), {}),
+            ("behind", conv(pair("c", "y", zero="e"), front=zero + IN), {}),
+            ("in front of a matmul", zero + MATMUL.replace(IN, pair("x", "d", "s", "e")) + OUT, MATRIX),
+            ("behind a matmul", zero + MATMUL + pair("c", "y", zero="e"), MATRIX),
+            ("behind a gemm", zero + GEMM + pair("c", "y", zero="e"), MATRIX),
+        )
+    },
     # its weight and bias
     "int4 weight": (conv(OUT, made=weight(zero="in", codes="n")), {}),
     "uint8 weight": (conv(OUT, made=weight(scale="s1", zero="um", codes="wu")), {}),
@@ -127,6 +168,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         conv(OUT + "h = Identity (c)", "c = Conv (d, wd, bias)"),
         {"outputs": "float[e, f, g, h] h"},
     ),
+    "computed bias": (conv(OUT, "c = Conv (d, wd, sum)", front=COMPUTED + IN), WITH_CHANNELS),
+    "computed bias, scales of another axis": (
+        conv(OUT, "c = Conv (d, wd, sum)", front=COMPUTED + IN, made=weight(1)),
+        WITH_CHANNELS,
+    ),
+    "gemm, computed bias": (COMPUTED + IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, sum)" + OUT, MATRIX | WITH_COLUMNS),
+    "bias computed from a constant": (conv(OUT, "k = Neg (bias) c = Conv (d, wd, k)"), {}),
     "int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)"), WITH_BIAS),
     "deconvolution": (conv(OUT, "c = ConvTranspose (d, wd)", made=ONE_SCALE), {}),
     "scales of another axis": (conv(OUT, made=weight(1)), {}),
@@ -155,6 +203,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "matmul, rows, float output": (IN + weight(0) + "y = MatMul (d, wd)", MATRIX),
     "matmul, blocks": (IN + ROW_BLOCKS + "c = MatMul (d, wd)" + OUT, MATRIX | WITH_ROW_BLOCKS),
     "matmul, blocks, float output": (IN + ROW_BLOCKS + "y = MatMul (d, wd)", MATRIX | WITH_ROW_BLOCKS),
+    # MatMul of a constant on the left, and of a stack of matrices
+    "left, uint8": (IN + LEFT_UINT8 + "c = MatMul (wd, d)" + OUT, LEFT),
+    "left, uint8, float output": (IN + LEFT_UINT8 + "y = MatMul (wd, d)", LEFT),
+    "left, uint8, input read twice": (IN + LEFT_UINT8 + "c = MatMul (wd, d) z = Relu (d)" + OUT, LEFT),
+    "left, uint8 rows": (IN + LEFT_ROWS + "c = MatMul (wd, d)" + OUT, LEFT | WITH_UINT8_ROWS),
+    "left, uint8 rows, float output": (IN + LEFT_ROWS + "y = MatMul (wd, d)", LEFT | WITH_UINT8_ROWS),
+    "left, int8": (IN + ONE_SCALE + "c = MatMul (wd, d)" + OUT, LEFT),
+    "left, int8 rows": (IN + weight(0) + "c = MatMul (wd, d)" + OUT, LEFT),
+    "left, int8 rows, float output": (IN + weight(0) + "y = MatMul (wd, d)", LEFT),
+    "left, int8 columns, float output": (IN + weight(1) + "y = MatMul (wd, d)", LEFT),
+    "stack": (IN + weight(2) + "c = MatMul (d, wd)" + OUT, STACK),
+    "stack, float output": (IN + weight(2) + "y = MatMul (d, wd)", STACK),
+    "stack, bias, q": (IN + weight(2) + "c = MatMul (d, wd) a = Add (c, bias)" + pair("a", "y"), STACK),
+    "stack, rows": (IN + weight(1) + "c = MatMul (d, wd)" + OUT, STACK),
+    "stack, one scale": (IN + ONE_SCALE + "c = MatMul (d, wd)" + OUT, STACK),
+    "stack, one scale, bias": (IN + ONE_SCALE + "c = MatMul (d, wd) y = Add (c, bias)", STACK),
     # Gemm
     "gemm, another axis": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd)" + OUT, MATRIX),
     "gemm, another axis, bias": (IN + weight(1) + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
@@ -170,6 +234,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemm, result read twice": (GEMM + pair("c", "k") + "y = Add (k, k)", MATRIX),
     "gemm, input read twice": (GEMM + "y = Add (c, d)", MATRIX),
     "gemm, input read twice, q": (GEMM + pair("c", "k") + "y = Add (k, d)", MATRIX),
+    "matmul, weight on the left": (weight(0) + "y = MatMul (wd, x)", MATRIX | {"x": "4, 2"}),
     "gemm, weight only": (WEIGHT + "y = Gemm <transB = 1> (x, wd)", MATRIX),
     "gemm, bias": (IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias)" + OUT, MATRIX),
     "gemm, bias, float output": (IN + WEIGHT + "y = Gemm <transB = 1> (d, wd, bias)", MATRIX),
@@ -223,6 +288,7 @@ SAID = {
         "u",
         "a weight with scales along axis 1 (dq_wd)",
     ),
+    "no-kernel-for-codes": ("uint4 behind", "u", "uint4 codes (q_y)"),
     "no-integer-kernel": ("gemm, alpha, bias", "u", "alpha 0.5, beta 1"),
     "float-bias-of-gemm": ("gemm, bias, float output", "u", "a float bias and a float output"),
     "float-bias": ("float bias", "u", "a float bias, which becomes int32 when the graph is loaded"),
@@ -238,7 +304,15 @@ def test_what_is_said(rule: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["int32 bias", "float bias, copy handed out", "gemm, bias, float output", "matmul, bias", "float output"],
+    [
+        "int32 bias",
+        "computed bias",
+        "gemm, computed bias",
+        "float bias, copy handed out",
+        "gemm, bias, float output",
+        "matmul, bias",
+        "float output",
+    ],
 )
 def test_a_bias_is_rounded_only_where_a_float_one_stands_in_an_integer_layer(name: str) -> None:
     text, options = CASES[name]
@@ -256,6 +330,113 @@ def test_a_bias_is_rounded_although_the_result_is_handed_out_beside_its_q(name: 
     handed_out = watched(graph, (result, "y"))
     rounded, exact = (run(handed_out, x, optimisation=each) for each in ("all", "off"))
     assert np.abs(rounded - exact).max() > 1e-3
+
+
+# name: (operator, attributes of the DQ, shape of its scale, type of codes, more nodes, whether the input is rounded)
+WEIGHT_ONLY = {
+    "columns": ("MatMul", "axis = 1", [8], "INT8", "", True),
+    "columns, 4 bits": ("MatMul", "axis = 1", [8], "INT4", "", True),
+    "columns, from the back": ("MatMul", "axis = -1", [8], "INT8", "", False),
+    "rows": ("MatMul", "axis = 0", [32], "INT4", "", False),
+    "one scale": ("MatMul", "axis = 1", [], "UINT4", "", True),
+    "one scale in a list": ("MatMul", "axis = 1", [1], "INT8", "", False),
+    "16 bits": ("MatMul", "axis = 1", [8], "INT16", "", False),
+    "fp8": ("MatMul", "axis = 1", [], "FLOAT8E4M3FN", "", False),
+    "blocks": ("MatMul", "axis = 0, block_size = 16", [2, 8], "INT4", "", True),
+    "large blocks": ("MatMul", "axis = 0, block_size = 64", [1, 8], "INT8", "", True),
+    "small blocks": ("MatMul", "axis = 0, block_size = 8", [4, 8], "INT4", "", False),
+    "odd blocks": ("MatMul", "axis = 0, block_size = 24", [2, 8], "INT4", "", False),
+    "blocks of columns": ("MatMul", "axis = 1, block_size = 16", [32, 1], "INT4", "", False),
+    "handed out": ("MatMul", "axis = 1", [8], "INT8", "h = Neg (wd)", False),
+    "gemm": ("Gemm", "axis = 1", [8], "INT8", "", True),
+    "gemm, blocks": ("Gemm", "axis = 0, block_size = 16", [2, 8], "INT4", "", True),
+    "gemm, bias": (
+        "Gemm",
+        "axis = 1",
+        [8],
+        "INT4",
+        "row = Constant <value = float[8] {1, 2, 3, 4, 5, 6, 7, 8}> ()",
+        True,
+    ),
+    "gemm, one bias": ("Gemm", "axis = 1", [8], "INT4", "row = Constant <value = float[1] {1}> ()", False),
+    "gemm, alpha": ("Gemm <alpha = 0.5>", "axis = 1", [8], "INT8", "", False),
+    "gemm, beta": ("Gemm <beta = 0.5>", "axis = 1", [8], "INT8", "", True),
+}
+
+
+def weight_only(name: str) -> onnx.ModelProto:
+    operator, attributes, size, kind, more, _ = WEIGHT_ONLY[name]
+    bias = ", row" if "row" in more else ""
+    text = f"wd = DequantizeLinear <{attributes}> (k, scale, zero) {more} [layer] y = {operator} (x, wd{bias})"
+    graph = model(text, x="2, 32", y="a, b", outputs="float[e, f] h" if "h =" in more else "")
+    data_type = onnx.TensorProto.DataType.Value(kind)
+    values = np.random.default_rng(1).integers(0, 2, 256).tolist()
+    for tensor, shape, content in (("k", [32, 8], values), ("zero", size, [0] * int(np.prod(size, dtype=int)))):
+        graph.graph.initializer.append(onnx.helper.make_tensor(tensor, data_type, shape, content))
+    scales = np.full(size, 0.1, np.float32)
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(scales, "scale"))
+    return graph
+
+
+@needs_current_onnxruntime
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+def test_weights_beside_a_float_activation(name: str, tmp_path: Path) -> None:
+    graph, is_rounded = weight_only(name), WEIGHT_ONLY[name][-1]
+    assert nodes(graph, "rounded-activation") == (["layer"] if is_rounded else [])
+    assert nodes(graph, "float-input") == ([] if is_rounded else ["layer"])
+    assert optimised_operators(graph, tmp_path)["MatMulNBits"] == is_rounded
+    x = np.random.default_rng(2).normal(size=(2, 32)).astype(np.float32)
+    computed, exact = (run(graph, x, optimisation=each) for each in ("all", "off"))
+    assert (np.abs(computed - exact).max() > 1e-4) == is_rounded
+
+
+@needs_current_onnxruntime
+def test_a_weight_that_two_layers_read_beside_float_activations(tmp_path: Path) -> None:
+    graph = model(weight(1) + "c = MatMul (x, wd) y = MatMul (c, wd)", **MATRIX)
+    assert not nodes(graph, "rounded-activation")
+    assert len(nodes(graph, "float-input")) == optimised_operators(graph, tmp_path)["MatMul"] == 2
+
+
+@needs_current_onnxruntime
+@pytest.mark.parametrize(("scale", "zero", "rounded"), [("s1", "i", 1), ("sw", "iw", 0)])
+def test_a_transposed_weight_beside_a_float_activation(scale: str, zero: str, rounded: int, tmp_path: Path) -> None:
+    graph = model(weight(0, scale, zero) + "t = Transpose (wd) y = MatMul (x, t)", **MATRIX)
+    assert len(nodes(graph, "rounded-activation")) == optimised_operators(graph, tmp_path)["MatMulNBits"] == rounded
+    assert len(nodes(graph, "float-input")) == 1 - rounded
+
+
+@needs_current_onnxruntime
+@pytest.mark.parametrize(
+    ("bounds", "scale", "absorbed"),
+    [
+        # in float64 the highest code is above these bounds
+        *(((0, high), high / 255, True) for high in (1, 4, 6, 15, 17)),
+        ((0, 6), 6.01 / 255, True),
+        ((0, 6), 6.02 / 255, False),
+        ((0.01, 6), 6 / 255, True),
+        ((0.02, 6), 6 / 255, False),
+        ((-1, 6), 6 / 255, True),
+    ],
+)
+def test_a_clip_at_the_highest_code(bounds: tuple[float, float], scale: float, absorbed: bool, tmp_path: Path) -> None:
+    text = with_zero(through("Clip (*, low, top)").replace("s2", "step"), "u")
+    low, high = map(float, bounds)
+    graph = model(text, constants=f"float low = {{{low}}}, float top = {{{high}}}, float step = {{{scale!r}}}")
+    assert bool(nodes(graph, "unabsorbed-activation")) == (not absorbed)
+    assert sum(optimised_operators(graph, tmp_path)[operator] for operator in FLOAT_OPERATORS) == (not absorbed)
+
+
+def test_a_relu_in_front_of_a_zero_point_that_holds_nothing() -> None:
+    graph = model(with_zero(conv("r = Relu (c)" + pair("r", "y", "s2", "none")), "u"), constants="uint8[0] none = {}")
+    assert len(nodes(graph, "no-numbers")) == 2
+
+
+def test_other_reasons_for_no_integer_kernel() -> None:
+    said = [
+        found(model(with_zero(CASES[name][0], "u"), **CASES[name][1]), "no-integer-kernel")[0][1]
+        for name in ("deconvolution", "computed bias", "left, int8")
+    ]
+    assert said == ["a transposed convolution", "a bias that is computed at run time", "int8 codes as the first input"]
 
 
 def test_reasons_for_a_float_output() -> None:

@@ -23,6 +23,10 @@ MISREAD = {
     "blocks": "a weight with scales in blocks of 2, read as those of output channels",
     "matmul, rows, float output": "a weight with scales along axis 0 (dq_wd), read as those of output channels",
     "matmul, blocks, float output": "a weight with scales in blocks of 2, read as those of output channels",
+    "stack, float output": "several scales on 3 dimensions of a MatMul (dq_wd), read as those of output channels",
+    "stack, bias, q": "several scales on 3 dimensions of a MatMul (dq_wd), read as those of output channels",
+    "left, uint8 rows, float output": "several scales on the first input of a MatMul (dq_wd),"
+    " read as those of output channels",
     "gemm, another axis": "a weight with scales along axis 1 (dq_wd), read as those of output channels",
     "gemm, another axis, float output": "a weight with scales along axis 1 (dq_wd), read as those of output channels",
 }
@@ -31,6 +35,11 @@ READ = (
     "scales of another axis, float bias",
     "blocks, float bias",
     "matmul",
+    "stack",
+    "stack, one scale, bias",
+    "left, uint8",
+    "left, int8 rows, float output",
+    "left, int8 columns, float output",
     "gemm",
     "gemm, blocks",
     "gemm, another axis, bias",

@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, linted, model, nodes, pair, weight, with_zero
+from tests.graph.running import run
 
 
 def int8(body: str, constants: str = "", **options: object) -> onnx.ModelProto:
@@ -26,6 +27,36 @@ def test_scales_that_are_no_numbers(value: float, shown: str) -> None:
     (scale,) = (tensor for tensor in graph.graph.initializer if tensor.name == "s2")
     scale.CopyFrom(onnx.numpy_helper.from_array(np.array(value, np.float32), "s2"))
     assert found(graph, "scale-not-positive")[0] == ("q_y", f"{shown} as a scale")
+
+
+def test_a_negative_scale_that_is_computed_from_constants() -> None:
+    graph = int8("k = Neg (s)" + pair("x", "d", "k") + WEIGHT + LAYER + OUT)
+    assert nodes(graph, "scale-not-positive") == ["q_d", "dq_d"]
+
+
+@pytest.mark.parametrize("word", ["scale", "zero-point"])
+@pytest.mark.parametrize(
+    ("data_type", "dims", "shown"),
+    [
+        (onnx.TensorProto.STRING, [1], "string [1]"),
+        (onnx.TensorProto.COMPLEX64, [1], "complex64 [1]"),
+        (onnx.TensorProto.INT8, [0], "int8 [0]"),
+        (onnx.TensorProto.UNDEFINED, [], "type 0, which ONNX does not know []"),
+        (99, [], "type 99, which ONNX does not know []"),
+    ],
+)
+def test_constants_without_numbers(word: str, data_type: int, dims: list[int], shown: str) -> None:
+    graph = int8(CONV)
+    replaced = {"scale": "s2", "zero-point": "i"}[word]
+    (constant,) = (tensor for tensor in graph.graph.initializer if tensor.name == replaced)
+    constant.CopyFrom(onnx.TensorProto(name=replaced, data_type=data_type, dims=dims))
+    if data_type == onnx.TensorProto.STRING:
+        constant.string_data.append(b"abc")
+    if data_type == onnx.TensorProto.COMPLEX64:
+        constant.float_data.extend([1, 1])
+    assert found(graph, "no-numbers")[-1] == ("dq_y", f"a {word} of {shown}")
+    with pytest.raises(Exception, match="ONNXRuntimeError"):
+        run(graph, np.zeros((1, 4, 8, 8), np.float32))
 
 
 def test_some_channels_of_many() -> None:

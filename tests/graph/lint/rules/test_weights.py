@@ -83,6 +83,10 @@ DIRECT = {
     "float, Q": "k = QuantizeLinear <axis = 0> (f, sw, iw)" + weight(codes="k"),
     "computed float, Q": "r = Relu (f) k = QuantizeLinear <axis = 0> (r, sw, iw)" + weight(codes="k"),
     "Identity behind": "o = DequantizeLinear <axis = 0> (w, sw, iw) wd = Identity (o)",
+    "codes, copied scale": "k = Identity (sw)" + weight(scale="k"),
+    "codes, half scale": "half = Cast <to = 10> (sw) k = Cast <to = 1> (half)" + weight(scale="k"),
+    "codes, scale in codes": "k = DequantizeLinear (iw, s)" + weight(scale="k"),
+    "codes, computed zero-point": "k = Identity (iw)" + weight(zero="k"),
     "computed float": "wd = Neg (f)",
     "float": "wd = Identity (f)",
     "Constant node": f"k = Constant <value = int8[4, 4, 3, 3] {{{ONES}}}> ()" + weight(codes="k"),
@@ -123,18 +127,20 @@ def test_a_float_weight_beside_codes() -> None:
     assert not nodes(int8("y = Conv (x, f)"), "float-weight")
 
 
-@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
-def test_a_convolution_with_4_bits_and_codes(operator: str) -> None:
-    body = weight(zero="in", codes="n") + f"[layer] c = {operator} (d, wd)" + OUT
+def test_a_convolution_with_4_bits_and_codes() -> None:
+    body = weight(zero="in", codes="n") + "[layer] c = Conv (d, wd)" + OUT
     graph = int8(IN + body)
     assert found(graph, "narrow-conv-weight") == [("layer", "int8 activation with a weight of type int4")]
-    assert not nodes(int8(body.replace("(d,", "(x,")), "narrow-conv-weight")
-    assert not nodes(int8(CONV), "narrow-conv-weight")
+    for other in (body.replace("(d,", "(x,"), IN + body.replace("Conv", "ConvTranspose"), CONV):
+        assert not nodes(int8(other), "narrow-conv-weight")
 
 
-def test_a_matmul_with_4_bits_and_codes_builds() -> None:
-    body = IN + weight(1, zero="in", codes="n") + "c = MatMul (d, wd)" + OUT
-    assert not nodes(int8(body, **MATRIX), "narrow-conv-weight")
+def test_codes_of_two_types_in_front_of_a_layer() -> None:
+    body = weight(scale="s1", zero="n0", codes="n") + "[product] c = MatMul (d, wd)" + OUT
+    graph = int8(IN + body, constants="int4 n0 = {0}", **MATRIX)
+    assert found(graph, "operand-types") == [("product", "int8 codes times int4 codes")]
+    for other in (IN + weight(1, zero="in", codes="n") + "c = MatMul (d, wd)" + OUT, body.replace("(d,", "(x,")):
+        assert not nodes(int8(other, constants="int4 n0 = {0}", **MATRIX), "operand-types")
 
 
 def test_blocks_in_a_convolution() -> None:

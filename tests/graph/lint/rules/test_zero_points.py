@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, model, nodes, pair, weight, with_zero
+from tests.graph.running import initializer, run, watched
 
 TAIL = with_zero(WEIGHT + LAYER + OUT, "i")
 
@@ -38,6 +40,13 @@ def test_uint8_weights() -> None:
     assert found(graph, "uint8-codes") == [("dq_wd", "uint8 codes, not imported")]
 
 
+def test_uint8_without_a_zero_point() -> None:
+    graph = model("[q] q = QuantizeLinear <output_dtype = 2> (x, s) d = DequantizeLinear (q, s)" + TAIL)
+    assert nodes(graph, "uint8-codes") == ["q"]
+    graph = model(with_zero(IN + "[dq] wd = DequantizeLinear (wu, s1)" + LAYER + OUT, "i"))
+    assert found(graph, "uint8-codes") == [("dq", "uint8 codes, not imported")]
+
+
 def test_zero_points_other_than_zero() -> None:
     assert found(model(with_zero(CONV, "im")), "nonzero-zero-point") == [
         ("q_d", "zero-point -128"),
@@ -70,6 +79,45 @@ def test_another_grid_behind_than_in_front(scale: str, zero: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("zero", ["h", "e"])
+def test_another_grid_of_other_types(zero: str) -> None:
+    body = f"e = Cast <to = 17> (lo) q = QuantizeLinear (x, s, {zero}) [dq] d = DequantizeLinear (q, s2, {zero})"
+    assert nodes(model(body + TAIL), "q-dq-scales-disagree") == ["dq"]
+
+
+AXES = "[q] k = QuantizeLinear <{}> (f, {scale}, {zero}) [dq] wd = DequantizeLinear <{}> (k, {scale}, {zero})"
+BLOCKS = "float[2, 4] s8 = {0.2, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1}, int8[2, 4] z8 = {0, 0, 0, 0, 0, 0, 0, 0}"
+
+
+@pytest.mark.parametrize(
+    ("front", "behind", "scale", "said"),
+    [
+        ("axis = 0", "axis = 1", "sw", "scales along axis 1, those of q along axis 0"),
+        ("axis = -2", "axis = -1", "sw", "scales along axis -1, those of q along axis -2"),
+        ("axis = 0", "axis = -1", "sw", "scales along axis -1, those of q along axis 0"),
+        ("axis = 0", "axis = -2", "sw", ""),
+        ("axis = 1", "axis = -1", "sw", ""),
+        ("axis = 0", "axis = 1", "one", ""),
+        ("axis = 0", "axis = 1", "s", ""),
+        ("axis = 0, block_size = 2", "axis = 0, block_size = 2", "s8", ""),
+        (
+            "axis = 0, block_size = 2",
+            "axis = 0, block_size = 3",
+            "s8",
+            "scales along axis 0 in blocks of 3, those of q along axis 0 in blocks of 2",
+        ),
+    ],
+)
+def test_scales_along_another_axis_behind_than_in_front(front: str, behind: str, scale: str, said: str) -> None:
+    zero = {"s": "i", "s8": "z8"}.get(scale, "iw")
+    body = AXES.format(front, behind, scale=scale, zero=zero) + "y = MatMul (x, wd)"
+    graph = model(body, x="2, 4", y="a, b", shape=(4, 4), constants=BLOCKS)
+    assert found(graph, "q-dq-axes-disagree") == ([("dq", said)] if said else [])
+    exact = initializer(graph, "f")
+    error = np.abs(run(watched(graph, ("wd",)), np.zeros((2, 4), np.float32)) - exact).max()
+    assert (error > initializer(graph, scale).max() / 2 + 1e-6) == bool(said)
+
+
 def test_equal_values_in_other_tensors_are_one_grid() -> None:
     body = "q = QuantizeLinear (x, s, i) d = DequantizeLinear (q, same, zero)"
     graph = model(body + TAIL, constants="float[1] same = {0.05}, int8[1] zero = {0}")
@@ -89,6 +137,18 @@ def test_the_pair_in_front_of_a_pair() -> None:
 
 
 BORDER = "int64[8] border = {0, 0, 1, 1, 0, 0, 1, 1}, int64[8] channels = {0, 0, 0, 0, 0, 4, 0, 0}, uint8 fill = {128}"
+
+
+def test_a_border_of_no_number() -> None:
+    graph = model(pair("x", "y", "s", "u", on_codes="Pad (*, border, bad)"), constants=BORDER + ", float bad = {nan}")
+    assert "a border of code nan by" in found(graph, "padded-codes")[0][1]
+
+
+def test_a_zero_point_of_no_number() -> None:
+    graph = model(
+        "[q] q = QuantizeLinear (x, s, bad) [dq] y = DequantizeLinear (q, s, bad)", constants="float bad = {nan}"
+    )
+    assert found(graph, "nonzero-zero-point") == [("q", "zero-point nan")]
 
 
 @pytest.mark.parametrize("operator", ["Pad (*, border)", 'Pad <mode = "constant"> (*, border, u)'])
@@ -111,8 +171,9 @@ def test_a_border_of_codes_that_are_not_zero(operator: str) -> None:
         ("Pad (*, channels)", "um"),
         ("Pad (*, four, u, axes)", "um"),
         ("Transpose (*)", "um"),
+        ("Pad (*, none)", "um"),
     ],
 )
 def test_other_borders(operator: str, zero: str) -> None:
-    constants = f"{BORDER}, int64[2] four = {{0, 4}}, int64[1] axes = {{1}}"
+    constants = f"{BORDER}, int64[2] four = {{0, 4}}, int64[1] axes = {{1}}, int64[0] none = {{}}"
     assert not nodes(model(pair("x", "y", "s", zero, on_codes=operator), constants=constants), "padded-codes")

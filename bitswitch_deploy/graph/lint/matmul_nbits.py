@@ -1,0 +1,55 @@
+"""When onnxruntime makes MatMulNBits of a float activation and a weight in codes (seen with 1.32, all of it)."""
+
+from __future__ import annotations
+
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
+from bitswitch_deploy.graph.lint.qdq_node import QdqNode
+
+_TYPES = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
+_SMALLEST_BLOCK = 16
+
+
+def becomes_matmul_nbits(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether it does so: MatMul, or Gemm as a MatMul with a bias for each column, of a weight that is read once.
+
+    Shapes: codes [rows, columns]; scales () or [columns], or blocks of a power of two from 16 along the rows.
+    """
+    weight = layer.weight
+    if layer.activation is not None or weight is None or not layer.has_constant_weight or layer.weight_index != 1:
+        return False
+    shape = graph.graph.shape(weight.data)
+    if weight.code_type not in _TYPES or shape is None or len(shape) != 2 or not _is_read_once(graph, weight):
+        return False
+    is_plain = layer.node.operator == "MatMul" or _is_plain_gemm(graph, layer, columns=shape[1])
+    return is_plain and _has_right_scales(weight, columns=shape[1]) and _is_direct(layer, weight)
+
+
+def _is_read_once(graph: QdqGraph, weight: QdqNode) -> bool:
+    result = weight.result
+    return result is not None and len(graph.graph.readers(result)) == 1 and not graph.graph.is_output(result)
+
+
+def _has_right_scales(weight: QdqNode, *, columns: int | None) -> bool:
+    """It looks at the axis as it is written: -1 is another one than 1."""
+    scales, size = weight.scale_values, weight.block_size
+    if scales is None:
+        return False
+    if size:
+        return weight.axis == 0 and size >= _SMALLEST_BLOCK and size & (size - 1) == 0
+    return scales.shape == () or (weight.axis == 1 and scales.shape == (columns,))
+
+
+def _is_direct(layer: WeightedLayer, weight: QdqNode) -> bool:
+    """Whether the layer reads the DQ; a Transpose between them is moved into codes with one scale."""
+    detour = [node.operator for node in layer.path[: layer.path.index(weight.node)] if node.operator != "Identity"]
+    return not detour or (set(detour) == {"Transpose"} and weight.is_per_tensor)
+
+
+def _is_plain_gemm(graph: QdqGraph, layer: WeightedLayer, *, columns: int | None) -> bool:
+    node = layer.node
+    if node.operator != "Gemm" or node.integer("transA", 0) or node.integer("transB", 0):
+        return False
+    bias = node.argument(2)
+    factors = [node.number("alpha"), None if bias is None else node.number("beta")]
+    has_row = bias is None or graph.graph.shape(bias) == (columns,)
+    return has_row and all(factor in (None, 1.0) for factor in factors)
