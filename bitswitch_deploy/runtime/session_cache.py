@@ -92,7 +92,8 @@ class SessionCache(Generic[S]):
         """Drop all, and keep nothing from now on: a session that is being opened is for who asked for it alone."""
         with self._state_lock:
             self._is_closed = True
-            self._kept.clear()
+            # not cleared: a signal handler may call this in the middle of a loop over it
+            self._kept = OrderedDict()
 
     def _find_or_open(self, label: str) -> S:
         """For the thread that holds the lock of openings: another one may have opened it before."""
@@ -120,9 +121,9 @@ class SessionCache(Generic[S]):
     def _drop_for(self, label: str, *, spared: int) -> None:
         """Make room for one more, but let go of no more than all except the `spared` ones that were used last."""
         with self._state_lock:
-            room = self._budget - self._costs[label]
-            while len(self._kept) > spared and sum(self._costs[each] for each in self._kept) > room:
-                self._kept.popitem(last=False)
+            kept, room = self._kept, self._budget - self._costs[label]
+            while len(kept) > spared and sum(self._costs[each] for each in kept) > room:
+                kept.popitem(last=False)
 
     def _check_budget(self, label: str) -> None:
         if self._costs[label] <= self._budget:

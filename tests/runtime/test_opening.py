@@ -178,6 +178,12 @@ def test_a_width_that_could_not_be_opened_is_tried_again_ever_more_seldom(opener
     assert answers.count("w4") > 0
     assert answers == sorted(answers, reverse=True)
     assert switcher.usable_widths == WIDTHS
+    for policy.width in ("w8", "w6", "w2"):  # for which w4 has to go
+        answer(switcher)
+    policy.width, opener.is_failing, opened = "w4", True, opener.opened.count("w4")
+    for _ in range(105):
+        assert answer(switcher) == "w2"
+    assert opener.opened.count("w4") == opened + 2
 
 
 def test_a_wrong_input_moves_no_width(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bitswitch_deploy.search import choose
 from bitswitch_deploy.search.candidates import near_optimal
 from bitswitch_deploy.search.choose import Chooser, Measure
+from bitswitch_deploy.search.problem import Row
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.search.solver import Solution
 from bitswitch_deploy.search.statistics import cautious_drop
@@ -139,3 +140,25 @@ def test_between_levels_a_drop_is_closed_in_on(monkeypatch: pytest.MonkeyPatch, 
     swept, closed_in = (times * choose.CANDIDATES_PER_LEVEL for times in (3, choose.BISECTIONS))
     refined = len(NAMES) * (choice.moves + 1)
     assert choice.n_candidates <= swept + len(WIDTHS) + closed_in + refined
+
+
+@pytest.mark.parametrize("front", [False, True])
+def test_what_is_taken_was_refined_over_what_buys_something(monkeypatch: pytest.MonkeyPatch, front: bool) -> None:
+    """6 bits take what 8 take. Costs are the same for all layers, losses are not: only exchanges of 8 and 4 help."""
+    monkeypatch.setattr(choose, "MAX_REFITS", 0)
+    names = "abcdefghijkl"
+    row = Row(name="bytes", use=((8, 8, 4),) * len(names), cap=72)
+    given = problem([(0.0, 1.0, 4.0)] * len(names), row, widths=WIDTHS)
+    weight = np.random.default_rng(3).permutation(len(names)) + 1.0
+
+    def measure(wanted: Sequence[WidthAssignment], n: int) -> list[Scores]:
+        totals = [weight @ [8.0 - each.bits_of(name) for name in names] for each in wanted]
+        return [Scores(loss=total + np.linspace(-0.01, 0.01, n), right=np.ones(n, np.bool_)) for total in totals]
+
+    chooser = Chooser(given, measure, 201)
+    choice = chooser.on_front(row, is_within=None) if front else chooser.under_budgets()
+    assert choice.moves > 0
+    assert 6 not in given.widths(choice.chosen.selection).values()
+    assert all(given.is_feasible(each.selection) for each in (choice.chosen, *choice.front))
+    if front:
+        assert choice.front[0].selection == choice.chosen.selection

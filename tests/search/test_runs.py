@@ -43,6 +43,8 @@ def test_budgets_are_kept_in_exact_integers() -> None:
     use = tuple((big + 1, big) for _ in range(3))
     given = problem([(0.0, 1.0)] * 3, Row(name="bops", use=use, cap=3 * big + 1), widths=(8, 4))
     assert [pattern_of(given, each) for each in in_runs(given, (), count=9)] == [(8, 4), (4, 8, 4), (4, 8)]
+    shifted = replace(given.rows[0], base=7, cap=3 * big + 8)  # what is used whatever is chosen
+    assert in_runs(replace(given, rows=(shifted,)), (), count=9) == in_runs(given, (), count=9)
     tighter = replace(given, rows=(replace(given.rows[0], cap=3 * big),))
     assert in_runs(tighter, (), count=9) == ()
 
