@@ -6,7 +6,8 @@ weight runs in integers exactly when none of these names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
 from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
@@ -22,7 +23,7 @@ from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
 )
 from bitswitch_deploy.graph.lint.output_channels import other_axis
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
-from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT
+from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT, QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 from bitswitch_deploy.graph.lint.rules.scales import scale_type
 
@@ -55,15 +56,10 @@ class SixteenBitCodes(Rule):
     engines = ("onnxruntime",)
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
-        for layer in graph.layers:
-            if not (layer.activation and layer.weight):
-                continue
-            for qdq in (layer.activation, layer.weight, tail_of(graph, layer).quantizer):
-                if qdq is not None and qdq.code_type in ("int16", "uint16"):
-                    do = "use uint8 activations, or keep this layer in float and save Q and DQ"
-                    got = f"{qdq.code_type} codes ({qdq.node.name})"
-                    yield Breach(node=layer.node, got=got, allowed="8-bit codes", do=do)
-                    break
+        for layer, qdq in _around(graph, lambda qdq, is_weight: qdq.code_type in ("int16", "uint16")):
+            do = "use uint8 activations, or keep this layer in float and save Q and DQ"
+            got = f"{qdq.code_type} codes ({qdq.node.name})"
+            yield Breach(node=layer.node, got=got, allowed="8-bit codes", do=do)
 
 
 class NoKernelForCodes(Rule):
@@ -77,16 +73,10 @@ class NoKernelForCodes(Rule):
     engines = ("onnxruntime",)
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
-        for layer in graph.layers:
-            if not (layer.activation and layer.weight):
-                continue
-            for qdq in (layer.activation, layer.weight, tail_of(graph, layer).quantizer):
-                named = _NAMED if qdq is not layer.weight else (*_NAMED, *_NARROW)
-                if qdq is not None and qdq.code_type not in named:
-                    do = "quantize to 8 bits for onnxruntime, or keep this layer in float and save Q and DQ"
-                    got = f"{qdq.code_type} codes ({qdq.node.name})"
-                    yield Breach(node=layer.node, got=got, allowed="8-bit codes", do=do)
-                    break
+        for layer, qdq in _around(graph, _is_unnamed):
+            do = "quantize to 8 bits for onnxruntime, or keep this layer in float and save Q and DQ"
+            got = f"{qdq.code_type} codes ({qdq.node.name})"
+            yield Breach(node=layer.node, got=got, allowed="8-bit codes", do=do)
 
 
 class FloatInput(Rule):
@@ -366,3 +356,17 @@ FLOAT_RULES: tuple[type[Rule], ...] = (
     NoIntegerKernel,
     FloatBiasOfGemm,
 )
+
+
+def _around(graph: QdqGraph, is_meant: Callable[[QdqNode, bool], bool]) -> Iterator[tuple[WeightedLayer, QdqNode]]:
+    """Layers in codes, each with the first that is meant of its activation, its weight (True) and the Q behind it."""
+    for layer in graph.layers:
+        if layer.activation and layer.weight:
+            nodes = (layer.activation, layer.weight, tail_of(graph, layer).quantizer)
+            meant = (qdq for qdq in nodes if qdq is not None and is_meant(qdq, qdq is layer.weight))
+            yield from ((layer, qdq) for qdq in islice(meant, 1))
+
+
+def _is_unnamed(qdq: QdqNode, is_weight: bool) -> bool:
+    """Whether no other rule speaks of codes of this type."""
+    return qdq.code_type not in (*_NAMED, *(_NARROW if is_weight else ()))
