@@ -10,6 +10,7 @@ class Approximation(str, Enum):
 
     ROUNDED_BIAS: onnxruntime's int32 biases are rounded where no exact one is found; without it such a layer runs in
     float. RESIDUAL_CODES: float tensors that a convolution writes or an Add reads beside it get calibrated 8-bit codes.
+    ELEMENTWISE_CODES: so do results of what lies between layers and is no such Add: SiLU, HardSwish, Concat, gates.
     PINNED_LAYERS: layers that training kept in float get 8-bit weights and inputs after training.
     HALF_LAYERS: layers that training kept in float compute in float16 where a TensorRT network is strongly typed.
     FULL_RESOLUTION: activations keep their trained range but use all 256 codes in it, so that saturation clips;
@@ -20,6 +21,7 @@ class Approximation(str, Enum):
 
     ROUNDED_BIAS = "rounded-bias"
     RESIDUAL_CODES = "residual-codes"
+    ELEMENTWISE_CODES = "elementwise-codes"
     HALF_LAYERS = "half-layers"
     PINNED_LAYERS = "pinned-layers"
     FULL_RESOLUTION = "full-resolution"
@@ -28,7 +30,7 @@ class Approximation(str, Enum):
 
 
 # What concerns codes and is tried by default.
-USUAL = frozenset({Approximation.ROUNDED_BIAS, Approximation.RESIDUAL_CODES})
+USUAL = frozenset({Approximation.ROUNDED_BIAS, Approximation.RESIDUAL_CODES, Approximation.ELEMENTWISE_CODES})
 # What every export tries; the others are the user's choice.
 EXPORTED = USUAL | {Approximation.HALF_LAYERS}
 EXACT: frozenset[Approximation] = frozenset()

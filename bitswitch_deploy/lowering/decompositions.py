@@ -46,12 +46,14 @@ def decompose_gelu(graph: gs.Graph, node: gs.Node) -> None:
     replace_node(graph, node, chain.nodes)
 
 
-def decompose_hard_swish(graph: gs.Graph, node: gs.Node) -> None:
-    """HardSwish: x * HardSigmoid(x) with alpha 1/6 and beta 1/2."""
+def decompose_hard_swish(graph: gs.Graph, node: gs.Node) -> gs.Tensor:
+    """HardSwish: x * HardSigmoid(x) with alpha 1/6 and beta 1/2. Returns HardSigmoid(x)."""
     x = node.inputs[0]
     chain = _Chain(node.name)
-    chain.add("Mul", x, chain.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
+    gate = chain.add("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    chain.add("Mul", x, gate)
     replace_node(graph, node, chain.nodes)
+    return gate
 
 
 def decompose_mish(graph: gs.Graph, node: gs.Node) -> None:

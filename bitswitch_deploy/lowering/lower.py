@@ -19,14 +19,17 @@ from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from bitswitch_deploy.lowering.channels_last import ChannelsLast
 from bitswitch_deploy.lowering.clamp_activations import ClampActivations
 from bitswitch_deploy.lowering.deepen_input import DeepenInput
+from bitswitch_deploy.lowering.elementwise import ElementwisePlan, plan_elementwise
 from bitswitch_deploy.lowering.fill_container import FillContainer
 from bitswitch_deploy.lowering.fold_batchnorm import FoldBatchNorm
 from bitswitch_deploy.lowering.fold_clips import FoldClips
 from bitswitch_deploy.lowering.halve_float_layers import HalveFloatLayers
+from bitswitch_deploy.lowering.hard_sigmoid_codes import HardSigmoidCodes
 from bitswitch_deploy.lowering.lowering_pass import Change, LoweringContext, LoweringPass
 from bitswitch_deploy.lowering.pack_weights import PackWeights
 from bitswitch_deploy.lowering.pool_codes import PoolCodes
 from bitswitch_deploy.lowering.quantize_bias import QuantizeBias
+from bitswitch_deploy.lowering.quantize_elementwise import QuantizeElementwise
 from bitswitch_deploy.lowering.quantize_pinned import QuantizePinned, pinned_layers
 from bitswitch_deploy.lowering.quantize_residual import QuantizeResidual
 from bitswitch_deploy.lowering.ranges import TensorRange
@@ -47,6 +50,7 @@ PASSES: dict[str, type[LoweringPass]] = {
         QuantizePinned,
         FoldBatchNorm,
         QuantizeResidual,
+        QuantizeElementwise,
         FoldClips,
         FillContainer,
         PoolCodes,
@@ -56,6 +60,7 @@ PASSES: dict[str, type[LoweringPass]] = {
         ShortcutConvolution,
         ChannelsLast,
         Requantize,
+        HardSigmoidCodes,
         DeepenInput,
         RewriteWeightOnly,
         PackWeights,
@@ -69,6 +74,7 @@ PASSES: dict[str, type[LoweringPass]] = {
 MADE_BY: dict[Approximation, str] = {
     Approximation.ROUNDED_BIAS: QuantizeBias.__name__,
     Approximation.RESIDUAL_CODES: QuantizeResidual.__name__,
+    Approximation.ELEMENTWISE_CODES: QuantizeElementwise.__name__,
     Approximation.HALF_LAYERS: HalveFloatLayers.__name__,
     Approximation.PINNED_LAYERS: QuantizePinned.__name__,
     Approximation.FULL_RESOLUTION: FillContainer.__name__,
@@ -76,7 +82,8 @@ MADE_BY: dict[Approximation, str] = {
     Approximation.INT8_INPUTS: RewriteWeightOnly.__name__,
 }
 # Approximations that need ranges of `calibrated_tensors`.
-CALIBRATED = frozenset({Approximation.RESIDUAL_CODES, Approximation.PINNED_LAYERS})
+CALIBRATED = frozenset({Approximation.RESIDUAL_CODES, Approximation.ELEMENTWISE_CODES, Approximation.PINNED_LAYERS})
+_ANY_RANGE = TensorRange(minimum=0.0, maximum=1.0, values=np.ones(1, np.float32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,18 +129,36 @@ def calibrated_tensors(
     canonical: CanonicalGraph, target: Target, approximations: frozenset[Approximation] = USUAL
 ) -> tuple[str, ...]:
     """Float tensors of the canonical graph whose ranges `lower` needs for these approximations."""
+    needed, elementwise = _planned(canonical, target, approximations)
+    return tuple(dict.fromkeys((*needed, *elementwise.calibrated)))
+
+
+def has_elementwise(canonical: CanonicalGraph, target: Target, approximations: frozenset[Approximation]) -> bool:
+    """Whether ELEMENTWISE_CODES, among these approximations, make a difference to the graph."""
+    _, elementwise = _planned(canonical, target, approximations)
+    return not elementwise.is_empty
+
+
+def _planned(
+    canonical: CanonicalGraph, target: Target, approximations: frozenset[Approximation]
+) -> tuple[tuple[str, ...], ElementwisePlan]:
+    """What the passes that come first need ranges of, and the plan for what lies between layers.
+
+    That plan, and the one for residual branches, depend on where the pass before put codes, and not on which.
+    """
     graph = import_model(canonical.model, canonical.large)
-    names: list[str] = []
-    if Approximation.PINNED_LAYERS in approximations and QuantizePinned.__name__ in target.lowering:
-        names += [node.inputs[0].name for node in pinned_layers(graph)]
-        # residuals are planned around these layers as well; which range they get makes no difference to that
-        ranges = {name: TensorRange(minimum=0.0, maximum=1.0, values=np.ones(1, np.float32)) for name in names}
-        QuantizePinned(
-            LoweringContext(target=target, weight_bits={}, ranges=ranges, approximations=approximations)
-        ).apply(graph)
-    if Approximation.RESIDUAL_CODES in approximations and QuantizeResidual.__name__ in target.lowering:
-        names += [point.like for point in plan_residuals(graph, target.quantization.residual)]
-    return tuple(dict.fromkeys(names))
+    used = {each for each in approximations if MADE_BY[each] in target.lowering}
+    ranges: dict[str, TensorRange] = {}
+    context = LoweringContext(target=target, weight_bits={}, ranges=ranges, approximations=approximations)
+    if Approximation.PINNED_LAYERS in used:
+        ranges |= {node.inputs[0].name: _ANY_RANGE for node in pinned_layers(graph)}
+        QuantizePinned(context).apply(graph)
+    if Approximation.RESIDUAL_CODES in used:
+        points = plan_residuals(graph, target.quantization.residual)
+        ranges |= {point.like: _ANY_RANGE for point in points}
+        QuantizeResidual(context).apply(graph)
+    plan = plan_elementwise(graph) if Approximation.ELEMENTWISE_CODES in used else ElementwisePlan()
+    return tuple(ranges), plan
 
 
 def lower(

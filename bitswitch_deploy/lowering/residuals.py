@@ -33,16 +33,16 @@ from bitswitch_deploy.graph.qdq import (
 
 Mode = Literal["none", "skip_input", "both_inputs"]
 
-_SAME_CODES = ("Slice", "Pad", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+SAME_CODES = ("Slice", "Pad", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WEIGHTED = (*_CONVOLUTIONS, "Gemm", "MatMul")
-_ABSORBED = ("Relu", "Clip")
+ABSORBED = ("Relu", "Clip")
 # What onnxruntime makes part of a float layer, where the other inputs are constants.
 _FUSED = ("BatchNormalization", "Add", "Mul")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResidualPoint:
+class CodedTensor:
     """One tensor that gets 8-bit codes.
 
     like: the tensor whose scale it shares, because only data movement lies between them; else its own name.
@@ -57,18 +57,18 @@ class ResidualPoint:
     kept: tuple[str, ...] = ()
 
 
-def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[ResidualPoint, ...]:
+def plan_residuals(graph: gs.Graph, mode: Mode) -> tuple[CodedTensor, ...]:
     """The points of a canonical graph, in graph order, each tensor and reader once."""
     if mode == "none":
         return ()
-    points: dict[tuple[str, str | None], ResidualPoint] = {}
+    points: dict[tuple[str, str | None], CodedTensor] = {}
     for add in _residual_adds(graph):
         for point in _skip_point(add) if mode == "skip_input" else _all_points(graph, add):
             points.setdefault((point.tensor, point.reader), point)
     if mode == "both_inputs":
         for tensor in _float_results(graph):
             points.setdefault((tensor.name, None), _point(tensor, reader=None))
-        return tuple(_share_scales(_keep_float_layers(graph, points.values())))
+        return tuple(_share_scales(keep_float_layers(graph, points.values())))
     return tuple(_share_scales(points.values()))
 
 
@@ -80,20 +80,21 @@ def _float_results(graph: gs.Graph) -> Iterator[gs.Tensor]:
     for node in graph.nodes:
         if node.op != "Conv" or match_weight(node.inputs[1]) is None or not reads_codes(node):
             continue
-        result = _behind(graph, node.outputs[0], ("BatchNormalization",))
+        result = result_behind(graph, node.outputs[0], ("BatchNormalization",))
         if not way_to_codes(graph, result):
-            result = _behind(graph, result, _ABSORBED)
-            if not _leaves(graph, result):
+            result = result_behind(graph, result, ABSORBED)
+            if not leaves(graph, result):
                 yield result
 
 
-def _leaves(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+def leaves(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     """Whether an output of the graph has the tensor in it, at most moved and put beside others."""
-    moved = (reader.outputs[0] for reader in tensor.outputs if reader.op in (*_SAME_CODES, "Concat"))
-    return is_output(graph, tensor) or any(_leaves(graph, each) for each in moved)
+    moved = (reader.outputs[0] for reader in tensor.outputs if reader.op in (*SAME_CODES, "Concat"))
+    return is_output(graph, tensor) or any(leaves(graph, each) for each in moved)
 
 
-def _behind(graph: gs.Graph, tensor: gs.Tensor, operators: tuple[str, ...]) -> gs.Tensor:
+def result_behind(graph: gs.Graph, tensor: gs.Tensor, operators: tuple[str, ...]) -> gs.Tensor:
+    """What `tensor` becomes behind all such operators that follow it one by one, each its only reader."""
     while (reader := sole_reader(graph, tensor)) is not None and reader.op in operators:
         tensor = reader.outputs[0]
     return tensor
@@ -119,14 +120,14 @@ def _convolution_behind(tensor: gs.Tensor) -> gs.Node | None:
     return node
 
 
-def _skip_point(add: gs.Node) -> list[ResidualPoint]:
+def _skip_point(add: gs.Node) -> list[CodedTensor]:
     """The input that is not the main branch; with a convolution on both, the second one is the main branch."""
     first, second = add.inputs
     skip = second if _convolution_behind(second) is None else first
     return [_point(skip, reader=add.name)]
 
 
-def _all_points(graph: gs.Graph, add: gs.Node) -> list[ResidualPoint]:
+def _all_points(graph: gs.Graph, add: gs.Node) -> list[CodedTensor]:
     output = add.outputs[0]
     relu = sole_reader(graph, output)
     if relu is not None and relu.op == "Relu":
@@ -134,13 +135,13 @@ def _all_points(graph: gs.Graph, add: gs.Node) -> list[ResidualPoint]:
     return [*(_point(tensor, reader=None) for tensor in add.inputs), _point(output, reader=None)]
 
 
-def _point(tensor: gs.Tensor, *, reader: str | None) -> ResidualPoint:
+def _point(tensor: gs.Tensor, *, reader: str | None) -> CodedTensor:
     origin = tensor
-    while (node := producer_of(origin)) is not None and node.op in _SAME_CODES:
+    while (node := producer_of(origin)) is not None and node.op in SAME_CODES:
         origin = node.inputs[0]
     source = producer_of(origin)
     unsigned = source is not None and (source.op == "Relu" or (source.op == "Clip" and _starts_at_zero(source)))
-    return ResidualPoint(tensor=tensor.name, like=origin.name, reader=reader, unsigned=unsigned)
+    return CodedTensor(tensor=tensor.name, like=origin.name, reader=reader, unsigned=unsigned)
 
 
 def _starts_at_zero(clip: gs.Node) -> bool:
@@ -148,14 +149,14 @@ def _starts_at_zero(clip: gs.Node) -> bool:
     return isinstance(low, gs.Constant) and float(low.values) >= 0
 
 
-def _share_scales(points: Iterable[ResidualPoint]) -> list[ResidualPoint]:
+def _share_scales(points: Iterable[CodedTensor]) -> list[CodedTensor]:
     """Keep `like` only where the origin is itself quantized for all readers: then the codes pass through unchanged."""
     listed = list(points)
     wrapped = {point.tensor for point in listed if point.reader is None}
     return [point if point.like in wrapped else replace(point, like=point.tensor) for point in listed]
 
 
-def _keep_float_layers(graph: gs.Graph, points: Iterable[ResidualPoint]) -> list[ResidualPoint]:
+def keep_float_layers(graph: gs.Graph, points: Iterable[CodedTensor]) -> list[CodedTensor]:
     """The points with the layers that onnxruntime would round as `kept`; without those that nobody else reads."""
     listed, tensors = list(points), graph.tensors()
     coded = {point.tensor for point in listed}
@@ -171,7 +172,7 @@ def _keep_float_layers(graph: gs.Graph, points: Iterable[ResidualPoint]) -> list
 def _reaches_rounded(node: gs.Node, coded: set[str]) -> bool:
     """Whether a float weight is rounded if `node` reads codes: its own, or that of a layer behind data movement."""
     result = node.outputs[0]
-    if node.op in _SAME_CODES:
+    if node.op in SAME_CODES:
         return result.name not in coded and any(_reaches_rounded(reader, coded) for reader in result.outputs)
     if node.op not in _WEIGHTED or match_weight(node.inputs[1]) is not None or not is_known(node.inputs[1]):
         return False
@@ -188,7 +189,7 @@ def _becomes_codes(tensor: gs.Tensor, coded: set[str]) -> bool:
         if reader.op == "QuantizeLinear":
             return True
         is_fused = reader.op in _FUSED and all(is_known(each) for each in reader.inputs if each is not tensor)
-        if not is_fused and reader.op not in (*_ABSORBED, *_SAME_CODES):
+        if not is_fused and reader.op not in (*ABSORBED, *SAME_CODES):
             return False
         tensor = reader.outputs[0]
     return True

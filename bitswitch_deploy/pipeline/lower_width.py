@@ -1,10 +1,11 @@
 """One width from master to lowered graph, with the choice of what may be approximated for speed.
 
-Some lowerings can change what the network says by more than a rounding tie: 8-bit codes on residual branches, rounded
-int32 biases, and what the user asks for beyond that. How much depends on the network and the width. So the choice is
-measured: sets of approximations are tried, fastest first, and the first one stays whose graph predicts what the
-canonical graph predicts, or as well by the labels, on the validation samples, which no network was trained on (what it
-predicts on the calibration samples where there are no others). The last set is empty: that graph is exact.
+Some lowerings can change what the network says by more than a rounding tie: 8-bit codes on residual branches and
+between layers, rounded int32 biases, and what the user asks for beyond that. How much depends on the network and the
+width. So the choice is measured: sets of approximations are tried, fastest first, and the first one stays whose graph
+predicts what the canonical graph predicts, or as well by the labels, on the validation samples, which no network was
+trained on (what it predicts on the calibration samples where there are no others). The last set is empty: that graph is
+exact.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
-from bitswitch_deploy.lowering.lower import CALIBRATED, MADE_BY, LoweredGraph, calibrated_tensors, lower
+from bitswitch_deploy.lowering.lower import (
+    CALIBRATED,
+    MADE_BY,
+    LoweredGraph,
+    calibrated_tensors,
+    has_elementwise,
+    lower,
+)
 from bitswitch_deploy.lowering.lowering_pass import Change
 from bitswitch_deploy.lowering.ranges import RangeObserver, TensorRange
 from bitswitch_deploy.master import Master
@@ -41,6 +49,7 @@ _GIVEN_UP = (
     {Approximation.FULL_RESOLUTION_SIGNED, Approximation.FULL_RESOLUTION},
     {Approximation.PINNED_LAYERS},
     {Approximation.INT8_INPUTS},
+    {Approximation.ELEMENTWISE_CODES},
 )
 
 
@@ -153,10 +162,14 @@ def _rungs(
 ) -> tuple[list[Change], list[frozenset[Approximation]]]:
     """Sets of approximations to try, fastest first; and what is not tried, with the reason."""
     able = frozenset(each for each in wanted if MADE_BY[each] in target.lowering)
+    elementwise = frozenset({Approximation.ELEMENTWISE_CODES})
     if target.stack.typing != "strong":
         able -= {Approximation.HALF_LAYERS}  # the builder has a flag for it
+    if not has_elementwise(canonical, target, able):
+        able -= elementwise
     if data.calibration is None:
         needing = {each for each in able & CALIBRATED if calibrated_tensors(canonical, target, frozenset({each}))}
+        needing |= able & elementwise
         text = f"{approximation_names(needing)} left out: no calibration samples"
         changes = [choice(text, exact=True)] if needing else []
         able -= CALIBRATED
@@ -164,7 +177,8 @@ def _rungs(
         changes = []
     fewer = [able - each for each in _GIVEN_UP]
     usual = able & EXPORTED
-    rungs = [able, *fewer, usual, usual - {Approximation.HALF_LAYERS}, able & {Approximation.ROUNDED_BIAS}, EXACT]
+    less = [usual - elementwise, usual - {Approximation.HALF_LAYERS}]
+    rungs = [able, *fewer, usual, *less, able & {Approximation.ROUNDED_BIAS}, EXACT]
     return changes, list(dict.fromkeys(rungs))
 
 

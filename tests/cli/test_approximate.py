@@ -73,7 +73,7 @@ def test_a_target_without_the_pass_refuses(run: Run, tmp_path: Path, target: str
     assert not (tmp_path / "p").exists()
 
 
-@pytest.mark.parametrize("name", ["everything", "rounded-bias", "residual-codes"])
+@pytest.mark.parametrize("name", ["everything", "rounded-bias", "residual-codes", "elementwise-codes"])
 def test_other_names_are_refused_with_the_known_ones(run: Run, name: str) -> None:
     """The usual approximations are tried anyway: there is nothing to ask for."""
     outcome = run(*X86, "--approximate", name)

@@ -276,7 +276,7 @@ def test_calibrated_tensors() -> None:
     assert calibrated_tensors(graph, X86, EXACT) == ()
     assert calibrated_tensors(graph, X86, USUAL) == ("s",)
     assert calibrated_tensors(graph, X86, PINNED) == ("x", "flat")
-    assert calibrated_tensors(graph, X86, WANTED) == ("x", "flat", "s")
+    assert calibrated_tensors(graph, X86, WANTED) == ("x", "flat", "s", "m")
     assert calibrated_tensors(graph, profile("rtx"), PINNED) == ()
     without = profile("x86-cpu", {"lowering": [name for name in X86.lowering if name != "QuantizePinned"]})
     assert calibrated_tensors(graph, without, WANTED) == ("s",)

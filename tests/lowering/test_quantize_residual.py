@@ -87,7 +87,7 @@ def test_nothing_to_quantize_changes_nothing() -> None:
 
 def test_a_missing_range() -> None:
     graph = canonical(residual_master(), 4)
-    with pytest.raises(GraphError, match="residual tensor start: no observed range"):
+    with pytest.raises(GraphError, match="tensor start: no observed range"):
         lower(graph, X86, ranges=observed(graph.model, ("b",)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bitswitch_deploy.graph.model_io import import_model
-from bitswitch_deploy.lowering.residuals import Mode, ResidualPoint, plan_residuals
+from bitswitch_deploy.lowering.residuals import CodedTensor, Mode, plan_residuals
 from bitswitch_deploy.master import Master
 from tests.graph.masters import build, layer
 from tests.lowering import blocks
@@ -15,14 +15,14 @@ from tests.lowering.blocks import residual_master
 from tests.lowering.lowered import canonical
 
 
-def plan(master: Master, mode: Mode) -> tuple[ResidualPoint, ...]:
+def plan(master: Master, mode: Mode) -> tuple[CodedTensor, ...]:
     return plan_residuals(import_model(canonical(master, 4).model), mode)
 
 
 def point(
     tensor: str, *, like: str = "", reader: str | None = None, unsigned: bool = False, kept: tuple[str, ...] = ()
-) -> ResidualPoint:
-    return ResidualPoint(tensor=tensor, like=like or tensor, reader=reader, unsigned=unsigned, kept=kept)
+) -> CodedTensor:
+    return CodedTensor(tensor=tensor, like=like or tensor, reader=reader, unsigned=unsigned, kept=kept)
 
 
 FIRST_BLOCK = (point("b"), point("start", unsigned=True), point("first", unsigned=True))
@@ -129,7 +129,7 @@ def test_nothing_to_gain(body: str, activation: str, mode: Mode) -> None:
         ),
     ],
 )
-def test_what_a_convolution_hands_on_in_float(body: str, coded: ResidualPoint) -> None:
+def test_what_a_convolution_hands_on_in_float(body: str, coded: CodedTensor) -> None:
     text = NETWORK.format(body).replace("=> (float[n, 4, 6, 6] y)", "=> (float[n, 4, 6, 6] y) <float one = {1}>")
     master = build(text, (layer("a"),))
     assert plan(master, "both_inputs") == (coded,)

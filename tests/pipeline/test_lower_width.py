@@ -25,10 +25,11 @@ from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.tensors import WidthAssignment
 
-ROUNDED, RESIDUAL, HALF, PINNED, FULL, SIGNED, INT8_INPUTS = Approximation
-# what the digits have a use for on a CPU: half layers belong to strongly typed engines, no layer has float inputs
-ALL = frozenset(Approximation) - {HALF, INT8_INPUTS}
-ON_CPU = EXPORTED - {HALF}
+ROUNDED, RESIDUAL, ELEMENTWISE, HALF, PINNED, FULL, SIGNED, INT8_INPUTS = Approximation
+# what the digits have a use for on a CPU: half layers belong to strongly typed engines, no layer has float inputs, and
+# nothing lies between layers but residual Adds
+ALL = frozenset(Approximation) - {HALF, INT8_INPUTS, ELEMENTWISE}
+ON_CPU = EXPORTED - {HALF, ELEMENTWISE}
 X86, JETSON = load_target("x86-cpu").target, load_target("jetson").target
 Sets = list[frozenset[Approximation]]
 

@@ -185,7 +185,9 @@ def _export_float(model: nn.Module, images: Tensor, path: Path) -> None:
 
 def _quantize_static(source: Path, destination: Path, images: np.ndarray) -> None:
     prepared = source.with_name("prepared.onnx")
-    quant_pre_process(str(source), str(prepared))
+    # its symbolic shape inference gives up on a detector, and leaves a file in the folder of the caller; the other one,
+    # which follows, knows all shapes of these networks
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(destination),
