@@ -242,10 +242,19 @@ def producer_of(tensor: gs.Tensor) -> gs.Node | None:
 
 def is_known(tensor: gs.Tensor) -> bool:
     """Whether `tensor` is a constant, or computed from constants, which a runtime can fold."""
-    producer = producer_of(tensor)
-    if producer is None:
-        return isinstance(tensor, gs.Constant)
-    return producer.op == "Constant" or (bool(producer.inputs) and all(is_known(each) for each in producer.inputs))
+    waiting, seen = [tensor], set()
+    while waiting:
+        source = waiting.pop()
+        producer = producer_of(source)
+        if producer is None:
+            if not isinstance(source, gs.Constant):
+                return False
+        elif producer.op != "Constant" and id(producer) not in seen:
+            if not producer.inputs:
+                return False
+            seen.add(id(producer))
+            waiting += producer.inputs
+    return True
 
 
 def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:

@@ -40,8 +40,11 @@ def _problem(node: gs.Node) -> str | None:
     if not isinstance(scale, gs.Constant) or not isinstance(zero_point, gs.Constant):
         return "scale or zero-point is not a constant"
     values = np.asarray(scale.values)
-    usable = values > 0 if node.op == "QuantizeLinear" or not is_known(node.inputs[0]) else values != 0
-    if not np.all(np.isfinite(values) & usable):
+    usable = np.isfinite(values) & (values > 0)
+    # asked last: for an activation it walks to the inputs of the network
+    if not usable.all() and node.op == "DequantizeLinear" and is_known(node.inputs[0]):
+        usable = np.isfinite(values) & (values != 0)
+    if not usable.all():
         return f"scale in {values.min()} .. {values.max()}"
     if tuple(scale.shape) != tuple(zero_point.shape):
         return f"scale of shape {tuple(scale.shape)} with a zero-point of shape {tuple(zero_point.shape)}"

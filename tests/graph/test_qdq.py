@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx.parser
 import onnx_graphsurgeon as gs
@@ -11,6 +13,7 @@ from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.qdq import (
     ActivationCodes,
     activation_patterns,
+    is_known,
     limit_codes,
     match_activation,
     match_weight,
@@ -71,6 +74,22 @@ def test_codes_that_other_nodes_make_are_no_activation(between: str) -> None:
         y = DequantizeLinear (q, s, z)
     }""".replace("BETWEEN", between)
     assert activation_patterns(graph(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "length"), [("Identity ({0})", 2000), ("Add ({0}, {0})", 200)], ids=["a long chain", "2^200 ways"]
+)
+@pytest.mark.parametrize(("start", "known"), [("k", True), ("c", True), ("x", False), ("r", False)])
+def test_what_is_known_before_the_graph_runs(start: str, known: bool, step: str, length: int) -> None:
+    names = [start, *(f"t{index}" for index in range(length)), "y"]
+    chain = "\n".join(f"{after} = {step.format(before)}" for before, after in pairwise(names))
+    text = f"""net (float[1] x) => (float[1] y) <float[1] k = {{1}}> {{
+        c = Constant <value_floats: floats = [1.0]> ()
+        r = RandomNormal <shape: ints = [1]> ()
+        {chain}
+    }}"""
+    (output,) = graph(text).outputs
+    assert is_known(output) == known
 
 
 @pytest.mark.parametrize(
