@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from bitswitch_deploy.graph.bind_parameters import BindParameters
 from bitswitch_deploy.graph.canonical import CANONICAL_IR_VERSION, CANONICAL_OPSET, check_opset
 from bitswitch_deploy.graph.large_tensors import LargeTensor, constant_of, large_tensors
-from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.model_io import MEND_NETWORK, export_model, import_model
 from bitswitch_deploy.graph.passes import GraphPass, run_passes
 from bitswitch_deploy.graph.plan import plan_canonical
 from bitswitch_deploy.graph.qdq import redirect_readers
@@ -51,7 +51,7 @@ def float_graph(master: Master) -> FloatGraph:
     plan = plan_canonical(master, WidthAssignment(default=master.spec.widths[0]))
     graph = import_model(master.skeleton)
     run_passes(graph, [BindParameters(master, plan), DequantizeWeights(master)])
-    model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION)
+    model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION, do=MEND_NETWORK)
     return FloatGraph(model=model, large=large_tensors(graph))
 
 

@@ -210,3 +210,13 @@ def test_a_network_of_many_layers() -> None:
     text = f"net (float[n, 2] x, {weights}) => (float[n, 2] l299) {{ {steps} }}"
     master = build(text, [layer(name, "MatMul", activation="signed") for name in names], widths=(8,))
     assert operators(canonical_graph(master, uniform(4)).model).count("MatMul") == 300
+
+
+@pytest.mark.parametrize("taken", ["a.weight.scale", "a.weight.zero_point", "a.input.scale", "a.input.high"])
+def test_a_name_that_a_quantizer_takes(taken: str) -> None:
+    text = f"""net (float[n, 6] x, float[6, 5] "a.weight") => (float[n, 5] y) <float "{taken}" = {{3}}> {{
+        a = MatMul (x, "a.weight")
+        y = Mul (a, "{taken}")
+    }}"""
+    with pytest.raises(GraphError, match=f"^net: two tensors named '{taken}'(.|\n)*do: rename the tensor"):
+        canonical_graph(build(text, (layer("a", "MatMul"),)), uniform(4))
