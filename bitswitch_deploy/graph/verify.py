@@ -8,14 +8,17 @@ import onnx_graphsurgeon as gs
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.qdq import is_known
 
+_REPORT = "this is a bug in a pass if the master is valid: please report it with the master"
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
-def verify_qdq(graph: gs.Graph, *, where: str) -> None:
+def verify_qdq(graph: gs.Graph, *, where: str, do: str = _REPORT) -> None:
     """Check each QuantizeLinear and DequantizeLinear: scale constant, finite and positive; zero-point always there.
 
     Scales of weights and biases may be negative: whether the target takes that is its profile's affair. A missing
     zero-point means uint8 to ONNX and int8 to TensorRT, so it is never left out.
+
+    do: what the reader of the error may do.
 
     Raises:
         GraphError: with the name of the first node that breaks an invariant.
@@ -29,7 +32,7 @@ def verify_qdq(graph: gs.Graph, *, where: str) -> None:
                 where=f"{where}: {node.op} {node.name}",
                 got=problem,
                 allowed="a constant positive scale and an explicit constant zero-point",
-                do="this is a bug in a pass if the master is valid: please report it with the master",
+                do=do,
             )
 
 

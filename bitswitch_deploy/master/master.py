@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from bitswitch_deploy.errors import MasterError
+from bitswitch_deploy.master.constant_checks import check_constants
 from bitswitch_deploy.master.container import (
     COPY_AGAIN,
     Array,
@@ -29,7 +30,7 @@ from bitswitch_deploy.master.sharded import INDEX_SUFFIX, is_index, read_sharded
 from bitswitch_deploy.master.skeleton_checks import check_skeleton, parse_skeleton
 from bitswitch_deploy.master.spec import MEND_WRITER, READER, MasterSpec, check_version
 from bitswitch_deploy.master.spec_checks import check_spec
-from bitswitch_deploy.master.tensor_checks import check_tensors, check_variances
+from bitswitch_deploy.master.tensor_checks import check_tensors
 from bitswitch_deploy.records import shown
 
 SPEC_KEY = "bitswitch_master"
@@ -121,7 +122,7 @@ def _check(spec: MasterSpec, tensors: Mapping[str, Array], skeleton: onnx.ModelP
     check_spec(spec, source)
     shapes = check_skeleton(skeleton, spec, source)
     check_tensors(tensors, spec, shapes, source)
-    check_variances(tensors, skeleton.graph, source)
+    check_constants(tensors, skeleton.graph, source)
 
 
 def _file_contents(

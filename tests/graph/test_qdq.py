@@ -77,6 +77,38 @@ def test_codes_that_other_nodes_make_are_no_activation(between: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("q", "middle", "d"),
+    [
+        ("s, z16", "q", "s, z16"),
+        ("s3, z3", "q", "s3, z3"),
+        ("s, z", "q", "s2, z"),
+        ("s, z", "q", "s, other"),
+        ("s, z", "q", "s, zi"),
+        ("s", "q", "s, z"),
+        ("s, z", "q", "s"),
+        ("s, z", "Clip (q, z)", "s, z"),
+        ("s, z", 'Clip (q, "", high)', "s, z"),
+        ("s, z", "Clip (q, computed, high)", "s, z"),
+        ("s, z", 'BitShift <direction = "LEFT"> (q, z)', "s2, z"),
+        ("s, z", 'BitShift <direction = "LEFT"> (q, computed)', "s, z"),
+    ],
+)
+def test_quantizers_of_another_form_are_no_activations(q: str, middle: str, d: str) -> None:
+    text = f"""
+    net (float[3] x) => (float[3] y)
+        <float s = {{0.5}}, float s2 = {{0.25}}, float[3] s3 = {{1, 2, 3}}, uint8[3] z3 = {{0, 0, 0}}, uint8 z = {{0}},
+         uint8 high = {{9}}, uint8 other = {{1}}, int8 zi = {{0}}, uint16 z16 = {{3000}}> {{
+        computed = Identity (z)
+        q = QuantizeLinear <axis = 0> (x, {q})
+        c = {middle if " " in middle else f"Identity ({middle})"}
+        y = DequantizeLinear <axis = 0> ({"c" if " " in middle else middle}, {d})
+    }}"""
+    changed = graph(text)
+    assert match_activation(node(changed, "DequantizeLinear")) is None
+    assert activation_patterns(changed) == []
+
+
+@pytest.mark.parametrize(
     ("step", "length"), [("Identity ({0})", 2000), ("Add ({0}, {0})", 200)], ids=["a long chain", "2^200 ways"]
 )
 @pytest.mark.parametrize(("start", "known"), [("k", True), ("c", True), ("x", False), ("r", False)])
