@@ -70,6 +70,8 @@ class Preprocessing:
             divide_by, mean, std = (np.array(each, np.float32) for each in (self.divide_by, self.mean, self.std))
             ends = (np.array([[0], [255]], np.float32) / divide_by - mean) / std
         divisors = np.append(std, divide_by)
-        if not (np.isfinite(divisors) & (divisors > 0)).all() or not np.isfinite(ends).all():
+        if not (np.isfinite(divisors) & (divisors > 0)).all():
+            yield "", f"divide_by {self.divide_by}, std {self.std}", "positive numbers in float32"
+        elif not np.isfinite(ends).all():
             got = f"divide_by {self.divide_by}, mean {self.mean}, std {self.std}"
-            yield "", got, "positive numbers to divide by, and finite inputs in float32"
+            yield "", got, "numbers that give finite inputs in float32"

@@ -168,7 +168,7 @@ def _check_signature(graph: onnx.GraphProto, spec: MasterSpec, where: str) -> di
     for value in graph.output:
         if value.name in shapes:
             got = f"the parameter {shown(value.name)}"
-            _refuse(f"{where}: graph outputs", got, "results of nodes; Identity gives a parameter as one")
+            _refuse(f"{where}: graph outputs", got, "results of nodes")
     return shapes
 
 
