@@ -63,7 +63,15 @@ class Preprocessing:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             got = f"{len(self.mean)} means and {len(self.std)} standard deviations"
             yield "", got, f"{self.channels} of each for colour {self.colour}"
+            return
         if min(self.size) < 1:
             yield ": size", str(self.size), "height and width of at least 1"
-        if self.divide_by <= 0 or min(self.std, default=1) <= 0:
-            yield "", f"divide_by {self.divide_by}, std {self.std}", "positive numbers"
+        with np.errstate(all="ignore"):  # as `apply` computes
+            divide_by, mean, std = (np.array(each, np.float32) for each in (self.divide_by, self.mean, self.std))
+            ends = (np.array([[0], [255]], np.float32) / divide_by - mean) / std
+        divisors = np.append(std, divide_by)
+        if not (np.isfinite(divisors) & (divisors > 0)).all():
+            yield "", f"divide_by {self.divide_by}, std {self.std}", "positive numbers in float32"
+        elif not np.isfinite(ends).all():
+            got = f"divide_by {self.divide_by}, mean {self.mean}, std {self.std}"
+            yield "", got, "numbers that give finite inputs in float32"

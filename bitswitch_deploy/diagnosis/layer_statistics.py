@@ -70,8 +70,9 @@ def weight_statistics(master: Master, plan: LayerPlan) -> WeightStatistics:
     allowed, step = code_range(plan.bits, signed=True), 2 ** (spec.bits - plan.bits)
     # a tie at the upper end goes up under both rules: the largest code is odd
     clipped = np.count_nonzero(stored.astype(np.int16) >= (allowed.high + 0.5) * step) if step > 1 else 0
-    axis = _channel_axis(master, plan.layer)
-    by_channel = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
+    weight = codes if codes.ndim > 1 else codes[:, np.newaxis]  # a vector makes one channel
+    axis = _channel_axis(master, plan.layer, weight.ndim)
+    by_channel = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     counts = np.bincount(codes.ravel().astype(np.int16) - allowed.low, minlength=allowed.high - allowed.low + 1)
     return WeightStatistics(
         low=allowed.low,
@@ -82,9 +83,10 @@ def weight_statistics(master: Master, plan: LayerPlan) -> WeightStatistics:
     )
 
 
-def _channel_axis(master: Master, layer: LayerSpec) -> int:
+def _channel_axis(master: Master, layer: LayerSpec, rank: int) -> int:
     """Of the weight: scales need not run along it, a layer may have one for all channels or for each block."""
-    return channel_axis_in(next(node for node in master.skeleton.graph.node if layer.weight in node.input[1:2]))
+    reader = next(node for node in master.skeleton.graph.node if layer.weight in node.input[1:2])
+    return channel_axis_in(reader, rank)
 
 
 class InputObserver:

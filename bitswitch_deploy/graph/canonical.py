@@ -13,7 +13,7 @@ import onnx
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.bind_parameters import BindParameters
 from bitswitch_deploy.graph.large_tensors import LargeTensor, large_tensors
-from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.model_io import MEND_NETWORK, export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
 from bitswitch_deploy.graph.plan import QuantizationPlan, plan_canonical
 from bitswitch_deploy.graph.quantize_activations import QuantizeActivations
@@ -46,7 +46,7 @@ def canonical_graph(master: Master, assignment: WidthAssignment) -> CanonicalGra
     plan = plan_canonical(master, assignment)
     graph = import_model(master.skeleton)
     run_passes(graph, [BindParameters(master, plan), QuantizeWeights(master, plan), QuantizeActivations(plan)])
-    model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION)
+    model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION, do=MEND_NETWORK)
     return CanonicalGraph(model=model, plan=plan, large=large_tensors(graph))
 
 

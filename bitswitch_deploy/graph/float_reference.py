@@ -20,8 +20,8 @@ import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.graph.bind_parameters import BindParameters
 from bitswitch_deploy.graph.canonical import CANONICAL_IR_VERSION, CANONICAL_OPSET, check_opset
-from bitswitch_deploy.graph.large_tensors import LargeTensor, constant_of, large_tensors
-from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.large_tensors import LargeTensor, constant_of, is_large, large_tensors
+from bitswitch_deploy.graph.model_io import MEND_NETWORK, export_model, import_model
 from bitswitch_deploy.graph.passes import GraphPass, run_passes
 from bitswitch_deploy.graph.plan import plan_canonical
 from bitswitch_deploy.graph.qdq import redirect_readers
@@ -51,7 +51,7 @@ def float_graph(master: Master) -> FloatGraph:
     plan = plan_canonical(master, WidthAssignment(default=master.spec.widths[0]))
     graph = import_model(master.skeleton)
     run_passes(graph, [BindParameters(master, plan), DequantizeWeights(master)])
-    model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION)
+    model = export_model(graph, opset=CANONICAL_OPSET, ir_version=CANONICAL_IR_VERSION, do=MEND_NETWORK)
     return FloatGraph(model=model, large=large_tensors(graph))
 
 
@@ -62,7 +62,7 @@ class DequantizeWeights(GraphPass):
     """
 
     def __init__(self, master: Master) -> None:
-        self._master = master
+        self._master, self._is_large = master, is_large(master)
         self._by_weight = {layer.weight: layer for layer in master.spec.layers if not layer.pinned}
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -73,7 +73,7 @@ class DequantizeWeights(GraphPass):
             floats = _Dequantized(
                 np.asarray(tensors[layer.weight]), np.asarray(tensors[layer.weight_scale]), layer.granularity
             )
-            redirect_readers(graph, tensor, constant_of(self._master, layer.weight, floats))
+            redirect_readers(graph, tensor, constant_of(layer.weight, floats, large=self._is_large))
         graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in self._by_weight]
         return bool(weights)
 

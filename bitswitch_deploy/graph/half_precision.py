@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.graph.float_reference import FloatGraph
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor, large_tensors
-from bitswitch_deploy.graph.model_io import export_model, import_model
+from bitswitch_deploy.graph.model_io import MEND_NETWORK, export_model, import_model
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -36,7 +36,8 @@ def half_precision(reference: FloatGraph) -> FloatGraph:
     opset = graph.opset
     _complete_types(graph)
     halve(graph, [node for node in graph.nodes if can_halve(node, opset)])
-    return FloatGraph(model=export_model(graph, opset=opset, ir_version=model.ir_version), large=large_tensors(graph))
+    halved = export_model(graph, opset=opset, ir_version=model.ir_version, do=MEND_NETWORK)
+    return FloatGraph(model=halved, large=large_tensors(graph))
 
 
 def _complete_types(graph: gs.Graph) -> None:
@@ -69,7 +70,6 @@ def halve(graph: gs.Graph, nodes: Iterable[gs.Node]) -> None:
     """Let `nodes` compute in float16, in place. Each must satisfy `can_halve`."""
     chosen = list(nodes)
     opset, ids = graph.opset, {id(node) for node in chosen}
-    captured = {tensor.name for node in graph.nodes if _has_branch(node) for tensor in _captured(node)}
     halves: dict[str, gs.Tensor] = {}
     casts: list[gs.Node] = []
     for node in chosen:
@@ -80,7 +80,7 @@ def halve(graph: gs.Graph, nodes: Iterable[gs.Node]) -> None:
                 outside = [reader for reader in tensor.outputs if id(reader) not in ids]
                 is_output = any(tensor is output for output in graph.outputs)
                 node.outputs[index] = half
-                if outside or is_output or tensor.name in captured:
+                if outside or is_output:
                     casts.append(_cast(half, tensor, onnx.TensorProto.FLOAT))
     for node in chosen:
         ports = _Ports(node, opset)
@@ -146,22 +146,12 @@ def _spread(formal: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) ->
 
 
 def _is_float(tensor: gs.Tensor) -> bool:
-    return not tensor.is_empty() and tensor.dtype is not None and np.dtype(tensor.dtype) == np.float32
+    # no np.dtype() of it: where NumPy has no such type, as bfloat16, it is the number of ONNX
+    return bool(not tensor.is_empty() and tensor.dtype == np.float32)
 
 
 def _has_branch(node: gs.Node) -> bool:
     return any(isinstance(value, gs.Graph) for value in node.attrs.values())
-
-
-def _captured(node: gs.Node) -> Iterable[gs.Tensor]:
-    """Tensors that branches and loops of a node read, from outside or not."""
-    graphs = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
-    while graphs:
-        inner = graphs.pop()
-        yield from inner.outputs
-        for each in inner.nodes:
-            yield from each.inputs
-            graphs += [value for value in each.attrs.values() if isinstance(value, gs.Graph)]
 
 
 def _cast(source: gs.Tensor, target: gs.Tensor, to: int) -> gs.Node:

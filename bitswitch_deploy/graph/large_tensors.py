@@ -92,10 +92,14 @@ class LargeConstant(gs.Constant):  # type: ignore[misc]
         return self.tensor.load()
 
 
-def constant_of(master: Master, name: str, tensor: LargeTensor) -> gs.Constant:
-    """The constant for one parameter of `master`: its values, or the way to make them where the master is large."""
-    is_large = sum(each.nbytes for each in master.tensors.values()) > EMBEDDED_LIMIT_BYTES
-    if is_large and tensor.size_bytes >= _MIN_LARGE_BYTES:
+def is_large(master: Master) -> bool:
+    """Whether the weights of `master` are too many to be held in its graphs."""
+    return sum(each.nbytes for each in master.tensors.values()) > EMBEDDED_LIMIT_BYTES
+
+
+def constant_of(name: str, tensor: LargeTensor, *, large: bool) -> gs.Constant:
+    """The constant for one parameter of a master: its values, or the way to make them where the master is `large`."""
+    if large and tensor.size_bytes >= _MIN_LARGE_BYTES:
         return LargeConstant(name, tensor)
     return gs.Constant(name, tensor.load())
 

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import redirect_readers
 
 PRODUCER = "bitswitch-deploy"
+
+# It prints to stdout, where the results stand. What its warnings are about is refused: see `_check_names` here and the
+# checks of skeletons.
+G_LOGGER.severity = G_LOGGER.ERROR
+
+_NEWER_OPSET = "choose a target or stack with a newer opset, or replace the operator that the message names"
+# where the opset is always the same one
+MEND_NETWORK = "replace what the message names in the network, and write the master again"
 
 
 def import_model(model: onnx.ModelProto, large: Mapping[str, LargeTensor] | None = None) -> gs.Graph:
@@ -40,31 +49,50 @@ def node_names(model: onnx.ModelProto) -> list[str]:
     return list(names)
 
 
-def export_model(graph: gs.Graph, *, opset: int, ir_version: int) -> onnx.ModelProto:
+def export_model(graph: gs.Graph, *, opset: int, ir_version: int, do: str = _NEWER_OPSET) -> onnx.ModelProto:
     """The model of a graph: dead nodes removed, sorted, without anything that changes from run to run.
 
+    do: what the reader of the error may do.
+
     Raises:
-        GraphError: the result is not valid ONNX at this opset.
+        GraphError: the result is not valid ONNX at this opset, or two of its tensors have one name.
     """
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    _check_names(graph)
     domains = sorted({node.domain for node in graph.nodes if node.domain})
     imports = [onnx.helper.make_opsetid("", opset), *(onnx.helper.make_opsetid(domain, 1) for domain in domains)]
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=True, opset_imports=imports, ir_version=ir_version)
     model.ir_version = ir_version
     model.producer_name, model.producer_version = PRODUCER, ""
     del model.graph.value_info[:]
-    check_model(model, where=graph.name or "graph")
+    check_model(model, where=graph.name or "graph", do=do)
     return model
 
 
-def check_model(model: onnx.ModelProto, *, where: str) -> None:
+def _check_names(graph: gs.Graph) -> None:
+    """Of two tensors with one name graphsurgeon writes either: a reader of the other would compute something else."""
+    found: dict[str, gs.Tensor] = {}
+    ports = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
+    for tensor in (*graph.inputs, *ports):
+        if not tensor.is_empty() and found.setdefault(tensor.name, tensor) is not tensor:
+            raise GraphError(
+                where=graph.name or "graph",
+                got=f"two tensors named {tensor.name!r}, one of them made by a pass",
+                allowed="names that no pass takes, such as <weight>.scale and <layer>.input.scale",
+                do="rename the tensor of the network, and write the master again",
+            )
+
+
+def check_model(model: onnx.ModelProto, *, where: str, do: str = _NEWER_OPSET) -> None:
     """Run the ONNX checker with shape inference.
+
+    do: what the reader of the error may do.
 
     Raises:
         GraphError: the checker refuses the model.
     """
     opset = model.opset_import[0].version if model.opset_import else None
-    _check(_without_marks(model), where=where, valid=f"valid ONNX at opset {opset}")
+    _check(_without_marks(model), where=where, valid=f"valid ONNX at opset {opset}", do=do)
 
 
 def check_file(path: Path) -> None:
@@ -73,10 +101,10 @@ def check_file(path: Path) -> None:
     Raises:
         GraphError: the checker refuses the file.
     """
-    _check(str(path), where=str(path), valid="valid ONNX")
+    _check(str(path), where=str(path), valid="valid ONNX", do=_NEWER_OPSET)
 
 
-def _check(model: onnx.ModelProto | str, *, where: str, valid: str) -> None:
+def _check(model: onnx.ModelProto | str, *, where: str, valid: str, do: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
@@ -84,7 +112,7 @@ def _check(model: onnx.ModelProto | str, *, where: str, valid: str) -> None:
             where=where,
             got=f"not {valid}: {exc}",
             allowed="a graph that onnx.checker accepts",
-            do="choose a target or stack with a newer opset, or replace the operator that the message names",
+            do=do,
         ) from exc
 
 

@@ -168,7 +168,9 @@ def _plan_activation(master: Master, layer: LayerSpec, bits: int) -> ActivationP
         clips = [float(s) * activation_range(spec, b, signed=signed).high for s, b in zip(scales, spec.widths)]
         # np.interp holds the end values outside of the trained widths and wants ascending ones
         log_clip = np.interp(bits, spec.widths[::-1], np.log2(clips)[::-1])
-        scale, why = np.float32(2.0**log_clip / codes.high), f"range interpolated from widths {list(spec.widths)}"
+        # what is below the smallest normal number runtimes flush to zero
+        scale = max(np.float32(2.0**log_clip / codes.high), np.finfo(np.float32).smallest_normal)
+        why = f"range interpolated from widths {list(spec.widths)}"
     return ActivationPlan(bits=bits, signed=signed, codes=codes, scale=float(scale), why=why)
 
 

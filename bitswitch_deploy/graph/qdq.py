@@ -119,15 +119,18 @@ def activation_patterns(graph: gs.Graph) -> list[ActivationPattern]:
 
 
 def match_activation(dequantize: gs.Node) -> ActivationPattern | None:
-    """The chain that ends in `dequantize`, or None when that dequantizes a constant."""
+    """The chain that ends in `dequantize`, or None when that dequantizes anything else.
+
+    Quantizers that a network brings along count only in the form that this project writes.
+    """
     codes_of, shift = dequantize.inputs[0], 0
     producer = producer_of(codes_of)
-    if producer is not None and producer.op == "BitShift":
+    if producer is not None and producer.op == "BitShift" and isinstance(producer.inputs[1], gs.Constant):
         codes_of, shift = producer.inputs[0], int(producer.inputs[1].values)
         producer = producer_of(codes_of)
     clip = producer if producer is not None and producer.op == "Clip" else None
     quantize = producer_of(clip.inputs[0]) if clip is not None else producer
-    if quantize is None or quantize.op != "QuantizeLinear":
+    if quantize is None or quantize.op != "QuantizeLinear" or not _is_ours(quantize, clip, shift, dequantize):
         return None
     container = _numpy_type(quantize.inputs[2].dtype)
     limits = np.iinfo(container)
@@ -142,6 +145,20 @@ def match_activation(dequantize: gs.Node) -> ActivationPattern | None:
         high=high,
     )
     return ActivationPattern(quantize=quantize, clip=clip, shift=shift, dequantize=dequantize, codes=codes)
+
+
+def _is_ours(quantize: gs.Node, clip: gs.Node | None, shift: int, dequantize: gs.Node) -> bool:
+    """Whether a chain has one scale and 8-bit codes, which its two ends understand alike, and limits at both sides."""
+    constants = [*quantize.inputs[1:], *dequantize.inputs[1:], *(clip.inputs[1:] if clip is not None else ())]
+    wanted = 4 if clip is None else 6
+    if len(constants) != wanted or not all(isinstance(each, gs.Constant) and not each.shape for each in constants):
+        return False
+    scale, zero_point, other_scale, other_zero_point = (np.asarray(each.values) for each in constants[:4])
+    return bool(
+        zero_point.dtype in (np.int8, np.uint8)
+        and (zero_point.dtype, zero_point) == (other_zero_point.dtype, other_zero_point)
+        and other_scale == np.float32(scale / 2**shift)
+    )
 
 
 def refine_activation(graph: gs.Graph, pattern: ActivationPattern, shift: int) -> None:
@@ -242,10 +259,19 @@ def producer_of(tensor: gs.Tensor) -> gs.Node | None:
 
 def is_known(tensor: gs.Tensor) -> bool:
     """Whether `tensor` is a constant, or computed from constants, which a runtime can fold."""
-    producer = producer_of(tensor)
-    if producer is None:
-        return isinstance(tensor, gs.Constant)
-    return producer.op == "Constant" or (bool(producer.inputs) and all(is_known(each) for each in producer.inputs))
+    waiting, seen = [tensor], set()
+    while waiting:
+        source = waiting.pop()
+        producer = producer_of(source)
+        if producer is None:
+            if not isinstance(source, gs.Constant):
+                return False
+        elif producer.op != "Constant" and id(producer) not in seen:
+            if not producer.inputs:
+                return False
+            seen.add(id(producer))
+            waiting += producer.inputs
+    return True
 
 
 def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.large_tensors import DerivedCodes, constant_of
+from bitswitch_deploy.graph.large_tensors import DerivedCodes, constant_of, is_large
 from bitswitch_deploy.graph.passes import GraphPass
 from bitswitch_deploy.graph.plan import LayerPlan, QuantizationPlan
 from bitswitch_deploy.graph.qdq import add_weight_dq, redirect_readers
@@ -22,7 +22,7 @@ class QuantizeWeights(GraphPass):
     """
 
     def __init__(self, master: Master, plan: QuantizationPlan) -> None:
-        self._master = master
+        self._master, self._is_large = master, is_large(master)
         self._by_weight = {layer.layer.weight: layer for layer in plan.layers}
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -45,7 +45,7 @@ class QuantizeWeights(GraphPass):
             np.asarray(self._master.tensors[layer.weight_scale]), from_bits=spec.bits, to_bits=plan.bits
         )
         # its name is free once the graph input is gone
-        constant = constant_of(self._master, layer.weight, codes)
+        constant = constant_of(layer.weight, codes, large=self._is_large)
         weight = add_weight_dq(graph, constant, scale, _dequantize_attributes(layer.granularity))
         redirect_readers(graph, tensor, weight)
 

@@ -8,14 +8,17 @@ import onnx_graphsurgeon as gs
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.qdq import is_known
 
+_REPORT = "this is a bug in a pass if the master is valid: please report it with the master"
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
-def verify_qdq(graph: gs.Graph, *, where: str) -> None:
+def verify_qdq(graph: gs.Graph, *, where: str, do: str = _REPORT) -> None:
     """Check each QuantizeLinear and DequantizeLinear: scale constant, finite and positive; zero-point always there.
 
     Scales of weights and biases may be negative: whether the target takes that is its profile's affair. A missing
     zero-point means uint8 to ONNX and int8 to TensorRT, so it is never left out.
+
+    do: what the reader of the error may do.
 
     Raises:
         GraphError: with the name of the first node that breaks an invariant.
@@ -29,7 +32,7 @@ def verify_qdq(graph: gs.Graph, *, where: str) -> None:
                 where=f"{where}: {node.op} {node.name}",
                 got=problem,
                 allowed="a constant positive scale and an explicit constant zero-point",
-                do="this is a bug in a pass if the master is valid: please report it with the master",
+                do=do,
             )
 
 
@@ -40,8 +43,11 @@ def _problem(node: gs.Node) -> str | None:
     if not isinstance(scale, gs.Constant) or not isinstance(zero_point, gs.Constant):
         return "scale or zero-point is not a constant"
     values = np.asarray(scale.values)
-    usable = values > 0 if node.op == "QuantizeLinear" or not is_known(node.inputs[0]) else values != 0
-    if not np.all(np.isfinite(values) & usable):
+    usable = np.isfinite(values) & (values > 0)
+    # asked last: for an activation it walks to the inputs of the network
+    if not usable.all() and node.op == "DequantizeLinear" and is_known(node.inputs[0]):
+        usable = np.isfinite(values) & (values != 0)
+    if not usable.all():
         return f"scale in {values.min()} .. {values.max()}"
     if tuple(scale.shape) != tuple(zero_point.shape):
         return f"scale of shape {tuple(scale.shape)} with a zero-point of shape {tuple(zero_point.shape)}"

@@ -59,8 +59,9 @@ class PackWeights(LoweringPass):
         scale, zero_point = dequantize.inputs[1:3]
         if np.ndim(scale.values) == 0 and reads_codes(node):
             # TensorRT for RTX 1.7.1 does not build int8 activations of rank 3 times int4 weights of a single scale
-            dequantize.attrs["axis"] = channel_axis(node)
-            scale.values = np.full(shape[channel_axis(node)], scale.values, np.float32)
+            axis = channel_axis(node, len(shape))
+            dequantize.attrs["axis"] = axis
+            scale.values = np.full(shape[axis], scale.values, np.float32)
         if isinstance(codes, LargeConstant):
             dequantize.inputs[0] = LargeConstant(codes.name, _PackedCodes(codes.tensor, container))
         else:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from bitswitch_deploy.atomic_file import atomic_writer
 from bitswitch_deploy.errors import MasterError
-from bitswitch_deploy.master.spec import MEND_WRITER, READER
+from bitswitch_deploy.master.spec import MEND_WRITER, READER, check_is_master
 from bitswitch_deploy.records import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -70,11 +70,14 @@ class TensorFile:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def read_container(path: Path) -> TensorFile:
+def read_container(path: Path, *, is_master: bool = False) -> TensorFile:
     """Open a safetensors file; nothing but its header is copied.
 
+    is_master: the file must hold a spec; one of several files of a master holds none.
+
     Raises:
-        MasterError: not a regular file, not safetensors, damaged, or holding other dtypes than float32, int8, uint8.
+        MasterError: not a regular file, not safetensors, damaged, without a spec where there must be one, or holding
+            other dtypes than float32, int8, uint8.
     """
     data = map_file(path)
     data_start = _check_prologue(path, data)
@@ -92,6 +95,8 @@ def read_container(path: Path) -> TensorFile:
         _refuse(path, "the header is not UTF-8 text", COPY_AGAIN, cause=exc)
     except (SafetensorError, OSError) as exc:
         _refuse(path, f"not a valid safetensors file ({exc})", COPY_AGAIN, cause=exc)
+    if is_master:
+        check_is_master(metadata, source=str(path))
     tensors = dict(_view_tensors(path, data, data_start, layout))
     return TensorFile(metadata=metadata, tensors=tensors, data=data)
 

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from bitswitch_deploy.errors import MasterError
+from bitswitch_deploy.master.constant_checks import check_constants
 from bitswitch_deploy.master.container import (
     COPY_AGAIN,
     Array,
@@ -25,14 +26,13 @@ from bitswitch_deploy.master.container import (
     read_container,
     write_container,
 )
-from bitswitch_deploy.master.sharded import INDEX_SUFFIX, is_index, read_sharded, write_sharded
+from bitswitch_deploy.master.sharded import is_index, read_sharded, write_sharded
 from bitswitch_deploy.master.skeleton_checks import check_skeleton, parse_skeleton
-from bitswitch_deploy.master.spec import MEND_WRITER, READER, MasterSpec, check_version
+from bitswitch_deploy.master.spec import MEND_WRITER, READER, SPEC_KEY, MasterSpec, check_version
 from bitswitch_deploy.master.spec_checks import check_spec
-from bitswitch_deploy.master.tensor_checks import check_tensors, check_variances
+from bitswitch_deploy.master.tensor_checks import check_tensors
 from bitswitch_deploy.records import shown
 
-SPEC_KEY = "bitswitch_master"
 DIGEST_KEY = "bitswitch_sha256"
 SKELETON = "skeleton"
 SHARD_SIZE_BYTES = 1 << 30
@@ -64,15 +64,8 @@ def read_master(path: str | os.PathLike[str]) -> Master:
         MasterError: the file is missing, damaged, of another format or version, or contradicts itself.
     """
     source = str(path)
-    container = read_sharded(Path(path)) if is_index(Path(path)) else read_container(Path(path))
-    text = container.metadata.get(SPEC_KEY)
-    if text is None:
-        raise MasterError(
-            where=source,
-            got=f"a safetensors file without the metadata key {SPEC_KEY}",
-            allowed="a bitswitch master (.safetensors)",
-            do=f"name the master, not a checkpoint; of one in several files name the *{INDEX_SUFFIX}",
-        )
+    container = read_sharded(Path(path)) if is_index(Path(path)) else read_container(Path(path), is_master=True)
+    text = container.metadata[SPEC_KEY]
     check_version(READER.load_json(text, where=source), source=source)
     _check_digest(container.metadata, container.tensors, source)
     spec = MasterSpec.from_json(text, source=source)
@@ -121,7 +114,7 @@ def _check(spec: MasterSpec, tensors: Mapping[str, Array], skeleton: onnx.ModelP
     check_spec(spec, source)
     shapes = check_skeleton(skeleton, spec, source)
     check_tensors(tensors, spec, shapes, source)
-    check_variances(tensors, skeleton.graph, source)
+    check_constants(tensors, skeleton.graph, source)
 
 
 def _file_contents(

@@ -24,7 +24,7 @@ from bitswitch_deploy.master.container import (
     read_container,
     write_container,
 )
-from bitswitch_deploy.master.spec import MEND_WRITER, READER
+from bitswitch_deploy.master.spec import MEND_WRITER, READER, check_is_master
 from bitswitch_deploy.records import shown
 
 SUFFIX = ".safetensors"
@@ -50,6 +50,8 @@ def read_sharded(path: Path) -> TensorFile:
         MasterError: the index or one of its files is missing, damaged, or they contradict each other.
     """
     index, metadata, weight_map = _read_index(path)
+    texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    check_is_master(texts, source=str(path))
     tensors: dict[str, Array] = {}
     for name in _file_names(weight_map, path):
         shard = path.with_name(name)
@@ -59,7 +61,6 @@ def read_sharded(path: Path) -> TensorFile:
             differing = shown(sorted(found.keys() ^ wanted))
             _refuse(str(shard), f"other tensors than {path.name} says: {differing}", "the tensors of the index")
         tensors |= found
-    texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
     return TensorFile(metadata=texts, tensors=tensors, data=index)
 
 
@@ -94,8 +95,15 @@ def write_sharded(path: Path, metadata: Mapping[str, str], tensors: Mapping[str,
     """Write the files and at last the index `path`, and return its sha256; equal contents give equal bytes.
 
     Raises:
-        OutputError: the index exists, or the folder does not accept a file.
+        OutputError: the index exists, its name is none that an index may hold, or the folder does not accept a file.
     """
+    if not _is_file_name(f"{master_name(path)}-{SUFFIX}"):
+        raise OutputError(
+            where=str(path),
+            got="a name that its files cannot have: an index leads to no others",
+            allowed="printable characters without a backslash, the first of which is no dot",
+            do="choose another name",
+        )
     if path.exists():
         raise OutputError(
             where=str(path),
@@ -138,10 +146,15 @@ def _object(document: Mapping[str, Any], key: str, path: Path) -> Mapping[str, A
 
 def _file_name(value: object, path: Path) -> str:
     """Files stand beside the index: an index must not lead anywhere else."""
-    is_plain = isinstance(value, str) and value.isprintable() and "/" not in value and "\\" not in value
-    if not is_plain or not str(value).endswith(SUFFIX) or str(value).startswith("."):
+    if not _is_file_name(value):
         _refuse(f"{path}: weight_map", shown(value), f"the name of a {SUFFIX} file beside the index")
     return str(value)
+
+
+def _is_file_name(value: object) -> bool:
+    if not isinstance(value, str) or not value.isprintable() or "/" in value or "\\" in value:
+        return False
+    return value.endswith(SUFFIX) and not value.startswith(".")
 
 
 def _refuse(where: str, got: str, allowed: str) -> NoReturn:

@@ -27,6 +27,13 @@ _PLAIN_DOMAINS = ("", "ai.onnx")
 # No network of numbers needs them, and shape inference of onnx 1.23 ends the process on RegexFullMatch of numbers
 # (the only crash in a million mutated graphs).
 _TEXT_OPERATORS = frozenset({"RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"})
+# The canonical graph is what all else is compared with, so it gives the same output each time.
+_RANDOM_OPERATORS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_REFUSED_OPERATORS = _TEXT_OPERATORS | _RANDOM_OPERATORS
+# The graph library behind the passes drops these attributes.
+_REFUSED_ATTRIBUTES = ("sparse_tensor", "sparse_tensors", "tp", "type_protos")
 _ELEMENT_TYPES = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
 
 Shape = tuple[int, ...]
@@ -95,7 +102,7 @@ def _check_text(model: onnx.ModelProto, where: str) -> None:
 
 
 def _check_contents(model: onnx.ModelProto, where: str) -> None:
-    """No local functions, custom domains, text operators or external data, at any depth."""
+    """No local functions, custom domains, operators or attributes as listed above or external data, at any depth."""
     if model.functions or model.training_info:
         _refuse(where, "local functions or training information", "neither; inline functions first")
     domains = [entry.domain for entry in model.opset_import]
@@ -106,12 +113,17 @@ def _check_contents(model: onnx.ModelProto, where: str) -> None:
         _refuse(where, f"operator set {version}", f"1..{newest}, which the installed onnx knows")
     for graph in _graphs(model.graph):
         for node in graph.node:
-            if node.domain not in _PLAIN_DOMAINS or node.op_type in _TEXT_OPERATORS:
+            if node.domain not in _PLAIN_DOMAINS or node.op_type in _REFUSED_OPERATORS:
                 got = f"operator {shown(node.op_type)} of domain {shown(node.domain)}"
-                _refuse(where, got, "standard operators on numbers")
+                _refuse(where, got, "standard operators on numbers, nothing random")
         for tensor in _constants(graph):
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
                 _refuse(where, f"constant {shown(tensor.name)} lies in another file", "constants inside the model")
+        for node in graph.node:
+            for attribute in node.attribute:
+                if any(field.name in _REFUSED_ATTRIBUTES for field, _ in attribute.ListFields()):
+                    got = f"attribute {shown(attribute.name)} of operator {shown(node.op_type)}"
+                    _refuse(where, got, "no attributes that are sparse tensors or types")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -137,7 +149,10 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _check_signature(graph: onnx.GraphProto, spec: MasterSpec, where: str) -> dict[str, Shape]:
-    """Graph inputs are the inputs of the spec, in order, and the parameters; outputs are those of the spec."""
+    """Graph inputs are the inputs of the spec, in order, and the parameters; outputs are those of the spec.
+
+    A parameter becomes a constant or goes through a quantizer, so that none is an output itself.
+    """
     names = [layer.weight for layer in spec.layers] + [*spec.switchable, *spec.parameters]
     inputs = {value.name: value for value in graph.input}
     shapes = {}
@@ -150,6 +165,10 @@ def _check_signature(graph: onnx.GraphProto, spec: MasterSpec, where: str) -> di
         _refuse(where, f"data for the graph inputs {shown(sorted(constants))}", "graph inputs without data")
     _check_values(list(inputs.values()), spec.inputs, f"{where}: graph inputs that are no parameters")
     _check_values(list(graph.output), spec.outputs, f"{where}: graph outputs")
+    for value in graph.output:
+        if value.name in shapes:
+            got = f"the parameter {shown(value.name)}"
+            _refuse(f"{where}: graph outputs", got, "results of nodes")
     return shapes
 
 

@@ -7,6 +7,7 @@ whether the spec fits the tensors is the reader's work.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from bitswitch_deploy.tensors import Granularity, Rounding
 
 FORMAT = "bitswitch-master"
 VERSION = 1
+SPEC_KEY = "bitswitch_master"
 
 MEND_WRITER = "mend the program that wrote it; bitswitch_deploy/master/README.md documents the format"
 READER = Reader(error=MasterError, do=MEND_WRITER)
@@ -131,6 +133,21 @@ class MasterSpec:
         check_version(document, source=source)
         return READER.decode(
             cls, {key: document[key] for key in document if key not in ("format", "version")}, where=source
+        )
+
+
+def check_is_master(metadata: Mapping[str, str], *, source: str) -> None:
+    """Refuse a safetensors file that holds no spec, before anything else in it is judged.
+
+    Raises:
+        MasterError: the metadata have no key `SPEC_KEY`.
+    """
+    if SPEC_KEY not in metadata:
+        raise MasterError(
+            where=source,
+            got=f"a safetensors file without the metadata key {SPEC_KEY}",
+            allowed="a bitswitch master (.safetensors)",
+            do="name the master, not a checkpoint; of one in several files name the *.safetensors.index.json",
         )
 
 

@@ -35,7 +35,7 @@ def check_spec(spec: MasterSpec, source: str) -> None:
     for value in (*spec.inputs, *spec.outputs):
         _check_value(value, f"{source}: {value.name}")
     if spec.preprocessing is not None:
-        _check_preprocessing(spec.preprocessing, f"{source}: preprocessing")
+        _check_preprocessing(spec.preprocessing, spec.inputs, f"{source}: preprocessing")
     for index, accuracy in enumerate(spec.accuracy):
         _check_accuracy(accuracy, spec.bits, f"{source}: accuracy[{index}]")
 
@@ -49,13 +49,13 @@ def _check_widths(spec: MasterSpec, source: str) -> None:
 
 
 def _check_names(spec: MasterSpec, source: str) -> None:
-    """Every name is there, printable, and stands for one thing."""
+    """Every name is there, printable, and stands for one thing; safetensors keeps __metadata__ for itself."""
     _check_unique((layer.name for layer in spec.layers), f"{source}: layers")
     _check_unique((key for key, _ in spec.provenance), f"{source}: provenance")
     _check_unique((value.name for value in spec.outputs), f"{source}: outputs")
     if not spec.inputs or not spec.outputs:
         _refuse(f"{source}: inputs, outputs", "none", "at least one input and one output")
-    stored = ["skeleton", *spec.switchable, *spec.parameters]
+    stored = ["skeleton", "__metadata__", *spec.switchable, *spec.parameters]
     for layer in spec.layers:
         stored.append(layer.weight)
         if not layer.pinned:
@@ -98,9 +98,15 @@ def _check_value(value: ValueSpec, where: str) -> None:
             _refuse(f"{where}: shape", shown(list(value.shape)), "sizes of at least 1, or names of dynamic dimensions")
 
 
-def _check_preprocessing(steps: Preprocessing, where: str) -> None:
+def _check_preprocessing(steps: Preprocessing, inputs: tuple[ValueSpec, ...], where: str) -> None:
     for field, got, allowed in steps.faults():
         _refuse(f"{where}{field}", got, allowed)
+    made = (steps.channels, *steps.size)
+    for value in inputs if len(inputs) == 1 else ():
+        differ = (isinstance(dim, int) and dim != size for dim, size in zip(value.shape[1:], made))
+        if len(value.shape) == 4 and any(differ):
+            got = f"images [{', '.join(map(str, made))}] for the input {value.name} of shape {shown(list(value.shape))}"
+            _refuse(where, got, "images of the channels, height and width that the input has")
 
 
 def _check_accuracy(accuracy: MeasuredAccuracy, bits: int, where: str) -> None:

@@ -51,7 +51,8 @@ def dequantize(codes: CodeArray, scale: Float32Array, *, granularity: Granularit
     if codes.dtype not in (np.int8, np.uint8):
         raise ValueError(f"codes must be int8 or uint8, got {codes.dtype}")
     spread = _spread_scale(scale, codes.shape, granularity)
-    return np.multiply(codes, spread, dtype=np.float32)
+    # an array in any case: NumPy makes a scalar of what has no axes
+    return np.asarray(np.multiply(codes, spread, dtype=np.float32))
 
 
 def _spread_scale(scale: Float32Array, shape: tuple[int, ...], granularity: Granularity) -> Float32Array:

@@ -41,8 +41,10 @@ def pack_blocks(codes: npt.NDArray[np.int8], *, bits: int, block_size: int) -> B
         codes: int8 of `bits` bits. bits: 2, 4 or 8. block_size: columns that share a scale, a multiple of 8.
 
     Raises:
-        ValueError: a code that does not fit.
+        ValueError: another dtype, or a code that does not fit.
     """
+    if codes.dtype != np.int8:
+        raise ValueError(f"codes must be int8, got {codes.dtype}")
     rows, columns = codes.shape
     zero = 2 ** (bits - 1)
     if codes.size and not -zero <= int(codes.min()) <= int(codes.max()) < zero:

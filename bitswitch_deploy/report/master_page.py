@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from bitswitch_deploy.graph.canonical import CANONICAL_OPSET
 from bitswitch_deploy.master.summary import LayerSummary, MasterSummary
 from bitswitch_deploy.report.page import Page
 
@@ -26,12 +27,13 @@ def print_master(summary: MasterSummary, stream: TextIO, *, width: int | None = 
     """
     page = Page(stream, width)
     page.title(f"Master of {summary.bits} bits, {summary.n_parameters:,} parameters, {summary.n_quantized:,} in codes")
+    exported = "" if summary.opset == CANONICAL_OPSET else f" (this release exports {CANONICAL_OPSET} only)"
     pairs = [
         ("sha256", summary.sha256),
         ("rounding", f"{summary.rounding.value}, unsigned activations in {summary.activation_container}"),
         ("input", "; ".join(f"{value.name} {value.dtype} {list(value.shape)}" for value in summary.inputs)),
         ("output", "; ".join(f"{value.name} {value.dtype} {list(value.shape)}" for value in summary.outputs)),
-        ("skeleton", f"opset {summary.opset}, {summary.skeleton_size_bytes:,} bytes"),
+        ("skeleton", f"opset {summary.opset}{exported}, {summary.skeleton_size_bytes:,} bytes"),
     ]
     page.pairs(pairs)
     page.section("Widths")

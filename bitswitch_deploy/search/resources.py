@@ -152,7 +152,8 @@ class Resources:
         if not _is_rewritten(layer, attributes, shape, target):
             container_bits = _container_bits(layer, bits, shape, target)
             if container_bits < 8 and layer.granularity.kind == "per_tensor" and layer.activation != "none":
-                n_scales = shape[channel_axis_of(layer.operator, trans_b=is_transposed(attributes))]
+                trans_b = is_transposed(attributes)
+                n_scales = shape[channel_axis_of(layer.operator, trans_b=trans_b, rank=len(shape))]
             return math.ceil(n_weights * container_bits / 8) + _scales_bytes(n_scales, container_bits)
         block_size = layer.granularity.block_size
         blocks = code_blocks(shape, transposed=is_transposed(attributes), bits=bits, block_size=block_size)

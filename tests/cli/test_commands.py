@@ -18,6 +18,7 @@ from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.pipeline import inputs
 from bitswitch_deploy.validation.dataset import Dataset, load_dataset
 from tests.conftest import Run
+from tests.master.tiny import tiny_skeleton, tiny_spec, tiny_tensors
 
 
 @pytest.fixture
@@ -118,9 +119,18 @@ def test_inspect(run: Run) -> None:
     text = run("inspect")
     assert text.code == 0
     assert "Layers" in text.out
+    assert "opset 21, " in text.out
     document = json.loads(run("inspect", bundled_master(), "--json").out)
     assert document["schema"] == "bitswitch-master-summary/1"
     assert [width["bits"] for width in document["widths"]] == [8, 6, 4, 2]
+
+
+def test_inspect_says_which_opset_is_exported(run: Run, tmp_path: Path) -> None:
+    skeleton = tiny_skeleton()
+    skeleton.opset_import[0].version = 20
+    path = tmp_path / "older.safetensors"
+    write_master(assemble_master(spec=tiny_spec(), tensors=tiny_tensors(), skeleton=skeleton), path)
+    assert "opset 20 (this release exports 21 only), " in run("inspect", path).out
 
 
 def test_targets_list_and_show(run: Run) -> None:

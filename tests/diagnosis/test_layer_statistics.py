@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,17 @@ def test_channels_of_a_product_whatever_its_scales(operator: Operator, granulari
     master = build(text, [layer("a", operator, granularity)], tensors={"a.weight": weight})
     result = weight_statistics(master, plan_canonical(master, WidthAssignment(default=8)).layers[0])
     assert (result.zero_channels, result.channels) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("weight", "channels"),
+    [([0, 1, 2, 0], (0, 1)), ([0, 0, 0, 0], (1, 1)), ([[[0, 1, 0]] * 4, [[0, 1, 1]] * 4], (1, 3))],
+    ids=["vector", "vector of zeros", "rank 3"],
+)
+def test_channels_of_other_ranks(weight: list[Any], channels: tuple[int, int]) -> None:
+    shape = ", ".join(map(str, np.shape(weight)))
+    result_shape = "2, n, 3" if np.ndim(weight) == 3 else "n"
+    text = f'g (float[n, 4] x, float[{shape}] "a.weight") => (float[{result_shape}] y) {{ y = MatMul (x, "a.weight") }}'
+    master = build(text, [layer("a", "MatMul")], tensors={"a.weight": weight})
+    result = weight_statistics(master, plan_canonical(master, WidthAssignment(default=8)).layers[0])
+    assert (result.zero_channels, result.channels) == channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -199,3 +200,23 @@ def test_skeleton_of_another_opset(opset: int, monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(GraphError, match=rf"skeleton of the master: opset {opset}\n  allowed: opset 21"):
         canonical_graph(master, uniform(4))
+
+
+def test_a_network_of_many_layers() -> None:
+    """Deeper than Python recurses."""
+    names = [f"l{index}" for index in range(300)]
+    weights = ", ".join(f'float[2, 2] "{name}.weight"' for name in names)
+    steps = "\n".join(f'{after} = MatMul ({before}, "{after}.weight")' for before, after in pairwise(("x", *names)))
+    text = f"net (float[n, 2] x, {weights}) => (float[n, 2] l299) {{ {steps} }}"
+    master = build(text, [layer(name, "MatMul", activation="signed") for name in names], widths=(8,))
+    assert operators(canonical_graph(master, uniform(4)).model).count("MatMul") == 300
+
+
+@pytest.mark.parametrize("taken", ["a.weight.scale", "a.weight.zero_point", "a.input.scale", "a.input.high"])
+def test_a_name_that_a_quantizer_takes(taken: str) -> None:
+    text = f"""net (float[n, 6] x, float[6, 5] "a.weight") => (float[n, 5] y) <float "{taken}" = {{3}}> {{
+        a = MatMul (x, "a.weight")
+        y = Mul (a, "{taken}")
+    }}"""
+    with pytest.raises(GraphError, match=f"^net: two tensors named '{taken}'(.|\n)*do: rename the tensor"):
+        canonical_graph(build(text, (layer("a", "MatMul"),)), uniform(4))

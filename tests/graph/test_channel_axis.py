@@ -17,6 +17,7 @@ CASES = [
     ("Gemm", {"transB": 0}, (2, 3), (3, 5), 1),
     ("Gemm", {"transB": 1}, (2, 3), (5, 3), 1),
     ("MatMul", {}, (2, 3), (3, 5), 1),
+    ("MatMul", {}, (4, 2, 3), (4, 3, 5), 2),
 ]
 
 
@@ -29,7 +30,7 @@ def test_the_axis_is_the_one_that_the_output_has(
     graph = gs.Graph([node], inputs, list(node.outputs), opset=17)
     inferred = onnx.shape_inference.infer_shapes(gs.export_onnx(graph), strict_mode=True).graph.output[0]
     channels = inferred.type.tensor_type.shape.dim[output_axis].dim_value
-    assert weight[channel_axis(node)] == channels == 5
+    assert weight[channel_axis(node, len(weight))] == channels == 5
 
 
 def test_along_broadcasts_over_the_other_axes() -> None:

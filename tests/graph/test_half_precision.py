@@ -89,18 +89,41 @@ def test_types_go_on_where_shape_inference_ends() -> None:
     np.testing.assert_allclose(evaluated(model, x=x), evaluated(plain, x=x), rtol=5e-3)
 
 
-def test_a_branch_reads_float32() -> None:
-    model = halved("""
+@pytest.mark.parametrize(
+    "place",
+    [
+        "p = Neg (r)",
+        """p = If (c) <
+            then_branch = d () => (float[2] s) { s = Neg (r) },
+            else_branch = e () => (float[2] t) { t = Abs (x) }
+        >""",
+    ],
+    ids=["branch", "branch of a branch"],
+)
+def test_a_branch_reads_float32(place: str) -> None:
+    text = """
     net (bool c, float[2] x) => (float[2] y) {
         r = Relu (x)
         y = If (c) <
-            then_branch = a () => (float[2] p) { p = Neg (r) },
+            then_branch = a () => (float[2] p) { PLACE },
             else_branch = b () => (float[2] q) { q = Abs (x) }
         >
-    }""")
+    }"""
+    model = halved(text.replace("PLACE", place))
     assert operators(model) == ["Cast", "Relu", "Cast", "If"]
     x = np.array([-1, 1.5], np.float32)
     np.testing.assert_array_equal(evaluated(model, x=x, c=np.array(True)), [0, -1.5])
+
+
+@pytest.mark.parametrize("number", [16, 17], ids=["bfloat16", "float8e4m3fn"])
+def test_types_that_numpy_lacks_stay(number: int) -> None:
+    model = halved(f"""net (float[2] x) => (float[2] y) {{
+        narrow = Cast <to: int = {number}> (x)
+        wide = Cast <to: int = 1> (narrow)
+        y = Relu (wide)
+    }}""")
+    assert operators(model) == ["Cast", "Cast", "Cast", "Relu", "Cast"]
+    assert "FLOAT16" not in {types(model)[name] for name in ("narrow", "wide")}
 
 
 def test_integers_stay() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_graphsurgeon as gs
 import pytest
 
@@ -19,6 +20,7 @@ from bitswitch_deploy.graph.external_data import data_chunks, data_name, refer_t
 from bitswitch_deploy.graph.large_tensors import DerivedCodes, LargeConstant, StoredFloats
 from bitswitch_deploy.graph.model_io import check_file, check_model, import_model
 from bitswitch_deploy.master import Master
+from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from tests.graph.masters import build, layer, per_channel
 
@@ -202,3 +204,25 @@ def test_nothing_large_is_left_in_an_imported_graph(master: Master) -> None:
     large = canonical(master, 2)
     for constant in _constants(import_model(large.model, large.large)):
         assert isinstance(constant, LargeConstant) == (constant.name in LARGE)
+
+
+@pytest.mark.parametrize("place", ["branch", "both"])
+def test_what_a_branch_reads_is_held_in_the_graph(place: str) -> None:
+    text = f"""
+    net (float[n, 48] x, bool c, float[48, 48] "a.weight", float[48, 48] "b.weight") => (float[n, 48] y) {{
+        a = {'MatMul (x, "a.weight")' if place == "both" else "Relu (x)"}
+        b = MatMul (a, "b.weight")
+        y = If (c) <
+            then_branch = t () => (float[n, 48] p) {{ p = MatMul (b, "a.weight") }},
+            else_branch = e () => (float[n, 48] q) {{ q = Relu (b) }}
+        >
+    }}"""
+    inputs = (ValueSpec(name="x", dtype="float", shape=("n", 48)), ValueSpec(name="c", dtype="bool", shape=()))
+    master = build(text, [layer(name, "MatMul", activation="pinned") for name in "ab"], inputs=inputs)
+    large, small = canonical(master, 4), canonical_graph(master, WidthAssignment(default=4))
+    assert sorted(large.large) == ["b.weight"]
+    feeds = {"x": np.random.default_rng(0).normal(size=(3, 48)).astype(np.float32), "c": np.array(True)}
+    (expected,) = onnx.reference.ReferenceEvaluator(small.model).run(None, feeds)
+    with runnable(large.model, large.large) as source:
+        (found,) = onnx.reference.ReferenceEvaluator(onnx.load(str(source))).run(None, feeds)
+    np.testing.assert_array_equal(found, expected)

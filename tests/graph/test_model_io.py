@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_graphsurgeon as gs
 import pytest
 
 from bitswitch_deploy.errors import GraphError
@@ -69,8 +70,33 @@ def test_opset_and_ir_version_are_written(opset: int, ir_version: int) -> None:
 
 def test_operator_that_the_opset_lacks() -> None:
     text = TEXT.format(first="", second="").replace("Neg", "Gelu")
-    with pytest.raises(GraphError, match=r"net: not valid ONNX at opset 17: .*Gelu"):
-        export_model(import_model(onnx.parser.parse_model(text)), opset=17, ir_version=8)
+    graph = import_model(onnx.parser.parse_model(text))
+    with pytest.raises(GraphError, match=r"net: not valid ONNX at opset 17: .*Gelu(.|\n)*do: choose a target or stack"):
+        export_model(graph, opset=17, ir_version=8)
+    with pytest.raises(GraphError, match="do: paint it blue"):
+        export_model(graph, opset=17, ir_version=8, do="paint it blue")
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_two_tensors_of_one_name(place: str) -> None:
+    graph = import_model(model())
+    if place == "input":
+        graph.nodes.append(gs.Node("Add", "add", {}, [graph.outputs[0], gs.Constant("x", np.zeros(2, np.float32))]))
+    else:
+        graph.nodes.append(gs.Node("Abs", "abs", {}, [graph.outputs[0]]))
+    graph.nodes[-1].outputs = [gs.Variable("z" if place == "input" else "a", np.float32, ("n", 2))]
+    graph.outputs.append(graph.nodes[-1].outputs[0])
+    with pytest.raises(GraphError, match=f"^net: two tensors named '{'x' if place == 'input' else 'a'}', one of them"):
+        export_model(graph, opset=21, ir_version=10)
+
+
+def test_stdout_is_for_results(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of types that NumPy lacks graphsurgeon warns there."""
+    text = TEXT.format(first="", second="").replace("Relu (x)", "Cast <to: int = 16> (x)")
+    text = text.replace("<float[n, 2] a>", "").replace("Neg (a)", "Cast <to: int = 1> (a)")
+    exported = export_model(import_model(onnx.parser.parse_model(text)), opset=21, ir_version=10)
+    assert [node.op_type for node in exported.graph.node] == ["Cast", "Cast"]
+    assert capsys.readouterr().out == ""
 
 
 def test_shapes_that_contradict_each_other() -> None:

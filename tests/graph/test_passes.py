@@ -45,12 +45,14 @@ def test_names_of_the_passes_that_changed_something() -> None:
 
 
 def test_the_pass_that_broke_the_graph_is_named() -> None:
-    with pytest.raises(GraphError, match=r"^after NegateScale: QuantizeLinear renamed: scale in -1\.0 \.\. -1\.0"):
+    with pytest.raises(
+        GraphError, match=r"^after NegateScale: QuantizeLinear renamed: scale in -1\.0 \.\. -1\.0(.|\n)*report it"
+    ):
         run_passes(graph(), [Rename(), NegateScale(), Look()])
 
 
 def test_a_graph_that_was_broken_before() -> None:
     broken = graph()
     NegateScale().apply(broken)
-    with pytest.raises(GraphError, match=r"^input graph: QuantizeLinear QuantizeLinear_0: scale in"):
+    with pytest.raises(GraphError, match=r"^input graph: QuantizeLinear QuantizeLinear_0: scale in(.|\n)*do: give the"):
         run_passes(broken, [Look()])

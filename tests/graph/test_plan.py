@@ -82,6 +82,12 @@ def test_untrained_signed_range_ends_at_the_highest_code() -> None:
     assert activation(at(master, 6), "b").scale == pytest.approx(8 / 31, rel=1e-6)
 
 
+def test_an_interpolated_scale_is_no_subnormal_number() -> None:
+    smallest = 2.0**-126
+    master = two_layers(widths=(2,), tensors={"a.input.scale": [smallest]})
+    assert activation(at(master, 2), "a").scale == activation(at(master, 8), "a").scale == smallest
+
+
 def test_untrained_range_of_an_int8_container() -> None:
     master = two_layers(widths=(8, 6), activation_container="int8", tensors={"a.input.scale": [16 / 127, 4 / 63]})
     assert activation(at(master, 7), "a").scale == pytest.approx(8 / 127, rel=1e-6)
@@ -133,13 +139,18 @@ def test_width_above_the_master(default: int, overrides: dict[str, int]) -> None
         at(two_layers(bits=6, widths=(6, 4)), default, **overrides)
 
 
-def test_layer_in_a_branch() -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_layer_in_a_branch(depth: int) -> None:
     text = """
     net (float[n, 2] x, float[2, 2] "a.weight") => (float[n, 2] y) {
         yes = Constant <value = bool {1}> ()
         y = If (yes) <then_branch = t () => (float[n, 2] u) { u = MatMul (x, "a.weight") },
                       else_branch = e () => (float[n, 2] v) { v = Identity (x) }>
     }"""
+    if depth == 2:
+        inner = """u = If (yes) <then_branch = t2 () => (float[n, 2] u2) { u2 = MatMul (x, "a.weight") },
+                                else_branch = e2 () => (float[n, 2] v2) { v2 = Abs (x) }>"""
+        text = text.replace('u = MatMul (x, "a.weight")', inner)
     with pytest.raises(GraphError, match=r"layer 'a': it stands in a branch or loop \(MatMul \)"):
         at(build(text, (layer("a", "MatMul"),)), 4)
     assert at(build(text, (layer("a", "MatMul", activation="pinned"),)), 4).pinned == ("a",)
@@ -205,7 +216,7 @@ def test_batch_norm_goes_with_the_layer_before_it_else_after_it_else_the_network
     }
 
 
-# A and B are quantized, P is pinned, N is the BatchNormalization; expected: which layer it goes with
+# A and B are quantized, P and Q are pinned, N is the BatchNormalization; expected: which layer it goes with
 OWNERS = {
     "the layer that it reads, though another ran since": ("a = A b = B n = N(a) y = Add (n, b)", "a before"),
     "the layer that ran last": ("a = A b = B s = Add (a, b) n = N(s) y = Relu (n)", "b before"),
@@ -218,10 +229,17 @@ OWNERS = {
     "and is found directly in front": ("a = A b = B a2 = A n = N(a2) y = Add (n, b)", "a before"),
     "pinned and directly in front": ("p = P n = N(p) b = B a = A s = Add (a, b) y = Add (s, n)", "b after"),
     "pinned and the last that ran": ("a = A p = P s = Add (a, p) n = N(s) b = B y = Add (b, n)", "b after"),
+    "pinned and the next one, too": ("p = P n = N(p) q = Q a = A s = Add (a, q) b = B y = Add (s, b)", "a after"),
+    "a layer that runs behind it, too": (
+        "a = A t = Relu (a) n = N(t) a2 = A b = B s = Add (a2, b) y = Add (s, n)",
+        "a before",
+    ),
+    "a BatchNormalization that is read twice": ("a = A n = N(a) b = B m = N(b) y = Add (n, m)", "a before"),
     "pinned with nothing behind": ("a = A b = B p = P s = Add (a, b) t = Add (s, p) n = N(t) y = Relu (n)", ""),
 }
 OWNER_NET = """
 net (float[n, 2, 4, 4] x, float[2, 2, 1, 1] "a.weight", float[2, 2, 1, 1] "b.weight", float[2, 2, 1, 1] "p.weight",
+     float[2, 2, 1, 1] "q.weight",
      float[2] "n.gamma", float[2] "n.beta", float[2] "n.mean", float[2] "n.var") => (float[n, 2, 4, 4] y) {"""
 
 
@@ -230,11 +248,12 @@ def test_owner(case: str) -> None:
     body, owner = OWNERS[case]
     layers = [layer("a"), layer("b")]
     text = OWNER_NET
-    if "= P" in body:
-        layers.append(layer("p", activation="pinned"))
-    else:
-        text = text.replace(', float[2, 2, 1, 1] "p.weight"', "")
-    for name in "abp":
+    for name in "pq":
+        if f"= {name.upper()}" in body:
+            layers.append(layer(name, activation="pinned"))
+        else:
+            text = re.sub(rf',\s+float\[2, 2, 1, 1\] "{name}.weight"', "", text)
+    for name in "abpq":
         body = body.replace(f"= {name.upper()} ", f'= Conv (x, "{name}.weight") ')
     parameters = [f"n.{part}" for part in BATCH_NORM]
     listed = ", ".join(f'"{name}"' for name in parameters)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx.parser
 import onnx_graphsurgeon as gs
@@ -11,6 +13,7 @@ from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.qdq import (
     ActivationCodes,
     activation_patterns,
+    is_known,
     limit_codes,
     match_activation,
     match_weight,
@@ -71,6 +74,54 @@ def test_codes_that_other_nodes_make_are_no_activation(between: str) -> None:
         y = DequantizeLinear (q, s, z)
     }""".replace("BETWEEN", between)
     assert activation_patterns(graph(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("q", "middle", "d"),
+    [
+        ("s, z16", "q", "s, z16"),
+        ("s3, z3", "q", "s3, z3"),
+        ("s, z", "q", "s2, z"),
+        ("s, z", "q", "s, other"),
+        ("s, z", "q", "s, zi"),
+        ("s", "q", "s, z"),
+        ("s, z", "q", "s"),
+        ("s, z", "Clip (q, z)", "s, z"),
+        ("s, z", 'Clip (q, "", high)', "s, z"),
+        ("s, z", "Clip (q, computed, high)", "s, z"),
+        ("s, z", 'BitShift <direction = "LEFT"> (q, z)', "s2, z"),
+        ("s, z", 'BitShift <direction = "LEFT"> (q, computed)', "s, z"),
+    ],
+)
+def test_quantizers_of_another_form_are_no_activations(q: str, middle: str, d: str) -> None:
+    text = f"""
+    net (float[3] x) => (float[3] y)
+        <float s = {{0.5}}, float s2 = {{0.25}}, float[3] s3 = {{1, 2, 3}}, uint8[3] z3 = {{0, 0, 0}}, uint8 z = {{0}},
+         uint8 high = {{9}}, uint8 other = {{1}}, int8 zi = {{0}}, uint16 z16 = {{3000}}> {{
+        computed = Identity (z)
+        q = QuantizeLinear <axis = 0> (x, {q})
+        c = {middle if " " in middle else f"Identity ({middle})"}
+        y = DequantizeLinear <axis = 0> ({"c" if " " in middle else middle}, {d})
+    }}"""
+    changed = graph(text)
+    assert match_activation(node(changed, "DequantizeLinear")) is None
+    assert activation_patterns(changed) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "length"), [("Identity ({0})", 2000), ("Add ({0}, {0})", 200)], ids=["a long chain", "2^200 ways"]
+)
+@pytest.mark.parametrize(("start", "known"), [("k", True), ("c", True), ("x", False), ("r", False)])
+def test_what_is_known_before_the_graph_runs(start: str, known: bool, step: str, length: int) -> None:
+    names = [start, *(f"t{index}" for index in range(length)), "y"]
+    chain = "\n".join(f"{after} = {step.format(before)}" for before, after in pairwise(names))
+    text = f"""net (float[1] x) => (float[1] y) <float[1] k = {{1}}> {{
+        c = Constant <value_floats: floats = [1.0]> ()
+        r = RandomNormal <shape: ints = [1]> ()
+        {chain}
+    }}"""
+    (output,) = graph(text).outputs
+    assert is_known(output) == known
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,11 @@ def test_whole_target() -> None:
     assert after.exact
     x = np.eye(5, dtype=np.float32)
     np.testing.assert_array_equal(run(after.model, x), run(before.model, x))
+
+
+def test_a_vector_behind_codes() -> None:
+    vector = 'net (float[n, 6] x, float[6] "a.weight") => (float[n] y) { y = MatMul (x, "a.weight") }'
+    before, result = packed(build(vector, (layer("a", "MatMul", activation="signed"),)), 4, INT4)
+    assert proto(result.model, "a.weight").data_type == onnx.TensorProto.INT4
+    x = np.eye(6, dtype=np.float32)
+    np.testing.assert_array_equal(run(result.model, x), run(before, x))

@@ -88,6 +88,13 @@ def test_tensors_are_aligned_read_only_views_of_the_file(tmp_path: Path) -> None
         assert not tensor.flags.writeable
 
 
+@pytest.mark.parametrize("length", range(8))
+def test_tensors_are_aligned_whatever_the_length_of_the_header(length: int, tmp_path: Path) -> None:
+    write_container(tmp_path / "file", {"text": "x" * length}, TENSORS)
+    for tensor in read_container(tmp_path / "file").tensors.values():
+        assert tensor.flags.aligned
+
+
 def test_arrays_that_are_not_contiguous_are_written_in_row_major_order(tmp_path: Path) -> None:
     matrix = np.arange(6, dtype=np.int8).reshape(2, 3)
     write_container(tmp_path / "file", {}, {"t": matrix.T, "r": matrix[:, ::-1]})

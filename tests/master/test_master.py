@@ -135,8 +135,11 @@ def test_tensors_that_swap_names_are_seen(tmp_path: Path) -> None:
         read_master(tmp_path / "swapped")
 
 
-def test_a_checkpoint_is_no_master(tmp_path: Path) -> None:
-    save_file(tiny_tensors(), tmp_path / "checkpoint.safetensors")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64])
+def test_a_checkpoint_is_no_master(dtype: type, tmp_path: Path) -> None:
+    save_file(
+        {name: tensor.astype(dtype) for name, tensor in tiny_tensors().items()}, tmp_path / "checkpoint.safetensors"
+    )
     with pytest.raises(MasterError, match=r"without the metadata key bitswitch_master\n.*\n  do: name the master"):
         read_master(tmp_path / "checkpoint.safetensors")
 

@@ -151,6 +151,8 @@ def test_an_index_that_is_none(tmp_path: Path, content: bytes, message: str) -> 
 def test_an_index_of_something_else(index: Path) -> None:
     document = json.loads(index.read_text())
     document["metadata"] = {"total_size": 3}
+    save_file({"half": np.zeros(2, np.float16)}, index.with_name("other.safetensors"))
+    document["weight_map"] = {"half": "other.safetensors"}
     index.write_text(json.dumps(document))
     with pytest.raises(MasterError, match="without the metadata key bitswitch_master"):
         read_master(index)
@@ -166,6 +168,13 @@ def test_an_index_is_not_replaced(index: Path) -> None:
     with pytest.raises(OutputError, match=r"it exists(.|\n)*delete the index and its files"):
         write_master(tiny_master(), index)
     assert before == {path: path.read_bytes() for path in index.parent.iterdir()}
+
+
+@pytest.mark.parametrize("name", [".hidden", "back\\slash", "tab\t"])
+def test_a_name_that_an_index_may_not_hold(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="a name that its files cannot have"):
+        write_master(tiny_master(), tmp_path / f"{name}.safetensors.index.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

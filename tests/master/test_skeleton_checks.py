@@ -51,6 +51,14 @@ def sparse() -> onnx.SparseTensorProto:
     return onnx.SparseTensorProto(values=external("values"), indices=indices, dims=[3])
 
 
+def sparse_inside() -> onnx.SparseTensorProto:
+    indices = numpy_helper.from_array(np.array([0]), "indices")
+    return onnx.SparseTensorProto(values=numpy_helper.from_array(np.ones(1, np.float32)), indices=indices, dims=[3])
+
+
+FLOAT = helper.make_tensor_type_proto(TensorProto.FLOAT, [3])
+
+
 def in_branch(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Hide a node in a branch of an If."""
     result = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
@@ -115,6 +123,21 @@ CHANGES: list[tuple[str, Change, str]] = [
         "custom operator in a branch",
         lambda m: m.graph.node.extend(in_branch(helper.make_node("Shell", [], ["inner"], domain="com.acme"))),
         "'Shell' of domain 'com.acme'",
+    ),
+    (
+        "a random operator",
+        lambda m: m.graph.node.append(helper.make_node("RandomNormal", [], ["noise"], shape=[3])),
+        "'RandomNormal' of domain ''",
+    ),
+    (
+        "a sparse constant",
+        lambda m: m.graph.node.append(helper.make_node("Constant", [], ["c"], sparse_value=sparse_inside())),
+        "attribute 'sparse_value' of operator 'Constant'",
+    ),
+    (
+        "a type as attribute",
+        lambda m: m.graph.node.extend(in_branch(helper.make_node("Optional", [], ["inner"], type=FLOAT))),
+        "attribute 'type' of operator 'Optional'",
     ),
     ("half external", lambda m: m.graph.initializer.append(half_external()), "'outside' lies in another file"),
     ("external initializer", lambda m: m.graph.initializer.append(external()), "'outside' lies in another file"),
@@ -351,3 +374,14 @@ def test_inputs_keep_their_order(tmp_path: Path) -> None:
     assert read_master(write_file(tmp_path / "good.safetensors", skeleton=model, document=document))
     document = changed(tiny_document(), "inputs", [second, first])
     refused(tmp_path, "graph inputs that are no parameters", skeleton=model, document=document)
+
+
+@pytest.mark.parametrize("name", ["fc.bias", "conv.weight"])
+def test_a_parameter_is_no_output(name: str, tmp_path: Path) -> None:
+    model = tiny_skeleton()
+    value = next(value for value in model.graph.input if value.name == name)
+    model.graph.output.append(value)
+    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    outputs = [*tiny_document()["outputs"], {"name": name, "dtype": "float", "shape": shape}]
+    document = changed(tiny_document(), "outputs", outputs)
+    refused(tmp_path, rf"skeleton: graph outputs: the parameter '{name}'\n", skeleton=model, document=document)

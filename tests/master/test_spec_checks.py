@@ -14,6 +14,7 @@ from bitswitch_deploy.master.spec_checks import check_spec
 from tests.master.files import changed, tiny_document, write_file
 from tests.master.tiny import tiny_spec
 
+INPUT = tiny_document()["inputs"][0]
 ACCURACY = tiny_document()["accuracy"][0]
 
 CONTRADICTIONS = [
@@ -30,6 +31,7 @@ CONTRADICTIONS = [
     ("layers.1.name", "a\nb", r"file: layers: 'a\\nb'\n  allowed: a name"),
     ("layers.1.weight", "stem.weight", r"tensor names: 'stem\.weight' 2 times"),
     ("layers.1.weight", "skeleton", r"tensor names: 'skeleton' 2 times"),
+    ("parameters.0", "__metadata__", r"tensor names: '__metadata__' 2 times"),
     ("parameters.0", "conv.weight.scale", r"'conv\.weight\.scale' 2 times"),
     ("parameters.0", "conv.input.scale", r"'conv\.input\.scale' 2 times"),
     ("parameters.0", "bn.var", r"'bn\.var' 2 times"),
@@ -61,6 +63,20 @@ CONTRADICTIONS = [
     ("preprocessing.size", [0, 8], "height and width of at least 1"),
     ("preprocessing.divide_by", 0, r"preprocessing: divide_by 0\.0, .*\n  allowed: positive numbers"),
     ("preprocessing.std", [0.5, 0.0, 0.5], "positive numbers"),
+    ("preprocessing.std", [0.5, 1e-50, 0.5], "positive numbers"),
+    ("preprocessing.std", [0.5, 1e-39, 0.5], "finite inputs in float32"),
+    ("preprocessing.std", [0.5, 1e300, 0.5], "positive numbers"),
+    ("preprocessing.divide_by", 1e-50, "positive numbers"),
+    ("preprocessing.divide_by", 1e-40, "finite inputs"),
+    ("preprocessing.divide_by", 1e300, "positive numbers"),
+    ("preprocessing.mean", [0.5, 1e300, 0.5], "finite inputs"),
+    (
+        "preprocessing.size",
+        [8, 9],
+        r"preprocessing: images \[3, 8, 9\] for the input x of shape \['n', 3, 8, \.\.\.\]\n  allowed: images of",
+    ),
+    ("preprocessing.size", [9, 8], r"images \[3, 9, 8\] for the input x"),
+    ("inputs.0.shape", ["n", 4, 8, 8], r"images \[3, 8, 8\] for the input x"),
     ("accuracy.0.bits", 9, r"file: accuracy\[0\]: bits: 9\n  allowed: 2\.\.8"),
     ("accuracy.3.bits", 1, r"file: accuracy\[3\]: bits: 1"),
     ("accuracy.0.value", 100.5, r"accuracy\[0\]: value: 100\.5\n  allowed: percent"),
@@ -96,6 +112,9 @@ def test_contradictions_are_refused(path: str, value: object, message: str, tmp_
         ("layers.1.activation", "none"),
         ("layers", []),
         ("inputs.0.shape", []),
+        ("inputs.0.shape", ["n", 3, "height", "width"]),
+        ("inputs.0.shape", ["n", 192]),
+        ("inputs", [{**INPUT, "shape": ["n", 4, 8, 8]}, {**INPUT, "name": "mask"}]),
     ],
 )
 def test_unusual_specs_are_consistent(path: str, value: object) -> None:

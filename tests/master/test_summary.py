@@ -8,6 +8,7 @@ from dataclasses import asdict
 from bitswitch_deploy.master import describe_master
 from bitswitch_deploy.master.summary import LayerSummary
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity, Rounding
+from tests.graph.masters import build, layer
 from tests.master.tiny import tiny_master, tiny_skeleton, tiny_spec, tiny_tensors
 
 
@@ -27,6 +28,12 @@ def test_counts_and_sizes() -> None:
         (4, pinned + 108),
         (2, pinned + 54),
     ]
+
+
+def test_codes_that_fill_no_whole_bytes() -> None:
+    text = 'g (float[n, 1] x, float[1, 3] "a.weight") => (float[n, 3] y) { y = MatMul (x, "a.weight") }'
+    summary = describe_master(build(text, (layer("a", "MatMul"),)))
+    assert [(width.bits, width.weight_size_bytes) for width in summary.widths] == [(8, 3), (6, 3), (4, 2), (2, 1)]
 
 
 def test_facts_of_the_spec() -> None:

@@ -81,6 +81,7 @@ def test_dequantize_equals_the_slow_implementation(
     for index in np.ndindex(*x.shape):
         expected[index] = np.float32(codes[index]) * scale[scale_index(index, granularity)]
     real = dequantize(codes, scale, granularity=granularity)
+    assert isinstance(real, np.ndarray)
     assert real.dtype == np.float32
     np.testing.assert_array_equal(real, expected)
 

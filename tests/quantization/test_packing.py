@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 
-from bitswitch_deploy.quantization import pack_int2, pack_int4
+from bitswitch_deploy.quantization import pack_blocks, pack_int2, pack_int4
 
 # bits, signed, ONNX element type
 TYPES = [
@@ -74,3 +74,9 @@ def test_every_code_fits_and_the_next_does_not(bits: int, signed: bool, element_
 def test_other_dtypes_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="codes must be int8 or uint8, got int16"):
         PACK[bits](np.zeros(2, np.int16))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_blocks_are_of_signed_codes(dtype: type) -> None:
+    with pytest.raises(ValueError, match=f"codes must be int8, got {np.dtype(dtype)}"):
+        pack_blocks(np.zeros((1, 8), dtype), bits=4, block_size=8)
