@@ -45,10 +45,11 @@ def test_typing_follows_what_the_release_has(version: str, record: Record) -> No
     expected = {
         "8.5.2": ("weak", 0b01, ["INT8", "FP16"]),
         "8.6.2": ("weak", 0b01, ["INT8", "FP16"]),
+        "10.0.0b6": ("weak", 0b01, ["INT8", "FP16"]),
         "10.3.0": ("weak", 0b01, ["INT8", "FP16"]),
-        "10.12.0": ("strong", 0b11, []),
-        "10.16.2": ("strong", 0b11, []),
-        "11.4.1": ("strong", 0b01, []),
+        "10.12.0.36": ("strong", 0b11, []),
+        "10.16.2.10": ("strong", 0b11, []),
+        "11.4.1.106": ("strong", 0b01, []),
     }
     creation = [call[1] for call in record.calls if call[0] == "network"]
     assert (build.typing, *creation, record.flags()) == expected[version]
@@ -200,7 +201,7 @@ def test_a_dla_core_that_is_not_there_is_refused(orin: Record) -> None:
 def test_flags_are_recorded_by_name() -> None:
     settings = BuildSettings(dla_core=0)
     assert flags_of(stand_in("8.5.2", Record()), settings) == ("FP16", "GPU_FALLBACK", "INT8")
-    assert flags_of(stand_in("11.4.1", Record()), BuildSettings()) == ("STRONGLY_TYPED",)
+    assert flags_of(stand_in("11.4.1.106", Record()), BuildSettings()) == ("STRONGLY_TYPED",)
 
 
 @pytest.mark.parametrize(

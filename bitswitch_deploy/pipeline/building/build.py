@@ -20,7 +20,7 @@ from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, Recipe, read_re
 from bitswitch_deploy.engines.read_back import ReadBack, read_back
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
-from bitswitch_deploy.engines.tensorrt_module import Module, load_module
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
 from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_path
 from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError, UsageError
 from bitswitch_deploy.graph.external_data import data_name
@@ -108,7 +108,7 @@ def _job(request: BuildRequest) -> _Job:
     manifest = read_manifest(request.package)
     target = package_target(manifest, request.target)
     module = _checked_module(request, target)
-    version, device = str(load_module(module).__version__), device_facts()
+    version, device = release_of(str(load_module(module).__version__)), device_facts()
     if request.options.dla:
         check_dla(target, version=version)
     entries = [entry for entry in manifest.files if entry.role in ("graph", "reference") and _is_onnx(entry)]

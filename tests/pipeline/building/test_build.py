@@ -185,7 +185,7 @@ def test_dla_is_static_and_lists_what_falls_back(board: Record, package: Path) -
 def test_dla_is_refused_where_this_tensorrt_has_none(
     board: Record, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, "10.16.2", board)
+    install(monkeypatch, "10.16.2.10", board)
     with pytest.raises(UnavailableError, match=r"--dla: TensorRT 10\.16\.2 does not drive the DLA cores"):
         built(package, options=EngineOptions(dla=True))
 
@@ -196,6 +196,24 @@ def test_another_tensorrt_than_the_graphs_were_made_for_is_said(
     assert built(package).notes == ()
     install(monkeypatch, "8.6.2", board)
     assert built(package).notes == ("the graphs were made for tensorrt 10.3.0, and this is 8.6.2",)
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [("10.16.2.10", "10.16.2"), ("10.0.0b6", "10.0.0"), ("8.6.2", "8.6.2")],
+)
+def test_the_release_is_named_as_trtexec_names_it(
+    board: Record, package: Path, monkeypatch: pytest.MonkeyPatch, version: str, release: str
+) -> None:
+    """Whose banner has three numbers: else neither builder would know the other's engines or timing cache."""
+    install(monkeypatch, version, board)
+    report = built(package)
+    assert report.notes == (f"the graphs were made for tensorrt 10.3.0, and this is {release}",)
+    assert Path(report.timing_cache or "").name == f"tensorrt-{release}-p3701_0005-MAXN.timing"
+    record = read_record(package / BUILD_FOLDER / "digits-w8.engine")
+    assert record is not None
+    assert record.recipe.version == release
+    assert states(built(package)) == [(label, "up to date") for label in LABELS]
 
 
 def test_out_of_memory_names_the_width_and_the_next_run_goes_on(board: Record, package: Path) -> None:
