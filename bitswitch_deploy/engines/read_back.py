@@ -6,20 +6,16 @@ the engine (engine_layers.py), by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import onnx
 
 from bitswitch_deploy.engines.engine_layers import EngineLayer, Precision
-from bitswitch_deploy.errors import PackageError
-from bitswitch_deploy.records import Reader
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-_READER = Reader(error=PackageError, do="build the engine again: bitswitch-deploy build PACKAGE --force")
 SCHEMA: Literal["bitswitch-layers/1"] = "bitswitch-layers/1"
 
 
@@ -58,19 +54,6 @@ class ReadBack:
     in_float: tuple[NodePrecision, ...]
     unfused: tuple[UnfusedQuantizer, ...]
     unseen: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """The text of the file that is kept beside an engine."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, *, where: str) -> ReadBack:
-        """What `to_json` wrote.
-
-        Raises:
-            PackageError: it is something else.
-        """
-        return _READER.decode(cls, _READER.load_json(text, where=where), where=where)
 
 
 def read_back(model: onnx.ModelProto, layers: Iterable[EngineLayer]) -> ReadBack:

@@ -7,10 +7,9 @@ import onnx
 import pytest
 
 from bitswitch_deploy.engines.engine_layers import EngineLayer, Precision
-from bitswitch_deploy.engines.read_back import NodePrecision, ReadBack, UnfusedQuantizer, read_back
+from bitswitch_deploy.engines.read_back import NodePrecision, UnfusedQuantizer, read_back
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import build_engine
-from bitswitch_deploy.errors import PackageError
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -82,13 +81,6 @@ def test_float_weights_behind_quantizers_are_quantized_layers() -> None:
     found = read_back(graph(text), [layer("product", reads="int8")])
     assert [each.node for each in found.int8] == ["product"]
     assert "w_q" not in found.unseen
-
-
-def test_it_is_kept_as_json() -> None:
-    found = read_back(MODEL, [layer("q"), layer("product")])
-    assert ReadBack.from_json(found.to_json(), where="file") == found
-    with pytest.raises(PackageError, match="file: unknown key: 'more'"):
-        ReadBack.from_json(found.to_json().replace('"schema"', '"more": 1, "schema"'), where="file")
 
 
 @pytest.mark.parametrize(("batch", "capability"), [("1", "SM86"), ("1", "SM120")])

@@ -17,7 +17,6 @@ from bitswitch_deploy.engines.bundle import LOCK, SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.dla import check_dla
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, Recipe, read_record, record_path
-from bitswitch_deploy.engines.read_back import ReadBack, read_back
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
@@ -38,7 +37,7 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     record_of,
 )
 from bitswitch_deploy.pipeline.building.engine_step import why_not_here
-from bitswitch_deploy.pipeline.building.kept_layers import forget_layers, kept_layers, layers_path
+from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, facts_of, keep_facts, kept_facts
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
@@ -169,18 +168,16 @@ def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     recipe = recipe_of(hashes, job.module, settings, job.device)
     path = job.folder / f"{Path(entry.path).stem}.engine"
     if not job.request.force and _is_current(path, recipe):
-        return engine_row(label, role, path, state="up to date", layers=kept_layers(path, model))
+        return engine_row(label, role, path, state="up to date", facts=kept_facts(path, model))
     build = _built(job, graph, settings, progress)
     record = record_of(label, build, recipe, cache_hash(job.timing_cache))
     # the record last: an engine without one is built again
     record_path(path).unlink(missing_ok=True)
     replace_file(path, build.plan)
-    layers = read_back(model, build.layers) if build.layers else None
-    forget_layers(path)
-    if layers is not None:
-        replace_file(layers_path(path), layers.to_json().encode())
+    facts = facts_of(build, model)
+    keep_facts(path, facts)
     replace_file(record_path(path), record.to_json().encode())
-    return engine_row(label, role, path, state="built", build=build, layers=layers)
+    return engine_row(label, role, path, state="built", facts=facts)
 
 
 def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Progress) -> EngineBuild:
@@ -230,26 +227,18 @@ def _is_current(engine: Path, recipe: Recipe) -> bool:
         return False
 
 
-def engine_row(
-    label: str,
-    role: GraphRole,
-    path: Path,
-    *,
-    state: str,
-    build: EngineBuild | None = None,
-    layers: ReadBack | None = None,
-) -> EngineRow:
-    """What is reported of an engine file; build: None where this process did not build it."""
+def engine_row(label: str, role: GraphRole, path: Path, *, state: str, facts: EngineFacts) -> EngineRow:
+    """What is reported of an engine file."""
     return EngineRow(
         label=label,
         is_reference=role == "reference",
         path=str(path),
         size_bytes=path.stat().st_size,
         state=state,
-        layers=layers,
-        gpu_fallback=build.gpu_fallback if build else (),
-        warnings=build.warnings if build else (),
-        notes=build.notes if build else (),
+        layers=facts.layers,
+        gpu_fallback=facts.gpu_fallback,
+        warnings=facts.warnings,
+        notes=facts.notes,
     )
 
 

@@ -15,7 +15,7 @@ from bitswitch_deploy.errors import PackageError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
 from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, engine_row
-from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
+from bitswitch_deploy.pipeline.building.kept_layers import kept_facts
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress
@@ -149,6 +149,6 @@ def _engines(package: Path, manifest: Manifest, before: dict[str, str]) -> Itera
                 do="build it again: --force",
             )
         known = before.get(f"{BUILD_FOLDER}/{record_path(path).name}") == hash_file(record_path(path))[0]
-        layers = kept_layers(path, onnx.load(str(package / entry.path), load_external_data=False))
+        facts = kept_facts(path, onnx.load(str(package / entry.path), load_external_data=False))
         role: GraphRole = "reference" if entry.role == "reference" else "graph"
-        yield engine_row(record.label, role, path, state="up to date" if known else "built", layers=layers), record
+        yield engine_row(record.label, role, path, state="up to date" if known else "built", facts=facts), record

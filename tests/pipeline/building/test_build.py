@@ -110,19 +110,23 @@ def test_records_say_what_was_built(board: Record, package: Path) -> None:
 
 
 def test_layers_are_read_back_and_kept(board: Record, package: Path) -> None:
+    board.plans = [b"plan fp16", b"plan 8", b"plan 4"]
     first = built(package).engines[1].layers
     assert first is not None
     assert [node.node for node in first.int8] == ["node_Conv_119"]
     assert built(package).engines[1].layers == first
     kept = package / BUILD_FOLDER / "digits-w8.engine.layers.json"
     kept.write_text("damaged")
-    assert built(package).engines[1].layers is None
+    unknown = built(package).engines[1]
+    assert (unknown.layers, unknown.notes) == (None, ("layers not known: build it again with --force",))
     # what trtexec wrote is read in its own form
     kept.unlink()
     vendors = package / BUILD_FOLDER / "digits-w8.layers.json"
     vendors.write_text(json.dumps({"Layers": [CONVOLUTION]}))
     assert built(package).engines[1].layers == first
-    # and is of another engine after the next build
+    # what is kept of another engine is not told of this one
+    kept.write_text((package / BUILD_FOLDER / "digits-w4.engine.layers.json").read_text().replace(': "int8"', ': "fp16"'))
+    assert built(package).engines[1].layers == first
     built(package, force=True)
     assert (kept.exists(), vendors.exists()) == (True, False)
 
@@ -177,8 +181,14 @@ def test_fp32_spares_the_reference(board: Record, package: Path) -> None:
 
 def test_dla_is_static_and_lists_what_falls_back(board: Record, package: Path) -> None:
     board.network = {"conv": True, "q": False}
+    board.log = [(Severity.WARNING, "slow \x1b[1mlayer")]
     report = built(package, options=EngineOptions(dla=True))
     assert [row.gpu_fallback for row in report.engines] == [("q",)] * 3
+    # and when they are up to date
+    again = built(package, options=EngineOptions(dla=True))
+    assert [(row.state, row.gpu_fallback, row.warnings) for row in again.engines] == [
+        ("up to date", ("q",), ("slow \x1b[1mlayer",))
+    ] * 3
     assert ("profile", ("input", (1, 1, 8, 8), (1, 1, 8, 8), (1, 1, 8, 8))) in board.calls
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER
+from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UnavailableError, UsageError
 from bitswitch_deploy.pipeline.building.build import BuildRequest
 from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, keep_facts
 from bitswitch_deploy.pipeline.building.remote import _arguments, build_there, is_done
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.remote import device as remote_device
@@ -111,6 +113,16 @@ def test_what_is_here_is_not_built_again(board: Server, package: Path) -> None:
     built(board, package, force=True, options=EngineOptions(workspace_mb=64))
     assert calls(board) == 11
     assert "workspace:64" in (package / BUILD_FOLDER / "digits-w4.engine").read_text()
+
+
+def test_layers_of_an_engine_that_is_gone_are_not_told(board: Server, package: Path) -> None:
+    """A package once built with Python, built over ssh."""
+    engine = package / BUILD_FOLDER / "digits-w8.engine"
+    engine.parent.mkdir()
+    gone = ReadBack(engine_layers=7, int8=(), fell_back=(), in_float=(), unfused=(), unseen=())
+    keep_facts(engine, EngineFacts(engine_sha256="ab" * 32, layers=gone))
+    report = built(board, package)
+    assert {row.label: row.layers for row in report.engines}["w8"] is None
 
 
 def test_lines_of_the_script_that_end_an_engine() -> None:
