@@ -90,7 +90,7 @@ read_device() {
         module=$(printf '%s\n' "$names" | grep -E '^p[0-9]+-[0-9]+$' | tail -n 1) || module=''
     fi
     if [ -r "$tegra_release" ]; then
-        l4t=$(sed -n 's/.*R\([0-9]*\) (release), REVISION: \([0-9][0-9.]*[0-9]\).*/\1.\2/p' "$tegra_release" | sed 1q)
+        l4t=$(sed -n 's/.*R\([0-9]*\) (release), REVISION: \([0-9][0-9]*\(\.[0-9][0-9]*\)*\).*/\1.\2/p' "$tegra_release" | sed 1q)
     fi
     if command -v nvpmodel >/dev/null 2>&1; then
         power_mode=$(nvpmodel -q 2>/dev/null | sed -n 's/.*NV Power Mode: *\([^ ]*\).*/\1/p' | sed 1q)
@@ -103,8 +103,11 @@ safe() { # a part of a file name
 
 # The same place and name as `bitswitch-deploy build` takes: what was measured holds for a device, release and power mode.
 choose_timing_cache() {
-    folder=${XDG_CACHE_HOME:-${HOME:-$out}/.cache}/bitswitch-deploy
-    mkdir -p "$folder" 2>/dev/null || folder=$out
+    case ${XDG_CACHE_HOME-} in
+    /*) folder=$XDG_CACHE_HOME/bitswitch-deploy ;;
+    *) folder=${HOME:+$HOME/.cache/bitswitch-deploy} ;;
+    esac
+    { [ -n "$folder" ] && mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ]; } || folder=$out
     timing_cache=$folder/tensorrt-$version-$(safe "${module:-$arch}")${power_mode:+-$(safe "$power_mode")}.timing
 }
 

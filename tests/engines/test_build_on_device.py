@@ -14,9 +14,10 @@ import onnx
 import pytest
 
 from bitswitch_deploy.engines.bundle import SCRIPT, write_bundle
-from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, read_record
 from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.engines.timing_cache import timing_cache_name
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.target import Target
 from tests.engines.board import WRITE_ENGINE, Board
@@ -320,6 +321,43 @@ def test_a_board_that_tells_little_is_recorded_with_what_it_tells(board: Board) 
     device = record_at(board, "w8").recipe.device
     assert device == DeviceFacts(arch="aarch64", sm="8.7")
     assert "tensorrt-10.3.0-aarch64.timing" in " ".join(board.arguments())
+
+
+@pytest.mark.parametrize(
+    ("tree", "release", "mode"),
+    [
+        (b"nvidia,tegra234\0", None, None),
+        (b"vendor,carrier\0nvidia,tegra234\0", "# R35 (release), REVISION: 1, GCID: 1", "MODE 30W"),
+        (b"nvidia,p3768-0000+p3767-0005-super\0nvidia,tegra234\0", "# R36 (release), REVISION: 4.3, GCID: 1", "15W"),
+        (b"nvidia,p3701-0005\0nvidia,tegra234\0", "nothing that is known", "MAXN"),
+    ],
+)
+def test_a_board_is_the_same_to_both_builders(board: Board, tree: bytes, release: str | None, mode: str | None) -> None:
+    board.device_tree.write_bytes(tree)
+    board.release.unlink()
+    (board.programs / "nvpmodel").unlink()
+    root = board.package.parent / "root"
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "proc/device-tree/compatible").write_bytes(tree)
+    if release is not None:
+        board.release.write_text(release)
+        (root / "etc/nv_tegra_release").write_text(release)
+    answers = {"uname": "aarch64"}
+    if mode is not None:
+        answers["nvpmodel"] = f"NV Power Mode: {mode}\n0"
+        board.program("nvpmodel", f"#!/bin/sh\necho NV Power Mode: {mode}\necho 0\n")
+    assert board.run().returncode == 0
+    device = device_facts(root, ask=lambda command: answers.get(command[0], ""))
+    assert record_at(board, "w8").recipe.device == device
+    assert timing_cache_name(device, version="10.3.0") in " ".join(board.arguments())
+
+
+@pytest.mark.parametrize("cache", [None, "/dev/null", "relative"])
+def test_without_a_cache_folder_the_timing_cache_is_beside_the_engines(board: Board, cache: str | None) -> None:
+    board.environment = {} if cache is None else {"XDG_CACHE_HOME": cache}
+    assert board.run().returncode == 0
+    assert f"--timingCacheFile={board.built}/tensorrt-10.3.0-p3767_0005-15W.timing" in board.arguments()
 
 
 def test_another_power_mode_builds_again(board: Board) -> None:

@@ -46,6 +46,15 @@ def test_only_the_first_process_compiles(device: Device) -> None:
     assert compiled(device) == [(2.0, (4, 3)), (3.0, (4, 3))]
 
 
+def test_a_user_without_a_home_folder_compiles_each_time(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    for _ in range(2):
+        process(1, factors=(2.0,))
+        assert compiled(device) == [(2.0, (1, 3))]
+
+
 def test_two_devices_of_a_process_lose_nothing_of_each_other(device: Device) -> None:
     """As the engines of a switcher and the reference of a profile."""
     sessions = [TensorRtSession(plan(factor), TensorRtDevice("tensorrt_rtx")) for factor in (2.0, 3.0)]

@@ -129,6 +129,25 @@ def test_an_unreadable_timing_cache_is_refused(orin: Record, tmp_path: Path) -> 
         _build(timing_cache=tmp_path)
 
 
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(
+    orin: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
+        _build(timing_cache=tmp_path / "nowhere" / "timing.cache")
+    assert not [call for call in orin.calls if call[0] == "build"]
+
+    def full(path: Path, data: bytes) -> None:
+        raise OutputError(where=str(path), got="cannot be written: No space left", allowed="", do="")
+
+    monkeypatch.setattr("bitswitch_deploy.engines.tensorrt_engine.replace_file", full)
+    cache = tmp_path / "timing.cache"
+    build = _build(timing_cache=cache)
+    assert build.plan == b"plan"
+    assert build.notes == (
+        f"timing cache {cache} cannot be written: No space left: the next build measures everything again",
+    )
+
+
 def test_a_failed_build_leaves_the_timing_cache(orin: Record, tmp_path: Path) -> None:
     orin.plan, orin.log = None, [(Severity.ERROR, "layer conv has no implementation")]
     with pytest.raises(GraphError, match=r"tensorrt 10\.3\.0: no engine: layer conv has no implementation"):

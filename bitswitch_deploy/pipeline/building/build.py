@@ -20,7 +20,7 @@ from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, Recipe, read_re
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
-from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_path
+from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_name, writable_cache_folder
 from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError, UsageError
 from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.package.files import hash_file
@@ -51,7 +51,8 @@ _STEPS = 100
 class BuildRequest:
     """What to build. target: None takes the package's. force: build again what is up to date.
 
-    timing_cache: None takes the one of this device in the user's cache folder.
+    timing_cache: None takes the one of this device in the user's cache folder, or beside the engines where that one
+        cannot be written.
     """
 
     package: Path
@@ -113,7 +114,9 @@ def _job(request: BuildRequest) -> _Job:
     entries = [entry for entry in manifest.files if entry.role in ("graph", "reference") and _is_onnx(entry)]
     cache = None
     if module == "tensorrt":
-        cache = request.timing_cache or timing_cache_path(device, version=version)
+        folder = request.package / (manifest.built_on_device or BUILD_FOLDER)
+        default = (writable_cache_folder() or folder) / timing_cache_name(device, version=version)
+        cache = request.timing_cache or default
     elif request.timing_cache is not None:
         allowed, do = "none: it has no timing cache", "leave out --timing-cache"
         raise UsageError(where="--timing-cache", got=f"a cache for {module}", allowed=allowed, do=do)

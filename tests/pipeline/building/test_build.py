@@ -284,6 +284,15 @@ built(Path({str(package)!r}), timing_cache=Path({str(tmp_path / "cache")!r}))
     assert states(report) == [("fp16", "up to date"), ("w8", "built"), ("w4", "built")]
 
 
+def test_without_a_cache_folder_the_timing_cache_is_beside_the_engines(
+    board: Record, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    cache = package / BUILD_FOLDER / "tensorrt-10.3.0-p3701_0005-MAXN.timing"
+    assert built(package).timing_cache == str(cache)
+    assert cache.read_bytes() == b"new cache"
+
+
 def test_a_timing_cache_of_another_device_is_said(board: Record, package: Path, tmp_path: Path) -> None:
     cache = tmp_path / "other.timing"
     cache.write_bytes(b"of another board")
