@@ -15,6 +15,8 @@ import onnx
 from bitswitch_deploy.engines.engine_layers import EngineLayer, Precision
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Through these TensorRT moves Q and DQ.
+_MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity")
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 SCHEMA: Literal["bitswitch-layers/1"] = "bitswitch-layers/1"
 
@@ -94,7 +96,10 @@ def _nodes_by_kind(model: onnx.ModelProto, names: list[str]) -> tuple[list[str],
         )
 
     def is_dequantized(tensor: str) -> bool:
-        return tensor in makers and makers[tensor].op_type == "DequantizeLinear"
+        maker = makers.get(tensor)
+        while maker is not None and maker.op_type in _MOVING:
+            maker = makers.get(maker.input[0])
+        return maker is not None and maker.op_type == "DequantizeLinear"
 
     quantized: list[str] = []
     floating: list[str] = []
@@ -109,14 +114,15 @@ def _nodes_by_kind(model: onnx.ModelProto, names: list[str]) -> tuple[list[str],
 
 def _main_layer(layers: list[EngineLayer]) -> EngineLayer:
     """The layer that computes a convolution or product, where kernels that prepare its input name it as well: one that
-    holds weights and reads integers, else one that holds weights.
+    holds weights and reads integers, else one that holds weights. One that reads nothing prepares weights.
     """
-    holding = [layer for layer in layers if layer.weights] or layers
+    reading = [layer for layer in layers if layer.inputs] or layers
+    holding = [layer for layer in reading if layer.weights] or reading
     return next((layer for layer in holding if "int8" in layer.inputs), holding[0])
 
 
 def _precision(layer: EngineLayer) -> Precision:
-    return "int8" if "int8" in layer.inputs else next(iter((*layer.inputs, *layer.weights)), "other")
+    return "int8" if "int8" in layer.inputs else next(iter(layer.inputs), "other")
 
 
 def _unfused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from bitswitch_deploy.engines.runtime_cache import RuntimeCache, runtime_cache_of
 from bitswitch_deploy.engines.tensorrt_module import load_module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
-from tests.engines.tensorrt_device import Device, install, plan
+from tests.engines.tensorrt_device import Device, RuntimeConfig, install, plan
 
 X = np.ones((2, 3), np.float32)
 
@@ -92,6 +93,14 @@ def test_it_is_written_for_new_shapes_only(device: Device, tmp_path: Path) -> No
     assert not file.exists()
     session.run_all({"x": X[:1]})
     assert file.exists()
+
+
+def test_profiling_keeps_no_configuration(device: Device) -> None:
+    session = TensorRtSession(plan(2.0), TensorRtDevice("tensorrt_rtx"))
+    for _ in range(3):
+        session.profile({"x": X}, 1)
+    gc.collect()
+    assert sum(isinstance(each, RuntimeConfig) for each in gc.get_objects()) == 1
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(device: Device, tmp_path: Path) -> None:
