@@ -251,15 +251,31 @@ failed() { # reason
     failures=$((failures + 1))
 }
 
+# A shell that waits hears a signal at once, one that runs a command when the command has ended.
+child=
 run_trtexec() {
     if timeout --foreground 5 true 2>/dev/null; then
-        timeout --foreground -k 30 "$((minutes * 60))" "$trtexec" "$@" >"$log" 2>&1 </dev/null
+        timeout --foreground -k 30 "$((minutes * 60))" "$trtexec" "$@" >"$log" 2>&1 </dev/null &
     else
-        "$trtexec" "$@" >"$log" 2>&1 </dev/null
+        "$trtexec" "$@" >"$log" 2>&1 </dev/null &
     fi
+    child=$! ended=0
+    wait "$child" || ended=$?
+    child=
+    return "$ended"
+}
+
+stop() { # exit code
+    trap '' INT TERM HUP
+    if [ -n "$child" ]; then
+        kill "$child" 2>/dev/null || :
+        wait "$child" || :
+    fi
+    exit "$1"
 }
 
 list_fallback() {
+    rm -f "$out/$stem.gpu-fallback.txt"
     [ "$dla" = yes ] || return 0
     grep -e 'falling back to GPU' -e 'device type to GPU' -e 'Switching to GPU' "$log" >"$out/$stem.gpu-fallback.txt" || :
     say "$label: $(wc -l <"$out/$stem.gpu-fallback.txt" | tr -d ' ') layers fall back to the GPU: $out/$stem.gpu-fallback.txt"
@@ -306,7 +322,7 @@ build() { # label, role, file, sha256, and the same of a data file where there i
     fi
     say "$label: building, this takes minutes (log: $log)"
     set -- "--onnx=$here/$file" "--saveEngine=$partial" "--timingCacheFile=$timing_cache"
-    set -- "$@" "--exportLayerInfo=$out/$stem.layers.json"
+    set -- "$@" "--exportLayerInfo=$partial.layers.json"
     for flag in $flags; do
         set -- "$@" "$flag"
     done
@@ -322,13 +338,14 @@ build() { # label, role, file, sha256, and the same of a data file where there i
         failed "$full"
     else
         # the record last: an engine without one is built again; what `build` read back is of the engine before
-        rm -f "$plan.json" "$plan.layers.json"
+        rm -f "$plan.json" "$plan.layers.json" "$out/$stem.layers.json"
         mv -f "$partial" "$plan"
+        [ ! -f "$partial.layers.json" ] || mv -f "$partial.layers.json" "$out/$stem.layers.json"
         mv -f "$partial.json" "$plan.json"
         list_fallback
         say "$label: $plan"
     fi
-    rm -f "$partial" "$partial.json"
+    rm -f "$partial" "$partial.json" "$partial.layers.json"
 }
 
 # Write the record of the engine that was just built beside it.
@@ -382,9 +399,9 @@ fi
 rm -f "$out"/.*.engine.partial-* # of a killed run
 choose_timing_cache
 partial=
-trap 'rm -f "$partial" "$partial.json"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
+trap 'rm -f "$partial" "$partial.json" "$partial.layers.json"' EXIT
+trap 'stop 130' INT
+trap 'stop 143' TERM HUP
 while read -r label role file sums; do
     # the rest of a line is one or two hashes, with the name of the data file between them
     # shellcheck disable=SC2086
