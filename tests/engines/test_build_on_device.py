@@ -509,6 +509,21 @@ def test_fp32_is_refused_where_the_graph_decides(
     assert board.run("--fp32").returncode == 0
 
 
+def test_float16_of_the_reference_is_no_reason_to_refuse_fp32(
+    tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target]
+) -> None:
+    """It is always float16."""
+    board = Board(tmp_path)
+    model = onnx.load_from_string(qdq_conv())
+    (board.package / "w8.onnx").write_bytes(model.SerializeToString())
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float16), "half"))
+    (board.package / "fp16.onnx").write_bytes(model.SerializeToString())
+    graphs = (("fp16", "reference", "fp16.onnx"), ("w8", "graph", "w8.onnx"))
+    write_bundle(board.package, graphs, target_with(), ())
+    board.trtexec(BANNERS["10.16.2"])
+    assert board.run("--fp32").returncode == 0
+
+
 def test_workspace_overrides_the_target(board: Board) -> None:
     assert board.run("--workspace", "64").returncode == 0
     assert board.arguments().count("--memPoolSize=workspace:64") == 3

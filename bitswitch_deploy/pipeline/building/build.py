@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,15 +36,13 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     recipe_of,
     record_of,
 )
-from bitswitch_deploy.pipeline.building.engine_step import why_not_here
+from bitswitch_deploy.pipeline.building.engine_step import start_build, why_not_here
 from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, facts_of, keep_facts, kept_facts
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow
 from bitswitch_deploy.target import Target, version_matches
-
-_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +74,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
         OutputError: the folder or the timing cache cannot be written.
     """
     job = _job(request)
+    if request.options.fp32:
+        _check_fp32(job)
     with build_lock(job.folder):
         rows = tuple(_engine(job, entry, progress) for entry in job.entries)
     return BuildReport(
@@ -162,17 +162,16 @@ def _notes(job: _Job) -> tuple[str, ...]:
 def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     role: GraphRole = "reference" if entry.role == "reference" else "graph"
     label, graph = entry.label or entry.path, job.request.package / entry.path
-    progress.start(f"{label}: building the engine", _STEPS)
+    advance = start_build(progress, label)
     hashes = _graph_hashes(job, entry)
     options, model = job.request.options, onnx.load(str(graph), load_external_data=False)
-    if options.fp32 and role == "graph":
-        check_fp32(model, job.module, where=entry.path)
     settings = build_settings(label, role, job.target, engine_profile(graph_inputs(graph), options), options)
     recipe = recipe_of(hashes, job.module, settings, job.device)
     path = job.folder / f"{Path(entry.path).stem}.engine"
-    if not job.request.force and _is_current(path, recipe):
-        return engine_row(label, role, path, state="up to date", facts=kept_facts(path, model))
-    build = _built(job, graph, settings, progress)
+    there = _engine_there(job, entry, path)
+    if not job.request.force and _is_current(there, recipe):
+        return engine_row(label, role, there, state="up to date", facts=kept_facts(there, model))
+    build = _built(job, graph, settings, advance)
     record = record_of(label, build, recipe, cache_hash(job.timing_cache))
     # the record last: an engine without one is built again
     record_path(path).unlink(missing_ok=True)
@@ -183,20 +182,26 @@ def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     return engine_row(label, role, path, state="built", facts=facts)
 
 
-def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Progress) -> EngineBuild:
-    done = 0
+def _engine_there(job: _Job, entry: FileEntry, built: Path) -> Path:
+    """The engine of a graph that is loaded: the one that was built, else the exported one."""
+    exported = [each.path for each in job.manifest.files if each.role == "engine" and each.label == entry.label]
+    return built if built.is_file() or not exported else job.request.package / exported[0]
 
-    def advance(fraction: float) -> None:
-        nonlocal done
-        step = int(fraction * _STEPS)
-        if step > done:
-            progress.advance(step - done)
-            done = step
 
+def _check_fp32(job: _Job) -> None:
+    """Before anything is built."""
+    for entry in job.entries:
+        if entry.role == "graph":
+            _graph_hashes(job, entry)
+            model = onnx.load(str(job.request.package / entry.path), load_external_data=False)
+            check_fp32(model, job.module, where=entry.path)
+
+
+def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Callable[[float], None]) -> EngineBuild:
     if job.timing_cache is not None:
         _make_folder(job.timing_cache.parent)
         settings = replace(settings, timing_cache=job.timing_cache)
-    return build_engine(graph, module=job.module, settings=settings, progress=advance)
+    return build_engine(graph, module=job.module, settings=settings, progress=progress)
 
 
 def _graph_hashes(job: _Job, entry: FileEntry) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from bitswitch_deploy.engines.bundle import holds_half
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe
 from bitswitch_deploy.engines.shape_range import ShapeRange, batch_profile, shape_texts
@@ -87,8 +88,7 @@ def check_fp32(model: onnx.ModelProto, module: Module, *, where: str) -> None:
     Raises:
         UsageError: the network is strongly typed and holds float16.
     """
-    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    if halves and network_typing(load_module(module)) == "strong":
+    if holds_half(model.graph) and network_typing(load_module(module)) == "strong":
         raise UsageError(
             where=where,
             got="--fp32 with a graph whose float layers are float16, and this TensorRT takes types from the graph",

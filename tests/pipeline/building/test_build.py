@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.bundle import LOCK
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, read_record, record_path
+from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.errors import (
     GraphError,
     OutputError,
@@ -26,8 +30,8 @@ from bitswitch_deploy.errors import (
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.pipeline.building.build import BuildRequest, build
-from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
-from bitswitch_deploy.pipeline.building.engine_step import why_not_here
+from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions, build_settings
+from bitswitch_deploy.pipeline.building.engine_step import engine_text, why_not_here
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.report.build_report import BuildReport
 from bitswitch_deploy.tensors import WidthAssignment
@@ -93,6 +97,84 @@ def test_every_width_and_the_reference_are_built_on_one_timing_cache(board: Reco
     assert cache.name == "tensorrt-10.3.0-p3701_0005-MAXN.timing"
     assert [row.is_reference for row in report.engines] == [True, False, False]
     assert verify_package(package).is_ok
+
+
+def test_what_export_builds_on_the_board_is_up_to_date(
+    board: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built on the same timing cache; the next builder has nothing to do."""
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.engine_step.device_facts", lambda: ORIN)
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.engine_step.why_not_here", lambda _: None)
+    widths = (WidthAssignment(default=4), WidthAssignment(default=8))
+    package = export_to(tmp_path / "p", "jetson-agx-orin@6.2", widths=widths, data=None).package
+    assert [call[1] for call in board.calls if call[0] == "cache"] == [b"", b"new cache", b"new cache"]
+    board.calls.clear()
+    report = built(package)
+    assert states(report) == [(label, "up to date") for label in LABELS]
+    assert parsed(board) == []
+    found = report.engines[1].layers
+    assert found is not None
+    assert [node.node for node in found.int8] == ["node_Conv_119"]
+    assert (tmp_path / "cache/bitswitch-deploy" / Path(report.timing_cache or "").name).is_file()
+    # what was built stands for what was exported
+    assert states(built(package, force=True)) == [(label, "built") for label in LABELS]
+    assert {Path(row.path).parent.name for row in built(package).engines} == {BUILD_FOLDER}
+
+
+def test_an_engine_that_cannot_be_built_does_not_cost_the_package(
+    board: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.engine_step.why_not_here", lambda _: None)
+    board.plans, board.log = [b"plan 4", None], [(Severity.ERROR, "out of memory")]
+    widths = (WidthAssignment(default=4), WidthAssignment(default=8))
+    exported = export_to(tmp_path / "p", "jetson-agx-orin@6.2", widths=widths, data=None)
+    first, second = (row.engine for row in exported.report.widths)
+    assert first.startswith("tensorrt 10.3.0, 6 bytes")
+    assert second.startswith("not built here: out of memory")
+    step = exported.report.not_done[-1]
+    assert f"not built here: {step.why}" == second
+    assert step.command == f"bitswitch-deploy build {tmp_path / 'p'}"
+    manifest = read_manifest(exported.package)
+    assert [entry.label for entry in manifest.files if entry.role == "engine"] == ["w4"]
+    assert manifest.skipped[-1].reason == step.why
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ([CONVOLUTION], "1 of 9 layers in int8, 8 that no layer of the engine names"),
+        ([], ""),
+    ],
+)
+def test_the_share_is_one_of_all_layers_of_the_graph(
+    board: Record, package: Path, layers: list[dict[str, object]], text: str
+) -> None:
+    board.layers = layers
+    graph = package / "digits-w8.onnx"
+    shapes = ShapeRange(input="input", minimum=(1, 1, 8, 8), optimum=(1, 1, 8, 8), maximum=(1, 1, 8, 8))
+    build = build_engine(graph, module="tensorrt", settings=BuildSettings(profile=(shapes,)))
+    line = engine_text(build, onnx.load(graph))
+    assert line == "tensorrt 10.3.0, 4 bytes" + (f"; {text}" if text else "")
+
+
+def test_minutes_are_given_to_each_engine() -> None:
+    target = load_target("jetson-agx-orin").target
+    assert build_settings("w8", "graph", target, (), EngineOptions(timeout_min=2)).limit_s == 120
+
+
+def test_progress_is_told_for_each_engine(board: Record, package: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Recording(Silent):
+        def start(self, description: str, total: int) -> None:
+            told.append((description, total))
+
+        def advance(self, n: int = 1) -> None:
+            told.append(("", n))
+
+    build(BuildRequest(package=package), Recording())
+    # the stand-in announces the first of two steps
+    assert told == [each for label in LABELS for each in ((f"{label}: building the engine", 100), ("", 50))]
 
 
 def test_records_say_what_was_built(board: Record, package: Path) -> None:
