@@ -260,7 +260,11 @@ def _contradictions(target: Target) -> _Problems:
         got = f"{list(target.device.dla_tensorrt)} with dla_cores: {target.device.dla_cores}"
         yield "device.dla_tensorrt", got, "version rules where there are DLA cores, and only there"
     for rule in target.device.dla_tensorrt:
-        yield from _rule_problems("device.dla_tensorrt", rule)
+        problems = tuple(_rule_problems("device.dla_tensorrt", rule))
+        yield from problems
+        if not problems and any(len(bound) > 3 for _, bound in _clauses(rule)):
+            # trtexec names three numbers only
+            yield "device.dla_tensorrt", repr(rule), "versions of at most three numbers"
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", target.name):
         yield "name", repr(target.name), "lower-case letters, digits and hyphens"
     yield from _stack_problems(target)

@@ -193,6 +193,11 @@ def test_a_file_that_holds_no_mapping_is_refused(mapping: object) -> None:
         ("device/dla_cores", 2, r"device.dla_tensorrt: \[\] with dla_cores: 2\n  allowed: version rules where"),
         ("device/dla_tensorrt", ["<10.8"], r"device.dla_tensorrt: \['<10.8'\] with dla_cores: 0"),
         ("device", {"dla_cores": 1, "dla_tensorrt": ["10.x"]}, "device.dla_tensorrt: '10.x'"),
+        (
+            "device",
+            {"dla_cores": 1, "dla_tensorrt": [">=8.5,<10.3.0.30"]},
+            "device.dla_tensorrt: '>=8.5,<10.3.0.30'\n  allowed: versions of at most three numbers",
+        ),
         ("name", "My Board", "name: 'My Board'"),
         (
             "quantization/activation/dtype",

@@ -115,7 +115,7 @@ def trusted_record(
             where=str(engine),
             got="built for another device: " + "; ".join(found),
             allowed="an engine of this device and its TensorRT",
-            do="build it here: bitswitch-deploy build PACKAGE",
+            do="build it here: bitswitch-deploy build PACKAGE, or with trtexec: sh PACKAGE/build_on_device.sh",
         )
     return record
 
