@@ -171,13 +171,13 @@ def _jetson(root: Path, stack: str | None) -> ResolvedTarget:
     names = board_names(root)
     if not any(name.startswith("tegra") for name in names):
         target = _bundled_target(_JETSON_ELSEWHERE)
-        target = target.with_stack(stack) if stack else target
+        target = target.with_stack(stack) if stack is not None else target
         why = "its graphs and limits fit every Orin module"
         note = f"jetson: this host is not a Jetson, using {target.name}@{target.stack.name}: {why}"
         return ResolvedTarget(target=target, note=note)
     target, how = _match_board(names)
     l4t = l4t_version(root)
-    if stack:
+    if stack is not None:
         target = target.with_stack(stack)
     elif l4t:
         target = target.with_stack(_stack_for(target, l4t))
@@ -233,7 +233,7 @@ def _read_yaml(path: Path, *, source: str) -> object:
         text = path.read_text(encoding="utf-8")
         for line, key in _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), set()):
             raise _bad_file(f"{source}:{line}", f"key {key!r} stands here a second time", "each key once")
-        return yaml.safe_load(text)
+        return _safe_load(text)
     except yaml.MarkedYAMLError as exc:
         where = f"{source}:{exc.problem_mark.line + 1}" if exc.problem_mark else source
         raise _bad_file(where, f"not YAML: {exc.problem}", "a YAML file of plain values") from exc
@@ -242,6 +242,19 @@ def _read_yaml(path: Path, *, source: str) -> object:
         raise _bad_file(source, f"not YAML: {exc}", "a YAML file of plain values, UTF-8") from exc
     except OSError as exc:
         raise _bad_file(source, f"cannot be read: {exc.strerror}", "a readable file") from exc
+
+
+def _safe_load(text: str) -> object:
+    """As that of PyYAML.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it cannot be read.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (LookupError, AttributeError, TypeError) as exc:
+        # out of PyYAML's constructors, for a tag that its value does not fit: `!!bool x`
+        raise yaml.YAMLError(f"a value does not fit its tag: {exc!r}") from exc
 
 
 def _repeated_keys(node: Any, seen: set[int]) -> Iterator[tuple[int, str]]:

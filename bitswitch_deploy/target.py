@@ -6,10 +6,9 @@ A profile is data: code asks it questions and never compares its name. The YAML 
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from bitswitch_deploy.errors import TargetFileError, UsageError
 from bitswitch_deploy.records import Reader
@@ -19,6 +18,8 @@ ActivationType = Literal["uint8", "int8"]
 WeightType = Literal["int8", "int4", "int2"]
 WidthMap = tuple[tuple[int, WeightType], ...]
 AnyType = Literal["uint8", "int8", "uint4", "int4", "uint2", "int2", "uint16", "int16"]
+# Every TensorRT with weakly typed networks has these.
+LegacyFlag = Literal["INT8", "FP16"]
 Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 
 # First opset and the IR version that came with it: onnx.helper.VERSION_TABLE. Below 13 DequantizeLinear has no axis.
@@ -26,16 +27,10 @@ _OPSET_IR = ((13, 7), (15, 8), (19, 9), (21, 10), (23, 11), (24, 12), (25, 13), 
 _MAX_OPSET = 28
 # First opset whose DequantizeLinear reads the type, and the width it holds.
 _WEIGHT_TYPES: dict[str, tuple[int, int]] = {"int8": (13, 8), "int4": (21, 4), "int2": (25, 2)}
-_MAX_NUMBER = 10**9
-_SCALARS: dict[Any, str] = {
-    str: "text (a number such as 10.3 needs quotes)",
-    bool: "true or false",
-    int: f"a whole number, 0..{_MAX_NUMBER}",
-    float: f"a number, 0..{_MAX_NUMBER}",
-}
-# YAML aliases can make a value whose full text is larger than memory.
-_shown = reprlib.Repr()
-_shown.maxlevel, _shown.maxlist, _shown.maxstring = 2, 4, 60
+# A terabyte: TensorRT takes bytes in 64 bits.
+MAX_WORKSPACE_MB = 2**20
+# Where the engines of each kind can be built.
+_BUILDS = {"onnxruntime": ("any",), "tensorrt": ("on_device", "host"), "tensorrt_rtx": ("host",)}
 _READER = Reader(error=TargetFileError, do="correct this entry; targets/README.md explains each field")
 _VERSION_CLAUSE = re.compile(r"(>=|<)?(\d+(?:\.\d+)*)")
 
@@ -138,7 +133,7 @@ class Engine:
     build: Literal["any", "on_device", "host"]
     compute_capabilities: tuple[str, ...] = ()
     session: tuple[tuple[str, str], ...] = ()
-    builder_flags_legacy: tuple[str, ...] = ()
+    builder_flags_legacy: tuple[LegacyFlag, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +260,11 @@ def _contradictions(target: Target) -> _Problems:
         got = f"{list(target.device.dla_tensorrt)} with dla_cores: {target.device.dla_cores}"
         yield "device.dla_tensorrt", got, "version rules where there are DLA cores, and only there"
     for rule in target.device.dla_tensorrt:
-        yield from _rule_problems("device.dla_tensorrt", rule)
+        problems = tuple(_rule_problems("device.dla_tensorrt", rule))
+        yield from problems
+        if not problems and any(len(bound) > 3 for _, bound in _clauses(rule)):
+            # trtexec names three numbers only
+            yield "device.dla_tensorrt", repr(rule), "versions of at most three numbers"
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", target.name):
         yield "name", repr(target.name), "lower-case letters, digits and hyphens"
     yield from _stack_problems(target)
@@ -279,6 +278,12 @@ def _contradictions(target: Target) -> _Problems:
         if not name.isidentifier() or target.lowering.count(name) > 1:
             yield "lowering", repr(name), "names of passes, each once"
     yield from _engine_problems(target)
+    for field in ("min_warmup_s", "min_seconds"):
+        if getattr(target.measure, field) < 0:
+            yield f"measure.{field}", str(getattr(target.measure, field)), "0 or more"
+    workspace_mb = target.limits.max_workspace_mb
+    if workspace_mb is not None and not 1 <= workspace_mb <= MAX_WORKSPACE_MB:
+        yield "limits.max_workspace_mb", str(workspace_mb), f"1..{MAX_WORKSPACE_MB}"
 
 
 def _stack_problems(target: Target) -> _Problems:
@@ -318,7 +323,7 @@ def _activation_problems(target: Target) -> _Problems:
         yield "quantization.negative_scales", f"true with {target.engine.name}", "false: it refuses such a graph"
     if activation.dtype in forbidden:
         yield "quantization.forbid_types", f"holds the activation type {activation.dtype}", "other types"
-    if target.quantization.min_agreement > 100:
+    if not 0 <= target.quantization.min_agreement <= 100:
         yield "quantization.min_agreement", str(target.quantization.min_agreement), "0..100 percent"
 
 
@@ -339,6 +344,8 @@ def _container_problems(target: Target, operator: str, widths: WidthMap) -> _Pro
 
 def _engine_problems(target: Target) -> _Problems:
     engine, name = target.engine, target.engine.name
+    if engine.build not in _BUILDS[name]:
+        yield "engine.build", f"{engine.build} with {name}", " or ".join(_BUILDS[name])
     if bool(engine.compute_capabilities) != (name == "tensorrt_rtx"):
         got = f"{list(engine.compute_capabilities)} with {name}"
         yield "engine.compute_capabilities", got, "a list with tensorrt_rtx only"

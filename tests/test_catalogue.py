@@ -132,6 +132,12 @@ def test_a_file_beside_the_reader_needs_no_folder(tmp_path: Path, monkeypatch: p
     assert load_target("mine.yml").target.name == "rtx"
 
 
+@pytest.mark.parametrize("name", ["jetson@", "jetson-orin-nano@", "cpu@"])
+def test_a_stack_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="has no stack ''"):
+        load_target(name)
+
+
 def test_errors_name_file_and_key_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text((REPOSITORY / "targets/rtx.yaml").read_text().replace("opset: 21", "opset: x"))
@@ -148,6 +154,9 @@ def test_errors_name_file_and_key_path(tmp_path: Path) -> None:
         (b"a: 1\nb: !!python/object/apply:os.getcwd []\n", "mine.yaml:2: not YAML: could not determine a constructor"),
         (b"name: \xff\n", "mine.yaml: not YAML: .*utf-8"),
         (b"name: \x00\n", "mine.yaml: not YAML: .*special characters"),
+        (b"a: !!bool x\n", "mine.yaml: not YAML: a value does not fit its tag: KeyError"),
+        (b"a: !!timestamp x\n", "mine.yaml: not YAML: a value does not fit its tag: AttributeError"),
+        (b'a: !!int ""\n', "mine.yaml: not YAML: a value does not fit its tag: IndexError"),
         (b"name: 2026-99-99\n", "mine.yaml: not YAML: month"),
         (b"[" * 30_000, "mine.yaml: not YAML: maximum recursion"),
         (b"#" * 65_537, "mine.yaml: 65537 bytes\n  allowed: a YAML file of at most 65536 bytes"),

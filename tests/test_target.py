@@ -193,6 +193,11 @@ def test_a_file_that_holds_no_mapping_is_refused(mapping: object) -> None:
         ("device/dla_cores", 2, r"device.dla_tensorrt: \[\] with dla_cores: 2\n  allowed: version rules where"),
         ("device/dla_tensorrt", ["<10.8"], r"device.dla_tensorrt: \['<10.8'\] with dla_cores: 0"),
         ("device", {"dla_cores": 1, "dla_tensorrt": ["10.x"]}, "device.dla_tensorrt: '10.x'"),
+        (
+            "device",
+            {"dla_cores": 1, "dla_tensorrt": [">=8.5,<10.3.0.30"]},
+            "device.dla_tensorrt: '>=8.5,<10.3.0.30'\n  allowed: versions of at most three numbers",
+        ),
         ("name", "My Board", "name: 'My Board'"),
         (
             "quantization/activation/dtype",
@@ -203,6 +208,13 @@ def test_a_file_that_holds_no_mapping_is_refused(mapping: object) -> None:
         ("quantization/forbid_types", ["int8"], "forbid_types: holds the activation type int8"),
         ("quantization/negative_scales", True, "negative_scales: true with tensorrt"),
         ("quantization/min_agreement", 100.5, "min_agreement: 100.5"),
+        ("quantization/min_agreement", -5, r"min_agreement: -5.0\n  allowed: 0..100 percent"),
+        ("limits", {"max_workspace_mb": 0}, r"limits.max_workspace_mb: 0\n  allowed: 1..1048576"),
+        ("limits", {"max_workspace_mb": 2**20 + 1}, "limits.max_workspace_mb: 1048577"),
+        ("measure/min_warmup_s", -1, r"measure.min_warmup_s: -1.0\n  allowed: 0 or more"),
+        ("measure/min_seconds", -0.5, "measure.min_seconds: -0.5"),
+        ("engine/build", "any", r"engine.build: any with tensorrt\n  allowed: on_device or host"),
+        ("engine/builder_flags_legacy", ["FP61"], r"engine.builder_flags_legacy\[0\]: 'FP61'"),
         ("quantization/weight_containers/Gemm", REMOVE, "weight_containers: no entry for Gemm"),
         ("quantization/weight_containers/Gemm", {4: "int8"}, r"weight_containers\[Gemm\]: widths \[4\]"),
         ("quantization/weight_containers/Gemm", {}, r"weight_containers\[Gemm\]: widths \[\]"),
@@ -251,11 +263,19 @@ def test_typing_belongs_to_tensorrt() -> None:
         read(cpu(("stacks/0/typing", "strong")))
 
 
+@pytest.mark.parametrize("build", ["on_device", "host"])
+def test_graphs_of_onnxruntime_need_no_place_to_build(build: str) -> None:
+    with pytest.raises(TargetFileError, match=rf"engine.build: {build} with onnxruntime\n  allowed: any"):
+        read(cpu(("engine/build", build)))
+
+
 def test_tensorrt_rtx_names_its_gpus() -> None:
     rtx: dict[str, Any] = {"name": "tensorrt_rtx", "build": "host", "builder_flags_legacy": ["INT8"]}
     assert read(changed(("engine", {**rtx, "compute_capabilities": ["SM89"]}))).engine.build == "host"
     with pytest.raises(TargetFileError, match=r"compute_capabilities: \[\] with tensorrt_rtx"):
         read(changed(("engine", rtx)))
+    with pytest.raises(TargetFileError, match=r"engine.build: on_device with tensorrt_rtx\n  allowed: host"):
+        read(changed(("engine", {**rtx, "build": "on_device"})))
     with pytest.raises(TargetFileError, match=r"compute_capabilities: '8.9'\n  allowed: names such as SM89"):
         read(changed(("engine", {**rtx, "compute_capabilities": ["8.9"]})))
 

@@ -22,6 +22,7 @@ from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
 from bitswitch_deploy.pipeline.building.remote import build_there
 from bitswitch_deploy.report.build_page import print_build
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.target import MAX_WORKSPACE_MB
 
 
 @click.command("build")
@@ -31,7 +32,11 @@ from bitswitch_deploy.report.json import to_json
 @click.option("--fp32", is_flag=True, help="No float16 in the quantized engines; the reference stays float16.")
 @click.option("--dla", is_flag=True, help="Run what it can on DLA core 0, batch 1, and the rest on the GPU.")
 @click.option(
-    "--workspace", "workspace_mb", type=click.IntRange(min=1), metavar="MB", help="Memory for trying tactics."
+    "--workspace",
+    "workspace_mb",
+    type=click.IntRange(1, MAX_WORKSPACE_MB),
+    metavar="MB",
+    help="Memory for trying tactics.",
 )
 @click.option(
     "--timeout",

@@ -90,7 +90,7 @@ read_device() {
         module=$(printf '%s\n' "$names" | grep -E '^p[0-9]+-[0-9]+$' | tail -n 1) || module=''
     fi
     if [ -r "$tegra_release" ]; then
-        l4t=$(sed -n 's/.*R\([0-9]*\) (release), REVISION: \([0-9][0-9.]*[0-9]\).*/\1.\2/p' "$tegra_release" | sed 1q)
+        l4t=$(sed -n 's/.*R\([0-9]*\) (release), REVISION: \([0-9][0-9]*\(\.[0-9][0-9]*\)*\).*/\1.\2/p' "$tegra_release" | sed 1q)
     fi
     if command -v nvpmodel >/dev/null 2>&1; then
         power_mode=$(nvpmodel -q 2>/dev/null | sed -n 's/.*NV Power Mode: *\([^ ]*\).*/\1/p' | sed 1q)
@@ -103,8 +103,11 @@ safe() { # a part of a file name
 
 # The same place and name as `bitswitch-deploy build` takes: what was measured holds for a device, release and power mode.
 choose_timing_cache() {
-    folder=${XDG_CACHE_HOME:-${HOME:-$out}/.cache}/bitswitch-deploy
-    mkdir -p "$folder" 2>/dev/null || folder=$out
+    case ${XDG_CACHE_HOME-} in
+    /*) folder=$XDG_CACHE_HOME/bitswitch-deploy ;;
+    *) folder=${HOME:+$HOME/.cache/bitswitch-deploy} ;;
+    esac
+    { [ -n "$folder" ] && mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ]; } || folder=$out
     timing_cache=$folder/tensorrt-$version-$(safe "${module:-$arch}")${power_mode:+-$(safe "$power_mode")}.timing
 }
 
@@ -248,15 +251,31 @@ failed() { # reason
     failures=$((failures + 1))
 }
 
+# A shell that waits hears a signal at once, one that runs a command when the command has ended.
+child=
 run_trtexec() {
     if timeout --foreground 5 true 2>/dev/null; then
-        timeout --foreground -k 30 "$((minutes * 60))" "$trtexec" "$@" >"$log" 2>&1 </dev/null
+        timeout --foreground -k 30 "$((minutes * 60))" "$trtexec" "$@" >"$log" 2>&1 </dev/null &
     else
-        "$trtexec" "$@" >"$log" 2>&1 </dev/null
+        "$trtexec" "$@" >"$log" 2>&1 </dev/null &
     fi
+    child=$! ended=0
+    wait "$child" || ended=$?
+    child=
+    return "$ended"
+}
+
+stop() { # exit code
+    trap '' INT TERM HUP
+    if [ -n "$child" ]; then
+        kill "$child" 2>/dev/null || :
+        wait "$child" || :
+    fi
+    exit "$1"
 }
 
 list_fallback() {
+    rm -f "$out/$stem.gpu-fallback.txt"
     [ "$dla" = yes ] || return 0
     grep -e 'falling back to GPU' -e 'device type to GPU' -e 'Switching to GPU' "$log" >"$out/$stem.gpu-fallback.txt" || :
     say "$label: $(wc -l <"$out/$stem.gpu-fallback.txt" | tr -d ' ') layers fall back to the GPU: $out/$stem.gpu-fallback.txt"
@@ -303,7 +322,7 @@ build() { # label, role, file, sha256, and the same of a data file where there i
     fi
     say "$label: building, this takes minutes (log: $log)"
     set -- "--onnx=$here/$file" "--saveEngine=$partial" "--timingCacheFile=$timing_cache"
-    set -- "$@" "--exportLayerInfo=$out/$stem.layers.json"
+    set -- "$@" "--exportLayerInfo=$partial.layers.json"
     for flag in $flags; do
         set -- "$@" "$flag"
     done
@@ -319,13 +338,14 @@ build() { # label, role, file, sha256, and the same of a data file where there i
         failed "$full"
     else
         # the record last: an engine without one is built again; what `build` read back is of the engine before
-        rm -f "$plan.json" "$plan.layers.json"
+        rm -f "$plan.json" "$plan.layers.json" "$out/$stem.layers.json"
         mv -f "$partial" "$plan"
+        [ ! -f "$partial.layers.json" ] || mv -f "$partial.layers.json" "$out/$stem.layers.json"
         mv -f "$partial.json" "$plan.json"
         list_fallback
         say "$label: $plan"
     fi
-    rm -f "$partial" "$partial.json"
+    rm -f "$partial" "$partial.json" "$partial.layers.json"
 }
 
 # Write the record of the engine that was just built beside it.
@@ -379,9 +399,9 @@ fi
 rm -f "$out"/.*.engine.partial-* # of a killed run
 choose_timing_cache
 partial=
-trap 'rm -f "$partial" "$partial.json"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
+trap 'rm -f "$partial" "$partial.json" "$partial.layers.json"' EXIT
+trap 'stop 130' INT
+trap 'stop 143' TERM HUP
 while read -r label role file sums; do
     # the rest of a line is one or two hashes, with the name of the data file between them
     # shellcheck disable=SC2086

@@ -55,6 +55,15 @@ def write_bundle(
     return (SCRIPT,)
 
 
+def holds_half(graph: onnx.GraphProto) -> bool:
+    """Whether a graph itself says float16: in a weight, or in a Cast, as around a product of two activations."""
+    half = onnx.TensorProto.FLOAT16
+    casts = (node for node in graph.node if node.op_type == "Cast")
+    return any(tensor.data_type == half for tensor in graph.initializer) or any(
+        attribute.name == "to" and attribute.i == half for node in casts for attribute in node.attribute
+    )
+
+
 def _settings(target: Target, profile: tuple[ShapeRange, ...], graphs: list[_Graph]) -> str:
     workspace = target.limits.max_workspace_mb
     shapes = shape_texts(profile) or ("", "", "")
@@ -111,7 +120,7 @@ class _Graph:
                 raise GraphError(where=file, got=f"input name {name!r}", allowed=allowed, do="rename the network input")
         check_profile(shapes, profile, where=file)
         self.role = role
-        self.has_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+        self.has_half = holds_half(graph)
         self.line = f"{label} {role} {file} {hashlib.sha256(data).hexdigest()}"
         weights = folder / data_name(file)
         if weights.is_file():

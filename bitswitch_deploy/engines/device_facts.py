@@ -31,7 +31,7 @@ class DeviceFacts:
     """The machine that an engine was built on, or is loaded on.
 
     arch: as `uname -m`. module: part number of the Jetson module, or the name of the GPU. sm: compute capability.
-    l4t: Jetson Linux release, `36.4.3`. power_mode: name of the nvpmodel mode.
+    l4t: Jetson Linux release, `36.4.3`; a container need not show it. power_mode: name of the nvpmodel mode.
     """
 
     arch: str
@@ -39,6 +39,11 @@ class DeviceFacts:
     sm: str | None = None
     l4t: str | None = None
     power_mode: str | None = None
+
+    @property
+    def is_tegra(self) -> bool:
+        """Whether it is a Jetson."""
+        return self.sm in _SM_OF_CHIP.values()
 
 
 def device_facts(root: Path = Path("/"), *, ask: Ask | None = None) -> DeviceFacts:
@@ -58,7 +63,7 @@ def device_facts(root: Path = Path("/"), *, ask: Ask | None = None) -> DeviceFac
     parts = [name for name in names if re.fullmatch(r"p\d+-\d+", name)]
     return DeviceFacts(
         arch=arch,
-        module=parts[-1] if parts else chips[0],
+        module=parts[-1] if parts else None,
         sm=_SM_OF_CHIP[chips[0]],
         l4t=l4t_version(root),
         power_mode=_power_mode(ask),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.engines.tensorrt_module import release_of
 from bitswitch_deploy.errors import CheckFailedError, PackageError, UnavailableError
 from bitswitch_deploy.records import Reader
 
@@ -28,7 +29,8 @@ _MAX_RECORD_BYTES = 1 << 20
 class Recipe:
     """Everything that decides what an engine is; two engines with equal recipes can stand for each other.
 
-    graph_sha256: of the ONNX file, and of its data file where it has one. module, version: of TensorRT.
+    graph_sha256: of the ONNX file, and of its data file where it has one. module, version: of TensorRT, the version as
+    `release_of` cuts it, so that both builders name the same.
     flags: builder flags, sorted; STRONGLY_TYPED among them where the network is. shapes: minimum, optimum and maximum,
     as `x:1x3x8x8`; empty where nothing is open. dla_core: None on the GPU. device: None for engines built without one,
     which have compute_capabilities instead, `SM89`.
@@ -113,7 +115,7 @@ def trusted_record(
             where=str(engine),
             got="built for another device: " + "; ".join(found),
             allowed="an engine of this device and its TensorRT",
-            do="build it here: bitswitch-deploy build PACKAGE",
+            do="build it here: bitswitch-deploy build PACKAGE, or with trtexec: sh PACKAGE/build_on_device.sh",
         )
     return record
 
@@ -139,5 +141,5 @@ def differences(recipe: Recipe, device: DeviceFacts, *, module: str, version: st
 
 
 def _same_version(one: str, other: str) -> bool:
-    """10.3.0 is 10.3.0.30: Python and trtexec name three numbers, dpkg names four."""
-    return all(left == right for left, right in zip(one.split("."), other.split("."), strict=False))
+    """10.3.0 is 10.3.0.30: trtexec names three numbers, dpkg and newer Python packages four."""
+    return release_of(one) == release_of(other)

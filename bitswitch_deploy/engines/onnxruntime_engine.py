@@ -184,8 +184,20 @@ def _session_options(optimisation: str, threads: int, entries: Mapping[str, str]
     options.use_deterministic_compute = True
     options.log_severity_level = _LOG_FATAL_ONLY
     for key, value in entries.items():
-        options.add_session_config_entry(key, value)
+        _add_entry(options, key, value)
     return options
+
+
+def _add_entry(options: Any, key: str, value: str) -> None:
+    try:
+        options.add_session_config_entry(key, value)
+    except RuntimeError as exc:
+        raise UsageError(
+            where=f"session entry {key[:60]!r}",
+            got=f"onnxruntime {ort.__version__} refuses it: {exc}",
+            allowed="keys of at most 1024 and values of at most 2048 characters",
+            do="correct engine.session of the target",
+        ) from exc
 
 
 def _create(model: bytes | Path, options: Any) -> Any:

@@ -6,20 +6,18 @@ the engine (engine_layers.py), by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import onnx
 
 from bitswitch_deploy.engines.engine_layers import EngineLayer, Precision
-from bitswitch_deploy.errors import PackageError
-from bitswitch_deploy.records import Reader
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Through these TensorRT moves Q and DQ.
+_MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity")
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-_READER = Reader(error=PackageError, do="build the engine again: bitswitch-deploy build PACKAGE --force")
 SCHEMA: Literal["bitswitch-layers/1"] = "bitswitch-layers/1"
 
 
@@ -58,19 +56,6 @@ class ReadBack:
     in_float: tuple[NodePrecision, ...]
     unfused: tuple[UnfusedQuantizer, ...]
     unseen: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """The text of the file that is kept beside an engine."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, *, where: str) -> ReadBack:
-        """What `to_json` wrote.
-
-        Raises:
-            PackageError: it is something else.
-        """
-        return _READER.decode(cls, _READER.load_json(text, where=where), where=where)
 
 
 def read_back(model: onnx.ModelProto, layers: Iterable[EngineLayer]) -> ReadBack:
@@ -111,7 +96,10 @@ def _nodes_by_kind(model: onnx.ModelProto, names: list[str]) -> tuple[list[str],
         )
 
     def is_dequantized(tensor: str) -> bool:
-        return tensor in makers and makers[tensor].op_type == "DequantizeLinear"
+        maker = makers.get(tensor)
+        while maker is not None and maker.op_type in _MOVING:
+            maker = makers.get(maker.input[0])
+        return maker is not None and maker.op_type == "DequantizeLinear"
 
     quantized: list[str] = []
     floating: list[str] = []
@@ -126,14 +114,15 @@ def _nodes_by_kind(model: onnx.ModelProto, names: list[str]) -> tuple[list[str],
 
 def _main_layer(layers: list[EngineLayer]) -> EngineLayer:
     """The layer that computes a convolution or product, where kernels that prepare its input name it as well: one that
-    holds weights and reads integers, else one that holds weights.
+    holds weights and reads integers, else one that holds weights. One that reads nothing prepares weights.
     """
-    holding = [layer for layer in layers if layer.weights] or layers
+    reading = [layer for layer in layers if layer.inputs] or layers
+    holding = [layer for layer in reading if layer.weights] or reading
     return next((layer for layer in holding if "int8" in layer.inputs), holding[0])
 
 
 def _precision(layer: EngineLayer) -> Precision:
-    return "int8" if "int8" in layer.inputs else next(iter((*layer.inputs, *layer.weights)), "other")
+    return "int8" if "int8" in layer.inputs else next(iter(layer.inputs), "other")
 
 
 def _unfused(

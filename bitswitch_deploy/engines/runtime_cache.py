@@ -38,22 +38,25 @@ def runtime_cache_of(trt: Any) -> RuntimeCache | None:
         return cache
 
 
-def runtime_cache_path(version: str) -> Path:
-    """The cache of this GPU and release, in the user's cache folder, shared by all packages."""
+def runtime_cache_path(version: str) -> Path | None:
+    """The cache of this GPU and release, in the user's cache folder, shared by all packages; None without a home."""
+    folder = cache_folder()
+    if folder is None:
+        return None
     device = device_facts()
     name = f"tensorrt_rtx-{version}-{device.module or device.arch}"
-    return cache_folder() / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.runtime"
+    return folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.runtime"
 
 
 class RuntimeCache:
     """One cache, for any number of engines and threads.
 
     Args:
-        trt: the module. path: where it is kept; no file is no error, and neither is one that cannot be written, which
-            costs the next process what this one paid.
+        trt: the module. path: where it is kept; no file is no error, and neither is one that cannot be written, or
+            None, which costs the next process what this one paid.
     """
 
-    def __init__(self, trt: Any, path: Path) -> None:
+    def __init__(self, trt: Any, path: Path | None) -> None:
         self._trt, self._path = trt, path
         self._cache: Any = None
         self._can_write = True
@@ -77,7 +80,7 @@ class RuntimeCache:
     def save(self) -> None:
         """Keep what was compiled so far."""
         with self._lock:
-            if self._cache is None or not self._can_write:
+            if self._cache is None or self._path is None or not self._can_write:
                 return
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,6 @@ class RuntimeCache:
 
     def _read(self) -> bytes:
         try:
-            return self._path.read_bytes()
+            return self._path.read_bytes() if self._path is not None else b""
         except OSError:
             return b""

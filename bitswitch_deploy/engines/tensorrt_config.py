@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.engines.tensorrt_module import release_of
 from bitswitch_deploy.errors import UnavailableError, UsageError
 
 Typing = Literal["weak", "strong"]
@@ -48,7 +49,7 @@ def network_typing(trt: Any) -> Typing:
         return "weak"
     if not hasattr(trt.BuilderFlag, "INT8"):
         return "strong"
-    release = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
+    release = tuple(int(part) for part in release_of(str(trt.__version__)).split("."))
     return "strong" if release >= _STRONG_TYPING_SINCE else "weak"
 
 

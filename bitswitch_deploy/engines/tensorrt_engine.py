@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.atomic_file import check_writable, replace_file
 from bitswitch_deploy.engines.build_watch import GRACE_S, BuildWatch
 from bitswitch_deploy.engines.deferred_signals import deferred_signals, system_signals
 from bitswitch_deploy.engines.engine_layers import EngineLayer, layers_of_json, layers_of_log
@@ -29,7 +29,7 @@ from bitswitch_deploy.engines.tensorrt_log import (
 )
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger
 from bitswitch_deploy.engines.timing_cache import read_timing_cache
-from bitswitch_deploy.errors import GraphError, UnavailableError, UsageError
+from bitswitch_deploy.errors import GraphError, OutputError, UnavailableError, UsageError
 
 Progress = Callable[[float], None]
 
@@ -64,7 +64,7 @@ def build_engine(
         UnavailableError: the module, a GPU or DLA that this build needs, or memory is not here; or it takes too long.
         GraphError: the parser or builder refuses the graph (every parser error is listed), or would read UINT8 as INT8.
         UsageError: a setting does not go with the module or the graph.
-        OutputError: the timing cache cannot be written.
+        OutputError: the timing cache cannot be read, or not be written, which is seen before the build.
     """
     trt = load_module(module)
     where = f"{settings.label}: {trt.__name__} {trt.__version__}"
@@ -87,8 +87,7 @@ def build_engine(
         raise build_failure(messages, where=where) from exc
     if plan is None:
         raise build_failure(messages, where=where)
-    if settings.timing_cache is not None:
-        replace_file(settings.timing_cache, bytes(config.get_timing_cache().serialize()))
+    notes += _save_timing_cache(config, settings.timing_cache)
     layers, unreadable = _read_back(bytes(plan), module, messages)
     return EngineBuild(
         plan=bytes(plan),
@@ -230,13 +229,26 @@ def _load_timing_cache(trt: Any, config: Any, path: Path | None, where: str) -> 
     if trt.__name__ in _NO_TIMING_CACHE:
         do = "leave the timing cache out"
         raise UsageError(where=where, got=f"timing cache {path}", allowed="none: it has no timing cache", do=do)
+    content = read_timing_cache(path)
+    check_writable(path)
     # None where it is damaged: trtexec, which takes the same file, may have been killed while it wrote it
-    cache = config.create_timing_cache(read_timing_cache(path))
+    cache = config.create_timing_cache(content)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return ()
     config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     reason = "damaged" if cache is None else "of another device or TensorRT"
     return (f"timing cache {path} is {reason}: not used, started again",)
+
+
+def _save_timing_cache(config: Any, path: Path | None) -> tuple[str, ...]:
+    """Keep what was measured; a note where that fails, because the engine is done."""
+    if path is None:
+        return ()
+    try:
+        replace_file(path, bytes(config.get_timing_cache().serialize()))
+    except OutputError as exc:
+        return (f"timing cache {path} {exc.got}: the next build measures everything again",)
+    return ()
 
 
 def _read_back(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import MutableSequence
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -34,6 +35,14 @@ def load_module(module: Module) -> ModuleType:
     except ImportError as exc:
         got, allowed = f"not importable: {exc}", f"the Python module {module}"
         raise UnavailableError(where=_WHERE, got=got, allowed=allowed, do=_INSTALL[module]) from exc
+
+
+def release_of(version: str) -> str:
+    """The release in a `__version__`, as trtexec names it: `10.16.2` of `10.16.2.10` and of `10.16.2b6`.
+
+    What follows tells builds of one release apart: the fourth number since 10.8, and letters.
+    """
+    return ".".join(re.findall(r"\d+", version)[:3])
 
 
 def recording_logger(trt: Any, messages: MutableSequence[LogMessage]) -> Any:

@@ -1,6 +1,6 @@
 """Run TensorRT engines that take turns on one piece of activation memory.
 
-Unproven on hardware: written against the Python API of `tensorrt` 8.5 to 11 and `tensorrt_rtx`, and run by the tests
+Unproven on hardware: written against the Python API of `tensorrt` 8.6 to 11 and `tensorrt_rtx`, and run by the tests
 against a stand-in that records calls. What a release can do is read off its attributes, as in tensorrt_engine.py.
 """
 
@@ -73,7 +73,6 @@ class TensorRtSession:
 
     def __init__(self, plan: bytes, device: TensorRtDevice) -> None:
         self._device, trt = device, device.trt
-        self._configs: list[Any] = []
         with device.reading:
             self._engine = device.runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
@@ -82,7 +81,8 @@ class TensorRtSession:
         with device.lock:
             if not hasattr(self._engine, "num_io_tensors"):
                 raise device.failure("no tensors by name", UnavailableError, "use TensorRT 8.5 or newer")
-            self._context = self._created_context()
+            # the configuration must outlive the context
+            self._context, self._config = self._created_context()
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
@@ -123,7 +123,7 @@ class TensorRtSession:
         profiler = type("Profiler", (self._device.trt.IProfiler,), members)()
         found = []
         with self._device.lock:
-            context = self._created_context()
+            context, _config = self._created_context()
             context.profiler = profiler
             for _ in range(runs + 1):
                 times.clear()
@@ -161,12 +161,13 @@ class TensorRtSession:
             self._compiled.add(shapes)
             cache.save()
 
-    def _created_context(self) -> Any:
+    def _created_context(self) -> tuple[Any, Any]:
+        """A context, and the runtime configuration that must outlive it; None where it takes none."""
+        config = None
         strategies = getattr(self._device.trt, "ExecutionContextAllocationStrategy", None)
         if self._device.runtime_cache is not None and strategies is not None:
             config = self._device.runtime_cache.config_of(self._engine)
             config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
-            self._configs.append(config)  # it must outlive the context
             context = self._engine.create_execution_context(config)
         elif strategies is not None:
             context = self._engine.create_execution_context(strategies.USER_MANAGED)
@@ -174,13 +175,14 @@ class TensorRtSession:
             context = self._engine.create_execution_context_without_device_memory()
         if context is None:
             raise self._device.failure("no execution context", UnavailableError, "free device memory")
-        return context
+        return context, config
 
     def _bind_scratch(self, context: Any) -> None:
         """Point the context at the shared memory, which moves when a larger engine comes."""
         engine = self._engine
         # since 10.1 the size is 64 bits wide under a new name
-        size_bytes = int(getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size)
+        name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
+        size_bytes = int(getattr(engine, name))
         address = self._device.scratch.reserve(size_bytes)
         setter = getattr(context, "set_device_memory_v2", None) or getattr(context, "set_device_memory", None)
         if setter is not None:
@@ -197,6 +199,10 @@ class TensorRtSession:
         try:
             dtype: np.dtype[Any] = np.dtype(self._device.trt.nptype(kind))
             return dtype
+        except AttributeError as exc:
+            # 8.5 asks NumPy for np.bool, which is gone since 1.24
+            allowed, do = "TensorRT 8.6 or newer", "time the engine with trtexec: profile --engine trtexec"
+            raise UnavailableError(where=self._device.where, got=str(exc), allowed=allowed, do=do) from exc
         except TypeError as exc:
             where, do = f"{self._device.where}: tensor {name!r}", "add a Cast to the graph"
             raise GraphError(where=where, got=str(kind), allowed="a type that NumPy has", do=do) from exc

@@ -17,16 +17,33 @@ from bitswitch_deploy.errors import OutputError
 _FOLDER = "bitswitch-deploy"
 
 
-def cache_folder() -> Path:
-    """Where this tool keeps what makes the next run faster."""
+def cache_folder() -> Path | None:
+    """Where this tool keeps what makes the next run faster; None for a user without a home folder."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / _FOLDER
+    if os.path.isabs(base):
+        return Path(base) / _FOLDER
+    try:
+        return Path.home() / ".cache" / _FOLDER
+    except RuntimeError:
+        return None
 
 
-def timing_cache_path(device: DeviceFacts, *, version: str) -> Path:
-    """The cache of this device, in the user's cache folder; build_on_device.sh composes the same name."""
+def timing_cache_name(device: DeviceFacts, *, version: str) -> str:
+    """The name of the cache of this device; build_on_device.sh composes the same one."""
     parts = ("tensorrt", version, device.module or device.arch, device.power_mode or "")
-    return cache_folder() / f"{'-'.join(_safe(part) for part in parts if part)}.timing"
+    return f"{'-'.join(_safe(part) for part in parts if part)}.timing"
+
+
+def writable_cache_folder() -> Path | None:
+    """`cache_folder`, made; None where it cannot be written, such as one that is root's after `sudo`."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def read_timing_cache(path: Path) -> bytes:

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import Any
 from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
+from bitswitch_deploy.engines.trtexec import PLACES, parse_version
 from bitswitch_deploy.errors import BitswitchError
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.doctor_report import DoctorReport, Finding, Trial
@@ -49,11 +51,9 @@ _OPTIONAL = (
 _IMPORT_SECONDS, _TRIAL_SECONDS, _BUILD_SECONDS = 300, 600, 3600
 _FEW_TURNS = ("--turns", "6")
 _TRTEXEC_ONE = ("--engine", "trtexec", "--widths", "8")
-_TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 # Blanks belong to a path inside of quotes; outside of them where what follows is part of a path as well.
 _QUOTED_PATH = re.compile(r"""(['"])(?:~|\.\.\.)?/[^'"\n]*\1""")
 _PATH = re.compile(r"""(?<![\w.])(?:~|\.\.\.)?/[^\s'":,;]*(?: [^\s\d/'":,;][^\s/'":,;]*/[^\s'":,;]*)*""")
-_BANNER = re.compile(r"\[TensorRT v([\d.]+)\]")
 _RUN = """
 import json, sys, time
 import numpy as np
@@ -113,24 +113,23 @@ def _import_failure(name: str) -> str | None:
 
 def _tensorrt(device: DeviceFacts) -> list[Finding]:
     """TensorRT in Python, and trtexec, one of which builds engines on a Jetson."""
-    on_jetson = device.l4t is not None
     do = (
         "sudo apt install tensorrt python3-libnvinfer; a virtual environment needs --system-site-packages"
-        if on_jetson
+        if device.is_tegra
         else "pip install tensorrt, for an NVIDIA GPU in this machine"
     )
     python = _package("tensorrt", "engines, built and run from Python", do)
-    program = shutil.which("trtexec") or (_TRTEXEC if os.access(_TRTEXEC, os.X_OK) else None)
+    program = shutil.which("trtexec") or next((place for place in PLACES if os.access(place, os.X_OK)), None)
     what = "engines, built without Python: build_on_device.sh"
     if program is None:
-        do = "sudo apt install tensorrt" if on_jetson else "nothing: it is for the board"
+        do = "sudo apt install tensorrt" if device.is_tegra else "nothing: it is for the board"
         return [python, Finding(name="trtexec", what=what, state="missing", detail="not found", do=do)]
-    banner = _BANNER.search(_run((program, "--help"), _IMPORT_SECONDS).output)
-    return [python, Finding(name="trtexec", what=what, state="here", detail=banner[1] if banner else "version unknown")]
+    version = parse_version(_run((program, "--help"), _IMPORT_SECONDS).output)
+    return [python, Finding(name="trtexec", what=what, state="here", detail=version or "version unknown")]
 
 
 def _board(device: DeviceFacts) -> list[Finding]:
-    if device.l4t is None:
+    if not device.is_tegra:
         what = "running engines here"
         if device.module is not None:
             return [Finding(name="NVIDIA GPU", what=what, state="here", detail=device.module)]
@@ -175,13 +174,13 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
         ("measure it again", (*tool, "validate", cpu, "--json"), _TRIAL_SECONDS),
         ("time it", (*tool, "profile", cpu, *_FEW_TURNS, "--threads", "1", "--json"), _TRIAL_SECONDS),
     ]
-    if device.l4t is not None:
+    if device.is_tegra:
         board = (*tool, "export", "--target", "jetson", "--output", engines, "--json")
         build = (*tool, "build", engines, "--force", "--json")
         script = ("sh", f"{engines}/build_on_device.sh", "--force")
         run = (sys.executable, "-c", _RUN, engines)
         steps += [
-            ("export for this board", board, _TRIAL_SECONDS),
+            ("export for this board", board, _BUILD_SECONDS),
             ("build engines from Python", build, _BUILD_SECONDS),
             ("run an engine", run, _TRIAL_SECONDS),
             ("time the engines", timed, _TRIAL_SECONDS),
@@ -243,13 +242,24 @@ class _Result:
 
 
 def _run(command: Sequence[str], seconds: int) -> _Result:
+    """Run a command; one that takes too long, or that Ctrl-C ends, is ended with all that it has started."""
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return _Result(code=-1, output="", error=f"not done after {seconds} s")
+        process = subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+        )
     except OSError as exc:
         return _Result(code=-1, output="", error=f"cannot be started: {exc.strerror}")
-    return _Result(code=done.returncode, output=done.stdout, error=anonymous(done.stderr))
+    with process:
+        try:
+            output, error = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return _Result(code=-1, output="", error=f"not done after {seconds} s")
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return _Result(code=process.returncode, output=output, error=anonymous(error))
 
 
 def anonymous(text: str) -> str:
@@ -260,7 +270,7 @@ def anonymous(text: str) -> str:
     text = _QUOTED_PATH.sub(lambda found: f"{found[1]}.../{found[0].rpartition('/')[2]}", text)
     text = _PATH.sub(lambda found: f".../{found[0].rpartition('/')[2]}", text)
     node = platform.node()
-    for name in (node, node.partition(".")[0], _user(), Path.home().name):
+    for name in (node, node.partition(".")[0], _user(), *(home.name for home in _homes())):
         if len(name) > 1:
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "...", text)
     return text
@@ -268,9 +278,17 @@ def anonymous(text: str) -> str:
 
 def _folders() -> list[Path]:
     """Folders that messages name; `/` and the like would tell nothing and match everywhere."""
-    named = (Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(__file__).parents[2])
+    named = (*_homes(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(__file__).parents[2])
     both = [each for folder in named for each in (folder, folder.resolve())]
     return [each for each in both if len(each.parts) > 2]
+
+
+def _homes() -> tuple[Path, ...]:
+    """The user's home folder, where there is one."""
+    try:
+        return (Path.home(),)
+    except RuntimeError:
+        return ()
 
 
 def _user() -> str:

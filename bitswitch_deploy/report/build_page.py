@@ -57,7 +57,7 @@ def device_text(device: DeviceFacts) -> str:
     """A device in words: `aarch64, p3767-0005, SM 8.7, L4T 36.4.3, power mode 15W`."""
     parts = [
         device.arch,
-        device.module or "no GPU found",
+        device.module or ("" if device.sm else "no GPU found"),
         f"SM {device.sm}" if device.sm else "",
         f"L4T {device.l4t}" if device.l4t else "",
         f"power mode {device.power_mode}" if device.power_mode else "",

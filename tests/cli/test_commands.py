@@ -205,12 +205,22 @@ def test_a_file_that_nobody_exported_is_for_verify_alone(run: Run, package: Path
 def test_build_of_rtx_engines_and_refusal_for_onnxruntime(run: Run, package: Path, tmp_path: Path) -> None:
     assert run("build", package).code == 2
     assert run("export", "--target", "rtx", "--bits", "8", "--output", tmp_path / "rtx").code == 0
+    # what export built is up to date, with all that is known of it
     outcome = run("build", tmp_path / "rtx", "--json")
+    assert outcome.code == 0
+    exported = json.loads(outcome.out)["engines"]
+    assert [(row["state"], Path(row["path"]).parent.name) for row in exported] == [("up to date", "engines")] * 2
+    assert len(exported[1]["layers"]["int8"]) == 7
+    # refused before anything is built
+    assert run("build", tmp_path / "rtx", "--fp32", "--force").code == 2
+    assert not list((tmp_path / "rtx").glob("on_device/*.engine"))
+    outcome = run("build", tmp_path / "rtx", "--force", "--json")
     assert outcome.code == 0
     document = json.loads(outcome.out)
     reference, engine = document["engines"]
     assert (document["schema"], reference["label"], engine["label"]) == ("bitswitch-build/2", "fp16", "w8")
     assert Path(engine["path"]).stat().st_size == engine["size_bytes"]
+    assert (engine["state"], Path(engine["path"]).parent.name) == ("built", "on_device")
     assert len(engine["layers"]["int8"]) == 7
     again = run("build", tmp_path / "rtx")
     assert again.out.count("up to date") == 2

@@ -33,6 +33,7 @@ class Board:
         self.device_tree = tmp_path / "compatible"
         self.release = tmp_path / "nv_tegra_release"
         self.cache = tmp_path / "cache"
+        self.environment = {"XDG_CACHE_HOME": str(self.cache)}
         self.package.mkdir()
         self.programs.mkdir()
         self.device_tree.write_bytes(b"nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0")
@@ -60,7 +61,7 @@ class Board:
                 "PATH": f"{self.programs}:{os.defpath}",
                 "BITSWITCH_DEVICE_TREE": str(self.device_tree),
                 "BITSWITCH_TEGRA_RELEASE": str(self.release),
-                "XDG_CACHE_HOME": str(self.cache),
+                **self.environment,
             },
             stderr=subprocess.PIPE,
             text=True,

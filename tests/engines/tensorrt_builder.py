@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 FLAGS = {
+    # `__version__` has four numbers since 10.8
     # name: (creation flags, builder flags); the integers are those of the headers, and moved in 11.0
     "8.5.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
     "8.6.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
+    "10.0.0b6": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
     "10.3.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "10.12.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "10.16.2": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "11.4.1": ({"STRONGLY_TYPED": 0}, {"REFIT": 0, "GPU_FALLBACK": 1}),
+    "10.12.0.36": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
+    "10.16.2.10": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
+    "11.4.1.106": ({"STRONGLY_TYPED": 0}, {"REFIT": 0, "GPU_FALLBACK": 1}),
 }
 
 

@@ -213,6 +213,8 @@ def _tensorrt(device: Device, name: str) -> types.ModuleType:
     def nptype(name: str) -> np.dtype[Any]:
         if name == "bfloat16":
             raise TypeError("no equivalent in NumPy")
+        if "numpy" in device.failing:
+            raise AttributeError("module 'numpy' has no attribute 'bool'")
         return np.dtype(name)
 
     def runtime(logger: Any) -> types.SimpleNamespace:

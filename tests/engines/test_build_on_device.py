@@ -14,9 +14,10 @@ import onnx
 import pytest
 
 from bitswitch_deploy.engines.bundle import SCRIPT, write_bundle
-from bitswitch_deploy.engines.device_facts import DeviceFacts
+from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, read_record
 from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.engines.timing_cache import timing_cache_name
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.target import Target
 from tests.engines.board import WRITE_ENGINE, Board
@@ -25,9 +26,13 @@ BATCHES = ShapeRange(input="x", minimum=(1, 3, 8, 8), optimum=(2, 3, 8, 8), maxi
 LABELS = ("fp16", "w8", "w4")
 BANNERS = {
     "8.2.1": "v8201",
+    "8.3.0": "v8300",
+    "8.4.0": "v8400",
     "8.5.2": "v8502",
     "8.6.2": "v8602",
     "10.3.0": "v100300",
+    "10.11.0": "v101100",
+    "10.12.0": "v101200",
     "10.16.2": "v101602",
     "11.4.1": "v110401",
 }
@@ -48,9 +53,13 @@ def board(tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[
     ("version", "precision", "no_run"),
     [
         ("8.2.1", ["--int8", "--fp16"], "--buildOnly"),
+        ("8.3.0", ["--int8", "--fp16"], "--buildOnly"),
+        ("8.4.0", ["--int8", "--fp16"], "--buildOnly"),
         ("8.5.2", ["--int8", "--fp16"], "--buildOnly"),
         ("8.6.2", ["--int8", "--fp16"], "--skipInference"),
         ("10.3.0", ["--int8", "--fp16"], "--skipInference"),
+        ("10.11.0", ["--int8", "--fp16"], "--skipInference"),
+        ("10.12.0", ["--stronglyTyped"], "--skipInference"),
         ("10.16.2", ["--stronglyTyped"], "--skipInference"),
         ("11.4.1", [], "--skipInference"),
     ],
@@ -63,14 +72,15 @@ def test_flags_follow_the_release(board: Board, version: str, precision: list[st
     expected = []
     for label in LABELS:
         start = f"--saveEngine={board.built}/.net-{label}.engine.partial-"
+        layers = f"--exportLayerInfo={board.built}/.net-{label}.engine.partial-"
         expected += [
             f"--onnx={board.package}/net-{label}.onnx",
             next(a for a in board.arguments() if a.startswith(start)),
             f"--timingCacheFile={board.cache}/bitswitch-deploy/tensorrt-{version}-p3767_0005-15W.timing",
-            f"--exportLayerInfo={board.built}/net-{label}.layers.json",
+            next(a for a in board.arguments() if a.startswith(layers)),
             *(["--fp16"] if label == "fp16" and "--fp16" in precision else precision),
             no_run,
-            "--workspace=1024" if version == "8.2.1" else "--memPoolSize=workspace:1024",
+            "--workspace=1024" if version in ("8.2.1", "8.3.0") else "--memPoolSize=workspace:1024",
             "--minShapes=x:1x3x8x8",
             "--optShapes=x:2x3x8x8",
             "--maxShapes=x:4x3x8x8",
@@ -173,6 +183,39 @@ def test_a_stopped_run_leaves_no_partial_engine(board: Board, number: signal.Sig
     run.communicate(timeout=60)
     assert run.returncode == code
     assert not any(partial.exists() for partial in partials)
+
+
+@pytest.mark.parametrize("has_timeout", [True, False])
+def test_a_signal_to_the_script_alone_ends_trtexec(board: Board, has_timeout: bool) -> None:
+    """As a service manager sends it, which does not know of trtexec."""
+    if not has_timeout:
+        board.program("timeout", "#!/bin/sh\nexit 1\n")
+    board.trtexec(write=f'echo "$$" >{board.programs}/pid; {WRITE_ENGINE}; exec sleep 600')
+    run = board.start()
+    partials = board.wait_for(".net-fp16.engine.partial-*")
+    run.terminate()
+    run.communicate(timeout=60)
+    assert run.returncode == 143
+    assert not any(partial.exists() for partial in partials)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((board.programs / "pid").read_text()), 0)
+
+
+def test_what_is_beside_an_engine_is_of_that_engine(board: Board) -> None:
+    layers, fallback = board.built / "net-w8.layers.json", board.built / "net-w8.gpu-fallback.txt"
+    told = '; case $4 in --exportLayerInfo=*) echo {} >"${{4#--exportLayerInfo=}}" ;; esac'
+    board.trtexec(write=WRITE_ENGINE + told.format("good"))
+    board.run()
+    assert layers.read_text() == "good\n"
+    board.trtexec(write=WRITE_ENGINE + told.format("failed"), code=1)
+    assert board.run("--force").returncode == 1
+    assert layers.read_text() == "good\n"
+    # of an engine that was built for DLA
+    fallback.write_text("a layer\n")
+    board.trtexec()
+    board.run("--force")
+    assert (layers.exists(), fallback.exists()) == (False, False)
+    assert not list(board.built.glob(".*.engine*"))
 
 
 def test_what_a_killed_run_left_is_removed(board: Board) -> None:
@@ -322,6 +365,43 @@ def test_a_board_that_tells_little_is_recorded_with_what_it_tells(board: Board) 
     assert "tensorrt-10.3.0-aarch64.timing" in " ".join(board.arguments())
 
 
+@pytest.mark.parametrize(
+    ("tree", "release", "mode"),
+    [
+        (b"nvidia,tegra234\0", None, None),
+        (b"vendor,carrier\0nvidia,tegra234\0", "# R35 (release), REVISION: 1, GCID: 1", "MODE 30W"),
+        (b"nvidia,p3768-0000+p3767-0005-super\0nvidia,tegra234\0", "# R36 (release), REVISION: 4.3, GCID: 1", "15W"),
+        (b"nvidia,p3701-0005\0nvidia,tegra234\0", "nothing that is known", "MAXN"),
+    ],
+)
+def test_a_board_is_the_same_to_both_builders(board: Board, tree: bytes, release: str | None, mode: str | None) -> None:
+    board.device_tree.write_bytes(tree)
+    board.release.unlink()
+    (board.programs / "nvpmodel").unlink()
+    root = board.package.parent / "root"
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "proc/device-tree/compatible").write_bytes(tree)
+    if release is not None:
+        board.release.write_text(release)
+        (root / "etc/nv_tegra_release").write_text(release)
+    answers = {"uname": "aarch64"}
+    if mode is not None:
+        answers["nvpmodel"] = f"NV Power Mode: {mode}\n0"
+        board.program("nvpmodel", f"#!/bin/sh\necho NV Power Mode: {mode}\necho 0\n")
+    assert board.run().returncode == 0
+    device = device_facts(root, ask=lambda command: answers.get(command[0], ""))
+    assert record_at(board, "w8").recipe.device == device
+    assert timing_cache_name(device, version="10.3.0") in " ".join(board.arguments())
+
+
+@pytest.mark.parametrize("cache", [None, "/dev/null", "relative"])
+def test_without_a_cache_folder_the_timing_cache_is_beside_the_engines(board: Board, cache: str | None) -> None:
+    board.environment = {} if cache is None else {"XDG_CACHE_HOME": cache}
+    assert board.run().returncode == 0
+    assert f"--timingCacheFile={board.built}/tensorrt-10.3.0-p3767_0005-15W.timing" in board.arguments()
+
+
 def test_another_power_mode_builds_again(board: Board) -> None:
     board.run()
     board.program("nvpmodel", "#!/bin/sh\necho NV Power Mode: MAXN\n")
@@ -392,7 +472,9 @@ def test_a_full_disk_is_said(board: Board) -> None:
     assert not list(board.built.glob("*.engine*"))
     board.trtexec(code=1)
     assert board.run().stderr.count("FAILED: the disk is full") == 3
-    board.program("df", df.format(used=0, free=4000000))
+    board.program("df", df.format(used=0, free=1023))
+    assert board.run().stderr.count("FAILED: the disk is full") == 3
+    board.program("df", df.format(used=0, free=1024))
     assert "the disk is full" not in board.run().stderr
     board.trtexec(line="[E] Saving engine failed: No space left on device", code=1)
     assert board.run().stderr.count("FAILED: the disk is full") == 3
@@ -410,19 +492,35 @@ def test_fp32_leaves_out_the_flag_but_for_the_reference(board: Board) -> None:
     assert record_at(board, "w8").recipe.flags == ("INT8",)
 
 
+@pytest.mark.parametrize(("before", "since"), [("10.3.0", "10.16.2"), ("10.11.0", "10.12.0")])
 def test_fp32_is_refused_where_the_graph_decides(
-    tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target]
+    tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target], before: str, since: str
 ) -> None:
     board = Board(tmp_path)
     model = onnx.load_from_string(qdq_conv())
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float16), "half"))
     (board.package / "w8.onnx").write_bytes(model.SerializeToString())
     write_bundle(board.package, (("w8", "graph", "w8.onnx"),), target_with(), ())
-    board.trtexec(BANNERS["10.16.2"])
+    board.trtexec(BANNERS[since])
     result = board.run("--fp32")
     assert result.returncode == 2
-    assert "--fp32: TensorRT 10.16.2 takes types from the graph, and these hold float16" in result.stderr
-    board.trtexec()
+    assert f"--fp32: TensorRT {since} takes types from the graph, and these hold float16" in result.stderr
+    board.trtexec(BANNERS[before])
+    assert board.run("--fp32").returncode == 0
+
+
+def test_float16_of_the_reference_is_no_reason_to_refuse_fp32(
+    tmp_path: Path, qdq_conv: Callable[..., bytes], target_with: Callable[..., Target]
+) -> None:
+    """It is always float16."""
+    board = Board(tmp_path)
+    model = onnx.load_from_string(qdq_conv())
+    (board.package / "w8.onnx").write_bytes(model.SerializeToString())
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float16), "half"))
+    (board.package / "fp16.onnx").write_bytes(model.SerializeToString())
+    graphs = (("fp16", "reference", "fp16.onnx"), ("w8", "graph", "w8.onnx"))
+    write_bundle(board.package, graphs, target_with(), ())
+    board.trtexec(BANNERS["10.16.2"])
     assert board.run("--fp32").returncode == 0
 
 
@@ -443,9 +541,9 @@ def test_dla_where_the_target_says_that_it_works(
     line = "[W] [TRT] Layer 'activation_q' (QUANTIZE): Unsupported on DLA. Switching this layer's device type to GPU."
     board.trtexec(BANNERS[version], line=line)
     result = board.run("--dla")
-    if version == "10.16.2":
+    if version in ("10.11.0", "10.12.0", "10.16.2"):
         assert result.returncode == 4
-        assert "--dla: TensorRT 10.16.2 does not drive the DLA cores of jetson-test" in result.stderr
+        assert f"--dla: TensorRT {version} does not drive the DLA cores of jetson-test" in result.stderr
         return
     assert result.returncode == 0
     assert "w8: 1 layers fall back to the GPU" in result.stderr

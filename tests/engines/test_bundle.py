@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
-from bitswitch_deploy.engines.bundle import SCRIPT, write_bundle
+from bitswitch_deploy.engines.bundle import SCRIPT, holds_half, write_bundle
 from bitswitch_deploy.engines.shape_range import ShapeRange
 from bitswitch_deploy.errors import GraphError, OutputError, UsageError
 from bitswitch_deploy.target import Target
@@ -90,6 +91,16 @@ def test_the_hash_of_a_data_file_is_listed(
     (tmp_path / "w8.onnx.data").write_bytes(b"weights")
     write_bundle(tmp_path, (("w8", "graph", "w8.onnx"),), target_with(), ())
     assert f" w8.onnx.data {hashlib.sha256(b'weights').hexdigest()}" in (tmp_path / SCRIPT).read_text()
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [("y = Cast <to = 10> (x)", True), ("y = Cast <to = 1> (x)", False), ("y = Relu (x)", False)],
+)
+def test_float16_may_be_in_casts_alone(node: str, expected: bool) -> None:
+    """As around a product of two activations."""
+    text = f'<ir_version: 10, opset_import: ["" : 21]> net (float[1] x) => (float[1] y) {{ {node} }}'
+    assert holds_half(onnx.parser.parse_model(text).graph) is expected
 
 
 @pytest.mark.parametrize(

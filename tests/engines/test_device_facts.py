@@ -10,7 +10,13 @@ import pytest
 
 from bitswitch_deploy.engines import device_facts as module
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
-from bitswitch_deploy.engines.timing_cache import cache_hash, read_timing_cache, timing_cache_path
+from bitswitch_deploy.engines.timing_cache import (
+    cache_folder,
+    cache_hash,
+    read_timing_cache,
+    timing_cache_name,
+    writable_cache_folder,
+)
 from bitswitch_deploy.errors import OutputError
 
 ARCH = platform.machine()
@@ -49,7 +55,8 @@ def test_an_orin_nano(programs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("chip", "sm"), [("tegra194", "7.2"), ("tegra234", "8.7"), ("tegra264", "11.0")])
 def test_a_board_that_tells_its_chip_only(programs: Path, tmp_path: Path, chip: str, sm: str) -> None:
     root = board(tmp_path / "root", f"nvidia,{chip}\0".encode(), release=None)
-    assert device_facts(root) == DeviceFacts(arch=ARCH, module=chip, sm=sm)
+    assert device_facts(root) == DeviceFacts(arch=ARCH, sm=sm)
+    assert device_facts(root).is_tegra
 
 
 def test_a_desktop_gpu(programs: Path, tmp_path: Path) -> None:
@@ -66,17 +73,27 @@ def test_a_query_that_answers_nothing_useful(
     assert device_facts(tmp_path) == DeviceFacts(arch=ARCH)
 
 
-def test_the_timing_cache_has_device_release_and_mode_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+def test_the_timing_cache_has_device_release_and_mode_in_its_name() -> None:
     device = DeviceFacts(arch="aarch64", module="p3767-0005", sm="8.7", power_mode="15W")
-    folder = Path("/caches/bitswitch-deploy")
-    assert timing_cache_path(device, version="10.3.0") == folder / "tensorrt-10.3.0-p3767_0005-15W.timing"
+    assert timing_cache_name(device, version="10.3.0") == "tensorrt-10.3.0-p3767_0005-15W.timing"
     gpu = DeviceFacts(arch="x86_64", module="NVIDIA RTX 6000/2")
-    assert timing_cache_path(gpu, version="11.4.0") == folder / "tensorrt-11.4.0-NVIDIA_RTX_6000_2.timing"
+    assert timing_cache_name(gpu, version="11.4.0") == "tensorrt-11.4.0-NVIDIA_RTX_6000_2.timing"
+    assert timing_cache_name(DeviceFacts(arch="aarch64"), version="10.3.0") == "tensorrt-10.3.0-aarch64.timing"
+
+
+def test_the_folder_of_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert writable_cache_folder() == cache_folder() == tmp_path / "caches/bitswitch-deploy"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert writable_cache_folder() is None
     monkeypatch.setenv("XDG_CACHE_HOME", "not absolute")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    found = timing_cache_path(DeviceFacts(arch="aarch64"), version="10.3.0")
-    assert found == Path("/home/somebody/.cache/bitswitch-deploy/tensorrt-10.3.0-aarch64.timing")
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert cache_folder() == Path("/dev/null/.cache/bitswitch-deploy")
+    assert writable_cache_folder() is None
+    # a user of a container, whom no passwd knows
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert (cache_folder(), writable_cache_folder()) == (None, None)
 
 
 def test_a_cache_is_read_and_hashed(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_an_engine_of_this_device_is_accepted(engine: Path) -> None:
         ]),
         # the same release with its build number; other clocks; facts that nobody knows here
         (ORIN, "10.3.0.30", []),
+        (ORIN, "10.3.0b6", []),
         (replace(ORIN, power_mode="MAXN"), "10.3.0", []),
         (DeviceFacts(arch="aarch64"), "10.3.0", []),
     ],

@@ -89,6 +89,12 @@ def test_only_the_cpu_provider_is_used() -> None:
     assert _session(RELU)._session.get_providers() == ["CPUExecutionProvider"]
 
 
+@pytest.mark.parametrize("entry", [{"": "1"}, {"k" * 1025: "1"}])
+def test_a_session_entry_that_onnxruntime_refuses(entry: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"session entry '(.|\n)*do: correct engine\.session of the target"):
+        _session(RELU, session_options=entry)
+
+
 def test_session_options_reach_the_vendor(int4_matmul: bytes) -> None:
     # level 4 quantizes the activations of MatMulNBits at run time, level 1 computes in float32
     x = np.random.default_rng(3).standard_normal((2, 32)).astype(np.float32)

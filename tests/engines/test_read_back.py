@@ -7,10 +7,9 @@ import onnx
 import pytest
 
 from bitswitch_deploy.engines.engine_layers import EngineLayer, Precision
-from bitswitch_deploy.engines.read_back import NodePrecision, ReadBack, UnfusedQuantizer, read_back
+from bitswitch_deploy.engines.read_back import NodePrecision, UnfusedQuantizer, read_back
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import build_engine
-from bitswitch_deploy.errors import PackageError
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -74,6 +73,28 @@ def test_of_several_layers_of_a_node_the_one_with_weights_counts() -> None:
     assert [each.node for each in found.int8] == ["product"]
 
 
+@pytest.mark.parametrize("constants", [("fp32", "int8"), ("int8", "fp32")])
+def test_a_layer_that_only_prepares_weights_does_not_count(constants: tuple[Precision, ...]) -> None:
+    """Whatever the order of its constants: a constant says nothing about the arithmetic."""
+    prepares = EngineLayer(
+        name="a", kind="kgen", nodes=("w_dq", "product"), inputs=(), outputs=("fp32",), weights=constants
+    )
+    found = read_back(MODEL, [prepares, layer("product", "dq", reads="fp32")])
+    assert [(each.node, each.precision) for each in found.fell_back] == [("product", "fp32")]
+    assert [each.precision for each in read_back(MODEL, [prepares]).fell_back] == ["other"]
+
+
+@pytest.mark.parametrize(
+    "moving", ["Identity (d)", "Transpose <perm = [0, 1]> (d)", "Reshape (d, shape)", "Flatten (d)"]
+)
+def test_a_layer_behind_what_only_moves_codes_is_a_quantized_one(moving: str) -> None:
+    text = TEXT.replace("int8 z = {0}", "int8 z = {0}, int64[2] shape = {1, 4}")
+    text = text.replace("[product] m = MatMul (d, w)", f"p = {moving}\n q = Identity (p)\n [product] m = MatMul (q, w)")
+    found = read_back(graph(text), [layer("product", reads="int8"), layer("last")])
+    assert [each.node for each in found.int8] == ["product"]
+    assert [each.node for each in found.in_float] == ["last"]
+
+
 def test_float_weights_behind_quantizers_are_quantized_layers() -> None:
     """TensorRT 8 gets its weights as float, Q, DQ."""
     text = TEXT.replace("[w_dq] w = Deq", "[w_q] k = QuantizeLinear (plain, s, z)\n [w_dq] w = Deq").replace(
@@ -82,13 +103,6 @@ def test_float_weights_behind_quantizers_are_quantized_layers() -> None:
     found = read_back(graph(text), [layer("product", reads="int8")])
     assert [each.node for each in found.int8] == ["product"]
     assert "w_q" not in found.unseen
-
-
-def test_it_is_kept_as_json() -> None:
-    found = read_back(MODEL, [layer("q"), layer("product")])
-    assert ReadBack.from_json(found.to_json(), where="file") == found
-    with pytest.raises(PackageError, match="file: unknown key: 'more'"):
-        ReadBack.from_json(found.to_json().replace('"schema"', '"more": 1, "schema"'), where="file")
 
 
 @pytest.mark.parametrize(("batch", "capability"), [("1", "SM86"), ("1", "SM120")])

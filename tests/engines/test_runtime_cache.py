@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from bitswitch_deploy.engines.runtime_cache import RuntimeCache, runtime_cache_of
 from bitswitch_deploy.engines.tensorrt_module import load_module
 from bitswitch_deploy.engines.tensorrt_session import TensorRtDevice, TensorRtSession
-from tests.engines.tensorrt_device import Device, install, plan
+from tests.engines.tensorrt_device import Device, RuntimeConfig, install, plan
 
 X = np.ones((2, 3), np.float32)
 
@@ -44,6 +45,15 @@ def test_only_the_first_process_compiles(device: Device) -> None:
     assert compiled(device) == []
     process(2, 4)
     assert compiled(device) == [(2.0, (4, 3)), (3.0, (4, 3))]
+
+
+def test_a_user_without_a_home_folder_compiles_each_time(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    for _ in range(2):
+        process(1, factors=(2.0,))
+        assert compiled(device) == [(2.0, (1, 3))]
 
 
 def test_two_devices_of_a_process_lose_nothing_of_each_other(device: Device) -> None:
@@ -83,6 +93,14 @@ def test_it_is_written_for_new_shapes_only(device: Device, tmp_path: Path) -> No
     assert not file.exists()
     session.run_all({"x": X[:1]})
     assert file.exists()
+
+
+def test_profiling_keeps_no_configuration(device: Device) -> None:
+    session = TensorRtSession(plan(2.0), TensorRtDevice("tensorrt_rtx"))
+    for _ in range(3):
+        session.profile({"x": X}, 1)
+    gc.collect()
+    assert sum(isinstance(each, RuntimeConfig) for each in gc.get_objects()) == 1
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(device: Device, tmp_path: Path) -> None:

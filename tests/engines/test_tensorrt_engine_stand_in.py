@@ -45,10 +45,11 @@ def test_typing_follows_what_the_release_has(version: str, record: Record) -> No
     expected = {
         "8.5.2": ("weak", 0b01, ["INT8", "FP16"]),
         "8.6.2": ("weak", 0b01, ["INT8", "FP16"]),
+        "10.0.0b6": ("weak", 0b01, ["INT8", "FP16"]),
         "10.3.0": ("weak", 0b01, ["INT8", "FP16"]),
-        "10.12.0": ("strong", 0b11, []),
-        "10.16.2": ("strong", 0b11, []),
-        "11.4.1": ("strong", 0b01, []),
+        "10.12.0.36": ("strong", 0b11, []),
+        "10.16.2.10": ("strong", 0b11, []),
+        "11.4.1.106": ("strong", 0b01, []),
     }
     creation = [call[1] for call in record.calls if call[0] == "network"]
     assert (build.typing, *creation, record.flags()) == expected[version]
@@ -128,6 +129,25 @@ def test_an_unreadable_timing_cache_is_refused(orin: Record, tmp_path: Path) -> 
         _build(timing_cache=tmp_path)
 
 
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(
+    orin: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
+        _build(timing_cache=tmp_path / "nowhere" / "timing.cache")
+    assert not [call for call in orin.calls if call[0] == "build"]
+
+    def full(path: Path, data: bytes) -> None:
+        raise OutputError(where=str(path), got="cannot be written: No space left", allowed="", do="")
+
+    monkeypatch.setattr("bitswitch_deploy.engines.tensorrt_engine.replace_file", full)
+    cache = tmp_path / "timing.cache"
+    build = _build(timing_cache=cache)
+    assert build.plan == b"plan"
+    assert build.notes == (
+        f"timing cache {cache} cannot be written: No space left: the next build measures everything again",
+    )
+
+
 def test_a_failed_build_leaves_the_timing_cache(orin: Record, tmp_path: Path) -> None:
     orin.plan, orin.log = None, [(Severity.ERROR, "layer conv has no implementation")]
     with pytest.raises(GraphError, match=r"tensorrt 10\.3\.0: no engine: layer conv has no implementation"):
@@ -200,7 +220,7 @@ def test_a_dla_core_that_is_not_there_is_refused(orin: Record) -> None:
 def test_flags_are_recorded_by_name() -> None:
     settings = BuildSettings(dla_core=0)
     assert flags_of(stand_in("8.5.2", Record()), settings) == ("FP16", "GPU_FALLBACK", "INT8")
-    assert flags_of(stand_in("11.4.1", Record()), BuildSettings()) == ("STRONGLY_TYPED",)
+    assert flags_of(stand_in("11.4.1.106", Record()), BuildSettings()) == ("STRONGLY_TYPED",)
 
 
 @pytest.mark.parametrize(

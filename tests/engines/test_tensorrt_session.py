@@ -44,6 +44,17 @@ def test_engines_share_activation_memory_as_large_as_the_largest_needs(device: D
     assert device.allocated == [24, 24, 24, 24, 9000]
 
 
+def test_a_release_that_does_not_know_this_numpy(device: Device) -> None:
+    device.failing.add("numpy")
+    with pytest.raises(UnavailableError, match=r"no attribute 'bool'\n  allowed: TensorRT 8\.6 or newer"):
+        TensorRtSession(plan(2.0), TensorRtDevice("tensorrt"))
+
+
+def test_an_engine_that_needs_no_activation_memory(device: Device) -> None:
+    session = TensorRtSession(plan(2.0, scratch=0), TensorRtDevice("tensorrt"))
+    np.testing.assert_array_equal(session.run_all({"x": X})["y"], X * 2)
+
+
 def test_buffers_grow_with_the_batch_and_are_given_back(device: Device) -> None:
     shared = TensorRtDevice("tensorrt")
     session = TensorRtSession(plan(2.0), shared)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import platform
+import signal
+import subprocess
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -87,7 +91,24 @@ def test_trtexec_tells_its_version(quick: None, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "trtexec").write_text('#!/bin/sh\necho "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b9]"\n')
     (tmp_path / "trtexec").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}")
-    assert finding(examined(monkeypatch, ORIN), "trtexec").detail == "100300"
+    assert finding(examined(monkeypatch, ORIN), "trtexec").detail == "10.3.0"
+
+
+def test_a_jetson_in_a_container_is_one(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not show the release of Jetson Linux."""
+    monkeypatch.setenv("PATH", os.devnull)
+    device = replace(ORIN, l4t=None)
+    report = examined(monkeypatch, device)
+    assert finding(report, "tensorrt").do.startswith("sudo apt install tensorrt")
+    assert finding(report, "trtexec").do == "sudo apt install tensorrt"
+    assert finding(report, "nvpmodel").state == "missing"
+    assert module._steps(tmp_path, device) == module._steps(tmp_path, ORIN)
+
+
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert anonymous("/data/net.onnx: 3/4") == ".../net.onnx: 3/4"
 
 
 def test_names_and_paths_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +168,25 @@ def test_a_trial_that_fails_or_hangs_is_a_line_of_the_report() -> None:
     assert not report.is_ok
 
 
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("it", 1), KeyboardInterrupt()])
+def test_what_a_trial_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Such as trtexec, which the script waits for: all of a session is ended."""
+    kill, ended = os.killpg, []
+
+    def recorded(group: int, number: int) -> None:
+        ended.append((os.getsid(group) == group, number))
+        kill(group, number)
+
+    def started(process: subprocess.Popen[str], timeout: int) -> tuple[str, str]:
+        raise error
+
+    monkeypatch.setattr(os, "killpg", recorded)
+    monkeypatch.setattr(subprocess.Popen, "communicate", started)
+    with contextlib.suppress(KeyboardInterrupt):
+        assert module._run(("sleep", "60"), 1).code == -1
+    assert ended == [(True, signal.SIGKILL)]
+
+
 def test_what_commands_measured() -> None:
     hops = [{"n": 600, "top1_percent": 98.5}, {"n": 600, "top1_percent": 97.0}, {"n": 0, "top1_percent": None}]
     layers = {"int8": [1, 2], "fell_back": [], "in_float": [1]}
@@ -178,6 +218,13 @@ def test_the_report_of_this_machine(run: Run, quick: None, monkeypatch: pytest.M
     assert trial["detail"].startswith("w4: 9")
     for name in (platform.node(), str(Path.home()), os.getcwd()):
         assert name not in outcome.out
+
+
+def test_something_broken_ends_with_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_import_failure", lambda name: "ImportError: no" if name == "onnx" else None)
+    outcome = run("doctor")
+    assert outcome.code == 1
+    assert "ImportError: no" in outcome.out
 
 
 def test_the_page(run: Run, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

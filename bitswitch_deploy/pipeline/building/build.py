@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +17,10 @@ from bitswitch_deploy.engines.bundle import LOCK, SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.dla import check_dla
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, Recipe, read_record, record_path
-from bitswitch_deploy.engines.read_back import ReadBack, read_back
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
-from bitswitch_deploy.engines.tensorrt_module import Module, load_module
-from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_path
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
+from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_name, writable_cache_folder
 from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError, UsageError
 from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.package.files import hash_file
@@ -37,22 +36,21 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     recipe_of,
     record_of,
 )
-from bitswitch_deploy.pipeline.building.engine_step import why_not_here
-from bitswitch_deploy.pipeline.building.kept_layers import forget_layers, kept_layers, layers_path
+from bitswitch_deploy.pipeline.building.engine_step import start_build, why_not_here
+from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, facts_of, keep_facts, kept_facts
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow
 from bitswitch_deploy.target import Target, version_matches
 
-_STEPS = 100
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
     """What to build. target: None takes the package's. force: build again what is up to date.
 
-    timing_cache: None takes the one of this device in the user's cache folder.
+    timing_cache: None takes the one of this device in the user's cache folder, or beside the engines where that one
+        cannot be written.
     """
 
     package: Path
@@ -76,6 +74,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
         OutputError: the folder or the timing cache cannot be written.
     """
     job = _job(request)
+    if request.options.fp32:
+        _check_fp32(job)
     with build_lock(job.folder):
         rows = tuple(_engine(job, entry, progress) for entry in job.entries)
     return BuildReport(
@@ -108,13 +108,15 @@ def _job(request: BuildRequest) -> _Job:
     manifest = read_manifest(request.package)
     target = package_target(manifest, request.target)
     module = _checked_module(request, target)
-    version, device = str(load_module(module).__version__), device_facts()
+    version, device = release_of(str(load_module(module).__version__)), device_facts()
     if request.options.dla:
         check_dla(target, version=version)
     entries = [entry for entry in manifest.files if entry.role in ("graph", "reference") and _is_onnx(entry)]
     cache = None
     if module == "tensorrt":
-        cache = request.timing_cache or timing_cache_path(device, version=version)
+        folder = request.package / (manifest.built_on_device or BUILD_FOLDER)
+        default = (writable_cache_folder() or folder) / timing_cache_name(device, version=version)
+        cache = request.timing_cache or default
     elif request.timing_cache is not None:
         allowed, do = "none: it has no timing cache", "leave out --timing-cache"
         raise UsageError(where="--timing-cache", got=f"a cache for {module}", allowed=allowed, do=do)
@@ -160,43 +162,46 @@ def _notes(job: _Job) -> tuple[str, ...]:
 def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     role: GraphRole = "reference" if entry.role == "reference" else "graph"
     label, graph = entry.label or entry.path, job.request.package / entry.path
-    progress.start(f"{label}: building the engine", _STEPS)
+    advance = start_build(progress, label)
     hashes = _graph_hashes(job, entry)
     options, model = job.request.options, onnx.load(str(graph), load_external_data=False)
-    if options.fp32 and role == "graph":
-        check_fp32(model, job.module, where=entry.path)
     settings = build_settings(label, role, job.target, engine_profile(graph_inputs(graph), options), options)
     recipe = recipe_of(hashes, job.module, settings, job.device)
     path = job.folder / f"{Path(entry.path).stem}.engine"
-    if not job.request.force and _is_current(path, recipe):
-        return engine_row(label, role, path, state="up to date", layers=kept_layers(path, model))
-    build = _built(job, graph, settings, progress)
+    there = _engine_there(job, entry, path)
+    if not job.request.force and _is_current(there, recipe):
+        return engine_row(label, role, there, state="up to date", facts=kept_facts(there, model))
+    build = _built(job, graph, settings, advance)
     record = record_of(label, build, recipe, cache_hash(job.timing_cache))
     # the record last: an engine without one is built again
     record_path(path).unlink(missing_ok=True)
     replace_file(path, build.plan)
-    layers = read_back(model, build.layers) if build.layers else None
-    forget_layers(path)
-    if layers is not None:
-        replace_file(layers_path(path), layers.to_json().encode())
+    facts = facts_of(build, model)
+    keep_facts(path, facts)
     replace_file(record_path(path), record.to_json().encode())
-    return engine_row(label, role, path, state="built", build=build, layers=layers)
+    return engine_row(label, role, path, state="built", facts=facts)
 
 
-def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Progress) -> EngineBuild:
-    done = 0
+def _engine_there(job: _Job, entry: FileEntry, built: Path) -> Path:
+    """The engine of a graph that is loaded: the one that was built, else the exported one."""
+    exported = [each.path for each in job.manifest.files if each.role == "engine" and each.label == entry.label]
+    return built if built.is_file() or not exported else job.request.package / exported[0]
 
-    def advance(fraction: float) -> None:
-        nonlocal done
-        step = int(fraction * _STEPS)
-        if step > done:
-            progress.advance(step - done)
-            done = step
 
+def _check_fp32(job: _Job) -> None:
+    """Before anything is built."""
+    for entry in job.entries:
+        if entry.role == "graph":
+            _graph_hashes(job, entry)
+            model = onnx.load(str(job.request.package / entry.path), load_external_data=False)
+            check_fp32(model, job.module, where=entry.path)
+
+
+def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Callable[[float], None]) -> EngineBuild:
     if job.timing_cache is not None:
         _make_folder(job.timing_cache.parent)
         settings = replace(settings, timing_cache=job.timing_cache)
-    return build_engine(graph, module=job.module, settings=settings, progress=advance)
+    return build_engine(graph, module=job.module, settings=settings, progress=progress)
 
 
 def _graph_hashes(job: _Job, entry: FileEntry) -> tuple[str, ...]:
@@ -230,26 +235,18 @@ def _is_current(engine: Path, recipe: Recipe) -> bool:
         return False
 
 
-def engine_row(
-    label: str,
-    role: GraphRole,
-    path: Path,
-    *,
-    state: str,
-    build: EngineBuild | None = None,
-    layers: ReadBack | None = None,
-) -> EngineRow:
-    """What is reported of an engine file; build: None where this process did not build it."""
+def engine_row(label: str, role: GraphRole, path: Path, *, state: str, facts: EngineFacts) -> EngineRow:
+    """What is reported of an engine file."""
     return EngineRow(
         label=label,
         is_reference=role == "reference",
         path=str(path),
         size_bytes=path.stat().st_size,
         state=state,
-        layers=layers,
-        gpu_fallback=build.gpu_fallback if build else (),
-        warnings=build.warnings if build else (),
-        notes=build.notes if build else (),
+        layers=facts.layers,
+        gpu_fallback=facts.gpu_fallback,
+        warnings=facts.warnings,
+        notes=facts.notes,
     )
 
 

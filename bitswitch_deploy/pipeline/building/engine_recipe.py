@@ -8,12 +8,13 @@ from pathlib import Path
 
 import onnx
 
+from bitswitch_deploy.engines.bundle import holds_half
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe
 from bitswitch_deploy.engines.shape_range import ShapeRange, batch_profile, shape_texts
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings, flags_of, network_typing
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild
-from bitswitch_deploy.engines.tensorrt_module import Module, load_module
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.package.files import hash_bytes
@@ -87,8 +88,7 @@ def check_fp32(model: onnx.ModelProto, module: Module, *, where: str) -> None:
     Raises:
         UsageError: the network is strongly typed and holds float16.
     """
-    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    if halves and network_typing(load_module(module)) == "strong":
+    if holds_half(model.graph) and network_typing(load_module(module)) == "strong":
         raise UsageError(
             where=where,
             got="--fp32 with a graph whose float layers are float16, and this TensorRT takes types from the graph",
@@ -103,7 +103,7 @@ def recipe_of(graph_hashes: tuple[str, ...], module: Module, settings: BuildSett
     return Recipe(
         graph_sha256=graph_hashes,
         module=module,
-        version=str(trt.__version__),
+        version=release_of(str(trt.__version__)),
         flags=flags_of(trt, settings),
         shapes=shape_texts(settings.profile),
         workspace_mb=settings.workspace_mb,

@@ -6,8 +6,8 @@ import importlib.util
 import platform
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -17,9 +17,13 @@ from bitswitch_deploy.engines.bundle import SCRIPT, write_bundle
 from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, record_path
 from bitswitch_deploy.engines.optimized_operators import optimized_nodes
-from bitswitch_deploy.engines.read_back import read_back
+from bitswitch_deploy.engines.read_back import WEIGHTED, read_back
 from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
+from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_name, writable_cache_folder
+from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.master.spec import ValueSpec
 from bitswitch_deploy.package.writer import PackageWriter
@@ -31,12 +35,14 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     recipe_of,
     record_of,
 )
+from bitswitch_deploy.pipeline.building.kept_layers import facts_of, facts_path
 from bitswitch_deploy.pipeline.graph_files import GraphFile
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.report.export_report import NotDone
 from bitswitch_deploy.target import Target
 
 ENGINE_FOLDER = "engines"
+_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,21 +137,62 @@ def _build_here(
     profile: tuple[ShapeRange, ...],
     progress: Progress,
 ) -> EngineOutcome:
-    progress.start("building engines", len(graphs))
+    """An engine for each graph, until one cannot be built here: the package and the engines that are done stay."""
     module, texts = engine_module(target), []
+    tools: tuple[tuple[str, str], ...] = ()
+    reason: str | None = None
     for graph in graphs:
-        settings = build_settings(graph.label, graph.role, target, profile, EngineOptions())
-        build = build_engine(writer.folder / graph.path, module=module, settings=settings)
-        path = f"{ENGINE_FOLDER}/{Path(graph.path).stem}.engine"
-        writer.write(path, build.plan, role="engine", label=graph.label)
-        hashes = tuple(entry.sha256 for entry in writer.files if entry.path in (graph.path, data_name(graph.path)))
-        record = record_of(graph.label, build, recipe_of(hashes, module, settings, device_facts()), None)
-        writer.write(record_path(Path(path)).as_posix(), record.to_json().encode(), role="record", label=graph.label)
+        if reason is None:
+            settings = build_settings(graph.label, graph.role, target, profile, EngineOptions())
+            try:
+                build = _build_into(writer, graph, module, settings, start_build(progress, graph.label))
+                model = onnx.load(str(writer.folder / graph.path), load_external_data=False)
+                text, tools = engine_text(build, model), ((module, build.version),)
+            except UnavailableError as exc:
+                reason = exc.got
+        if reason is not None:
+            text = f"not built here: {reason}"
         if graph.role == "graph":
-            texts.append(engine_text(build, onnx.load(str(writer.folder / graph.path), load_external_data=False)))
-        progress.advance()
-    tools = ((module, build.version),)
-    return EngineOutcome(texts=tuple(texts), not_done=(), tools=tools, built_on_device=BUILD_FOLDER)
+            texts.append(text)
+    not_done: tuple[NotDone, ...] = ()
+    if reason is not None:
+        command = f"bitswitch-deploy build {shlex.quote(str(writer.destination))}"
+        not_done = (NotDone(what=f"{target.engine.name} engines", why=reason, command=command),)
+    return EngineOutcome(texts=tuple(texts), not_done=not_done, tools=tools, built_on_device=BUILD_FOLDER)
+
+
+def _build_into(
+    writer: PackageWriter, graph: GraphFile, module: Module, settings: BuildSettings, progress: Callable[[float], None]
+) -> EngineBuild:
+    """One engine with its record and what is known of it, on the timing cache of this device where it has one."""
+    device, cache, folder = device_facts(), None, writable_cache_folder()
+    if module == "tensorrt" and folder is not None:
+        cache = folder / timing_cache_name(device, version=release_of(str(load_module(module).__version__)))
+    file = writer.folder / graph.path
+    build = build_engine(file, module=module, settings=replace(settings, timing_cache=cache), progress=progress)
+    engine = Path(f"{ENGINE_FOLDER}/{Path(graph.path).stem}.engine")
+    writer.write(engine.as_posix(), build.plan, role="engine", label=graph.label)
+    hashes = tuple(entry.sha256 for entry in writer.files if entry.path in (graph.path, data_name(graph.path)))
+    record = record_of(graph.label, build, recipe_of(hashes, module, settings, device), cache_hash(cache))
+    facts = facts_of(build, onnx.load(str(file), load_external_data=False))
+    for path, text in ((record_path(engine), record.to_json()), (facts_path(engine), facts.to_json())):
+        writer.write(path.as_posix(), text.encode(), role="record", label=graph.label)
+    return build
+
+
+def start_build(progress: Progress, label: str) -> Callable[[float], None]:
+    """Tell that an engine is being built; what is returned takes the fraction that is done, 0..1."""
+    progress.start(f"{label}: building the engine", _STEPS)
+    done = 0
+
+    def advance(fraction: float) -> None:
+        nonlocal done
+        step = int(fraction * _STEPS)
+        if step > done:
+            progress.advance(step - done)
+            done = step
+
+    return advance
 
 
 def engine_text(build: EngineBuild, model: onnx.ModelProto) -> str:
@@ -154,5 +201,7 @@ def engine_text(build: EngineBuild, model: onnx.ModelProto) -> str:
     if not build.layers:
         return text
     found = read_back(model, build.layers)
-    integer, slow = len(found.int8), len(found.fell_back) + len(found.in_float)
-    return f"{text}; {integer} of {integer + slow} layers in int8"
+    total = sum(node.op_type in WEIGHTED for node in model.graph.node)
+    unnamed = total - len(found.int8) - len(found.fell_back) - len(found.in_float)
+    text = f"{text}; {len(found.int8)} of {total} layers in int8"
+    return f"{text}, {unnamed} that no layer of the engine names" if unnamed else text

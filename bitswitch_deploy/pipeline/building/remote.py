@@ -15,20 +15,22 @@ from bitswitch_deploy.errors import PackageError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
 from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, engine_row
-from bitswitch_deploy.pipeline.building.kept_layers import kept_layers
+from bitswitch_deploy.pipeline.building.kept_layers import kept_facts
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.graph_files import GraphRole
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.remote.address import Address
 from bitswitch_deploy.remote.device import Device, failure, on_device
 from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
+from bitswitch_deploy.remote.ssh import Finished
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow
 
 
 def build_there(request: BuildRequest, device: Device, progress: Progress) -> BuildReport:
     """Copy what the device lacks, build there, bring engines, records and logs back, leave nothing behind.
 
-    A connection that is lost is taken up again, and goes on with what is there; so does the next call.
+    A connection that is lost is taken up again, and goes on with the engines that are built, also with `force`. The
+    next call goes on with them as well, without `force`.
 
     Raises:
         UnavailableError: ssh does not get in, or the device cannot build; the message says what is missing.
@@ -40,7 +42,7 @@ def build_there(request: BuildRequest, device: Device, progress: Progress) -> Bu
     _check(request, manifest)
     name = hash_file(request.package / MANIFEST)[0][:16]
     with build_lock(request.package / BUILD_FOLDER):
-        return on_device(device, name, lambda folder: _build(request, manifest, device, folder, progress))
+        return on_device(device, name, _RemoteBuild(request, manifest, device, progress))
 
 
 def _check(request: BuildRequest, manifest: Manifest) -> None:
@@ -67,28 +69,48 @@ def _check(request: BuildRequest, manifest: Manifest) -> None:
         )
 
 
-def _build(
-    request: BuildRequest, manifest: Manifest, device: Device, folder: DeviceFolder, progress: Progress
-) -> BuildReport:
-    package = request.package
-    files = list(_files(package, manifest))
-    progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
-    folder.upload(files, progress.advance)
-    labels = [entry.label or entry.path for entry in _graphs(manifest)]
-    progress.start(f"building on {device.address.host}", len(labels))
+class _RemoteBuild:
+    """One build, called once more after each lost connection: engines that were built by then stay."""
 
-    def hear(line: str) -> None:
-        device.say(line)
-        if is_done(line, labels):
-            progress.advance()
+    def __init__(self, request: BuildRequest, manifest: Manifest, device: Device, progress: Progress) -> None:
+        self._request, self._manifest, self._device, self._progress = request, manifest, device, progress
+        self._engines = [] if request.force else list(_engines_here(request.package))
+        self._is_cleared = not request.force
 
-    done = folder.run(f"sh ./{SCRIPT}{_arguments(request)}", hear)
-    progress.start(f"copying from {device.address.host}", 1)
-    folder.download(folder.names(BUILD_FOLDER), package)
-    if done.code:
-        do = f"follow the message above; the logs are in {package / BUILD_FOLDER}"
-        raise failure(device, done, allowed="engines for every width", do=do)
-    return _report(request, manifest, device.address, {path: digest for _, path, digest in files})
+    def __call__(self, folder: DeviceFolder) -> BuildReport:
+        request, device, package = self._request, self._device, self._request.package
+        if not self._is_cleared:
+            # without its record an engine is built again: once, and not after each lost connection
+            folder.run(f"rm -f -- {BUILD_FOLDER}/*.engine.json")
+            self._is_cleared = True
+        self._upload(folder)
+        done = self._run(folder)
+        self._progress.start(f"copying from {device.address.host}", 1)
+        folder.download(folder.names(BUILD_FOLDER), package)
+        if done.code:
+            do = f"follow the message above; the logs are in {package / BUILD_FOLDER}"
+            raise failure(device, done, allowed="engines for every width", do=do)
+        return _report(request, self._manifest, device.address, {path: digest for _, path, digest in self._engines})
+
+    def _upload(self, folder: DeviceFolder) -> None:
+        there = folder.names(BUILD_FOLDER)
+        files = list(_files(self._request.package, self._manifest))
+        # an engine that is there with its record was built there, and later than ours
+        files += [each for each in self._engines if f"{each[1].removesuffix('.json')}.json" not in there]
+        host = self._device.address.host
+        self._progress.start(f"copying to {host}", sum(path.stat().st_size for path, _, _ in files))
+        folder.upload(files, self._progress.advance)
+
+    def _run(self, folder: DeviceFolder) -> Finished:
+        labels = [entry.label or entry.path for entry in _graphs(self._manifest)]
+        self._progress.start(f"building on {self._device.address.host}", len(labels))
+
+        def hear(line: str) -> None:
+            self._device.say(line)
+            if is_done(line, labels):
+                self._progress.advance()
+
+        return folder.run(f"sh ./{SCRIPT}{_arguments(self._request)}", hear)
 
 
 def _graphs(manifest: Manifest) -> list[FileEntry]:
@@ -103,19 +125,22 @@ def is_done(line: str, labels: Sequence[str]) -> bool:
 
 
 def _files(package: Path, manifest: Manifest) -> Iterator[Listed]:
-    """What the script reads, and the engines that are here already, so that they are not built again."""
+    """What the script reads."""
     for entry in manifest.files:
         if entry.role in ("graph", "reference", "weights", "bundle"):
             yield package / entry.path, entry.path, entry.sha256
+
+
+def _engines_here(package: Path) -> Iterator[Listed]:
+    """The engines that are here already, so that they are not built again, each before its record."""
     for record in sorted((package / BUILD_FOLDER).glob("*.engine.json")):
-        for path in (record, record.with_suffix("")):
+        for path in (record.with_suffix(""), record):
             if path.is_file():
                 yield listed(path, f"{BUILD_FOLDER}/{path.name}")
 
 
 def _arguments(request: BuildRequest) -> str:
-    flags = [f"--{name}" for name in ("force",) if request.force]
-    flags += [f"--{name}" for name in ("fp32", "dla") if getattr(request.options, name)]
+    flags = [f"--{name}" for name in ("fp32", "dla") if getattr(request.options, name)]
     if request.options.workspace_mb is not None:
         flags += ["--workspace", str(request.options.workspace_mb)]
     flags += ["--timeout", str(request.options.timeout_min)]
@@ -149,6 +174,6 @@ def _engines(package: Path, manifest: Manifest, before: dict[str, str]) -> Itera
                 do="build it again: --force",
             )
         known = before.get(f"{BUILD_FOLDER}/{record_path(path).name}") == hash_file(record_path(path))[0]
-        layers = kept_layers(path, onnx.load(str(package / entry.path), load_external_data=False))
+        facts = kept_facts(path, onnx.load(str(package / entry.path), load_external_data=False))
         role: GraphRole = "reference" if entry.role == "reference" else "graph"
-        yield engine_row(record.label, role, path, state="up to date" if known else "built", layers=layers), record
+        yield engine_row(record.label, role, path, state="up to date" if known else "built", facts=facts), record

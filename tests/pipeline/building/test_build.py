@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from bitswitch_deploy.catalogue import load_target
 from bitswitch_deploy.engines.bundle import LOCK
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, read_record, record_path
+from bitswitch_deploy.engines.shape_range import ShapeRange
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.errors import (
     GraphError,
     OutputError,
@@ -26,8 +30,8 @@ from bitswitch_deploy.errors import (
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.pipeline.building.build import BuildRequest, build
-from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
-from bitswitch_deploy.pipeline.building.engine_step import why_not_here
+from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions, build_settings
+from bitswitch_deploy.pipeline.building.engine_step import engine_text, why_not_here
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.report.build_report import BuildReport
 from bitswitch_deploy.tensors import WidthAssignment
@@ -95,6 +99,84 @@ def test_every_width_and_the_reference_are_built_on_one_timing_cache(board: Reco
     assert verify_package(package).is_ok
 
 
+def test_what_export_builds_on_the_board_is_up_to_date(
+    board: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built on the same timing cache; the next builder has nothing to do."""
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.engine_step.device_facts", lambda: ORIN)
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.engine_step.why_not_here", lambda _: None)
+    widths = (WidthAssignment(default=4), WidthAssignment(default=8))
+    package = export_to(tmp_path / "p", "jetson-agx-orin@6.2", widths=widths, data=None).package
+    assert [call[1] for call in board.calls if call[0] == "cache"] == [b"", b"new cache", b"new cache"]
+    board.calls.clear()
+    report = built(package)
+    assert states(report) == [(label, "up to date") for label in LABELS]
+    assert parsed(board) == []
+    found = report.engines[1].layers
+    assert found is not None
+    assert [node.node for node in found.int8] == ["node_Conv_119"]
+    assert (tmp_path / "cache/bitswitch-deploy" / Path(report.timing_cache or "").name).is_file()
+    # what was built stands for what was exported
+    assert states(built(package, force=True)) == [(label, "built") for label in LABELS]
+    assert {Path(row.path).parent.name for row in built(package).engines} == {BUILD_FOLDER}
+
+
+def test_an_engine_that_cannot_be_built_does_not_cost_the_package(
+    board: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitswitch_deploy.pipeline.building.engine_step.why_not_here", lambda _: None)
+    board.plans, board.log = [b"plan 4", None], [(Severity.ERROR, "out of memory")]
+    widths = (WidthAssignment(default=4), WidthAssignment(default=8))
+    exported = export_to(tmp_path / "p", "jetson-agx-orin@6.2", widths=widths, data=None)
+    first, second = (row.engine for row in exported.report.widths)
+    assert first.startswith("tensorrt 10.3.0, 6 bytes")
+    assert second.startswith("not built here: out of memory")
+    step = exported.report.not_done[-1]
+    assert f"not built here: {step.why}" == second
+    assert step.command == f"bitswitch-deploy build {tmp_path / 'p'}"
+    manifest = read_manifest(exported.package)
+    assert [entry.label for entry in manifest.files if entry.role == "engine"] == ["w4"]
+    assert manifest.skipped[-1].reason == step.why
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ([CONVOLUTION], "1 of 9 layers in int8, 8 that no layer of the engine names"),
+        ([], ""),
+    ],
+)
+def test_the_share_is_one_of_all_layers_of_the_graph(
+    board: Record, package: Path, layers: list[dict[str, object]], text: str
+) -> None:
+    board.layers = layers
+    graph = package / "digits-w8.onnx"
+    shapes = ShapeRange(input="input", minimum=(1, 1, 8, 8), optimum=(1, 1, 8, 8), maximum=(1, 1, 8, 8))
+    build = build_engine(graph, module="tensorrt", settings=BuildSettings(profile=(shapes,)))
+    line = engine_text(build, onnx.load(graph))
+    assert line == "tensorrt 10.3.0, 4 bytes" + (f"; {text}" if text else "")
+
+
+def test_minutes_are_given_to_each_engine() -> None:
+    target = load_target("jetson-agx-orin").target
+    assert build_settings("w8", "graph", target, (), EngineOptions(timeout_min=2)).limit_s == 120
+
+
+def test_progress_is_told_for_each_engine(board: Record, package: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Recording(Silent):
+        def start(self, description: str, total: int) -> None:
+            told.append((description, total))
+
+        def advance(self, n: int = 1) -> None:
+            told.append(("", n))
+
+    build(BuildRequest(package=package), Recording())
+    # the stand-in announces the first of two steps
+    assert told == [each for label in LABELS for each in ((f"{label}: building the engine", 100), ("", 50))]
+
+
 def test_records_say_what_was_built(board: Record, package: Path) -> None:
     built(package)
     manifest = {entry.path: entry for entry in read_manifest(package).files}
@@ -110,19 +192,24 @@ def test_records_say_what_was_built(board: Record, package: Path) -> None:
 
 
 def test_layers_are_read_back_and_kept(board: Record, package: Path) -> None:
+    board.plans = [b"plan fp16", b"plan 8", b"plan 4"]
     first = built(package).engines[1].layers
     assert first is not None
     assert [node.node for node in first.int8] == ["node_Conv_119"]
     assert built(package).engines[1].layers == first
     kept = package / BUILD_FOLDER / "digits-w8.engine.layers.json"
     kept.write_text("damaged")
-    assert built(package).engines[1].layers is None
+    unknown = built(package).engines[1]
+    assert (unknown.layers, unknown.notes) == (None, ("layers not known: build it again with --force",))
     # what trtexec wrote is read in its own form
     kept.unlink()
     vendors = package / BUILD_FOLDER / "digits-w8.layers.json"
     vendors.write_text(json.dumps({"Layers": [CONVOLUTION]}))
     assert built(package).engines[1].layers == first
-    # and is of another engine after the next build
+    # what is kept of another engine is not told of this one
+    others = (package / BUILD_FOLDER / "digits-w4.engine.layers.json").read_text()
+    kept.write_text(others.replace(': "int8"', ': "fp16"'))
+    assert built(package).engines[1].layers == first
     built(package, force=True)
     assert (kept.exists(), vendors.exists()) == (True, False)
 
@@ -177,15 +264,21 @@ def test_fp32_spares_the_reference(board: Record, package: Path) -> None:
 
 def test_dla_is_static_and_lists_what_falls_back(board: Record, package: Path) -> None:
     board.network = {"conv": True, "q": False}
+    board.log = [(Severity.WARNING, "slow \x1b[1mlayer")]
     report = built(package, options=EngineOptions(dla=True))
     assert [row.gpu_fallback for row in report.engines] == [("q",)] * 3
+    # and when they are up to date
+    again = built(package, options=EngineOptions(dla=True))
+    assert [(row.state, row.gpu_fallback, row.warnings) for row in again.engines] == [
+        ("up to date", ("q",), ("slow \x1b[1mlayer",))
+    ] * 3
     assert ("profile", ("input", (1, 1, 8, 8), (1, 1, 8, 8), (1, 1, 8, 8))) in board.calls
 
 
 def test_dla_is_refused_where_this_tensorrt_has_none(
     board: Record, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, "10.16.2", board)
+    install(monkeypatch, "10.16.2.10", board)
     with pytest.raises(UnavailableError, match=r"--dla: TensorRT 10\.16\.2 does not drive the DLA cores"):
         built(package, options=EngineOptions(dla=True))
 
@@ -196,6 +289,24 @@ def test_another_tensorrt_than_the_graphs_were_made_for_is_said(
     assert built(package).notes == ()
     install(monkeypatch, "8.6.2", board)
     assert built(package).notes == ("the graphs were made for tensorrt 10.3.0, and this is 8.6.2",)
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [("10.16.2.10", "10.16.2"), ("10.0.0b6", "10.0.0"), ("8.6.2", "8.6.2")],
+)
+def test_the_release_is_named_as_trtexec_names_it(
+    board: Record, package: Path, monkeypatch: pytest.MonkeyPatch, version: str, release: str
+) -> None:
+    """Whose banner has three numbers: else neither builder would know the other's engines or timing cache."""
+    install(monkeypatch, version, board)
+    report = built(package)
+    assert report.notes == (f"the graphs were made for tensorrt 10.3.0, and this is {release}",)
+    assert Path(report.timing_cache or "").name == f"tensorrt-{release}-p3701_0005-MAXN.timing"
+    record = read_record(package / BUILD_FOLDER / "digits-w8.engine")
+    assert record is not None
+    assert record.recipe.version == release
+    assert states(built(package)) == [(label, "up to date") for label in LABELS]
 
 
 def test_out_of_memory_names_the_width_and_the_next_run_goes_on(board: Record, package: Path) -> None:
@@ -253,6 +364,15 @@ built(Path({str(package)!r}), timing_cache=Path({str(tmp_path / "cache")!r}))
         report = built(package, timing_cache=tmp_path / "cache")
     patch.undo()
     assert states(report) == [("fp16", "up to date"), ("w8", "built"), ("w4", "built")]
+
+
+def test_without_a_cache_folder_the_timing_cache_is_beside_the_engines(
+    board: Record, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    cache = package / BUILD_FOLDER / "tensorrt-10.3.0-p3701_0005-MAXN.timing"
+    assert built(package).timing_cache == str(cache)
+    assert cache.read_bytes() == b"new cache"
 
 
 def test_a_timing_cache_of_another_device_is_said(board: Record, package: Path, tmp_path: Path) -> None:

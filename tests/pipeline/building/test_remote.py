@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER
+from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UnavailableError, UsageError
 from bitswitch_deploy.pipeline.building.build import BuildRequest
 from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, keep_facts
 from bitswitch_deploy.pipeline.building.remote import _arguments, build_there, is_done
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.remote import device as remote_device
@@ -113,6 +115,16 @@ def test_what_is_here_is_not_built_again(board: Server, package: Path) -> None:
     assert "workspace:64" in (package / BUILD_FOLDER / "digits-w4.engine").read_text()
 
 
+def test_layers_of_an_engine_that_is_gone_are_not_told(board: Server, package: Path) -> None:
+    """A package once built with Python, built over ssh."""
+    engine = package / BUILD_FOLDER / "digits-w8.engine"
+    engine.parent.mkdir()
+    gone = ReadBack(engine_layers=7, int8=(), fell_back=(), in_float=(), unfused=(), unseen=())
+    keep_facts(engine, EngineFacts(engine_sha256="ab" * 32, layers=gone))
+    report = built(board, package)
+    assert {row.label: row.layers for row in report.engines}["w8"] is None
+
+
 def test_lines_of_the_script_that_end_an_engine() -> None:
     lines = (
         "jetson-orin-nano: TensorRT 10.3.0 on this board; the graphs were made for 10.3.0",
@@ -129,11 +141,17 @@ def test_lines_of_the_script_that_end_an_engine() -> None:
 def test_every_option_is_passed_on(package: Path) -> None:
     options = EngineOptions(fp32=True, dla=True, workspace_mb=64, timeout_min=7)
     words = _arguments(BuildRequest(package=package, force=True, options=options)).split()
-    assert words == ["--force", "--fp32", "--dla", "--workspace", "64", "--timeout", "7"]
+    assert words == ["--fp32", "--dla", "--workspace", "64", "--timeout", "7"]
 
 
-def test_a_lost_connection_is_taken_up_again(board: Server, package: Path) -> None:
-    """The third engine hangs until the cable is pulled; the two before it are not built twice."""
+@pytest.mark.parametrize("changes", [{}, {"force": True}, {"options": EngineOptions(workspace_mb=64)}])
+def test_a_lost_connection_is_taken_up_again(board: Server, package: Path, changes: dict[str, object]) -> None:
+    """The third engine hangs until the cable is pulled; the two before it are not built twice, whatever is here."""
+    for label in ("fp16", "w2", "w4", "w6", "w8") if changes else ():
+        engine = package / BUILD_FOLDER / f"digits-{label}.engine"
+        engine.parent.mkdir(exist_ok=True)
+        engine.write_text("stale")
+        engine.with_name(f"{engine.name}.json").write_text("{}")
     hang = (
         'if [ "$(wc -l <"$HOME/bin/calls")" = 3 ]; then rm "$HOME/bin/before"; touch "$HOME/bin/hangs"; sleep 60; fi\n'
     )
@@ -148,9 +166,9 @@ def test_a_lost_connection_is_taken_up_again(board: Server, package: Path) -> No
     thread = threading.Thread(target=pull)
     thread.start()
     lines: list[str] = []
-    report = built(board, package, lines)
+    report = built(board, package, lines, **changes)
     thread.join()
-    assert len(report.engines) == 5
+    assert [row.state for row in report.engines] == ["built"] * 5
     assert calls(board) == 6
     assert any("the connection was lost" in line for line in lines)
     assert board.left() == []

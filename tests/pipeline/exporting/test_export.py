@@ -125,7 +125,7 @@ def test_what_could_not_be_done_is_said_with_the_command_that_does_it(exported: 
         engines = [entry for entry in manifest.files if entry.role == "engine"]
         assert [entry.label for entry in engines] == ["fp16", "w2", "w4", "w6", "w8"]
         records = [entry.path for entry in manifest.files if entry.role == "record"]
-        assert records == [f"{entry.path}.json" for entry in engines]
+        assert records == [f"{entry.path}.{kind}" for entry in engines for kind in ("json", "layers.json")]
         assert all(entry.size_bytes > 1000 for entry in engines)
         # read back without a GPU: first and last layer were left in float by training
         assert all("; 7 of 9 layers in int8" in row.engine for row in exported.report.widths)

@@ -18,6 +18,8 @@ from bitswitch_deploy.errors import CheckFailedError, InputFileError, Unavailabl
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
+from bitswitch_deploy.package.files import hash_file
+from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, keep_facts
 from bitswitch_deploy.pipeline.profiling.profile import schedule_for
 from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 from bitswitch_deploy.profiling.board.host import Host
@@ -303,7 +305,8 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
     (package / "on_device" / "digits-fp16.engine").write_text(json.dumps({"ms": 1.5, "layers": layers}))
     fell_back = NodePrecision(node="node_Conv_119", operator="Conv", precision="fp16")
     found = ReadBack(engine_layers=2, int8=(), fell_back=(fell_back,), in_float=(), unfused=(), unseen=())
-    (package / "on_device" / "digits-w8.engine.layers.json").write_text(found.to_json())
+    engine = package / "on_device" / "digits-w8.engine"
+    keep_facts(engine, EngineFacts(engine_sha256=hash_file(engine)[0], layers=found))
     result = run(package, host, engine="trtexec", master=master, trust=True)
     assert [each.verdict.partition(", because ")[2] for each in result.candidates] == [
         "1 of 1 layers compute in float (node_Conv_119)",
