@@ -16,6 +16,8 @@ from bitswitch_deploy.diagnosis.model_view import ModelView
 from bitswitch_deploy.graph.canonical import CanonicalGraph
 from bitswitch_deploy.graph.model_io import import_model
 from bitswitch_deploy.graph.qdq import ActivationPattern, match_activation
+from bitswitch_deploy.lowering.calibrated_codes import CODED_NAMES
+from bitswitch_deploy.lowering.pool_codes import POOLED_NAME
 from bitswitch_deploy.master.spec import LayerSpec
 
 Part = Literal["layer", "input codes", "added codes", "between"]
@@ -46,8 +48,8 @@ class Cut:
 class AddedCodes:
     """A quantizer that the lowering added: from `source` to `result`, both float, in codes low..high of `scale`.
 
-    residual_of: the tensor of the canonical graph that is in these codes; None for those in front of a float layer or a
-        MaxPool.
+    residual_of: the tensor of the canonical graph that is in these codes, on a residual branch or between layers; None
+        for those in front of a float layer or a MaxPool, and within an operator that the lowering took apart.
     is_edge: only some of its readers see the codes.
     """
 
@@ -125,8 +127,11 @@ def _added_codes(
 
 
 def _residual_of(result: str, reference: ModelView) -> str | None:
-    tensor, is_residual, _ = result.rpartition(".residual.")
-    return tensor if is_residual and (tensor in reference.producers or tensor in reference.inputs) else None
+    for made_by in CODED_NAMES:
+        tensor, is_found, _ = result.rpartition(f".{made_by}.")
+        if is_found and (tensor in reference.producers or tensor in reference.inputs):
+            return tensor
+    return None
 
 
 def _is_trained(reference: ModelView, view: ModelView, pattern: ActivationPattern, common: set[str]) -> bool:
@@ -141,7 +146,7 @@ def _behind_pooled_codes(
     view: ModelView, added: tuple[AddedCodes, ...], common: set[str], inputs: Mapping[str, str]
 ) -> set[str]:
     """Tensors of both graphs that the lowered one has in codes already (PoolCodes), up to the trained quantizer."""
-    pooled = {each.result for each in added if each.residual_of is None}
+    pooled = {each.result for each in added if each.residual_of is None and f".{POOLED_NAME}." in each.result}
     behind = set()
     for name in common - inputs.keys():
         nodes = view.segment(name, common - {name})

@@ -22,6 +22,8 @@ from bitswitch_deploy.lowering.lowering_pass import LoweringContext
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, costs_little, dividing_scale
 from bitswitch_deploy.target import Target
 
+# what the tensors of codes on residual branches and between layers are called: TENSOR.NAME.PART
+RESIDUAL_NAME, BETWEEN_NAME = CODED_NAMES = ("residual", "between")
 # of a form whose scale is still to be found
 _NO_SCALE = np.float32(1.0)
 _STEPS = 255

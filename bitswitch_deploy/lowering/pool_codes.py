@@ -7,6 +7,9 @@ import onnx_graphsurgeon as gs
 from bitswitch_deploy.graph.qdq import activation_patterns, add_activation_qdq, producer_of, sole_reader
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
+# what the tensors of codes in front of a MaxPool are called: NODE.NAME.PART
+POOLED_NAME = "pooled"
+
 
 class PoolCodes(LoweringPass):
     """Quantize the input of a MaxPool as its output is quantized, so that it moves bytes instead of floats. Exact.
@@ -30,7 +33,7 @@ class PoolCodes(LoweringPass):
                 continue
             if producer is not None and producer.op == "DequantizeLinear":
                 continue
-            node.inputs[0] = add_activation_qdq(graph, source, pattern.codes, name=f"{node.name}.pooled")
+            node.inputs[0] = add_activation_qdq(graph, source, pattern.codes, name=f"{node.name}.{POOLED_NAME}")
             quantized |= {id(each.quantize): each for each in activation_patterns(graph)}
             modified = True
         return modified

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from bitswitch_deploy.graph.qdq import ActivationCodes, match_activation, producer_of
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.calibrated_codes import (
+    BETWEEN_NAME,
     affine_form,
     code_for_readers,
     fit_codes,
@@ -60,7 +61,7 @@ class QuantizeElementwise(LoweringPass):
                 seen = seen_range(context, each.tensor)
                 codes, reason = fit_codes(affine_form(seen), seen, trained.get(each.tensor), context)
             refined.update([reason] if reason is not None else [])
-            code_for_readers(graph, tensor, codes, name=f"{each.tensor}.between", kept=each.kept)
+            code_for_readers(graph, tensor, codes, name=f"{each.tensor}.{BETWEEN_NAME}", kept=each.kept)
         where, what = "between layers", f"{len(plan.tensors)} results in calibrated 8-bit codes"
         self.record(where, what, exact=False, approximation=Approximation.ELEMENTWISE_CODES)
         for approximation, count in refined.items():
@@ -73,7 +74,7 @@ def _rewrite(graph: gs.Graph, node: gs.Node) -> None:
     """HardSwish with a HardSigmoid in codes; a mean over the plane as GlobalAveragePool."""
     if node.op == "HardSwish":
         gate = decompose_hard_swish(graph, node)
-        code_for_readers(graph, gate, _BOUNDED_CODES, name=f"{gate.name}.between", kept=())
+        code_for_readers(graph, gate, _BOUNDED_CODES, name=f"{gate.name}.{BETWEEN_NAME}", kept=())
     else:
         replace_node(graph, node, [gs.Node("GlobalAveragePool", f"{node.name}/Pool", {}, [node.inputs[0]], [])])
 

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from bitswitch_deploy.graph.qdq import ActivationCodes, add_activation_qdq
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.calibrated_codes import (
+    RESIDUAL_NAME,
     code_for_readers,
     fit_codes,
     seen_range,
@@ -55,7 +56,7 @@ class QuantizeResidual(LoweringPass):
 
 
 def _quantize(graph: gs.Graph, tensor: gs.Tensor, point: CodedTensor, codes: ActivationCodes) -> None:
-    name = f"{point.tensor}.residual"
+    name = f"{point.tensor}.{RESIDUAL_NAME}"
     if point.reader is None:
         code_for_readers(graph, tensor, codes, name=name, kept=point.kept)
         return

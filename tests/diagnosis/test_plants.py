@@ -84,3 +84,15 @@ def test_no_alarm_where_a_clip_goes_into_codes() -> None:
     healthy = make_case(of_zoo("mobilenet-v2"), "x86-cpu", 4)
     assert "FoldClips" in healthy.lowered.passes
     assert faults(healthy.parts(healthy.lowered.model)) == ()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_no_alarm_where_operators_between_layers_have_codes(bits: int) -> None:
+    """HardSwish taken apart, gates in codes: what the lowering adds between layers is known as such, and compared."""
+    healthy = make_case(of_zoo("excite"), "x86-cpu", bits)
+    assert Approximation.ELEMENTWISE_CODES in healthy.lowered.approximations
+    parts = healthy.parts(healthy.lowered.model)
+    assert faults(parts) == ()
+    compared = {node.output[0] for node in healthy.canonical.model.graph.node if node.op_type == "HardSwish"}
+    assert compared
+    assert compared <= {part.tensor for part in parts}
