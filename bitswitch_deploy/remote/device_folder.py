@@ -55,7 +55,8 @@ def listed(file: Path, path: str) -> Listed:
 class DeviceFolder:
     """A folder below the user's home on the device, removed at the end unless the connection is lost.
 
-    One run at a time works below that home: what is left in the folder is then of a run that was cut off.
+    One run at a time works below that home: what is left in the folder is then of a run that was cut off. A run whose
+    lock another one has by now leaves the folder alone: it is that one's.
 
     Args:
         ssh: an open connection. name: plain, the same for the same package. say: is told what is waited for.
@@ -84,7 +85,8 @@ class DeviceFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if not isinstance(error, ConnectionLostError):  # else the next run goes on with it, and removes it
+            # else the next run goes on with it, and removes it
+            if self._locks[0].is_held and not isinstance(error, ConnectionLostError):
                 self._ssh.run(f"{self._ending(_PROCESS, _RECORDER)}rm -rf -- {self._quoted('.')}")
         finally:
             self._release()

@@ -100,7 +100,14 @@ class Ssh:
         Its code tells `check_connection` whether the connection was lost.
         """
         words = [*self._words(), "--", self.address.host, f"sh -c {shlex.quote(command)}"]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # in a session of its own: Ctrl-C is for the run, which cleans up under the lock that this command holds
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         threading.Thread(target=_follow, args=(process.stderr, [], say), daemon=True).start()
         return process
 

@@ -148,9 +148,35 @@ def test_a_run_that_is_not_heard_of_any_more_loses_its_lock(
     monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"timeout {held_lock._SILENCE_S}", "timeout 2"))
     silent = DeviceFolder(ssh, "name", print)
     silent.__enter__()
-    with Ssh(server.address, options=server.options) as other, DeviceFolder(other, "name", print):
-        pass
-    silent.__exit__(None, None, None)
+    with Ssh(server.address, options=server.options) as other, DeviceFolder(other, "name", print) as folder:
+        silent.__exit__(None, None, None)
+        assert folder.run("echo here").stdout == b"here\n"
+
+
+def test_a_run_that_comes_back_to_a_device_of_another_does_it_no_harm(
+    server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are of one package, so the folder is the same one."""
+    monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"-w {held_lock._WAIT_S}", "-w 1"))
+    with Ssh(server.address, options=server.options) as other:
+        cut_off = DeviceFolder(ssh, "name", print).__enter__()
+        lose_connections(server)
+        with DeviceFolder(other, "name", print) as second:
+            second.run("echo mine >result")
+            second.start("sleep 60")
+            with pytest.raises(UnavailableError, match="another build or profile") as refused:
+                cut_off.resume()
+            cut_off.__exit__(UnavailableError, refused.value, None)
+            assert second.run('cat result; kill -s 0 "$(cat .recorder)" && echo runs').stdout == b"mine\nruns\n"
+    assert server.left() == []
+
+
+def test_an_interrupt_from_the_keyboard_does_not_take_the_lock(server: Server, ssh: Ssh) -> None:
+    """Ctrl-C goes to all processes of the terminal's session."""
+    with DeviceFolder(ssh, "name", print) as folder:
+        process = folder._locks[0]._process
+        assert process is not None
+        assert os.getsid(process.pid) != os.getsid(0)
 
 
 def test_a_lock_is_kept_as_long_as_it_is_heard_of(server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
