@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from bitswitch_deploy.cli.options import (
 )
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.pipeline.package_results import package_results
-from bitswitch_deploy.pipeline.profiling.profile import ENGINES, ProfileRequest, profile
+from bitswitch_deploy.pipeline.profiling.profile import profile
 from bitswitch_deploy.pipeline.profiling.remote import profile_there
+from bitswitch_deploy.pipeline.profiling.request import ENGINES, ProfileRequest
 from bitswitch_deploy.profiling.budget import parse_latency_budget
 from bitswitch_deploy.profiling.result import SCHEMA
 from bitswitch_deploy.report.html.profile import profile_html
@@ -83,6 +85,8 @@ def command(
         budget_ms=parse_latency_budget(budget) if budget is not None else None,
         **options,
     )
+    outputs = {"--trace": request.trace, "--latency-table": request.latency_table, "-o": output}
+    _check_outputs({**outputs, "--report": outlet.report})
     with progress_bar() as progress:
         result = profile(request, progress) if device is None else profile_there(request, device, progress)
     if output is not None:
@@ -93,6 +97,20 @@ def command(
         text=lambda: print_profile(result, sys.stdout),
     )
     return int(not result.is_within_budget)
+
+
+def _check_outputs(outputs: Mapping[str, Path | None]) -> None:
+    """Refuse two options that name one file: the last one written would be all that is left."""
+    options: dict[Path, str] = {}
+    for option, path in outputs.items():
+        other = options.setdefault(path.resolve(), option) if path is not None else option
+        if other != option:
+            raise UsageError(
+                where=option,
+                got=f"{path}, which is the file of {other}",
+                allowed="a file of its own for each",
+                do="name another file",
+            )
 
 
 def _widths(text: str | None) -> tuple[str, ...] | None:

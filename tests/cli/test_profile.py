@@ -66,6 +66,16 @@ def test_bad_input(run: Run, package: Path, words: tuple[str, ...], code: int, m
     assert outcome.out == ""
 
 
+@pytest.mark.parametrize("options", [("-o", "--trace"), ("--latency-table", "--report"), ("-o", "--report")])
+def test_two_results_in_one_file_are_refused(run: Run, package: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "same")
+    files = (tmp_path / "same", tmp_path / "link")
+    outcome = run("profile", package, *(word for pair in zip(options, files) for word in pair))
+    assert outcome.code == 2
+    assert "a file of its own for each" in outcome.err
+    assert not files[0].exists()
+
+
 def test_a_folder_that_is_no_package(run: Run, tmp_path: Path) -> None:
     assert run("profile", tmp_path).code == 3
 

@@ -17,7 +17,6 @@ from bitswitch_deploy.pipeline.profiling.bench import Bench, Feeds
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import EnergyMeter
 from bitswitch_deploy.profiling.board.state import BoardWatch
-from bitswitch_deploy.profiling.feeds import make_feeds
 from bitswitch_deploy.profiling.interleave import Schedule, interleave, turn_medians
 from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns, operator_times
 from bitswitch_deploy.profiling.result import CandidateResult, Energy, OperatorTime
@@ -56,14 +55,14 @@ def layer_names(master: Master | None) -> tuple[LayerName, ...]:
     return tuple(LayerName(name=each.name, weight=each.weight, is_quantized=not each.pinned) for each in layers)
 
 
-def time_batch(bench: Bench, batch: int, schedule: Schedule, watch: BoardWatch, progress: Progress) -> TimedBatch:
-    """Time every candidate at one batch size.
+def time_batch(
+    bench: Bench, batch: int, feeds: Feeds, schedule: Schedule, watch: BoardWatch, progress: Progress
+) -> TimedBatch:
+    """Time every candidate at one batch size, that of `feeds`.
 
     Raises:
-        UsageError: the graphs do not take this batch.
         BitswitchError: as the engine.
     """
-    feeds = make_feeds(next(iter(bench.sessions.values())).inputs, batch)
     total = (schedule.warmup_turns + schedule.turns) * len(bench.sessions)
     progress.start(f"timing, batch {batch}", total)
 
@@ -120,16 +119,14 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
 
 
 def probe_ownership(
-    bench: Bench, batch: int, layers: Sequence[LayerName], progress: Progress
+    bench: Bench, feeds: Feeds, layers: Sequence[LayerName], progress: Progress
 ) -> Mapping[str, Ownership]:
     """Whose time the layers of each candidate would be, by a few runs of each.
 
     Raises:
-        UsageError: the graphs do not take this batch.
         BitswitchError: as the engine.
     """
-    progress.start(f"looking at the layers, batch {batch}", 1)
-    feeds = make_feeds(next(iter(bench.sessions.values())).inputs, batch)
+    progress.start("looking at the layers", 1)
     runs = bench.profile(feeds, dict.fromkeys(bench.sessions, 1))
     progress.advance()
     return {label: bench.ownership(label, layers, profile) for label, profile in runs.items()}

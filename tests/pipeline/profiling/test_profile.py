@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -18,9 +19,11 @@ from bitswitch_deploy.errors import CheckFailedError, InputFileError, Unavailabl
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
+from bitswitch_deploy.pipeline.profiling import profile as profiling
 from bitswitch_deploy.pipeline.profiling.profile import schedule_for
 from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 from bitswitch_deploy.profiling.board.host import Host
+from bitswitch_deploy.profiling.board.state import BoardWatch
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.search.resources import Choices, Resources
 from bitswitch_deploy.tensors import WidthAssignment
@@ -30,6 +33,7 @@ from tests.graph import masters
 from tests.pipeline.conftest import WIDTHS, export_to
 from tests.pipeline.profiling.conftest import MASTER, put_reference, run
 from tests.profiling.board.machines import JETSON_FILES, X86_FILES, machine
+from tests.profiling.board.test_state import Recorded
 from tests.runtime.conftest import MIXED, Packages
 
 
@@ -220,12 +224,48 @@ def test_a_package_that_was_changed_is_not_timed(packages: Packages, tmp_path: P
         ({"latency_table": Path("t"), "batches": (1, 2)}, r"--latency-table: 2 batch sizes"),
         ({"latency_table": Path("t"), "widths": ("mixed",)}, r"--latency-table: no uniform width"),
         ({"latency_table": Path("t"), "master": None}, r"--latency-table: no master at hand"),
+        ({"trace": Path("t"), "batches": (1, 2)}, r"--trace: 2 batch sizes"),
+        ({"target": "jetson-orin-nano"}, r"--target: jetson-orin-nano, and the package is for x86-cpu"),
         ({"engine": "tensorrt"}, r"no tensorrt on this machine(.|\n)*bitswitch-deploy profile own"),
     ],
 )
 def test_what_cannot_be_is_refused(packages: Packages, changes: dict[str, object], message: str) -> None:
     with pytest.raises((UsageError, UnavailableError), match=message):
         run(packages.own, None, **changes)
+
+
+def test_a_batch_that_the_graphs_do_not_take_is_refused_before_anything_is_timed(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+
+    def make_feeds(inputs: object, batch: int) -> dict[str, object]:
+        if batch == 3:
+            raise UsageError(where="--batch", got="3", allowed="1", do="x")
+        return {}
+
+    monkeypatch.setattr(profiling, "make_feeds", make_feeds)
+    monkeypatch.setattr(profiling, "time_batch", lambda bench, batch, *others: timed.append(batch))
+    with pytest.raises(UsageError, match="--batch: 3"):
+        run(packages.own, batches=(1, 3))
+    assert timed == []
+
+
+def test_an_error_while_timing_leaves_no_recording_behind(
+    packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trtexec that hangs in the third turn."""
+    recorded = Recorded()
+
+    def time_batch(bench: object, batch: int, feeds: object, schedule: object, watch: BoardWatch, _: object) -> None:
+        watch.look(warming_up=False)
+        raise UnavailableError(where="trtexec", got="it hangs", allowed="x", do="x")
+
+    monkeypatch.setattr(profiling, "time_batch", time_batch)
+    host = replace(machine(tmp_path, {}), start=lambda words: recorded)
+    with pytest.raises(UnavailableError, match="it hangs"):
+        run(packages.own, host)
+    assert recorded.stops == 1
 
 
 def test_the_target_says_how_long() -> None:

@@ -18,8 +18,8 @@ from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.pipeline.profiling import remote_host
-from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest
 from bitswitch_deploy.pipeline.profiling.remote import profile_there
+from bitswitch_deploy.pipeline.profiling.request import ProfileRequest
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.profiling.board import device_lock
 from bitswitch_deploy.profiling.board.state import BoardRecord
