@@ -42,13 +42,13 @@ from bitswitch_deploy.report.profile_page import print_profile
 @click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
 @click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator.  [default: every core]")
-@click.option("--turns", type=click.IntRange(min=1), help="Turns for each candidate, 50 ms each, 1 s with trtexec.")
+@click.option("--turns", type=click.IntRange(min=1), help="Turns for each candidate: 50 ms or a run, 1 s with trtexec.")
 @click.option(
     "--duration",
     "duration_s",
     type=FiniteRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Time for each candidate, instead of --turns.  [default: what the target's profile asks for, 20 or 30]",
+    help="Time for each candidate, 6 turns at least.  [default: what the target's profile asks for, 20 or 30]",
 )
 @click.option("--budget", metavar="TIME", help="Exit with 1 when the p95 of a width is above it, such as 5ms.")
 @click.option(

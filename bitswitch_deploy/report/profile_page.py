@@ -42,7 +42,7 @@ def profile_facts(result: ProfileResult) -> list[tuple[str, str]]:
     """How it was measured."""
     return [
         ("timed", _threads(result) + result.timed),
-        ("turns", f"{result.turns} of {result.turn_ms:g} ms for each, {result.warmup_turns} before as warm-up"),
+        ("turns", f"{result.turns} of about {result.turn_ms:.3g} ms for each, {result.warmup_turns} before as warm-up"),
         ("reference", result.reference),
     ]
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from statistics import mean
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.engines.cpu_features import usable_cores
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.profiling.bench import Bench, Feeds
+from bitswitch_deploy.pipeline.profiling.bench import Bench, Feeds, Width
 from bitswitch_deploy.pipeline.profiling.onnxruntime_bench import OnnxRuntimeBench
 from bitswitch_deploy.pipeline.profiling.request import EngineName, ProfileRequest, Subject, check_request
 from bitswitch_deploy.pipeline.profiling.steps import (
@@ -20,6 +21,7 @@ from bitswitch_deploy.pipeline.profiling.steps import (
     batch_results,
     layer_names,
     measure_energy,
+    pace_batch,
     probe_ownership,
     profile_layers,
     time_batch,
@@ -93,12 +95,12 @@ def _measured(
     feeds: for each batch size.
     """
     measure, names = subject.target.measure, layer_names(subject.master)
-    schedule = schedule_for(measure, bench.turn_ms, turns=request.turns, duration_s=request.duration_s)
+    paced = [pace_batch(bench, batch, each) for batch, each in zip(request.batches, feeds)]
+    turn_ms = mean(pace.turn_ms for each in paced for pace in each.paces.values())
+    schedule = schedule_for(measure, turn_ms, turns=request.turns, duration_s=request.duration_s)
     on_gpu = subject.engine != "onnxruntime"
     with BoardWatch(host, on_gpu=on_gpu) as watch:
-        batches = tuple(
-            time_batch(bench, batch, each, schedule, watch, progress) for batch, each in zip(request.batches, feeds)
-        )
+        batches = tuple(time_batch(bench, each, schedule, watch, progress) for each in paced)
         state = watch.end()
     # trtexec loads the engine anew each time, which would be counted as well
     is_metered = subject.engine != "trtexec"
@@ -133,7 +135,7 @@ def _result(request: ProfileRequest, manifest: Manifest, subject: Subject, measu
         budget=judge_budget([each for each in candidates if each.label != bench.reference], request.budget_ms),
         board=measured.board,
         unstable=(*measured.board.unstable, *_disturbances(candidates)),
-        notes=(*_notes(subject, schedule), *bench.notes),
+        notes=(*_notes(subject, schedule, candidates), *bench.notes),
     )
 
 
@@ -173,7 +175,7 @@ def _about_reference(engine: EngineName, label: str | None) -> str:
     return "the float network of the master: same topology, weights = codes x scale, no quantizer, in the same engine"
 
 
-def _notes(subject: Subject, schedule: Schedule) -> tuple[str, ...]:
+def _notes(subject: Subject, schedule: Schedule, candidates: Sequence[CandidateResult]) -> tuple[str, ...]:
     target, engine = subject.target, subject.engine
     notes = []
     wanted_s, got_s = target.measure.min_seconds, schedule.turns * schedule.turn_ms / 1e3
@@ -181,9 +183,16 @@ def _notes(subject: Subject, schedule: Schedule) -> tuple[str, ...]:
         notes.append(f"{got_s:.1f} s for each candidate; the profile of {target.name} asks for {wanted_s:g} s")
     if engine not in (target.engine.name, "trtexec"):
         notes.append(f"the package is for {target.engine.name}: in {engine} its graphs are not what they were made for")
-    if any(width.bits is None or width.bits < MAX_BITS for width in subject.widths):
+    narrow = [width for width in subject.widths if width.bits is None or width.bits < MAX_BITS]
+    if narrow and not _has_kernels_of_its_own(narrow, candidates):
         notes.append("codes below 8 bits are computed by the same 8-bit kernels: no width is faster for its bits")
     return tuple(notes)
+
+
+def _has_kernels_of_its_own(narrow: Sequence[Width], candidates: Sequence[CandidateResult]) -> bool:
+    """Whether some of these widths may be computed by kernels for narrow codes: weight-only products are."""
+    operators = {each.label: dict(each.operators) for each in candidates}
+    return any(width.has_int4 or "MatMulNBits" in operators[width.label] for width in narrow)
 
 
 def _open(
@@ -208,7 +217,7 @@ def _open(
 def schedule_for(measure: Measure, turn_ms: float, *, turns: int | None, duration_s: float | None) -> Schedule:
     """The turns of one measurement: as many as asked for, else as long as the target's profile wants, 6 or more.
 
-    The warm-up keeps the proportion of the profile.
+    The warm-up keeps the proportion of the profile. turn_ms: how long a turn takes, the mean of all candidates.
     """
     wanted = turns if turns is not None else math.ceil(1e3 * (duration_s or measure.min_seconds) / turn_ms)
     wanted = max(wanted, MIN_TURNS)
