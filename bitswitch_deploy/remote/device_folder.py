@@ -88,6 +88,9 @@ class DeviceFolder:
             # else the next run goes on with it, and removes it
             if self._locks[0].is_held and not isinstance(error, ConnectionLostError):
                 self._ssh.run(f"{self._ending(_PROCESS, _RECORDER)}rm -rf -- {self._quoted('.')}")
+        except ConnectionLostError as lost:
+            if error is None:  # the work is done, and not to be done again because of this
+                self._say(f"{lost.got}; ~/{self.path} stays there until the next run with this package")
         finally:
             self._release()
 
@@ -164,7 +167,8 @@ class DeviceFolder:
     def _send(self, files: Sequence[Listed]) -> None:
         """All in one archive: a file that it breaks off in has another hash and is sent again."""
         with tempfile.TemporaryFile() as archive:
-            with tarfile.open(fileobj=archive, mode="w") as writer:
+            # what is a link here, as in the caches of model hubs, is a file there
+            with tarfile.open(fileobj=archive, mode="w", dereference=True) as writer:
                 for source, path, _ in files:
                     writer.add(source, arcname=f"./{path}", recursive=False)
             archive.seek(0)

@@ -63,6 +63,37 @@ def test_files_go_there_once_and_nothing_is_left(server: Server, ssh: Ssh, files
     assert server.left() == []
 
 
+def test_what_is_a_link_here_is_a_file_there(server: Server, ssh: Ssh, files: Listed, tmp_path: Path) -> None:
+    source, _, sha256 = files[0]
+    symbolic, hard = tmp_path / "latest", tmp_path / "again"
+    symbolic.symlink_to(source)
+    hard.hardlink_to(source)
+    with DeviceFolder(ssh, "name", print) as folder:
+        assert folder.upload([(hard, "hard", sha256), (symbolic, "symbolic", sha256), files[0]], lambda _: None) == 3
+        for name in ("hard", "symbolic", "a.onnx"):
+            assert (place(server) / name).stat().st_nlink == 1
+            assert (place(server) / name).read_bytes() == source.read_bytes()
+
+
+def test_a_connection_that_is_lost_while_cleaning_up_does_not_take_the_result(
+    server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    removing = DeviceFolder(ssh, "name", lines.append).__enter__()
+
+    def lose(command: str) -> None:
+        raise ConnectionLostError(where="x", got="the connection was lost", allowed="x", do="x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ssh, "run", lose)
+        removing.__exit__(None, None, None)
+    (line,) = lines
+    assert line.startswith("the connection was lost; ~/.cache/bitswitch-deploy/over-ssh/name stays there until")
+    assert place(server).is_dir()
+    with DeviceFolder(ssh, "name", print):  # not locked
+        pass
+
+
 def test_files_come_back(server: Server, ssh: Ssh, files: Listed, tmp_path: Path) -> None:
     with DeviceFolder(ssh, "name", print) as folder:
         folder.upload(files, lambda _: None)
