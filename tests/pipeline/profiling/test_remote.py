@@ -380,7 +380,7 @@ def test_what_can_be_refused_here_is_not_sent(board: Server, packages: Packages,
         ({"widths": ("w3",)}, "--widths: w3"),
         ({"engine": "openvino"}, "--engine: 'openvino'"),
         ({"target": "jetson-orin-nano"}, "the package is for x86-cpu"),
-        ({"latency_table": tmp_path / "t", "batches": (1, 2)}, "--latency-table: 2 batch sizes"),
+        ({"trace": tmp_path / "t", "batches": (1, 2)}, "--trace: 2 batch sizes"),
     ):
         with pytest.raises(UsageError, match=message):
             profiled(board, package, **changes)
