@@ -299,10 +299,13 @@ def test_the_time_is_for_runs_as_long_as_they_are(packages: Packages, monkeypatc
     assert (result.turns, result.warmup_turns, result.turn_ms) == (10, 2, 4000.0)
 
 
-def test_what_is_not_one_measurement_marks_the_result(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_one_measurement_marks_the_result_and_its_table(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(profiling, "drift", lambda label, medians: f"{label} drifted")
     monkeypatch.setattr(profiling, "disturbance", lambda statistics: "disturbed")
-    result = run(packages.own, widths=("w8",))
+    result = run(packages.own, widths=("w8",), latency_table=tmp_path / "table.json")
+    assert read_latency_table(tmp_path / "table.json").unstable == result.unstable
     assert result.unstable[-3:] == ("w8 at batch 1 drifted", "float32 at batch 1 drifted", "disturbed")
 
 
