@@ -19,9 +19,11 @@ _BEAT_S, _SILENCE_S = 5.0, 20
 _WAIT_S = 25
 _SAYS_WAITING = "another run holds the device; waiting for it to end"
 # flock needs no right to write, so the file or folder may be of another user; a beat is a line that is not empty.
-# Its code 1 is a lock that somebody has, all others are of a file system without locks, as NFS may be.
+# A pipe that somebody has put there would wait for a writer.
+# Code 1 of flock is a lock that somebody has, all others are of a file system without locks, as NFS may be.
 _HOLD = f"""
 command -v flock >/dev/null 2>&1 || {{ echo none; exit; }}
+[ ! -p "$p" ] || exit
 [ -e "$p" ] || (umask 022 && : >>"$p") || exit
 exec 9<"$p"
 code=0

@@ -231,6 +231,13 @@ def test_a_device_without_flock(server: Server, ssh: Ssh) -> None:
         assert folder.run("echo here").stdout == b"here\n"
 
 
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(server: Server, ssh: Ssh) -> None:
+    os.mkfifo(server.home / "pipe")
+    refusal = UnavailableError(where="x", got="x", allowed="x", do="x")
+    with DeviceFolder(ssh, "name", print) as folder, pytest.raises(OutputError, match="cannot be locked"):
+        folder.lock("pipe", refusal)
+
+
 @pytest.mark.parametrize("code", [64, 65])
 def test_a_home_without_locks(server: Server, ssh: Ssh, code: int) -> None:
     """As on some file systems of a network; it is not taken for a lock that somebody has."""
