@@ -33,6 +33,8 @@ from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.profile_page import print_profile
 
+_A_DAY_S = 86_400
+
 
 @click.command("profile")
 @click.argument("package", type=PATH)
@@ -41,12 +43,12 @@ from bitswitch_deploy.report.profile_page import print_profile
 @package_target_option
 @click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
 @click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator.  [default: every core]")
+@click.option("--threads", type=click.IntRange(1, 4096), help="Threads inside one operator.  [default: every core]")
 @click.option("--turns", type=click.IntRange(min=1), help="Turns for each candidate: 50 ms or a run, 1 s with trtexec.")
 @click.option(
     "--duration",
     "duration_s",
-    type=FiniteRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True, max=_A_DAY_S),
     metavar="SECONDS",
     help="Time for each candidate, 6 turns at least.  [default: what the target's profile asks for, 20 or 30]",
 )

@@ -53,6 +53,8 @@ def test_a_budget_that_is_kept(run: Run, package: Path) -> None:
         (("--batch", "1,x"), 2, "--batch: '1,x'"),
         (("--batch", "0"), 2, "--batch: '0'"),
         (("--batch", "2,2"), 2, "--batch: '2,2'"),
+        (("--duration", "1e306"), 2, "is not in the range 0<x<=86400"),
+        (("--threads", "3000000000"), 2, "is not in the range 1<=x<=4096"),
         (("--widths", "3"), 2, "--widths: w3"),
         (("--engine", "none"), 2, "--engine: 'none'"),
         (("--turns", "6", "--duration", "1"), 2, "leave one out"),
