@@ -95,7 +95,7 @@ def _measured(
     feeds: for each batch size.
     """
     measure, names = subject.target.measure, layer_names(subject.master)
-    paced = [pace_batch(bench, batch, each) for batch, each in zip(request.batches, feeds)]
+    paced = [pace_batch(bench, batch, each, progress) for batch, each in zip(request.batches, feeds)]
     turn_ms = mean(pace.turn_ms for each in paced for pace in each.paces.values())
     schedule = schedule_for(measure, turn_ms, turns=request.turns, duration_s=request.duration_s)
     on_gpu = subject.engine != "onnxruntime"

@@ -64,15 +64,17 @@ class PacedBatch:
     paces: Mapping[str, Pace]
 
 
-def pace_batch(bench: Bench, batch: int, feeds: Feeds) -> PacedBatch:
+def pace_batch(bench: Bench, batch: int, feeds: Feeds, progress: Progress) -> PacedBatch:
     """Learn how long a run of each candidate is, by a few of them.
 
     Raises:
         BitswitchError: as the engine.
     """
-    paces = {
-        label: learn_pace(partial(session.time_runs, feeds), bench.turn_ms) for label, session in bench.sessions.items()
-    }
+    progress.start(f"looking at the time of a run, batch {batch}", len(bench.sessions))
+    paces = {}
+    for label, session in bench.sessions.items():
+        paces[label] = learn_pace(partial(session.time_runs, feeds), bench.turn_ms)
+        progress.advance()
     return PacedBatch(batch_size=batch, feeds=feeds, paces=paces)
 
 

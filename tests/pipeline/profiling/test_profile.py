@@ -257,7 +257,7 @@ def test_a_batch_that_the_graphs_do_not_take_is_refused_before_anything_is_timed
         return {}
 
     monkeypatch.setattr(profiling, "make_feeds", make_feeds)
-    monkeypatch.setattr(profiling, "time_batch", lambda bench, batch, *others: timed.append(batch))
+    monkeypatch.setattr(profiling, "time_batch", lambda bench, paced, *others: timed.append(paced.batch_size))
     with pytest.raises(UsageError, match="--batch: 3"):
         run(packages.own, batches=(1, 3))
     assert timed == []
@@ -269,7 +269,7 @@ def test_an_error_while_timing_leaves_no_recording_behind(
     """As a trtexec that hangs in the third turn."""
     recorded = Recorded()
 
-    def time_batch(bench: object, batch: int, feeds: object, schedule: object, watch: BoardWatch, _: object) -> None:
+    def time_batch(bench: object, paced: object, schedule: object, watch: BoardWatch, progress: object) -> None:
         watch.look(warming_up=False)
         raise UnavailableError(where="trtexec", got="it hangs", allowed="x", do="x")
 
