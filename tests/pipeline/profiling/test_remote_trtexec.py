@@ -129,7 +129,7 @@ def test_turns_are_driven_from_here(board: Server, package: Path, tmp_path: Path
     # how many runs fill a turn is found out first, and layers are timed at the end
     rounds = result.turns + result.warmup_turns
     turns = timed(board)[-2 - 2 * rounds : -2]
-    assert turns == (["digits-w4", "digits-fp16", "digits-fp16", "digits-w4"] * rounds)[: 2 * rounds]
+    assert [sorted(pair) for pair in zip(turns[::2], turns[1::2])] == [["digits-fp16", "digits-w4"]] * rounds
     assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert board.left() == []
     check_board(result.board)
