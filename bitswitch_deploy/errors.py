@@ -25,6 +25,8 @@ from typing import ClassVar
 
 EXIT_OK = 0
 EXIT_BUG = 70
+# of the document that an error is with --json
+ERROR_SCHEMA = "bitswitch-error/1"
 
 
 class BitswitchError(Exception):

@@ -21,6 +21,7 @@ from typing import Literal
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.errors import InputFileError
 from bitswitch_deploy.records import Reader
+from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
 
 SCHEMA: Literal["bitswitch-latency-table/1"] = "bitswitch-latency-table/1"
 
@@ -44,9 +45,11 @@ class LatencyTable:
     device: (name, value) facts that the times depend on: processor or board, GPU, power mode, clocks, as far as known.
     batch_size: samples in a run; all times are those of a run. threads: of onnxruntime, None for other engines.
     end_to_end_ms: (width, p50 of the whole network in ms) of the uniform widths, measured without per-layer timing.
+    unstable: why the times are not of one measurement but of several; empty where nothing moved that could be seen.
 
     Raises:
-        ValueError: no layer, a layer twice, widths that differ between layers, a time that is negative or not finite.
+        ValueError: no layer, a layer twice, no width, one twice or one that cannot be, widths that differ between
+            layers, a time that is negative or not finite.
     """
 
     master_sha256: str
@@ -59,12 +62,17 @@ class LatencyTable:
     overhead_ms: float
     end_to_end_ms: tuple[tuple[int, float], ...]
     layers: tuple[LayerLatency, ...]
+    unstable: tuple[str, ...] = ()
     schema: Literal["bitswitch-latency-table/1"] = SCHEMA
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
         if not names or len(set(names)) != len(names):
             raise ValueError("layers must be given, each once")
+        if not self.widths or len(set(self.widths)) != len(self.widths):
+            raise ValueError("widths must be given, each once")
+        if not all(MIN_BITS <= width <= MAX_BITS for width in self.widths):
+            raise ValueError(f"widths are {list(self.widths)}, and can be from {MIN_BITS} to {MAX_BITS}")
         for name, times in [("end_to_end_ms", self.end_to_end_ms), *((x.name, x.latency_ms) for x in self.layers)]:
             if tuple(width for width, _ in times) != self.widths:
                 raise ValueError(f"{name} has the widths {[width for width, _ in times]}, not {list(self.widths)}")
@@ -114,4 +122,4 @@ def _objects(value: object) -> list[dict[str, object]]:
 
 def _width(key: str) -> int | str:
     """JSON keys are text; one that is no width stays text, and the reader refuses it there."""
-    return int(key) if key.isascii() and key.isdigit() and len(key) < 3 else key
+    return int(key) if key.isascii() and key.isdigit() and len(key) < 3 and str(int(key)) == key else key

@@ -26,6 +26,20 @@ TABLE = LatencyTable(
 )
 
 
+def _layer(*widths: int) -> LayerLatency:
+    return LayerLatency(name="a", latency_ms=tuple((width, 1.0) for width in widths))
+
+
+def test_what_made_it_unstable_is_kept_and_older_tables_do_not_tell(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    replace(TABLE, unstable=("it was hot",)).write(path)
+    assert read_latency_table(path).unstable == ("it was hot",)
+    document = json.loads(path.read_text())
+    del document["unstable"]
+    path.write_text(json.dumps(document))
+    assert read_latency_table(path) == TABLE
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     TABLE.write(tmp_path / "table.json")
     assert read_latency_table(tmp_path / "table.json") == TABLE
@@ -42,6 +56,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         ({"end_to_end_ms": ((8, 1.0), (4, float("nan")))}, "not finite"),
         ({"overhead_ms": -1.0}, "overhead_ms must be"),
         ({"batch_size": 0}, "batch_size"),
+        ({"end_to_end_ms": (), "layers": (LayerLatency(name="a", latency_ms=()),)}, "widths must be given"),
+        ({"end_to_end_ms": ((8, 1.0),) * 2, "layers": (_layer(8, 8),)}, "each once"),
+        ({"end_to_end_ms": ((9, 1.0),), "layers": (_layer(9),)}, r"widths are \[9\], and can be from 2 to 8"),
     ],
 )
 def test_contradictions(change: dict[str, object], message: str) -> None:
@@ -54,7 +71,8 @@ def test_contradictions(change: dict[str, object], message: str) -> None:
     [
         ("[", "Expecting"),
         ('{"schema": "bitswitch-latency-table/2"}', "no key"),
-        ("width", "a whole number"),
+        ("eight", "a whole number"),
+        ("08", "a whole number"),
         ("layers", "a list"),
     ],
 )
@@ -63,7 +81,7 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     TABLE.write(path)
     if not text.startswith(("[", "{")):
         document = json.loads(path.read_text())
-        document |= {"layers": 3} if text == "layers" else {"end_to_end_ms": {"eight": 1.0}}
+        document |= {"layers": 3} if text == "layers" else {"end_to_end_ms": {text: 1.0}}
         text = json.dumps(document)
     path.write_text(text)
     with pytest.raises(InputFileError, match=message):

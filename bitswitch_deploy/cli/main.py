@@ -15,7 +15,7 @@ import click
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.cli.stdout import ClosedPipeError, check_stdout, guarded_stdout
-from bitswitch_deploy.errors import EXIT_BUG, EXIT_OK, BitswitchError, OutputError, UsageError
+from bitswitch_deploy.errors import ERROR_SCHEMA, EXIT_BUG, EXIT_OK, BitswitchError, OutputError, UsageError
 
 _NAME = "bitswitch-deploy"
 _EXIT_INTERRUPTED = 130
@@ -117,7 +117,7 @@ def _print_as_json(error: BitswitchError) -> None:
     if "--json" not in sys.argv:
         return
     fields = {"where": error.where, "got": error.got, "allowed": error.allowed, "do": error.do}
-    about = {"schema": "bitswitch-error/1", "kind": type(error).__name__, "exit_code": error.exit_code}
+    about = {"schema": ERROR_SCHEMA, "kind": type(error).__name__, "exit_code": error.exit_code}
     with suppress(ClosedPipeError, OutputError):
         print(json.dumps({**about, **fields}, indent=2), flush=True)
 

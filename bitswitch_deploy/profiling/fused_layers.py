@@ -26,7 +26,7 @@ from dataclasses import replace
 from bitswitch_deploy.engines.engine_layers import EngineLayer
 from bitswitch_deploy.engines.optimized_operators import OptimizedNode
 from bitswitch_deploy.engines.read_back import WEIGHTED
-from bitswitch_deploy.profiling.layers import LayerName, Ownership, Unsplit, input_owner, owners, weight_owner
+from bitswitch_deploy.profiling.layers import LayerIndex, LayerName, Ownership, Unsplit, owners
 
 _FOREIGN = re.compile(r"\{ForeignNode\[(.*?)\.\.\.(.*)\]\}")
 _SUFFIX = re.compile(r"_myl\d+_\d+$|_(de)?quantize_scale_node$")
@@ -48,9 +48,9 @@ def fused_owners(
             not. nodes: of the ONNX graph, in its order. layers: all layers of the master.
     """
     engine = _with_nodes(names, inspected, [node.name for node in nodes])
-    by_node = owners(nodes, layers)
-    weights = {node.name: weight_owner(node, layers) for node in nodes if node.operator in WEIGHTED}
-    inputs = {node.name: input_owner(node, layers) for node in nodes}
+    by_node, index = owners(nodes, layers), LayerIndex(layers)
+    weights = {node.name: index.weight_owner(node) for node in nodes if node.operator in WEIGHTED}
+    inputs = {node.name: index.input_owner(node) for node in nodes}
     computed, prepared = ({name: owner for name, owner in kind.items() if owner} for kind in (weights, inputs))
     found = {layer.name: _owner(layer.nodes, computed, prepared, by_node) for layer in engine}
     # without a node of its own a layer has no time either, and not one of 0 ms

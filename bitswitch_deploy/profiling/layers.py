@@ -11,7 +11,7 @@ What comes before the first layer belongs to none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,30 +66,34 @@ def owners(nodes: Sequence[OptimizedNode], layers: Sequence[LayerName]) -> dict[
 
     nodes: in the order in which they run. layers: all layers of the master.
     """
+    index = LayerIndex(layers)
     found: dict[str, str] = {}
     makers: dict[str, tuple[int, str | None]] = {}
-    for index, node in enumerate(nodes):
-        owner = weight_owner(node, layers) or input_owner(node, layers)
+    for place, node in enumerate(nodes):
+        owner = index.weight_owner(node) or index.input_owner(node)
         if owner is None:
             owner = max((makers[name] for name in node.inputs if name in makers), default=(0, None), key=_place)[1]
         if owner is not None:
             found[node.name] = owner
-        makers |= dict.fromkeys(node.outputs, (index, owner))
+        makers |= dict.fromkeys(node.outputs, (place, owner))
     return found
 
 
-def weight_owner(node: OptimizedNode, layers: Sequence[LayerName]) -> str | None:
-    """Name of the layer whose weight a node reads."""
-    found = [layer for layer in layers if any(_is_form_of(name, layer.weight) for name in node.inputs)]
-    # of `conv` and `conv.weight.next` the longer name is meant
-    return max(found, key=lambda layer: len(layer.weight)).name if found else None
+class LayerIndex:
+    """Finds layers by names of tensors and nodes: a network of hundreds of layers has thousands of nodes."""
 
+    def __init__(self, layers: Sequence[LayerName]) -> None:
+        # the first of several layers that share a weight
+        self._by_weight = {layer.weight: layer.name for layer in reversed(layers)}
+        self._by_input = {f"{layer.name}.input": layer.name for layer in reversed(layers)}
 
-def input_owner(node: OptimizedNode, layers: Sequence[LayerName]) -> str | None:
-    """Name of the layer whose input a node prepares."""
-    names = (node.name, *node.outputs)
-    found = [layer for layer in layers if any(_is_form_of(name, f"{layer.name}.input") for name in names)]
-    return max(found, key=lambda layer: len(layer.name)).name if found else None
+    def weight_owner(self, node: OptimizedNode) -> str | None:
+        """Name of the layer whose weight a node reads."""
+        return _longest_form(node.inputs, self._by_weight)
+
+    def input_owner(self, node: OptimizedNode) -> str | None:
+        """Name of the layer whose input a node prepares."""
+        return _longest_form((node.name, *node.outputs), self._by_input)
 
 
 def _place(maker: tuple[int, str | None]) -> int:
@@ -157,5 +161,15 @@ def _cost_of_profiling(times_ms: NDArray[np.float64], whole_ms: float) -> float:
     return float(costs[int(np.flatnonzero(costs < ordered)[-1])])
 
 
-def _is_form_of(name: str, base: str) -> bool:
-    return name == base or re.match(rf"{re.escape(base)}[._/]", name) is not None
+def _longest_form(names: Sequence[str], owner_of: Mapping[str, str]) -> str | None:
+    """The owner of what is in `names`, as it is or with a suffix: the longer one of `conv` and `conv.weight.next`."""
+    forms = (form for name in names for form in _forms(name) if form in owner_of)
+    found = max(forms, key=len, default=None)
+    return owner_of[found] if found is not None else None
+
+
+def _forms(name: str) -> Iterator[str]:
+    """The name, and what is in front of each of its separators."""
+    yield name
+    for separator in re.finditer(r"[._/]", name):
+        yield name[: separator.start()]

@@ -86,6 +86,7 @@ class ProfileResult:
     """All candidates of a package at all batch sizes.
 
     timed: what a latency covers. reference: how the float reference was made, or why there is none.
+    turn_ms: how long a turn took, the mean of all candidates and batch sizes.
     reference_label: of the candidate that is the reference, None where there is none.
     board: state before, during and after. unstable: why this is not one measurement but several; empty when it is one.
     notes: sentences that the numbers need beside them. residuals: of the latency table, where one was written.

@@ -21,10 +21,15 @@ _SHOWN_NAMES = 3
 _DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
 
 
-def speed_verdict(ratio: Ratio, cause: str) -> str:
-    """How a candidate stands to the reference: a claim only where the whole interval is on one side of 1."""
+def is_faster(ratio: Ratio) -> bool:
+    """Whether that may be said: the whole interval is below 1."""
+    return ratio.high < 1
+
+
+def speed_verdict(ratio: Ratio, cause: str = "") -> str:
+    """How a candidate stands to the reference; `cause` is for one that is no faster."""
     spread = f"{ratio.value:.3f} x its time ({ratio.low:.3f} to {ratio.high:.3f})"
-    if ratio.high < 1:
+    if is_faster(ratio):
         return f"faster than {ratio.reference}: {spread}"
     return f"no faster than {ratio.reference}: {spread}, because {cause}"
 
@@ -50,7 +55,7 @@ def cause_in_graph(nodes: Sequence[OperatorTime], cpu_features: Sequence[str]) -
     if sum(node.share for node in converting) >= _WORTH_SAYING:
         operators = ", ".join(sorted({node.operator for node in converting}))
         clauses.append(f"{_share(converting)} of its time goes into conversions ({operators})")
-    others = [node for node in nodes if node not in layers and node not in converting]
+    others = [node for node in nodes if node.arithmetic is None and node.operator not in CONVERSIONS]
     if sum(node.share for node in others) >= _WORTH_SAYING:
         operators = ", ".join(sorted({node.operator for node in others}))
         clauses.append(f"{_share(others)} goes into operators beside the layers ({operators})")

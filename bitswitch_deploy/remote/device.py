@@ -98,5 +98,10 @@ def _once(device: Device, name: str, work: Callable[[DeviceFolder], T]) -> T:
 
 def failure(device: Device, done: Finished, *, allowed: str, do: str) -> BitswitchError:
     """The message of a command that failed there, under the exit code that it has here as well."""
-    kind = _KINDS.get(done.code, UnavailableError)
-    return kind(where=str(device.address), got=done.stderr or f"exit code {done.code}", allowed=allowed, do=do)
+    got = done.stderr or f"exit code {done.code}"
+    return error_kind(done.code)(where=str(device.address), got=got, allowed=allowed, do=do)
+
+
+def error_kind(exit_code: int) -> type[BitswitchError]:
+    """The error whose exit code a command had there."""
+    return _KINDS.get(exit_code, UnavailableError)

@@ -55,7 +55,8 @@ def listed(file: Path, path: str) -> Listed:
 class DeviceFolder:
     """A folder below the user's home on the device, removed at the end unless the connection is lost.
 
-    One run at a time works below that home: what is left in the folder is then of a run that was cut off.
+    One run at a time works below that home: what is left in the folder is then of a run that was cut off. A run whose
+    lock another one has by now leaves the folder alone: it is that one's.
 
     Args:
         ssh: an open connection. name: plain, the same for the same package. say: is told what is waited for.
@@ -84,8 +85,12 @@ class DeviceFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if not isinstance(error, ConnectionLostError):  # else the next run goes on with it, and removes it
+            # else the next run goes on with it, and removes it
+            if self._locks[0].is_held and not isinstance(error, ConnectionLostError):
                 self._ssh.run(f"{self._ending(_PROCESS, _RECORDER)}rm -rf -- {self._quoted('.')}")
+        except ConnectionLostError as lost:
+            if error is None:  # the work is done, and not to be done again because of this
+                self._say(f"{lost.got}; ~/{self.path} stays there until the next run with this package")
         finally:
             self._release()
 
@@ -162,7 +167,8 @@ class DeviceFolder:
     def _send(self, files: Sequence[Listed]) -> None:
         """All in one archive: a file that it breaks off in has another hash and is sent again."""
         with tempfile.TemporaryFile() as archive:
-            with tarfile.open(fileobj=archive, mode="w") as writer:
+            # what is a link here, as in the caches of model hubs, is a file there
+            with tarfile.open(fileobj=archive, mode="w", dereference=True) as writer:
                 for source, path, _ in files:
                     writer.add(source, arcname=f"./{path}", recursive=False)
             archive.seek(0)

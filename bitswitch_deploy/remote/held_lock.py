@@ -19,9 +19,11 @@ _BEAT_S, _SILENCE_S = 5.0, 20
 _WAIT_S = 25
 _SAYS_WAITING = "another run holds the device; waiting for it to end"
 # flock needs no right to write, so the file or folder may be of another user; a beat is a line that is not empty.
-# Its code 1 is a lock that somebody has, all others are of a file system without locks, as NFS may be.
+# A pipe that somebody has put there would wait for a writer.
+# Code 1 of flock is a lock that somebody has, all others are of a file system without locks, as NFS may be.
 _HOLD = f"""
 command -v flock >/dev/null 2>&1 || {{ echo none; exit; }}
+[ ! -p "$p" ] || exit
 [ -e "$p" ] || (umask 022 && : >>"$p") || exit
 exec 9<"$p"
 code=0
@@ -55,6 +57,7 @@ class HeldLock:
     def __init__(self, ssh: Ssh, path: str, refusal: BitswitchError, say: Say) -> None:
         self._ssh, self._path, self._refusal, self._say = ssh, path, refusal, say
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_locks = True
         self._ended = threading.Event()
 
     def __enter__(self) -> HeldLock:
@@ -70,6 +73,11 @@ class HeldLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is not given back yet, and the command there still holds it; always, where there are no locks."""
+        return self._process is not None and not (self._has_locks and self._process.poll() is not None)
 
     def release(self) -> None:
         """Give it back; it is of no use twice."""
@@ -91,7 +99,8 @@ class HeldLock:
         said = process.stdout.readline().decode("utf-8", "replace").strip() if process.stdout is not None else ""
         if said == "busy":
             raise self._refusal
-        if said in ("held", "none"):  # none: there are no locks, as on macOS, which has no flock
+        self._has_locks = said != "none"  # as on macOS, which has no flock
+        if said in ("held", "none"):
             return
         self._ssh.check_connection(process.wait())
         raise OutputError(

@@ -6,6 +6,7 @@ commands of a connection share one, so that the second costs no handshake. What 
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import tempfile
@@ -57,7 +58,7 @@ class Ssh:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Ssh:
-        self._folder = tempfile.TemporaryDirectory(prefix="bitswitch-ssh-")
+        self._folder = _control_folder()
         try:
             finished = self._run("true")
             if finished.code == _SSH_FAILED:
@@ -100,7 +101,14 @@ class Ssh:
         Its code tells `check_connection` whether the connection was lost.
         """
         words = [*self._words(), "--", self.address.host, f"sh -c {shlex.quote(command)}"]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # in a session of its own: Ctrl-C is for the run, which cleans up under the lock that this command holds
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         threading.Thread(target=_follow, args=(process.stderr, [], say), daemon=True).start()
         return process
 
@@ -228,6 +236,12 @@ _REASONS = (
     ("timed out", "a device that answers", "check that it is on and in this network"),
     ("No route to host", "a device that answers", "check that it is on and in this network"),
 )
+
+
+def _control_folder() -> tempfile.TemporaryDirectory[str]:
+    """For the socket of a connection; the path of a socket has 104 bytes on some systems, 48 of which follow here."""
+    is_long = len(os.fsencode(tempfile.gettempdir())) > 104 - 48
+    return tempfile.TemporaryDirectory(prefix="bitswitch-ssh-", dir="/tmp" if is_long else None)
 
 
 def _follow(stream: IO[bytes] | None, lines: list[str], say: Say | None) -> None:

@@ -42,7 +42,7 @@ def profile_facts(result: ProfileResult) -> list[tuple[str, str]]:
     """How it was measured."""
     return [
         ("timed", _threads(result) + result.timed),
-        ("turns", f"{result.turns} of {result.turn_ms:g} ms for each, {result.warmup_turns} before as warm-up"),
+        ("turns", f"{result.turns} of about {result.turn_ms:.3g} ms for each, {result.warmup_turns} before as warm-up"),
         ("reference", result.reference),
     ]
 
@@ -76,10 +76,21 @@ def _cells(candidate: CandidateResult) -> list[str]:
         candidate.label,
         *(f"{ms:.3f}" for ms in times),
         f"{100 * statistics.cv:.0f}",
-        f"{statistics.throughput_per_s:.0f}",
+        throughput(statistics.throughput_per_s),
         f"{ratio.value:.2f}" if ratio is not None else "-",
         f"{candidate.energy.millijoules_per_inference:.2f}" if candidate.energy is not None else "-",
     ]
+
+
+def throughput(per_s: float) -> str:
+    """Samples per second, in whole numbers from 100 on, with three digits below."""
+    return f"{per_s:.0f}" if per_s >= 100 else f"{per_s:.3g}"
+
+
+def milliseconds_beside(value_ms: float, limit_ms: float) -> str:
+    """A time with three places, or as many as show on which side of the limit it is, to a picosecond."""
+    texts = [f"{value_ms:.{places}f}" for places in range(3, 10)]
+    return next((text for text in texts if (float(text) > limit_ms) == (value_ms > limit_ms)), texts[0])
 
 
 def layer_times(candidates: Sequence[CandidateResult]) -> dict[str, dict[str, float]]:
@@ -117,7 +128,8 @@ def _print_budget(page: Page, result: ProfileResult) -> None:
         [
             (
                 verdict.verdict,
-                f"{verdict.label}, batch {verdict.batch_size}: p95 {verdict.p95_ms:.3f} ms of {verdict.budget_ms:g} ms",
+                f"{verdict.label}, batch {verdict.batch_size}: "
+                f"p95 {milliseconds_beside(verdict.p95_ms, verdict.budget_ms)} ms of {verdict.budget_ms:g} ms",
             )
             for verdict in result.budget
         ]

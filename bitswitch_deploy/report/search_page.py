@@ -175,6 +175,7 @@ def search_notes(report: SearchReport) -> list[str]:
         worst = max(check.errors_percent, key=lambda error: abs(error[1]))
         bits = ",".join(str(width) for width, _ in check.errors_percent)
         predicted = dict(report.chosen.uses)[f"latency_p50_ms@{check.target}"]
+        notes += [f"latency table of {check.target}: UNSTABLE, {reason}" for reason in check.unstable]
         notes.append(
             f"latency table of {check.target}, {_measured_with(check)}: {predicted:.4g} ms predicted for "
             f"{report.chosen.label}. The layers add up to {worst[1]:+.1f} % of the whole at w{worst[0]}, the worst "

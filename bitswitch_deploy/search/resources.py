@@ -65,7 +65,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCheck:
-    """How well a latency table adds up, and what was measured: batch_size, threads as in `LatencyTable`.
+    """How well a latency table adds up, and what was measured: batch_size, threads, unstable as in `LatencyTable`.
 
     errors_percent: (width, predicted against measured) of the uniform widths. margin_ns: added to every prediction, the
     most that a measured uniform width is slower than its prediction.
@@ -76,6 +76,7 @@ class TableCheck:
     threads: int | None
     errors_percent: tuple[tuple[int, float], ...]
     margin_ns: int
+    unstable: tuple[str, ...] = ()
 
 
 class Resources:
@@ -290,4 +291,5 @@ def _added_up(table: LatencyTable, where: str, again: str) -> TableCheck:
         threads=table.threads,
         errors_percent=tuple((width, 100 * error) for width, error in errors),
         margin_ns=max(0, math.ceil(slower * NS_PER_MS)),
+        unstable=table.unstable,
     )

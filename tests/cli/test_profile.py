@@ -53,6 +53,8 @@ def test_a_budget_that_is_kept(run: Run, package: Path) -> None:
         (("--batch", "1,x"), 2, "--batch: '1,x'"),
         (("--batch", "0"), 2, "--batch: '0'"),
         (("--batch", "2,2"), 2, "--batch: '2,2'"),
+        (("--duration", "1e306"), 2, "is not in the range 0<x<=86400"),
+        (("--threads", "3000000000"), 2, "is not in the range 1<=x<=4096"),
         (("--widths", "3"), 2, "--widths: w3"),
         (("--engine", "none"), 2, "--engine: 'none'"),
         (("--turns", "6", "--duration", "1"), 2, "leave one out"),
@@ -64,6 +66,16 @@ def test_bad_input(run: Run, package: Path, words: tuple[str, ...], code: int, m
     assert outcome.code == code
     assert message in outcome.err
     assert outcome.out == ""
+
+
+@pytest.mark.parametrize("options", [("-o", "--trace"), ("--latency-table", "--report"), ("-o", "--report")])
+def test_two_results_in_one_file_are_refused(run: Run, package: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "same")
+    files = (tmp_path / "same", tmp_path / "link")
+    outcome = run("profile", package, *(word for pair in zip(options, files) for word in pair))
+    assert outcome.code == 2
+    assert "a file of its own for each" in outcome.err
+    assert not files[0].exists()
 
 
 def test_a_folder_that_is_no_package(run: Run, tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ def test_a_fixed_batch_is_taken_and_another_one_refused() -> None:
         make_feeds([signature(2, 3)], 8)
 
 
+def test_an_input_of_fixed_size_beside_one_with_an_open_batch_is_no_batch() -> None:
+    feeds = make_feeds([signature("n", 3), InputSignature(name="table", dtype="float32", shape=(10,))], 4)
+    assert (feeds["x"].shape, feeds["table"].shape) == ((4, 3), (10,))
+
+
 def test_other_open_dimensions_are_refused() -> None:
     with pytest.raises(UsageError, match="open dimensions besides the batch"):
         make_feeds([signature("n", "length", 3)], 1)

@@ -33,6 +33,21 @@ def test_of_two_names_the_longer_one_is_meant() -> None:
     assert owners([node("a", "block.weight.next.codes", "a")], layers) == {"a": "other"}
 
 
+def test_a_network_of_thousands_of_layers() -> None:
+    """Names are looked up, not compared with each layer."""
+    layers = [layer(f"blocks.{index}.conv") for index in range(3000)]
+    nodes = [
+        node(f"n{index}", f"x blocks.{index // 3}.conv.weight/Q blocks.{index // 3}.conv.bias", f"y{index}")
+        for index in range(9000)
+    ]
+    assert owners(nodes, layers) == {f"n{index}": f"blocks.{index // 3}.conv" for index in range(9000)}
+
+
+def test_of_layers_that_share_a_weight_the_first_owns_it() -> None:
+    layers = [LayerName(name=name, weight="tied.weight", is_quantized=True) for name in ("embed", "head")]
+    assert owners([node("a", "tied.weight.codes", "a")], layers) == {"a": "embed"}
+
+
 def test_a_layer_owns_the_quantization_of_its_input() -> None:
     nodes = [node("q", "relu s z", "block.1.input.codes"), node("block.10.input/Clip", "relu", "y")]
     assert owners(nodes, [layer("block.1"), layer("block.10")]) == {"q": "block.1", "block.10.input/Clip": "block.10"}

@@ -59,6 +59,14 @@ def test_the_interval_has_the_ranks_of_the_sign_test(turns: int, rank: int) -> N
     assert 1 - 2 * (below + math.comb(turns, rank) / 2**turns) < 0.95
 
 
+def test_the_ranks_of_an_hour_of_turns() -> None:
+    """By the normal approximation of the sign test, which is exact to a rank or two there."""
+    turns = 72_000
+    result = ratio(np.arange(1.0, turns + 1), np.ones(turns), reference="float32")
+    assert result.low == pytest.approx(turns / 2 - 1.96 * math.sqrt(turns) / 2, abs=2)
+    assert 0.95 <= result.confidence < 0.951
+
+
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     rng = np.random.default_rng(3)
     held = []

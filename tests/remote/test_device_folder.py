@@ -63,6 +63,37 @@ def test_files_go_there_once_and_nothing_is_left(server: Server, ssh: Ssh, files
     assert server.left() == []
 
 
+def test_what_is_a_link_here_is_a_file_there(server: Server, ssh: Ssh, files: Listed, tmp_path: Path) -> None:
+    source, _, sha256 = files[0]
+    symbolic, hard = tmp_path / "latest", tmp_path / "again"
+    symbolic.symlink_to(source)
+    hard.hardlink_to(source)
+    with DeviceFolder(ssh, "name", print) as folder:
+        assert folder.upload([(hard, "hard", sha256), (symbolic, "symbolic", sha256), files[0]], lambda _: None) == 3
+        for name in ("hard", "symbolic", "a.onnx"):
+            assert (place(server) / name).stat().st_nlink == 1
+            assert (place(server) / name).read_bytes() == source.read_bytes()
+
+
+def test_a_connection_that_is_lost_while_cleaning_up_does_not_take_the_result(
+    server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    removing = DeviceFolder(ssh, "name", lines.append).__enter__()
+
+    def lose(command: str) -> None:
+        raise ConnectionLostError(where="x", got="the connection was lost", allowed="x", do="x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ssh, "run", lose)
+        removing.__exit__(None, None, None)
+    (line,) = lines
+    assert line.startswith("the connection was lost; ~/.cache/bitswitch-deploy/over-ssh/name stays there until")
+    assert place(server).is_dir()
+    with DeviceFolder(ssh, "name", print):  # not locked
+        pass
+
+
 def test_files_come_back(server: Server, ssh: Ssh, files: Listed, tmp_path: Path) -> None:
     with DeviceFolder(ssh, "name", print) as folder:
         folder.upload(files, lambda _: None)
@@ -148,9 +179,35 @@ def test_a_run_that_is_not_heard_of_any_more_loses_its_lock(
     monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"timeout {held_lock._SILENCE_S}", "timeout 2"))
     silent = DeviceFolder(ssh, "name", print)
     silent.__enter__()
-    with Ssh(server.address, options=server.options) as other, DeviceFolder(other, "name", print):
-        pass
-    silent.__exit__(None, None, None)
+    with Ssh(server.address, options=server.options) as other, DeviceFolder(other, "name", print) as folder:
+        silent.__exit__(None, None, None)
+        assert folder.run("echo here").stdout == b"here\n"
+
+
+def test_a_run_that_comes_back_to_a_device_of_another_does_it_no_harm(
+    server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are of one package, so the folder is the same one."""
+    monkeypatch.setattr(held_lock, "_HOLD", held_lock._HOLD.replace(f"-w {held_lock._WAIT_S}", "-w 1"))
+    with Ssh(server.address, options=server.options) as other:
+        cut_off = DeviceFolder(ssh, "name", print).__enter__()
+        lose_connections(server)
+        with DeviceFolder(other, "name", print) as second:
+            second.run("echo mine >result")
+            second.start("sleep 60")
+            with pytest.raises(UnavailableError, match="another build or profile") as refused:
+                cut_off.resume()
+            cut_off.__exit__(UnavailableError, refused.value, None)
+            assert second.run('cat result; kill -s 0 "$(cat .recorder)" && echo runs').stdout == b"mine\nruns\n"
+    assert server.left() == []
+
+
+def test_an_interrupt_from_the_keyboard_does_not_take_the_lock(server: Server, ssh: Ssh) -> None:
+    """Ctrl-C goes to all processes of the terminal's session."""
+    with DeviceFolder(ssh, "name", print) as folder:
+        process = folder._locks[0]._process
+        assert process is not None
+        assert os.getsid(process.pid) != os.getsid(0)
 
 
 def test_a_lock_is_kept_as_long_as_it_is_heard_of(server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +229,13 @@ def test_a_device_without_flock(server: Server, ssh: Ssh) -> None:
         (server.home / "bin/few" / name).symlink_to(str(shutil.which(name)))
     with DeviceFolder(ssh, "name", print) as folder:
         assert folder.run("echo here").stdout == b"here\n"
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(server: Server, ssh: Ssh) -> None:
+    os.mkfifo(server.home / "pipe")
+    refusal = UnavailableError(where="x", got="x", allowed="x", do="x")
+    with DeviceFolder(ssh, "name", print) as folder, pytest.raises(OutputError, match="cannot be locked"):
+        folder.lock("pipe", refusal)
 
 
 @pytest.mark.parametrize("code", [64, 65])

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -31,6 +32,17 @@ def test_a_command_its_input_output_and_code(server: Server, tmp_path: Path) -> 
         with (tmp_path / "out").open("wb") as target:
             assert ssh.run("echo $HOME", stdout=target).stdout == b""
     assert (tmp_path / "out").read_text().strip() == str(server.home)
+
+
+def test_a_folder_for_temporary_files_whose_name_is_long(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a socket has 108 bytes at most."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with Ssh(server.address, options=server.options) as ssh:
+        assert ssh.run("true").code == 0
 
 
 def test_lines_come_while_the_command_runs(server: Server) -> None:

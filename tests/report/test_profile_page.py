@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
+
 from bitswitch_deploy.profiling.result import ProfileResult
-from bitswitch_deploy.report.profile_page import print_profile
+from bitswitch_deploy.report.profile_page import milliseconds_beside, print_profile, throughput
 from tests.profiling.results import candidate
 from tests.report.profile_results import RESULT
 
@@ -31,7 +33,7 @@ def test_what_was_decided_and_seen_is_said() -> None:
     text = page(RESULT)
     for words in (
         "2 threads, arrays in to arrays out",
-        "40 of 50 ms for each, 6 before as warm-up",
+        "40 of about 50 ms for each, 6 before as warm-up",
         "faster than float32: 0.750 x its time",
         "failed  w8, batch 1: p95 1.500 ms of 1 ms",
         "1.100 of 1.000 ms, +10.0 %",
@@ -44,6 +46,25 @@ def test_what_was_decided_and_seen_is_said() -> None:
         "- a note",
     ):
         assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "text"),
+    [
+        (1.5, 1.0, "1.500"),
+        (5.0003, 5.0, "5.0003"),
+        (4.9996, 5.0, "5.000"),
+        (5.0, 5.0, "5.000"),
+        (5 + 1e-12, 5.0, "5.000"),
+    ],
+)
+def test_a_time_above_its_budget_is_not_rounded_to_it(value: float, limit: float, text: str) -> None:
+    assert milliseconds_beside(value, limit) == text
+
+
+@pytest.mark.parametrize(("per_s", "text"), [(1234.5, "1234"), (99.6, "99.6"), (0.3333, "0.333"), (1e5, "100000")])
+def test_what_runs_seldom_is_not_rounded_to_nothing(per_s: float, text: str) -> None:
+    assert throughput(per_s) == text
 
 
 def test_an_unstable_result_says_why_and_not_that_it_is_stable() -> None:

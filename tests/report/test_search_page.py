@@ -45,6 +45,13 @@ def test_the_threads_of_a_latency_table_are_said(threads: int, said: str) -> Non
     assert note.startswith(f"latency table of rtx, measured with batches of 1 and {said}: 1.5 ms")
 
 
+def test_a_latency_table_that_is_not_of_one_measurement_is_said_first() -> None:
+    (check,) = report().table_checks
+    notes = search_notes(replace(report(), table_checks=(replace(check, unstable=("it was hot", "it was busy")),)))
+    assert notes[:2] == [f"latency table of rtx: UNSTABLE, it was {what}" for what in ("hot", "busy")]
+    assert notes[2].startswith("latency table of rtx, measured with")
+
+
 def test_rows_have_their_intervals_and_the_front_its_bars() -> None:
     lines = page().splitlines()
     (chosen,) = [

@@ -221,7 +221,8 @@ def test_latency_adds_up_in_nanoseconds_with_the_margin_of_the_table() -> None:
     check = resources(master, tables=(table(master),)).checks[0]
     assert dict(check.errors_percent)[4] == pytest.approx(100 * (0.7 / 0.71 - 1))
     assert (check.batch_size, check.threads) == (1, None)
-    (check,) = resources(master, tables=(table(master, batch_size=16, threads=2),)).checks
+    (check,) = resources(master, tables=(table(master, batch_size=16, threads=2, unstable=("hot",)),)).checks
+    assert check.unstable == ("hot",)
     assert (check.batch_size, check.threads) == (16, 2)
 
 

@@ -37,8 +37,8 @@ class Bench(Protocol):
     """Candidates that are open in one engine.
 
     name, version: of the engine. device: (name, value) facts about what it runs on. timed: what a latency covers.
-    threads: inside one operator, None where that says nothing. turn_ms: of one turn. reference: label of the float
-    network, None where there is none. sessions: by label.
+    threads: inside one operator, None where that says nothing. turn_ms: what runs of one turn fill. reference: label of
+    the float network, None where there is none. sessions: by label.
     """
 
     name: str
@@ -72,11 +72,12 @@ class Bench(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Width:
-    """A graph of the package. assignment: the widths of its layers."""
+    """A graph of the package. assignment: the widths of its layers. has_int4: whether it holds weights as INT4."""
 
     label: str
     entry: FileEntry
     assignment: WidthAssignment
+    has_int4: bool = False
 
     @property
     def bits(self) -> int | None:
@@ -104,6 +105,8 @@ def package_widths(package: Path, manifest: Manifest, wanted: Sequence[str] | No
     for label, entry in entries.items():
         if wanted is None or label in wanted:
             path = package / entry.path
-            made_from = read_stamp(onnx.load(str(path), load_external_data=False), where=str(path))
-            widths.append(Width(label=label, entry=entry, assignment=made_from.assignment))
+            model = onnx.load(str(path), load_external_data=False)
+            assignment = read_stamp(model, where=str(path)).assignment
+            has_int4 = any(each.data_type == onnx.TensorProto.INT4 for each in model.graph.initializer)
+            widths.append(Width(label=label, entry=entry, assignment=assignment, has_int4=has_int4))
     return tuple(sorted(widths, key=lambda width: (width.bits is None, -(width.bits or 0), width.label)))

@@ -5,8 +5,10 @@ With `--engine trtexec` a device needs trtexec only: turns are driven from here,
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -14,23 +16,25 @@ from tempfile import TemporaryDirectory
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.catalogue import is_target_file, load_target, split_stack
+from bitswitch_deploy.catalogue import ALIASES, is_target_file, split_stack
 from bitswitch_deploy.engines.device_facts import device_facts
-from bitswitch_deploy.errors import InputFileError, UnavailableError
+from bitswitch_deploy.errors import ERROR_SCHEMA, InputFileError, UnavailableError
 from bitswitch_deploy.master import master_files
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
-from bitswitch_deploy.pipeline.package_master import find_master, master_beside
-from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, check_turns, profile
+from bitswitch_deploy.pipeline.package_master import master_beside
+from bitswitch_deploy.pipeline.profiling.profile import profile
 from bitswitch_deploy.pipeline.profiling.remote_host import host_of
+from bitswitch_deploy.pipeline.profiling.request import ProfileRequest, check_request
 from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
 from bitswitch_deploy.pipeline.progress import LINES_WANTED, Progress, followed, without_progress
 from bitswitch_deploy.profiling.board.device_lock import LOCK_NAME, is_measuring
 from bitswitch_deploy.profiling.result import SCHEMA, ProfileResult
 from bitswitch_deploy.records import Reader
-from bitswitch_deploy.remote.device import Device, PatientFolder, failure, on_device
+from bitswitch_deploy.remote.device import Device, PatientFolder, error_kind, failure, on_device
 from bitswitch_deploy.remote.device_folder import DeviceFolder, Listed, listed
+from bitswitch_deploy.remote.ssh import Finished, Say
 from bitswitch_deploy.remote.trtexec import TrtexecThere
 
 # `_INSTALL` puts it there, as does pip where nobody is root; a shell without a terminal does not look there
@@ -99,10 +103,8 @@ def _profile(
     _copy(device, folder, [*package_files(request.package, manifest), *_own_files(request)], progress)
     progress.start(f"profiling on {device.address.host}", 1)
     hear = followed(progress, device.say, where=device.address.host)
-    done = folder.run(f"{LINES_WANTED}=1 {_PROGRAM} profile {shlex.join(arguments(request))}", hear)
-    if done.code not in (0, _MISSED) or not done.stdout.strip():
-        done = replace(done, stderr=without_progress(done.stderr))
-        raise failure(device, done, allowed="a profile of the package", do="follow the message above")
+    done = folder.run(f"{LINES_WANTED}=1 {_PROGRAM} profile {shlex.join(arguments(request))}", _but_errors(hear))
+    _check_success(device, done)
     result = _decode(done.stdout, where=f"{device.address}: result")
     outputs = {_TRACE: request.trace, _TABLE: request.latency_table}
     wanted = {path: target for path, target in outputs.items() if target is not None}
@@ -113,6 +115,31 @@ def _profile(
     return result
 
 
+def _but_errors(say: Say) -> Say:
+    """Says nothing from the message of the error on, which is raised here."""
+    has_failed = False
+
+    def hear(line: str) -> None:
+        nonlocal has_failed
+        has_failed = has_failed or line.startswith("error: ")
+        if not has_failed:
+            say(line)
+
+    return hear
+
+
+def _check_success(device: Device, done: Finished) -> None:
+    """Raise here what was raised there: with --json an error is a document as well."""
+    with suppress(ValueError):
+        error = json.loads(done.stdout)
+        if isinstance(error, dict) and error.get("schema") == ERROR_SCHEMA:
+            words = {name: str(error.get(name)) for name in ("where", "got", "allowed", "do")}
+            raise error_kind(done.code)(**(words | {"where": f"{device.address}: {words['where']}"}))
+    if done.code not in (0, _MISSED) or not done.stdout.strip():
+        done = replace(done, stderr=without_progress(done.stderr))
+        raise failure(device, done, allowed="a profile of the package", do="follow the message above")
+
+
 def _copy(device: Device, folder: DeviceFolder, files: Sequence[Listed], progress: Progress) -> None:
     progress.start(f"copying to {device.address.host}", sum(path.stat().st_size for path, _, _ in files))
     folder.upload(files, progress.advance)
@@ -120,11 +147,9 @@ def _copy(device: Device, folder: DeviceFolder, files: Sequence[Listed], progres
 
 def _check(request: ProfileRequest, manifest: Manifest) -> None:
     """Refuse here, before anything is sent, what depends on files of this machine or on nothing else."""
-    check_turns(request.turns, request.duration_s)
-    if request.master is not None:
-        find_master(manifest, request.master)
-    if request.target is not None and is_target_file(split_stack(request.target)[0]):
-        load_target(request.target)
+    # which target an alias means is for the device to say
+    is_alias = request.target is not None and split_stack(request.target)[0] in ALIASES
+    check_request(replace(request, target=None) if is_alias else request, manifest)
 
 
 def _check_release(device: Device, folder: DeviceFolder) -> None:

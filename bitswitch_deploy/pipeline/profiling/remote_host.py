@@ -24,6 +24,8 @@ _FILES = (
     "var/lib/nvpmodel/status",
     "sys/devices/system/cpu/cpufreq/policy*/scaling_*",
     "sys/devices/system/cpu/cpu*/thermal_throttle/*_count",
+    "sys/devices/system/cpu/cpu*/topology/physical_package_id",
+    "sys/devices/system/cpu/cpu*/topology/core_id",
     "sys/class/devfreq/*/*_freq",
     "sys/class/thermal/thermal_zone*/type",
     "sys/class/thermal/thermal_zone*/temp",
@@ -57,7 +59,7 @@ def host_of(folder: PatientFolder, copy: Path) -> Host:
     def refresh() -> None:
         _copy(folder.run(_READ.format(shlex.quote(_ROOT))).stdout, copy)
 
-    return Host(root=copy, run=run, start=start, refresh=refresh, alone=nullcontext)
+    return Host(root=copy, run=run, start=start, refresh=refresh, alone=nullcontext, gpu="0")
 
 
 class _Recorded:

@@ -17,12 +17,11 @@ from bitswitch_deploy.pipeline.profiling.bench import Bench, Feeds
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.profiling.board.energy import EnergyMeter
 from bitswitch_deploy.profiling.board.state import BoardWatch
-from bitswitch_deploy.profiling.feeds import make_feeds
-from bitswitch_deploy.profiling.interleave import Schedule, interleave, turn_medians
+from bitswitch_deploy.profiling.interleave import Pace, Schedule, interleave, learn_pace, turn_medians
 from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns, operator_times
 from bitswitch_deploy.profiling.result import CandidateResult, Energy, OperatorTime
-from bitswitch_deploy.profiling.statistics import Milliseconds, describe, ratio
-from bitswitch_deploy.profiling.verdict import cause_in_engine, cause_in_graph, speed_verdict
+from bitswitch_deploy.profiling.statistics import Milliseconds, Ratio, describe, ratio
+from bitswitch_deploy.profiling.verdict import cause_in_engine, cause_in_graph, is_faster, speed_verdict
 
 # Long enough for rails that are read fifty times in a second; no longer than the timing itself.
 _MAX_ENERGY_MS = 2000.0
@@ -56,14 +55,38 @@ def layer_names(master: Master | None) -> tuple[LayerName, ...]:
     return tuple(LayerName(name=each.name, weight=each.weight, is_quantized=not each.pinned) for each in layers)
 
 
-def time_batch(bench: Bench, batch: int, schedule: Schedule, watch: BoardWatch, progress: Progress) -> TimedBatch:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacedBatch:
+    """One batch size: what the networks are fed with, and by label what a turn of each is."""
+
+    batch_size: int
+    feeds: Feeds
+    paces: Mapping[str, Pace]
+
+
+def pace_batch(bench: Bench, batch: int, feeds: Feeds, progress: Progress) -> PacedBatch:
+    """Learn how long a run of each candidate is, by a few of them.
+
+    Raises:
+        BitswitchError: as the engine.
+    """
+    progress.start(f"looking at the time of a run, batch {batch}", len(bench.sessions))
+    paces = {}
+    for label, session in bench.sessions.items():
+        paces[label] = learn_pace(partial(session.time_runs, feeds), bench.turn_ms)
+        progress.advance()
+    return PacedBatch(batch_size=batch, feeds=feeds, paces=paces)
+
+
+def time_batch(
+    bench: Bench, paced: PacedBatch, schedule: Schedule, watch: BoardWatch, progress: Progress
+) -> TimedBatch:
     """Time every candidate at one batch size.
 
     Raises:
-        UsageError: the graphs do not take this batch.
         BitswitchError: as the engine.
     """
-    feeds = make_feeds(next(iter(bench.sessions.values())).inputs, batch)
+    batch, feeds = paced.batch_size, paced.feeds
     total = (schedule.warmup_turns + schedule.turns) * len(bench.sessions)
     progress.start(f"timing, batch {batch}", total)
 
@@ -72,7 +95,8 @@ def time_batch(bench: Bench, batch: int, schedule: Schedule, watch: BoardWatch, 
         watch.look(warming_up=is_warmup)
 
     runners = {label: partial(session.time_runs, feeds) for label, session in bench.sessions.items()}
-    return TimedBatch(batch_size=batch, feeds=feeds, turns=interleave(runners, schedule, after_turn=after_turn))
+    turns = interleave(runners, paced.paces, schedule, after_turn=after_turn)
+    return TimedBatch(batch_size=batch, feeds=feeds, turns=turns)
 
 
 def measure_energy(
@@ -120,16 +144,14 @@ def profile_layers(bench: Bench, timed: TimedBatch, layers: Sequence[LayerName],
 
 
 def probe_ownership(
-    bench: Bench, batch: int, layers: Sequence[LayerName], progress: Progress
+    bench: Bench, feeds: Feeds, layers: Sequence[LayerName], progress: Progress
 ) -> Mapping[str, Ownership]:
     """Whose time the layers of each candidate would be, by a few runs of each.
 
     Raises:
-        UsageError: the graphs do not take this batch.
         BitswitchError: as the engine.
     """
-    progress.start(f"looking at the layers, batch {batch}", 1)
-    feeds = make_feeds(next(iter(bench.sessions.values())).inputs, batch)
+    progress.start("looking at the layers", 1)
     runs = bench.profile(feeds, dict.fromkeys(bench.sessions, 1))
     progress.advance()
     return {label: bench.ownership(label, layers, profile) for label, profile in runs.items()}
@@ -162,7 +184,7 @@ def batch_results(
                 statistics=describe(np.concatenate(turns), batch=timed.batch_size),
                 turn_medians_ms=medians[label],
                 ratio=against,
-                verdict=speed_verdict(against, _cause(layers, label)) if against else "",
+                verdict=_verdict(against, layers, label) if against else "",
                 operators=tuple(sorted(Counter(each.operator for each in times).items())),
                 layers=times,
                 energy=energies.get(label),
@@ -171,12 +193,14 @@ def batch_results(
     return tuple(results)
 
 
-def _cause(layers: LayerProfiles, label: str) -> str:
-    """Why it is no faster, if that is so."""
+def _verdict(against: Ratio, layers: LayerProfiles, label: str) -> str:
+    """The sentence, with why it is no faster where that is so."""
+    if is_faster(against):
+        return speed_verdict(against)
     engine = layers.engines.get(label)
-    return (
-        cause_in_engine(engine) if engine is not None else cause_in_graph(layers.times.get(label, ()), cpu_features())
-    )
+    if engine is not None:
+        return speed_verdict(against, cause_in_engine(engine))
+    return speed_verdict(against, cause_in_graph(layers.times.get(label, ()), cpu_features()))
 
 
 def _median(turns: Sequence[Milliseconds]) -> float:

@@ -94,7 +94,7 @@ def latency_table(
     p50_ms = {each.label: each.statistics.p50_ms for each in result.candidates}
     end_to_end_ms = {bits: p50_ms[label] for label, bits in bits_of.items()}
     times = layer_times({bits: profiles.times[label] for label, bits in bits_of.items()}, end_to_end_ms, layers)
-    facts = (*about, *_state(result.board), ("unstable", "; ".join(result.unstable)))
+    facts = (*about, *_state(result.board))
     return LatencyTable(
         master_sha256=result.master_sha256,
         target=result.target,
@@ -106,6 +106,7 @@ def latency_table(
         overhead_ms=max(ms for _, ms in times.overheads_ms),
         end_to_end_ms=tuple(end_to_end_ms.items()),
         layers=times.layers,
+        unstable=result.unstable,
     )
 
 

@@ -6,8 +6,10 @@ with the process. `profile --device` with trtexec, which has no process of ours 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +63,8 @@ def is_measuring(machine: str) -> UnavailableError:
 
 def _locked(path: Path) -> int:
     """Opened for reading, which is all that a lock takes: the file may be of another user."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    # O_NONBLOCK: a pipe that somebody has put there would keep everybody waiting for a writer
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags)
     except FileNotFoundError:
@@ -69,6 +72,8 @@ def _locked(path: Path) -> int:
         descriptor = os.open(path, flags | os.O_CREAT, 0o644)
         os.fchmod(descriptor, 0o644)  # whatever the umask: the next user must be able to open it
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)

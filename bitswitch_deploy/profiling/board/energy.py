@@ -46,12 +46,13 @@ def find_meter(host: Host, *, total_rails: tuple[str, ...], of_gpu: bool) -> Ene
     names = [name for name, _ in rail_watts(host)]
     if total_rails and set(total_rails) <= set(names):
         return SampledPower(f"INA rails {' + '.join(total_rails)}", lambda: _board_watts(host, total_rails))
-    if of_gpu and any(gpu.power_w is not None for gpu in query_gpus(host)):
-        return SampledPower("nvidia-smi, GPU 0", lambda: query_gpus(host)[0].power_w)
-    # package domains only: intel-rapl:0:0 and the like are parts of them
-    domains = [path for path in host.find(_RAPL) if path.name.count(":") == 1]
-    readable = [path for path in domains if host.number(path / "energy_uj") is not None]
-    return RaplCounters(host, readable) if readable and not of_gpu else None
+    for gpu in query_gpus(host) if of_gpu else ():
+        if gpu.power_w is not None:
+            return SampledPower(f"nvidia-smi, GPU {gpu.index}", lambda: _gpu_watts(host))
+    # by name: core, uncore and dram are parts of a package or beside it, psys is the platform with the packages in it
+    packages = [path for path in host.find(_RAPL) if (host.text(path / "name") or "").startswith("package-")]
+    are_readable = all(host.number(path / "energy_uj") is not None for path in packages)
+    return RaplCounters(host, packages) if packages and are_readable and not of_gpu else None
 
 
 class RaplCounters:
@@ -121,6 +122,10 @@ class SampledPower:
         watts = self._read()
         if watts is not None:
             self._readings.append((self._clock(), watts))
+
+
+def _gpu_watts(host: Host) -> float | None:
+    return next((gpu.power_w for gpu in query_gpus(host)), None)
 
 
 def _board_watts(host: Host, total_rails: tuple[str, ...]) -> float | None:

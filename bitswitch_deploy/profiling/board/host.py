@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -75,11 +76,17 @@ def is_current() -> None:
     """Nothing: the files of this machine are as they are."""
 
 
+def visible_gpu() -> str:
+    """The first GPU that this process sees, as nvidia-smi takes it for --id: a number or a UUID."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """A machine. root: where its /sys, /proc, /etc and /var begin. run, start: how commands are run there.
 
     refresh: called before each look, for a root that is a copy. alone: keeps others from measuring there meanwhile.
+    gpu: the discrete one that engines run on, for --id of nvidia-smi.
     """
 
     root: Path = Path("/")
@@ -87,6 +94,7 @@ class Host:
     start: StartCommand = start_command
     refresh: Callable[[], None] = is_current
     alone: Callable[[], AbstractContextManager[None]] = alone_on_this_machine
+    gpu: str = field(default_factory=visible_gpu)
 
     def text(self, path: Path | str) -> str | None:
         """A small file without the white space around it; None where it cannot be read, as many of sysfs."""

@@ -8,8 +8,9 @@ from bitswitch_deploy.profiling.board.host import Host
 
 # "event" since driver 535; the other name before, and as an alias still.
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
-_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw")
-# nvml.h, nvmlClocksEventReason*: those that slow a busy GPU down. 0x1 is idle, 0x2 and 0x100 are clocks that were set.
+_FIELDS = ("index", "name", "driver_version", "clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw")
+# nvml.h, nvmlClocksEventReason*: those that slow a busy GPU down; 0x2 and 0x100 are clocks that were set.
+_IDLE = 0x1
 _SLOWING = {
     0x4: "software power cap",
     0x8: "hardware slowdown",
@@ -22,7 +23,10 @@ _SLOWING = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuState:
-    """One GPU now; None is what it does not tell. throttling: what slows it down."""
+    """One GPU now; None is what it does not tell. index: of nvidia-smi. throttling: what slows it down.
+
+    is_idle: whether its clocks are those of a GPU without work.
+    """
 
     index: int
     name: str
@@ -32,13 +36,14 @@ class GpuState:
     temperature_c: float | None
     power_w: float | None
     throttling: tuple[str, ...]
+    is_idle: bool
 
 
 def query_gpus(host: Host) -> tuple[GpuState, ...]:
-    """Every GPU of the machine; empty where there is no nvidia-smi or it says nothing."""
+    """The GPU that engines run on; empty where there is no nvidia-smi or it says nothing."""
     for reasons in _REASONS:
         query = ",".join((*_FIELDS, reasons))
-        text = host.run(("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"))
+        text = host.run(("nvidia-smi", f"--id={host.gpu}", f"--query-gpu={query}", "--format=csv,noheader,nounits"))
         if text is not None:
             return parse_gpus(text)
     return ()
@@ -49,19 +54,21 @@ def parse_gpus(text: str) -> tuple[GpuState, ...]:
     states: list[GpuState] = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != len(_FIELDS) + 1:
+        if len(cells) != len(_FIELDS) + 1 or not cells[0].isdecimal():
             continue
-        name, driver, sm_mhz, max_sm_mhz, temperature_c, power_w, mask = cells
+        index, name, driver, sm_mhz, max_sm_mhz, temperature_c, power_w, mask = cells
+        reasons = _mask(mask)
         states.append(
             GpuState(
-                index=len(states),
+                index=int(index),
                 name=name,
                 driver=driver,
                 sm_mhz=_number(sm_mhz),
                 max_sm_mhz=_number(max_sm_mhz),
                 temperature_c=_number(temperature_c),
                 power_w=_number(power_w),
-                throttling=_reasons(mask),
+                throttling=tuple(text for bit, text in _SLOWING.items() if reasons & bit),
+                is_idle=bool(reasons & _IDLE),
             )
         )
     return tuple(states)
@@ -75,9 +82,9 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _reasons(mask: str) -> tuple[str, ...]:
+def _mask(cell: str) -> int:
+    """The bits of a cell; none where the GPU does not tell."""
     try:
-        bits = int(mask, 16)
+        return int(cell, 16)
     except ValueError:
-        return ()
-    return tuple(text for bit, text in _SLOWING.items() if bits & bit)
+        return 0

@@ -8,6 +8,7 @@ throttling.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from bitswitch_deploy.profiling.board.host import Host
@@ -69,30 +70,50 @@ def governors(host: Host) -> tuple[str, ...]:
 
 
 def temperatures_c(host: Host) -> tuple[tuple[str, float], ...]:
-    """(sensor, degrees Celsius) of every thermal zone and processor thermometer that is on."""
+    """(sensor, degrees Celsius) of every thermal zone and processor thermometer that is on, each under its own name."""
     found = []
     for zone in host.find("sys/class/thermal/thermal_zone*"):
-        found.append((host.text(zone / "type") or zone.name, host.number(zone / "temp")))
+        found.append((host.text(zone / "type") or zone.name, zone.name, host.number(zone / "temp")))
     for chip in host.find("sys/class/hwmon/hwmon*"):
         name = host.text(chip / "name")
         if name in _CPU_THERMOMETERS:
             for file in sorted(chip.glob("temp*_input")):
                 label = host.text(file.with_name(file.name.replace("_input", "_label"))) or file.name
-                found.append((f"{name} {label}", host.number(file)))
-    return tuple((name, value / 1e3) for name, value in found if value is not None and value > _OFF_MILLICELSIUS)
+                found.append((f"{name} {label}", chip.name, host.number(file)))
+    named = _named_apart(found)
+    return tuple((name, value / 1e3) for name, value in named if value is not None and value > _OFF_MILLICELSIUS)
+
+
+def _named_apart(found: list[tuple[str, str, int | None]]) -> list[tuple[str, int | None]]:
+    """(name, value) of each (name, folder, value): a name that several sensors have is followed by the folder.
+
+    A PC has several zones of the type acpitz, and a Core 0 in each socket.
+    """
+    times = Counter(name for name, _, _ in found)
+    return [(f"{name} ({folder})" if times[name] > 1 else name, value) for name, folder, value in found]
 
 
 def throttle_events(host: Host) -> tuple[tuple[str, int], ...]:
-    """(counter, events since boot): over-current on Jetson, heat on x86."""
-    counters: dict[str, int] = {}
-    for file in host.find("sys/class/hwmon/hwmon*/oc*_event_cnt"):
-        counters[f"over-current {file.name.removesuffix('_event_cnt')}"] = host.number(file) or 0
-    for kind in ("core", "package"):
-        files = host.find(f"sys/devices/system/cpu/cpu*/thermal_throttle/{kind}_throttle_count")
-        counts = [count for file in files if (count := host.number(file)) is not None]
-        if counts:
-            counters[f"thermal throttling, {kind}"] = sum(counts)
-    return tuple(counters.items())
+    """(counter, events since boot) of the counters that can be read: over-current on Jetson, heat on x86."""
+    files = host.find("sys/class/hwmon/hwmon*/oc*_event_cnt")
+    found = [
+        (f"over-current {file.name.removesuffix('_event_cnt')}", file.parent.name, host.number(file)) for file in files
+    ]
+    counters = _named_apart(found)
+    counters += [(f"thermal throttling, {kind}", _throttled(host, kind)) for kind in ("core", "package")]
+    return tuple((name, count) for name, count in counters if count is not None)
+
+
+def _throttled(host: Host, kind: str) -> int | None:
+    """Events of all cores or packages; each logical processor of one has the same counter."""
+    counts: dict[tuple[int | str | None, ...], int] = {}
+    for file in host.find(f"sys/devices/system/cpu/cpu*/thermal_throttle/{kind}_throttle_count"):
+        cpu, count = file.parent.parent, host.number(file)
+        package, core = (host.number(cpu / "topology" / name) for name in ("physical_package_id", "core_id"))
+        of = (cpu.name,) if package is None else (package,) if kind == "package" else (package, core)
+        if count is not None:
+            counts[of] = max(count, counts.get(of, 0))
+    return sum(counts.values()) if counts else None
 
 
 def rail_watts(host: Host) -> tuple[tuple[str, float], ...]:

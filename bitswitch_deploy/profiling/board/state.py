@@ -18,6 +18,7 @@ MAX_CLOCK_CHANGE = 0.05
 # Reading all sensors of a Jetson takes some milliseconds.
 _INTERVAL_S = 0.5
 _TEGRASTATS = ("tegrastats", "--interval", "500")
+_FASTEST_CPU = "fastest cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,7 @@ class BoardWatch:
     """Looks at a machine between turns, at most twice in a second: a thread would disturb what is measured.
 
     Where there is a tegrastats it runs beside the measured turns: it sees the clock of the GPU while the GPU is busy.
+    As a context it leaves none of them running, whatever ends it.
 
     Args:
         host: the machine. on_gpu: whether the work runs on a discrete GPU, so that nvidia-smi is asked as well.
@@ -102,13 +104,25 @@ class BoardWatch:
         self._slowed: dict[str, None] = {}
         self._looks, self._next_s = 0, -1.0
         self._tegrastats: Recording | None = None
+        self._is_measuring = False
+
+    def __enter__(self) -> BoardWatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_recording()
 
     def look(self, *, warming_up: bool) -> None:
         """A turn has ended."""
-        if warming_up or self._clock() < self._next_s:
+        if warming_up:
+            self._take_tegrastats(self._stop_recording())
+            self._is_measuring = False
             return
-        if self._looks == 0:
+        if not self._is_measuring:
+            self._is_measuring = True
             self._tegrastats = self._host.start(_TEGRASTATS)
+        if self._clock() < self._next_s:
+            return
         self._next_s = self._clock() + _INTERVAL_S
         self._looks += 1
         self._host.refresh()
@@ -117,8 +131,9 @@ class BoardWatch:
         clocks = sensors.clocks(self._host)
         # cores that idle clock down while the busy one does not: the fastest one counts
         cores = [clock.mhz for clock in clocks if clock.name.startswith("cpu")]
-        moving = {clock.name: clock.mhz for clock in clocks if not clock.name.startswith("cpu")}
-        for name, mhz in (moving | ({"fastest cpu": max(cores)} if cores else {})).items():
+        # between two turns a GPU idles, so that of its own clock only one that may not go down tells something
+        locked = {clock.name: clock.mhz for clock in clocks if not clock.name.startswith("cpu") and clock.is_locked}
+        for name, mhz in (locked | ({_FASTEST_CPU: max(cores)} if cores else {})).items():
             self._clocks.setdefault(name, []).append(mhz)
         for gpu in query_gpus(self._host) if self._on_gpu else ():
             self._look_at(gpu)
@@ -127,22 +142,27 @@ class BoardWatch:
         name = f"GPU {gpu.index}"
         if gpu.temperature_c is not None:
             self._temperatures.setdefault(name, []).append(gpu.temperature_c)
-        if gpu.sm_mhz is not None:
+        if gpu.sm_mhz is not None and not gpu.is_idle:
             self._clocks.setdefault(name, []).append(gpu.sm_mhz)
         self._slowed |= dict.fromkeys(f"{name}: {reason}" for reason in gpu.throttling)
 
+    def _stop_recording(self) -> str:
+        """What tegrastats printed since it was started; nothing where none runs."""
+        recording, self._tegrastats = self._tegrastats, None
+        return recording.stop() if recording is not None else ""
+
     def _take_tegrastats(self, text: str) -> None:
         for sample in parse_tegrastats(text.splitlines())[0]:
-            # a GPU that idles between two turns clocks down, and that moves nothing that is measured
-            if sample.gpu_mhz and sample.gpu_load_percent != 0:
+            # a GPU that idles between two turns clocks down, and that moves nothing that is measured; where the board
+            # does not tell the load, as Thor, its clock says nothing
+            if sample.gpu_mhz and sample.gpu_load_percent:
                 self._clocks.setdefault("tegrastats GR3D", []).append(max(sample.gpu_mhz))
             for name, celsius in sample.temperatures_c:
                 self._temperatures.setdefault(f"tegrastats {name}", []).append(celsius)
 
     def end(self) -> BoardRecord:
         """The whole record; nothing is measured any more."""
-        if self._tegrastats is not None:
-            self._take_tegrastats(self._tegrastats.stop())
+        self._take_tegrastats(self._stop_recording())
         after = read_state(self._host, with_gpus=self._on_gpu)
         temperatures, clocks = _spans(self._temperatures), _spans(self._clocks)
         moved = (*_moved(temperatures, clocks), *_changed(self._before, after), *self._slowed)
@@ -153,7 +173,7 @@ class BoardWatch:
             temperatures_c=temperatures,
             clocks_mhz=clocks,
             unstable=moved,
-            unknown=_unknown(after, clocks),
+            unknown=_unknown(after, clocks, on_gpu=self._on_gpu),
         )
 
 
@@ -185,16 +205,17 @@ def _changed(before: BoardState, after: BoardState) -> list[str]:
     reasons += [f"the limits of clock {name} changed" for name in limits[0] if limits[0][name] != limits[1].get(name)]
     counted = dict(before.throttle_events)
     reasons += [
-        f"{name}: {count - counted.get(name, 0)} events while measuring"
+        f"{name}: {count - counted[name]} events while measuring"
         for name, count in after.throttle_events
-        if count > counted.get(name, 0)
+        if count > counted.get(name, count)
     ]
     return reasons
 
 
-def _unknown(state: BoardState, clocks: tuple[Span, ...]) -> tuple[str, ...]:
+def _unknown(state: BoardState, clocks: tuple[Span, ...], *, on_gpu: bool) -> tuple[str, ...]:
     known = {
         "clocks": bool(clocks),
+        "clock of the busy GPU": not on_gpu or not clocks or any(span.name != _FASTEST_CPU for span in clocks),
         "temperatures": bool(state.temperatures_c or any(gpu.temperature_c is not None for gpu in state.gpus)),
         "throttling": bool(state.throttle_events or state.gpus),
         "power": bool(state.rails_w or any(gpu.power_w is not None for gpu in state.gpus)),

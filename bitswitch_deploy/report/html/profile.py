@@ -25,7 +25,13 @@ from bitswitch_deploy.report.html.document import (
     row,
     words,
 )
-from bitswitch_deploy.report.profile_page import board_facts, layer_times, profile_facts
+from bitswitch_deploy.report.profile_page import (
+    board_facts,
+    layer_times,
+    milliseconds_beside,
+    profile_facts,
+    throughput,
+)
 
 
 def profile_html(result: ProfileResult, validated: ExportReport | None, command: tuple[str, ...] = ()) -> str:
@@ -103,7 +109,7 @@ def _time_cells(each: CandidateResult) -> tuple[Cell, ...]:
         each.label,
         *(number(ms, ".3f") for ms in spread),
         number(100 * time.cv, ".0f"),
-        number(time.throughput_per_s, ".0f"),
+        throughput(time.throughput_per_s),
         str(time.runs),
         *(number(value, ".3f") for value in against),
         number(each.energy.millijoules_per_inference if each.energy is not None else None),
@@ -148,7 +154,7 @@ def _budget(result: ProfileResult) -> tuple[Block, ...]:
         row(
             each.label,
             str(each.batch_size),
-            number(each.p95_ms, ".3f"),
+            milliseconds_beside(each.p95_ms, each.budget_ms),
             number(each.budget_ms, "g"),
             Cell(text=each.verdict, bad=each.verdict == "failed"),
         )

@@ -10,7 +10,8 @@ from shutil import copytree
 import pytest
 
 from bitswitch_deploy.package.manifest import Manifest
-from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest, profile
+from bitswitch_deploy.pipeline.profiling.profile import profile
+from bitswitch_deploy.pipeline.profiling.request import ProfileRequest
 from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.profiling.board.host import Host

@@ -245,7 +245,7 @@ def test_an_rtx_gpu_and_its_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "bitswitch_deploy.pipeline.profiling.tensorrt_bench.device_facts",
         lambda: DeviceFacts(arch="x86_64", module="NVIDIA GeForce RTX 4090", sm="8.9"),
     )
-    smi = {"nvidia-smi": "NVIDIA GeForce RTX 4090, 570.86.10, 2520, 3105, 41, 60.25, 0x0000000000000000"}
+    smi = {"nvidia-smi": "0, NVIDIA GeForce RTX 4090, 570.86.10, 2520, 3105, 41, 60.25, 0x0000000000000000"}
     host = machine(tmp_path / "host", X86_FILES, smi)
     run(package, host, master=None, latency_table=tmp_path / "table.json")
     table = read_latency_table(tmp_path / "table.json")

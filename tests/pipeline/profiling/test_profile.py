@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -19,10 +23,20 @@ from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.files import hash_file
+from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, keep_facts
+from bitswitch_deploy.pipeline.profiling import profile as profiling
+from bitswitch_deploy.pipeline.profiling import steps
+from bitswitch_deploy.pipeline.profiling.bench import Bench, package_widths
+from bitswitch_deploy.pipeline.profiling.onnxruntime_bench import OnnxRuntimeBench
 from bitswitch_deploy.pipeline.profiling.profile import schedule_for
+from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
+from bitswitch_deploy.profiling.board.energy import EnergyMeter
 from bitswitch_deploy.profiling.board.host import Host
+from bitswitch_deploy.profiling.board.state import BoardWatch
+from bitswitch_deploy.profiling.feeds import make_feeds
+from bitswitch_deploy.profiling.interleave import Pace, Schedule
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.search.resources import Choices, Resources
 from bitswitch_deploy.tensors import WidthAssignment
@@ -32,6 +46,7 @@ from tests.graph import masters
 from tests.pipeline.conftest import WIDTHS, export_to
 from tests.pipeline.profiling.conftest import MASTER, put_reference, run
 from tests.profiling.board.machines import JETSON_FILES, X86_FILES, machine
+from tests.profiling.board.test_state import Recorded
 from tests.runtime.conftest import MIXED, Packages
 
 
@@ -96,6 +111,7 @@ def test_what_a_layer_of_float_inputs_computes_with(tmp_path: Path) -> None:
         result = run(export_to(tmp_path / name, "x86-cpu", **changes).package)
         found = {(each.operator, each.arithmetic) for each in result.candidates[0].layers}
         assert ("MatMulNBits", arithmetic) in found
+        assert NOTE_ON_NARROW_CODES not in result.notes
 
 
 def test_the_latency_table_holds_what_the_result_says(whole: tuple[ProfileResult, Path]) -> None:
@@ -222,12 +238,48 @@ def test_a_package_that_was_changed_is_not_timed(packages: Packages, tmp_path: P
         ({"latency_table": Path("t"), "batches": (1, 2)}, r"--latency-table: 2 batch sizes"),
         ({"latency_table": Path("t"), "widths": ("mixed",)}, r"--latency-table: no uniform width"),
         ({"latency_table": Path("t"), "master": None}, r"--latency-table: no master at hand"),
+        ({"trace": Path("t"), "batches": (1, 2)}, r"--trace: 2 batch sizes"),
+        ({"target": "jetson-orin-nano"}, r"--target: jetson-orin-nano, and the package is for x86-cpu"),
         ({"engine": "tensorrt"}, r"no tensorrt on this machine(.|\n)*bitswitch-deploy profile own"),
     ],
 )
 def test_what_cannot_be_is_refused(packages: Packages, changes: dict[str, object], message: str) -> None:
     with pytest.raises((UsageError, UnavailableError), match=message):
         run(packages.own, None, **changes)
+
+
+def test_a_batch_that_the_graphs_do_not_take_is_refused_before_anything_is_timed(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+
+    def make_feeds(inputs: object, batch: int) -> dict[str, object]:
+        if batch == 3:
+            raise UsageError(where="--batch", got="3", allowed="1", do="x")
+        return {}
+
+    monkeypatch.setattr(profiling, "make_feeds", make_feeds)
+    monkeypatch.setattr(profiling, "time_batch", lambda bench, paced, *others: timed.append(paced.batch_size))
+    with pytest.raises(UsageError, match="--batch: 3"):
+        run(packages.own, batches=(1, 3))
+    assert timed == []
+
+
+def test_an_error_while_timing_leaves_no_recording_behind(
+    packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trtexec that hangs in the third turn."""
+    recorded = Recorded()
+
+    def time_batch(bench: object, paced: object, schedule: object, watch: BoardWatch, progress: object) -> None:
+        watch.look(warming_up=False)
+        raise UnavailableError(where="trtexec", got="it hangs", allowed="x", do="x")
+
+    monkeypatch.setattr(profiling, "time_batch", time_batch)
+    host = replace(machine(tmp_path, {}), start=lambda words: recorded)
+    with pytest.raises(UnavailableError, match="it hangs"):
+        run(packages.own, host)
+    assert recorded.stops == 1
 
 
 def test_the_target_says_how_long() -> None:
@@ -238,6 +290,62 @@ def test_the_target_says_how_long() -> None:
     assert (short.turns, short.warmup_turns) == (20, 3)
     assert schedule_for(measure, 50.0, turns=7, duration_s=None).warmup_turns == 2
     assert schedule_for(measure, 1000.0, turns=None, duration_s=0.1).turns == 6
+    assert schedule_for(measure, 402.0, turns=None, duration_s=None).turns == 50
+
+
+def test_the_time_is_for_runs_as_long_as_they_are(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two candidates of 1 s and 3 s for a run and one more of warm-up: 4 s for a turn of both, on average."""
+    paces = iter([Pace(runs=1, run_ms=999.0), Pace(runs=1, run_ms=2999.0)])
+    monkeypatch.setattr(steps, "learn_pace", lambda time_runs, turn_ms: next(paces))
+    result = run(packages.own, turns=None, duration_s=40.0, widths=("w8",))
+    assert (result.turns, result.warmup_turns, result.turn_ms) == (10, 2, 4000.0)
+
+
+def test_what_is_not_one_measurement_marks_the_result_and_its_table(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(profiling, "drift", lambda label, medians: f"{label} drifted")
+    monkeypatch.setattr(profiling, "disturbance", lambda statistics: "disturbed")
+    result = run(packages.own, widths=("w8",), latency_table=tmp_path / "table.json")
+    assert read_latency_table(tmp_path / "table.json").unstable == result.unstable
+    assert result.unstable[-3:] == ("w8 at batch 1 drifted", "float32 at batch 1 drifted", "disturbed")
+
+
+def test_energy_is_for_one_inference() -> None:
+    """4 J for runs of 5 samples; 300 ms of measured turns are three runs of 100 ms."""
+    calls: list[int] = []
+    session = SimpleNamespace(time_runs=lambda feeds, runs: calls.append(runs))
+    bench = cast(Bench, SimpleNamespace(sessions={"w8": session}))
+    meter = cast(EnergyMeter, SimpleNamespace(source="x", start=lambda: None, stop=lambda: 4.0))
+    timed = steps.TimedBatch(batch_size=5, feeds={}, turns={"w8": (np.array([100.0]),)})
+    schedule = Schedule(turns=6, warmup_turns=1, turn_ms=50.0)
+    energy = steps.measure_energy(bench, timed, meter, schedule, Silent())["w8"]
+    assert calls == [3]
+    assert energy.millijoules_per_inference == pytest.approx(4000 / 15)
+    assert energy.mean_watts * energy.seconds == pytest.approx(4.0)
+
+
+def test_the_first_run_of_each_profiled_turn_is_left_out(packages: Packages) -> None:
+    (width,) = package_widths(packages.own, read_manifest(packages.own), ["w8"])
+    with ExitStack() as stack:
+        bench = OnnxRuntimeBench(
+            packages.own, read_manifest(packages.own), [width], master=None, threads=1, stack=stack
+        )
+        feeds = make_feeds(bench.sessions["w8"].inputs, 1)
+        profiled = bench.profile(feeds, {"w8": 3})["w8"]
+    assert (len(profiled.runs), len(profiled.plain_ms)) == (30, 30)
+
+
+NOTE_ON_NARROW_CODES = "codes below 8 bits are computed by the same 8-bit kernels: no width is faster for its bits"
+
+
+def test_notes_say_what_the_numbers_need(whole: tuple[ProfileResult, Path]) -> None:
+    result, _ = whole
+    seconds = result.turns * result.turn_ms / 1e3
+    assert result.notes == (
+        f"{seconds:.1f} s for each candidate; the profile of x86-cpu asks for 20 s",
+        NOTE_ON_NARROW_CODES,
+    )
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -313,7 +421,7 @@ def test_trtexec_times_engines_where_there_is_no_python_package(
         "",
         "",
     ]
-    assert (result.engine, result.engine_version, result.turn_ms) == ("trtexec", "10.3.0", 1000.0)
+    assert (result.engine, result.engine_version) == ("trtexec", "10.3.0")
     assert [(each.label, each.statistics.p95_ms) for each in result.candidates[:2]] == [
         ("w8", 2.0),
         ("w4", 1.0),

@@ -28,8 +28,8 @@ from bitswitch_deploy.errors import (
 )
 from bitswitch_deploy.latency_table import read_latency_table
 from bitswitch_deploy.master import master_files, read_master, write_master
-from bitswitch_deploy.pipeline.profiling.profile import ProfileRequest
 from bitswitch_deploy.pipeline.profiling.remote import arguments, profile_there
+from bitswitch_deploy.pipeline.profiling.request import ProfileRequest
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.profiling.board import device_lock
 from bitswitch_deploy.profiling.result import ProfileResult
@@ -363,10 +363,27 @@ def test_a_command_that_fails_there_fails_here_alike(code: int, error: type[Bits
     assert str(found).startswith("ssh://nano: why")
 
 
+def test_the_error_of_the_device_is_said_once(board: Server, packages: Packages) -> None:
+    lines: list[str] = []
+    with pytest.raises(UsageError) as refused:
+        profiled(board, packages.own, lines, batches=(0,))
+    assert str(refused.value).count("--batch: '0'") == 1
+    assert str(refused.value).count("allowed:") == str(refused.value).count("do:") == 1
+    assert refused.value.where == f"{board.address}: --batch"
+    assert lines == []
+
+
 def test_what_can_be_refused_here_is_not_sent(board: Server, packages: Packages, tmp_path: Path) -> None:
     package = Path(shutil.copytree(packages.own, tmp_path / "package"))
-    with pytest.raises(UsageError, match="leave one out"):
-        profiled(board, package, duration_s=1.0)
+    for changes, message in (
+        ({"duration_s": 1.0}, "leave one out"),
+        ({"widths": ("w3",)}, "--widths: w3"),
+        ({"engine": "openvino"}, "--engine: 'openvino'"),
+        ({"target": "jetson-orin-nano"}, "the package is for x86-cpu"),
+        ({"trace": tmp_path / "t", "batches": (1, 2)}, "--trace: 2 batch sizes"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            profiled(board, package, **changes)
     (package / "digits-w4.onnx").write_bytes(b"changed")
     with pytest.raises(CheckFailedError, match=r"digits-w4\.onnx \(changed\)"):
         profiled(board, package)

@@ -81,4 +81,4 @@ def machine(root: Path, files: Mapping[str, str], commands: Mapping[str, str] | 
         line = " ".join(words)
         return next((text for start, text in (commands or {}).items() if line.startswith(start)), None)
 
-    return Host(root=root, run=run, start=lambda words: None)
+    return Host(root=root, run=run, start=lambda words: None, gpu="0")

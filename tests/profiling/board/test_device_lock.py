@@ -64,6 +64,12 @@ def test_other_users_can_open_it(folder: Path) -> None:
         os.umask(before)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / LOCK_NAME)
+    with pytest.raises(OutputError, match="cannot be locked: not a plain file"):
+        alone_on_this_machine().__enter__()
+
+
 def test_a_link_is_not_followed(folder: Path) -> None:
     (folder / LOCK_NAME).symlink_to(folder / "elsewhere")
     with pytest.raises(OutputError, match=r"(?s)cannot be locked.*TMPDIR"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,30 @@ def test_rapl_counts_packages_and_not_their_parts(tmp_path: Path) -> None:
     (tmp_path / COUNTER).write_text("3500000")
     (tmp_path / "sys/class/powercap/intel-rapl:0:0/energy_uj").write_text("3000000")
     assert meter.stop() == 2.5
+
+
+def test_rapl_does_not_count_the_platform_which_holds_the_package(tmp_path: Path) -> None:
+    platform = "sys/class/powercap/intel-rapl:1"
+    host = machine(tmp_path, X86_FILES | {f"{platform}/name": "psys", f"{platform}/energy_uj": "1000000"})
+    meter = find_meter(host, total_rails=(), of_gpu=False)
+    assert meter is not None
+    meter.start()
+    (tmp_path / COUNTER).write_text("3000000")
+    (tmp_path / platform / "energy_uj").write_text("6000000")
+    assert meter.stop() == 2.0
+
+
+@pytest.mark.parametrize(("text", "joules"), [("1000000", 3.0), ("", None)])
+def test_rapl_counts_all_packages_or_none(tmp_path: Path, text: str, joules: float | None) -> None:
+    second = "sys/class/powercap/intel-rapl:1"
+    host = machine(tmp_path, X86_FILES | {f"{second}/name": "package-1", f"{second}/energy_uj": text})
+    meter = find_meter(host, total_rails=(), of_gpu=False)
+    assert (meter is None) == (joules is None)
+    if meter is not None:
+        meter.start()
+        (tmp_path / COUNTER).write_text("3000000")
+        (tmp_path / second / "energy_uj").write_text("2000000")
+        assert meter.stop() == joules
 
 
 def test_a_counter_that_wrapped_around(tmp_path: Path) -> None:
@@ -81,6 +106,16 @@ def test_the_rails_of_the_board_come_first_where_all_are_there(tmp_path: Path) -
     assert joules > 0
     other = find_meter(host, total_rails=("VDD_IN", "VDD_ELSE"), of_gpu=False)
     assert isinstance(other, RaplCounters)
+
+
+def test_a_gpu_that_says_nothing_once_is_no_reading(tmp_path: Path) -> None:
+    """nvidia-smi hangs now and then."""
+    answers = iter([BUSY, BUSY, None])
+    host = replace(machine(tmp_path, {}), run=lambda words: next(answers, None))
+    meter = find_meter(host, total_rails=(), of_gpu=True)
+    assert meter is not None
+    meter.start()
+    assert meter.stop() is None
 
 
 def test_a_gpu_is_asked_where_the_work_runs_on_it(tmp_path: Path) -> None:

@@ -43,6 +43,40 @@ def test_a_processor_thermometer_counts_where_there_are_no_zones(tmp_path: Path)
     assert sensors.temperatures_c(machine(tmp_path, X86_FILES)) == (("coretemp Package id 0", 61.0),)
 
 
+def test_sensors_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Two zones of one type on many a PC, and the cores of two sockets."""
+    files = {"sys/class/hwmon/hwmon2/oc1_event_cnt": "50", "sys/class/hwmon/hwmon5/oc1_event_cnt": "0"}
+    for index, celsius in enumerate((16800, 27800)):
+        files[f"sys/class/thermal/thermal_zone{index}/type"] = "acpitz"
+        files[f"sys/class/thermal/thermal_zone{index}/temp"] = str(celsius)
+        files[f"sys/class/hwmon/hwmon{index}/name"] = "coretemp"
+        files[f"sys/class/hwmon/hwmon{index}/temp2_label"] = "Core 0"
+        files[f"sys/class/hwmon/hwmon{index}/temp2_input"] = str(celsius)
+    host = machine(tmp_path, files)
+    expected = (
+        *(("acpitz (thermal_zone0)", 16.8), ("acpitz (thermal_zone1)", 27.8)),
+        *(("coretemp Core 0 (hwmon0)", 16.8), ("coretemp Core 0 (hwmon1)", 27.8)),
+    )
+    assert sensors.temperatures_c(host) == expected
+    assert sensors.throttle_events(host) == (("over-current oc1 (hwmon2)", 50), ("over-current oc1 (hwmon5)", 0))
+    # the name does not change when the other one is not readable
+    (tmp_path / "sys/class/thermal/thermal_zone1/temp").unlink()
+    assert sensors.temperatures_c(host) == (expected[0], *expected[2:])
+
+
+@pytest.mark.parametrize(("kind", "events"), [("core", 1 + 2 + 4), ("package", 5 + 7)])
+def test_an_event_is_counted_once_and_not_for_each_logical_processor(tmp_path: Path, kind: str, events: int) -> None:
+    """Two packages, the first with two cores, all with two threads."""
+    files = {}
+    for cpu, (package, core) in enumerate([(0, 0), (0, 1), (0, 0), (0, 1), (1, 0), (1, 0)]):
+        folder = f"sys/devices/system/cpu/cpu{cpu}"
+        files[f"{folder}/topology/physical_package_id"] = str(package)
+        files[f"{folder}/topology/core_id"] = str(core)
+        files[f"{folder}/thermal_throttle/core_throttle_count"] = str({(0, 0): 1, (0, 1): 2, (1, 0): 4}[package, core])
+        files[f"{folder}/thermal_throttle/package_throttle_count"] = str((5, 7)[package])
+    assert dict(sensors.throttle_events(machine(tmp_path, files)))[f"thermal throttling, {kind}"] == events
+
+
 def test_throttling_is_counted(tmp_path: Path) -> None:
     assert sensors.throttle_events(machine(tmp_path / "a", JETSON_FILES)) == (
         ("over-current oc1", 0),

@@ -12,7 +12,7 @@ import pytest
 from bitswitch_deploy.profiling.board.state import BoardRecord, BoardWatch
 from tests.profiling.board.machines import JETSON_FILES, X86_FILES, machine
 from tests.profiling.board.test_nvidia_smi import BUSY, IDLE
-from tests.profiling.board.test_tegrastats import JETPACK_6_ORIN_NANO
+from tests.profiling.board.test_tegrastats import JETPACK_6_ORIN_NANO, JETPACK_7_THOR_IDLE
 
 MODE = {"nvpmodel -q": "NV Power Mode: 15W\n0\n"}
 GPU = "sys/class/devfreq/17000000.gpu"
@@ -51,6 +51,14 @@ def test_what_moves_makes_it_unstable(tmp_path: Path, file: str, text: str, reas
     record = watch_jetson(tmp_path, lambda root: (root / file).write_text(text))
     assert record.unstable == (reason,)
     assert not record.is_stable
+
+
+def test_a_counter_that_could_not_be_read_before_tells_no_events(tmp_path: Path) -> None:
+    counter = "sys/class/hwmon/hwmon1/oc3_event_cnt"
+    host = machine(tmp_path, JETSON_FILES | {counter: ""}, MODE)
+    watch = BoardWatch(host, on_gpu=False)
+    (tmp_path / counter).write_text("7")
+    assert watch.end().is_stable
 
 
 @pytest.mark.parametrize(("file", "text"), [(ZONE, "54300"), (f"{GPU}/cur_freq", "880000000")])
@@ -103,22 +111,41 @@ def test_a_gpu_that_is_slowed_down(tmp_path: Path) -> None:
 
 
 def test_a_gpu_whose_clock_and_temperature_move(tmp_path: Path) -> None:
-    answers = iter([IDLE, IDLE, IDLE.replace("210", "1410").replace("31", "39"), IDLE])
+    slower = BUSY.replace("2520", "2310").replace("61,", "69,")
+    answers = iter([IDLE, BUSY, IDLE, slower, IDLE])
     host = replace(machine(tmp_path, {}), run=lambda words: next(answers) if words[0] == "nvidia-smi" else None)
     watch = BoardWatch(host, on_gpu=True, clock=count().__next__)
-    watch.look(warming_up=False)
-    watch.look(warming_up=False)
+    for _ in range(3):
+        watch.look(warming_up=False)
     assert watch.end().unstable == (
-        "temperature GPU 0 moved from 31.0 to 39.0 C, more than 5 C",
-        "clock GPU 0 moved between 210 and 1410 MHz, more than 5%",
+        "temperature GPU 0 moved from 31.0 to 69.0 C, more than 5 C",
+        "clock GPU 0 moved between 2310 and 2520 MHz, more than 5%",
+        "GPU 0: software power cap",
     )
+
+
+def test_a_gpu_that_idles_between_turns_may_clock_down(tmp_path: Path) -> None:
+    """As nvidia-smi, the kernel and tegrastats see it, the last on a board that tells no load."""
+    unlocked = {f"{GPU}/cur_freq": "306000000", f"{GPU}/min_freq": "306000000"}
+    host = machine(tmp_path, JETSON_FILES | unlocked, {"nvidia-smi": IDLE})
+    recorded = Recorded(*(JETPACK_7_THOR_IDLE.replace("[314,314,314]", f"[{mhz}]") for mhz in (1574, 314, 1574)))
+    watch = BoardWatch(replace(host, start=lambda words: recorded), on_gpu=True, clock=count().__next__)
+    watch.look(warming_up=False)
+    machine(tmp_path, {f"{GPU}/cur_freq": "918000000"})
+    watch.look(warming_up=False)
+    record = watch.end()
+    assert [span.name for span in record.clocks_mhz] == ["fastest cpu"]
+    assert record.unstable == ()
+    assert record.unknown == ("clock of the busy GPU",)
 
 
 class Recorded:
     def __init__(self, *lines: str) -> None:
         self.text = "\n".join(lines)
+        self.stops = 0
 
     def stop(self) -> str:
+        self.stops += 1
         return self.text
 
 
@@ -138,6 +165,37 @@ def test_tegrastats_runs_beside_the_measured_turns_only(tmp_path: Path) -> None:
     watch.look(warming_up=False)
     assert started == [("tegrastats", "--interval", "500")]
     assert watch.end().unstable == ("clock tegrastats GR3D moved between 408 and 612 MHz, more than 5%",)
+
+
+def test_tegrastats_does_not_see_the_warm_up_of_the_next_batch(tmp_path: Path) -> None:
+    recordings: list[Recorded] = []
+
+    def start(words: object) -> Recorded:
+        recordings.append(Recorded(JETPACK_6_ORIN_NANO))
+        return recordings[-1]
+
+    watch = BoardWatch(replace(machine(tmp_path, {}), start=start), on_gpu=True, clock=count().__next__)
+    stopped = []
+    for warming_up in (True, False, False, True, True, False):
+        watch.look(warming_up=warming_up)
+        stopped.append([each.stops for each in recordings])
+    assert stopped == [[], [0], [0], [1], [1], [1, 0]]
+    watch.end()
+    assert [each.stops for each in recordings] == [1, 1]
+
+
+def test_an_error_while_measuring_ends_tegrastats(tmp_path: Path) -> None:
+    recorded = Recorded(JETPACK_6_ORIN_NANO)
+    host = replace(machine(tmp_path, {}), start=lambda words: recorded)
+
+    def measure() -> None:
+        with BoardWatch(host, on_gpu=True, clock=count().__next__) as watch:
+            watch.look(warming_up=False)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        measure()
+    assert recorded.stops == 1
 
 
 def test_what_a_machine_does_not_tell_is_said(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_profile_has_spread_interval_reason_layers_board_and_front(report: Exp
         "<strong>w8</strong> faster than float32: 0.750 x its time",
         "<strong>unstable</strong> temperature tj moved",
         "unstable: see Board",
-        "40 of 50 ms for each, 6 before as warm-up",
+        "40 of about 50 ms for each, 6 before as warm-up",
         "<dt>power mode</dt><dd>15W</dd>",
         "the float reference was not validated and has no dot",
         'class="bad">failed',
