@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_engines
-from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, sharing_target
+from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, check_sharing
 from bitswitch_deploy.pipeline.graph_files import GraphFile, graph_stem, write_graph, write_reference
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.look_at_layers import look_at_layers
@@ -79,10 +79,9 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     """
     started = time.monotonic()
     progress = progress or Silent()
-    if request.shared_weights:
-        target = sharing_target(request.target.target)
-        request = replace(request, target=replace(request.target, target=target))
     target = request.target.target
+    if request.shared_weights:
+        check_sharing(target)
     check_passes(target)
     _check_approximations(request)
     check_destination(request.output, force=request.force)
@@ -189,11 +188,13 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     samples = None if width.lowered.large else job.data.test or job.data.calibration
     # before the graph is written: sharing weights uses it up
     look = look_at_layers(master, width.canonical, width.lowered.model, samples) if samples is not None else None
+    graph = _write_graph(job, f"{graph_stem(request.master)}-{assignment.label}.onnx", width)
+    unshared = job.shared.unshared(graph.path) if job.shared else ()
     return _Outcome(
-        graph=_write_graph(job, f"{graph_stem(request.master)}-{assignment.label}.onnx", width),
+        graph=graph,
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
-        changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
+        changes=(*(f"{change.where}: {change.what}" for change in width.changes), *unshared),
         approximations=tuple(sorted(each.value for each in width.lowered.approximations)),
         result=width.result,
         look=look,
