@@ -28,6 +28,7 @@ from bitswitch_deploy.pipeline.graph_files import GraphFile, graph_stem, write_g
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.look_at_layers import look_at_layers
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
+from bitswitch_deploy.pipeline.package_target import stack_facts
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
 from bitswitch_deploy.report.html.export import ExportContent, export_html
@@ -276,14 +277,7 @@ def _manifest(
     return Manifest(
         master_sha256=master.sha256,
         target=target.name,
-        stack=(
-            ("name", target.stack.name),
-            ("engine", target.engine.name),
-            ("engine_version", target.stack.engine_version),
-            ("opset", str(target.stack.opset)),
-            # whoever runs the graphs needs them to get what was validated
-            *target.engine.session,
-        ),
+        stack=stack_facts(target),
         command=request.command,
         tools=_tools(engines),
         files=writer.files,
