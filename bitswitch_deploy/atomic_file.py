@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,8 @@ from bitswitch_deploy.errors import OutputError
 def atomic_writer(path: Path, *, executable: bool = False) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends well: same folder, fsync, rename.
 
-    Of a link the file that it leads to is replaced. A device or a pipe is written to as it is, and stays.
+    The new file has the permissions of the old one. Of a link the file that it leads to is replaced. A device or a pipe
+    is written to as it is, and stays.
 
     Raises:
         OutputError: the folder is missing, not writable or full, or `path` is no name for a file.
@@ -71,16 +75,25 @@ def _refusing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Path, mode: int) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # a name that no other thread, process or container has, whose numbers may be the same
+    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
     try:
         # os.open applies the umask, as for any other new file
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            _keep_permissions(path, file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _keep_permissions(path: Path, descriptor: int) -> None:
+    """Give a new file those of the one that it replaces; what is to be executable stays so."""
+    with contextlib.suppress(OSError):  # there is none, or the file system has no permissions
+        executable = os.fstat(descriptor).st_mode & 0o111
+        os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode) | executable)
 
 
 def replace_file(path: Path, data: bytes, *, executable: bool = False) -> None:

@@ -20,6 +20,8 @@ class Preprocessing:
 
     colour: Pillow mode that an image file is converted to.
     size: (height, width) that an image file is resized to.
+    centre_share: how much of the largest centred part of the image in the shape of `size` is kept and resized, along
+        each side; 0.875 is the usual 224 of 256. None resizes the whole image, whatever its shape.
     """
 
     colour: Literal["L", "RGB"]
@@ -27,11 +29,21 @@ class Preprocessing:
     divide_by: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    centre_share: float | None = None
 
     @property
     def channels(self) -> int:
         """How many each pixel has."""
         return _CHANNELS[self.colour]
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, upper, right and lower edge of the part of an image, in its pixels, that is resized to `size`."""
+        if self.centre_share is None:
+            return 0.0, 0.0, float(width), float(height)
+        rows, columns = self.size
+        scale = self.centre_share * min(width / columns, height / rows)
+        left, upper = (width - scale * columns) / 2, (height - scale * rows) / 2
+        return left, upper, left + scale * columns, upper + scale * rows
 
     def apply(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Network inputs, float32 [n, C, H, W], of raw pixels, uint8 [n, H, W, C], that have the colour and the size.
@@ -66,6 +78,8 @@ class Preprocessing:
             return
         if min(self.size) < 1:
             yield ": size", str(self.size), "height and width of at least 1"
+        if self.centre_share is not None and not 0 < self.centre_share <= 1:
+            yield ": centre_share", str(self.centre_share), "above 0, at most 1, or null"
         with np.errstate(all="ignore"):  # as `apply` computes
             divide_by, mean, std = (np.array(each, np.float32) for each in (self.divide_by, self.mean, self.std))
             ends = (np.array([[0], [255]], np.float32) / divide_by - mean) / std

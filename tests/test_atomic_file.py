@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitswitch_deploy.atomic_file import check_writable, replace_file
+from bitswitch_deploy.atomic_file import atomic_writer, check_writable, replace_file
 from bitswitch_deploy.errors import OutputError
 
 
@@ -27,6 +27,30 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "script").stat().st_mode & 0o777 == 0o750
+
+
+def test_what_is_replaced_leaves_its_permissions(tmp_path: Path) -> None:
+    replace_file(tmp_path / "file", b"old")
+    (tmp_path / "file").chmod(0o600)
+    replace_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    before = os.umask(0o022)
+    try:
+        replace_file(tmp_path / "file", b"script", executable=True)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o711
+
+
+def test_two_writers_of_one_file_do_not_write_into_each_other(tmp_path: Path) -> None:
+    """Threads of a process, and processes of two containers, have one number."""
+    with atomic_writer(tmp_path / "file") as first:
+        first.write(b"one")
+        with atomic_writer(tmp_path / "file") as second:
+            second.write(b"another")
+        assert (tmp_path / "file").read_bytes() == b"another"
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_failure_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,3 +32,25 @@ def test_other_pixels_are_refused(raw: np.ndarray) -> None:
     how = Preprocessing(colour="L", size=(3, 4), divide_by=255.0, mean=(0.5,), std=(0.5,))
     with pytest.raises(DataError, match=r"raw pixels: \w+ \[.*\]\n  allowed: uint8 \[n, 3, 4, 1\], which is L"):
         how.apply(raw)
+
+
+@pytest.mark.parametrize(
+    ("share", "image", "box"),
+    [
+        (None, (500, 375), (0, 0, 500, 375)),
+        (0.8, (500, 250), (150, 25, 350, 225)),
+        (0.5, (80, 40), (30, 10, 50, 30)),
+        (1.0, (30, 80), (0, 25, 30, 55)),
+    ],
+)
+def test_the_part_of_an_image_that_is_resized(
+    share: float | None, image: tuple[int, int], box: tuple[float, ...]
+) -> None:
+    how = Preprocessing(colour="L", size=(4, 4), divide_by=255.0, mean=(0.5,), std=(0.5,), centre_share=share)
+    assert how.box(*image) == pytest.approx(box)
+
+
+@pytest.mark.parametrize(("share", "n_faults"), [(None, 0), (0.875, 0), (1.0, 0), (0.0, 1), (1.01, 1), (-0.5, 1)])
+def test_a_share_that_cannot_be_is_a_fault(share: float | None, n_faults: int) -> None:
+    how = Preprocessing(colour="L", size=(4, 4), divide_by=255.0, mean=(0.5,), std=(0.5,), centre_share=share)
+    assert len(list(how.faults())) == n_faults

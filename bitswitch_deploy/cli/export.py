@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.catalogue import ResolvedTarget, bundled_master, is_target_file, load_target, split_stack
 from bitswitch_deploy.cli.option_types import PATH, FiniteRange
 from bitswitch_deploy.cli.options import (
     chosen_widths,
@@ -78,13 +78,15 @@ def command(
         output=output if output is not None else Path(f"deploy-{resolved.target.name}"),
         widths=chosen_widths(path, bits, mixed),
         approximations=frozenset(map(Approximation, approximations)),
-        command=_command(master, target, bits, mixed, {**options, "approximations": approximations}),
+        command=_command(
+            master, _target_words(target, resolved), bits, mixed, {**options, "approximations": approximations}
+        ),
         **options,  # type: ignore[arg-type]
     )
     with progress_bar() as progress:
         report = export(request, progress)
     if as_json:
-        print(report_to_json(report))
+        print(report_to_json(report), end="")
     else:
         print_report(report, sys.stdout)
     return exit_code(report)
@@ -93,6 +95,13 @@ def command(
 def exit_code(report: ExportReport) -> int:
     """1 when a width lost more accuracy than allowed, else 0."""
     return int(any(verdict.verdict == "failed" for row in report.widths for verdict in row.verdicts))
+
+
+def _target_words(named: str, resolved: ResolvedTarget) -> str:
+    """The target with its stack, which an alias or a name alone does not say on every machine and in every release."""
+    file = split_stack(named)[0]
+    target = resolved.target
+    return f"{file if is_target_file(file) else target.name}@{target.stack.name}"
 
 
 def _command(

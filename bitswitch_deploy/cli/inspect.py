@@ -22,6 +22,6 @@ def command(master: Path | None, as_json: bool) -> None:
     """Show what is in a master file: layers, widths, accuracies, provenance. Reads and checks all of it."""
     summary = describe_master(read_master(master if master is not None else bundled_master()))
     if as_json:
-        print(to_json("bitswitch-master-summary/1", summary))
+        print(to_json("bitswitch-master-summary/1", summary), end="")
     else:
         print_master(summary, sys.stdout)

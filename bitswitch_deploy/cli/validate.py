@@ -38,7 +38,7 @@ def command(
     with progress_bar() as progress:
         outcome = revalidate(package, master=master, target=target, data=data, max_drop=max_drop, progress=progress)
     if as_json:
-        print(to_json("bitswitch-validation/1", outcome))
+        print(to_json("bitswitch-validation/1", outcome), end="")
     else:
         print_validation(outcome.result, outcome.verdicts, sys.stdout)
     return int(any(verdict.verdict == "failed" for verdict in outcome.verdicts))

@@ -31,10 +31,10 @@ def check_destination(destination: Path, *, force: bool) -> None:
     try:
         if not os.path.lexists(destination):
             return
-        is_root = os.path.abspath(destination) == os.path.abspath(os.sep)
-        if is_root or not stat.S_ISDIR(destination.lstat().st_mode):
-            got = "is the root folder" if is_root else "exists and is not a folder"
-            raise _refusal(destination, got, "a new folder", "choose another destination")
+        if not stat.S_ISDIR(destination.lstat().st_mode):
+            raise _refusal(destination, "exists and is not a folder", "a new folder", "choose another destination")
+        if (got := _is_held(destination)) is not None:
+            raise _refusal(destination, got, "a new folder", "name a folder inside it")
         if not any(destination.iterdir()):
             return
     except OSError as exc:
@@ -47,6 +47,18 @@ def check_destination(destination: Path, *, force: bool) -> None:
     if not force:
         do = "use --force to replace it, or choose another destination"
         raise _refusal(destination, "holds a package", "a new folder", do)
+
+
+def _is_held(folder: Path) -> str | None:
+    """Why another folder cannot take the place of this one, or not for those who are in it; None where it can."""
+    if folder.resolve() == Path(os.sep):
+        return "is the root folder"
+    if os.path.ismount(folder):
+        return "is a mount point"
+    with contextlib.suppress(OSError):  # the current folder may be gone
+        if Path.cwd().is_relative_to(folder.resolve()):
+            return "is the current folder, or holds it"
+    return None
 
 
 def check_all_listed(package: Path) -> None:
@@ -93,6 +105,11 @@ def lock_folder(folder: Path) -> int:
         BlockingIOError: it is in use.
         OSError: the folder cannot be opened.
     """
+    return _locked(folder)[0]
+
+
+def _locked(folder: Path) -> tuple[int, bool]:
+    """A descriptor of a folder, and whether the file system has a lock to hold by it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +119,8 @@ def lock_folder(folder: Path) -> int:
     except OSError as exc:
         # NFS does not lock folders: there the pid in the name decides alone
         _log.debug("no lock on %s: %s", folder, exc)
-    return descriptor
+        return descriptor, False
+    return descriptor, True
 
 
 def recover(destination: Path) -> None:
@@ -120,11 +138,30 @@ def recover(destination: Path) -> None:
             if not name.startswith(prefix) or not pid.isdecimal() or _is_in_use(left, int(pid)):
                 continue
             # Another export may clean up at the same time; what stays is tried again by the next one.
-            if kind == "replaced" and not os.path.lexists(destination):
+            if kind == "partial" or is_package(destination):
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                # takes the place of an empty folder as well, and of nothing else
                 with contextlib.suppress(OSError):
                     os.rename(left, destination)
-            else:
-                shutil.rmtree(left, ignore_errors=True)
+
+
+def check_not_written(destination: Path) -> None:
+    """Refuse a destination that another export is writing to: it would be there first.
+
+    Raises:
+        UsageError: there is such an export.
+        OSError: the parent folder cannot be read.
+    """
+    prefix = f".{destination.name}.partial-"
+    with os.scandir(destination.parent) as entries:
+        pids = {
+            name.removeprefix(prefix): name for name in (entry.name for entry in entries) if name.startswith(prefix)
+        }
+    for pid, name in sorted(pids.items()):
+        if pid.isdecimal() and _is_in_use(destination.parent / name, int(pid)):
+            got, allowed = f"process {pid} is writing it already", "one export at a time"
+            raise _refusal(destination, got, allowed, "wait for it, or choose another destination")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -141,14 +178,15 @@ def fsync_folder(folder: Path) -> None:
 
 
 def _is_in_use(folder: Path, pid: int) -> bool:
-    # A pid alone does not tell: each container has its own numbers, and a new one often gets the old number.
-    if pid != os.getpid() and _is_alive(pid):
-        return True
     try:
-        os.close(lock_folder(folder))
+        descriptor, is_certain = _locked(folder)
     except OSError:
         return True
-    return False
+    os.close(descriptor)
+    # A pid tells little: each container has its own numbers, and a new process often gets the old number. It counts
+    # where there are no locks, and while a folder is so new that it may be locked in a moment.
+    is_told_by_pid = not is_certain or not any(folder.iterdir())
+    return is_told_by_pid and pid != os.getpid() and _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:

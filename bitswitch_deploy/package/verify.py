@@ -47,8 +47,9 @@ def read_manifest(package: Path) -> Manifest:
     path = package / MANIFEST
     try:
         if not is_plain_file(package, MANIFEST):
-            got = "not there, or not a plain file" if package.is_dir() else "the folder does not exist"
-            raise _refusal(path, got)
+            if not package.is_dir():
+                raise _refusal(package, "is not a folder" if package.exists() else "the folder does not exist")
+            raise _refusal(path, "not there, or not a plain file")
         with path.open("rb") as file:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
         text = data.decode("utf-8")

@@ -20,7 +20,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from bitswitch_deploy.errors import BitswitchError, OutputError, UsageError
-from bitswitch_deploy.package.destination import check_all_listed, check_destination, fsync_folder, lock_folder, recover
+from bitswitch_deploy.package.destination import (
+    check_all_listed,
+    check_destination,
+    check_not_written,
+    fsync_folder,
+    lock_folder,
+    recover,
+)
 from bitswitch_deploy.package.files import hash_file, is_plain_file
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest, Role, is_inside
 
@@ -39,7 +46,7 @@ class PackageWriter:
         force: replace a package that is there. What is not a package, or holds what no export wrote, is never replaced.
 
     Raises:
-        UsageError: the destination exists (on entry and in `commit`).
+        UsageError: the destination exists (on entry and in `commit`), or is being written without `force`.
         OutputError: the place cannot be written, or is full. Everything written so far is removed.
     """
 
@@ -49,6 +56,7 @@ class PackageWriter:
         self.folder = self._sibling("partial")
         self._force = force
         self._entries: list[FileEntry] = []
+        self._is_made = False
         self._lock: int | None = None
         self._old_handlers: dict[int, Any] = {}
 
@@ -64,12 +72,17 @@ class PackageWriter:
                 do = "wait for it, or choose another destination"
                 got, allowed = "this process is writing it already", "one export at a time"
                 raise UsageError(where=str(self.destination), got=got, allowed=allowed, do=do)
+            if not self._force:
+                check_not_written(self.destination)
             self._catch_termination()
             self.folder.mkdir()
+            self._is_made = True
             self._lock = lock_folder(self.folder)
-        except OSError as exc:
+        except BaseException as exc:  # a signal as well
             self._close()
-            raise self._output_error(exc) from exc
+            if isinstance(exc, OSError):
+                raise self._output_error(exc) from exc
+            raise
         return self
 
     def __exit__(
@@ -206,9 +219,11 @@ class PackageWriter:
             raise ValueError(f"{path!r} is listed already or leaves the package")
 
     def _close(self) -> None:
-        # after `commit` there is no such folder
-        if self._lock is not None:
+        if self._is_made:
+            # after `commit` there is no such folder
             shutil.rmtree(self.folder, ignore_errors=True)
+            self._is_made = False
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
         for number, handler in self._old_handlers.items():

@@ -9,11 +9,14 @@ from pathlib import Path
 from bitswitch_deploy.catalogue import SampleSet, sample_set
 from bitswitch_deploy.errors import DataError, InputFileError, UsageError
 from bitswitch_deploy.master import Master
+from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset, load_dataset
 
 CALIBRATION_SAMPLES = 512
 DEFAULT_KEY = "*"
+# A thousand times what the largest networks have in layers.
+_MAX_MIXED_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +62,13 @@ def load_test_samples(master: Master, data: Path | None, *, limit: int | None = 
 
 
 def bundled_samples(master: Master) -> tuple[str, SampleSet | None]:
-    """The bundled sample set that the master's accuracies name, with its name; None where they name none."""
-    names = sorted({accuracy.dataset for accuracy in master.spec.accuracy})
-    return next(((name, found) for name in names if (found := sample_set(name)) is not None), ("", None))
+    """The bundled sample set that the master was measured on, with its name; None where it was on none."""
+    for accuracy in master.spec.accuracy:
+        found = sample_set(accuracy.dataset)
+        # a name alone may be that of a data set of the user's own
+        if found is not None and hash_file(found.test)[0] == accuracy.dataset_sha256:
+            return accuracy.dataset, found
+    return "", None
 
 
 def number_of_classes(master: Master) -> int | None:
@@ -97,7 +104,7 @@ def parse_bits(text: str) -> tuple[WidthAssignment, ...]:
         UsageError: not a list of different widths in 2..8.
     """
     words = [word.strip() for word in text.split(",")]
-    widths = [int(word) for word in words if word.isdecimal()]
+    widths = [int(word) for word in words if word.isdecimal() and len(word) == 1]
     if (
         len(widths) != len(words)
         or len(set(widths)) != len(widths)
@@ -129,7 +136,9 @@ def read_mixed(path: Path, *, highest: int) -> WidthAssignment:
 
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(1 << 20)
+            text = file.read(_MAX_MIXED_CHARACTERS + 1)
+        if len(text) > _MAX_MIXED_CHARACTERS:
+            raise ValueError(f"more than {_MAX_MIXED_CHARACTERS:,} characters")
         widths = json.loads(text, object_pairs_hook=_unique)
     except (OSError, ValueError, RecursionError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc

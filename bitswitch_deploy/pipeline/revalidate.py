@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
-from bitswitch_deploy.errors import DataError
+from bitswitch_deploy.errors import DataError, GraphError, PackageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.package.manifest import FileEntry
+from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.inputs import load_test_samples
 from bitswitch_deploy.pipeline.package_master import package_master
@@ -19,6 +20,7 @@ from bitswitch_deploy.pipeline.package_target import package_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
 from bitswitch_deploy.target import Target
+from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
 from bitswitch_deploy.validation.hops import ValidationResult, Verdict, WidthResult, judge
 
@@ -42,7 +44,8 @@ def revalidate(
 
     Raises:
         CheckFailedError: a file of the package is not as it was exported.
-        PackageError: the manifest cannot be read or names no graphs.
+        PackageError: the manifest cannot be read, names no graphs or says something else than a graph.
+        GraphError: a graph is no ONNX, or not of an export.
         UsageError: `master` is not the one that the package was made from, or `target` is needed.
         DataError: there is no data, or it does not fit.
     """
@@ -52,17 +55,37 @@ def revalidate(
     if test is None:
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
     profile = package_target(manifest, target)
-    graphs = [entry for entry in manifest.files if entry.role == "graph"]
-    widths = tuple(_validate(package, entry, loaded, profile, test, progress) for entry in graphs)
+    graphs = [(entry, _assignment(package, entry, manifest)) for entry in manifest.files if entry.role == "graph"]
+    if not graphs:
+        raise _refusal(package / MANIFEST, "names no graphs", "at least one graph")
+    widths = tuple(_validate(package / entry.path, each, loaded, profile, test, progress) for entry, each in graphs)
     result = ValidationResult(dataset=test.summary, widths=widths)
     verdicts = judge(result, loaded.spec.accuracy, max_drop=max_drop)
     return Revalidation(package=str(package), target=manifest.target, result=result, verdicts=verdicts)
 
 
-def _validate(
-    package: Path, entry: FileEntry, master: Master, target: Target, test: Dataset, progress: Progress
-) -> WidthResult:
+def _assignment(package: Path, entry: FileEntry, manifest: Manifest) -> WidthAssignment:
+    """What the graph says that it was made for, where the manifest says the same."""
     path = package / entry.path
-    made_from = read_stamp(onnx.load(str(path), load_external_data=False), where=str(path))
-    canonical = canonical_graph(master, made_from.assignment)
-    return WidthValidator(master, canonical, target, test, progress).validate(path)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as exc:
+        do = "export the package again"
+        raise GraphError(where=str(path), got=f"not readable: {exc}", allowed="an ONNX model", do=do) from exc
+    found = read_stamp(model, where=str(path))
+    said = (entry.label, manifest.target, manifest.master_sha256)
+    if (found.assignment.label, found.target, found.master_sha256) != said:
+        got = f"made as {found.assignment.label} for {found.target} from master {found.master_sha256[:12]}"
+        allowed = f"{entry.label} for {manifest.target} from {manifest.master_sha256[:12]}, as the manifest says"
+        raise _refusal(path, got, allowed)
+    return found.assignment
+
+
+def _refusal(path: Path, got: str, allowed: str) -> PackageError:
+    return PackageError(where=str(path), got=got, allowed=allowed, do="export the package again")
+
+
+def _validate(
+    graph: Path, assignment: WidthAssignment, master: Master, target: Target, test: Dataset, progress: Progress
+) -> WidthResult:
+    return WidthValidator(master, canonical_graph(master, assignment), target, test, progress).validate(graph)

@@ -17,7 +17,7 @@ from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.validation.dataset import Dataset
-from bitswitch_deploy.validation.hops import Hop, Runner, WidthResult, WidthUnderTest, validate_hops
+from bitswitch_deploy.validation.hops import Hop, Runner, WidthResult, WidthUnderTest, recorded_accuracy, validate_hops
 
 # Class scores of a hundred thousand ImageNet samples fit; dense outputs are computed again.
 _MAX_REMEMBERED_BYTES = 512 << 20
@@ -41,7 +41,7 @@ class WidthValidator:
     ) -> None:
         assignment = canonical.plan.assignment
         bits = None if assignment.overrides else assignment.default
-        recorded = next((accuracy for accuracy in master.spec.accuracy if accuracy.bits == bits), None)
+        recorded = recorded_accuracy(master.spec.accuracy, bits, samples.summary)
         self._width = WidthUnderTest(label=assignment.label, bits=bits, recorded=recorded)
         with runnable(canonical.model, canonical.large) as model:
             self._reference = _Remembered(ReferenceSession(model, threads=usable_cores()))
@@ -62,7 +62,7 @@ class WidthValidator:
         if self._target.engine.name == "onnxruntime":
             runners["engine"] = self._session(lowered, "all")
         else:
-            not_run["engine"] = f"a {self._target.engine.name} engine runs on its GPU only"
+            not_run["engine"] = f"the accuracy of {self._target.engine.name} engines is not measured"
         return validate_hops(
             runners, self._samples, width=self._width, not_run=not_run, progress=self._progress.advance
         )
@@ -78,7 +78,7 @@ class _Remembered:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._outputs: list[npt.NDArray[Any]] = []
-        self._next = 0
+        self._bytes = self._next = 0
 
     def rewind(self) -> None:
         self._next = 0
@@ -88,6 +88,7 @@ class _Remembered:
         if index < len(self._outputs):
             return self._outputs[index]
         output = self._runner.run(x)
-        if index == len(self._outputs) and sum(kept.nbytes for kept in self._outputs) < _MAX_REMEMBERED_BYTES:
+        if index == len(self._outputs) and self._bytes < _MAX_REMEMBERED_BYTES:
             self._outputs.append(output)
+            self._bytes += output.nbytes
         return output

@@ -1,4 +1,4 @@
-"""The result of `export` as frozen values: the pipeline fills them, table.py and json.py render them."""
+"""The result of `export` as frozen values: the pipeline fills them, the pages and json.py render them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class ExportReport:
     target: name of the target. stack: versions it was lowered for, in words. note: how the target was chosen.
     dataset: what accuracy was measured on; None when there was no data.
     host: processor that the hops ran on, with the instruction sets that decide its integer kernels, and onnxruntime.
-    seconds: wall time of the run.
+    package_path, seconds: where to, and wall time of the run; empty and 0 in the results of a package, which two
+        exports give the same.
     shared_weights, shared_bytes: the file that all graphs read their weights from; empty and 0 where each has its own.
     """
 

@@ -39,11 +39,10 @@ def print_master(summary: MasterSummary, stream: TextIO, *, width: int | None = 
     page.section("Widths")
     rows = []
     for each in summary.widths:
-        accuracy = each.accuracy[0] if each.accuracy else None
-        top1 = f"{accuracy.value:.2f} %" if accuracy else "-"
-        size, n = f"{each.weight_size_bytes:,} bytes", f"{accuracy.n:,}" if accuracy else "-"
-        cells = (str(each.bits), size, top1, n, accuracy.dataset if accuracy else "not recorded")
-        rows.append([(cell, "") for cell in cells])
+        size = f"{each.weight_size_bytes:,} bytes"
+        measured = [(f"{found.value:.2f} %", f"{found.n:,}", found.dataset) for found in each.accuracy]
+        for accuracy in measured or [("-", "-", "not recorded")]:
+            rows.append([(cell, "") for cell in (str(each.bits), size, *accuracy)])
     page.table(_WIDTH_COLUMNS, rows)
     page.section("Layers")
     page.table(_LAYER_COLUMNS, [[(cell, "") for cell in _layer_cells(layer)] for layer in summary.layers])

@@ -63,6 +63,10 @@ class Page:
             grid.add_row(self._text(key, style), self._text(value, style))
         self._print(Padding(grid, (0, 0, 0, 2)))
 
+    def line(self, content: str) -> None:
+        """Print one line, whatever the width."""
+        self._print(self._text(content), unbroken=True)
+
     def command(self, content: str) -> None:
         """Print a command on one line, whatever the width: a broken one cannot be copied."""
         self._print(self._text(f"      {content}", "cyan"), unbroken=True)

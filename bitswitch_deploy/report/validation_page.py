@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from bitswitch_deploy.report.page import Page
-from bitswitch_deploy.validation.hops import HopResult, ValidationResult, Verdict
+from bitswitch_deploy.validation.hops import HopResult, ValidationResult, Verdict, percent_rounded_down
 
 _COLUMNS = (
     ("width", False),
@@ -46,7 +46,7 @@ def _cells(hop: HopResult, verdict: Verdict | None) -> list[tuple[str, str]]:
         hop.label,
         hop.hop,
         _number(hop.top1_percent, "{:.2f}"),
-        _number(hop.agreement_percent, "{:.2f}"),
+        "-" if hop.agreement_percent is None else percent_rounded_down(hop.agreement_percent),
         _number(hop.max_abs_error, "{:.2g}"),
         verdict.verdict if verdict else "",
     )

@@ -26,6 +26,12 @@ from bitswitch_deploy.validation.metrics import HopAccumulator
 Hop = Literal["trained", "canonical", "lowered", "engine"]
 HOPS: tuple[Hop, ...] = get_args(Hop)
 
+# Of the trainer's value, what a network must keep on other data: below half of it labels, the order of the classes or
+# the preprocessing are more likely to be others than the images to be harder.
+_KEPT_SHARE = 0.5
+# Standard errors between two samples of one network that chance does not explain: one case in 700.
+_FAR = 3.0
+
 # Percentages are quotients of integers; their difference may be off by a rounding error, never by a sample.
 ROUNDING_POINTS = 1e-6
 
@@ -150,7 +156,8 @@ def judge(result: ValidationResult, recorded: Sequence[MeasuredAccuracy], *, max
     """Say for the canonical, lowered and engine hop of each width whether its top-1 fell too far.
 
     The baseline is what the trainer recorded at this width if that was on the same samples; otherwise it is the
-    canonical graph on these samples, and the reason says so.
+    canonical graph on these samples, and the reason says so. Where that graph is below the trainer's value by more than
+    chance its own reason says that, too, and below half of the value it fails.
 
     Args:
         result: what was measured.
@@ -243,23 +250,33 @@ class _Baseline:
     """What the hops of a width are held against.
 
     percent: None when there is nothing. why_canonical: why it is the canonical graph, empty when it is the trainer.
+    elsewhere: what the trainer recorded at this width on other data.
     """
 
     percent: float | None
     why_canonical: str = ""
+    elsewhere: MeasuredAccuracy | None = None
 
     @property
     def name(self) -> str:
         return f"of the canonical graph ({self.why_canonical})" if self.why_canonical else "that the trainer recorded"
 
 
+def recorded_accuracy(
+    recorded: Sequence[MeasuredAccuracy], bits: int | None, data: DatasetSummary
+) -> MeasuredAccuracy | None:
+    """What the trainer recorded at a width: on these data if it did, else the first on others; None without any."""
+    at_width = [accuracy for accuracy in recorded if accuracy.bits == bits]
+    here = [accuracy for accuracy in at_width if data.is_known_as(accuracy.dataset_sha256)]
+    return next(iter((*here, *at_width)), None)
+
+
 def _baseline(result: ValidationResult, width: WidthResult, recorded: Sequence[MeasuredAccuracy]) -> _Baseline:
-    at_width = [accuracy for accuracy in recorded if accuracy.bits == width.bits]
-    for accuracy in at_width:
-        if result.dataset.is_known_as(accuracy.dataset_sha256):
-            return _Baseline(percent=accuracy.value)
-    why = "the trainer's value is from other data" if at_width else "the trainer recorded nothing at this width"
-    return _Baseline(percent=width.hop("canonical").top1_percent, why_canonical=why)
+    found = recorded_accuracy(recorded, width.bits, result.dataset)
+    if found is not None and result.dataset.is_known_as(found.dataset_sha256):
+        return _Baseline(percent=found.value)
+    why = "the trainer's value is from other data" if found else "the trainer recorded nothing at this width"
+    return _Baseline(percent=width.hop("canonical").top1_percent, why_canonical=why, elsewhere=found)
 
 
 def _verdict(hop: HopResult, baseline: _Baseline, max_drop: float) -> Verdict:
@@ -269,7 +286,7 @@ def _verdict(hop: HopResult, baseline: _Baseline, max_drop: float) -> Verdict:
     if base is None:
         return _not_judged(hop, f"no baseline: {baseline.why_canonical}, and the canonical graph has no top-1")
     if baseline.why_canonical and hop.hop == "canonical":
-        return _not_judged(hop, f"it is the baseline: {baseline.why_canonical}")
+        return _baseline_verdict(hop, baseline, max_drop)
     drop = base - top1
     reason = (
         f"{top1:.2f} %, {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} the {base:.2f} % {baseline.name}"
@@ -280,6 +297,30 @@ def _verdict(hop: HopResult, baseline: _Baseline, max_drop: float) -> Verdict:
     if failed and 100 / hop.n > max_drop > 0:
         reason += f", while one sample of {hop.n} is already {100 / hop.n:.2g} points"
     return Verdict(label=hop.label, hop=hop.hop, verdict="failed" if failed else "ok", drop_points=drop, reason=reason)
+
+
+def _baseline_verdict(hop: HopResult, baseline: _Baseline, max_drop: float) -> Verdict:
+    """Of the canonical graph where it is the baseline: is it the network that the trainer measured, on such data?"""
+    reason, elsewhere = f"it is the baseline: {baseline.why_canonical}", baseline.elsewhere
+    top1 = hop.top1_percent or 0.0
+    if elsewhere is None or not _is_far_below(top1, hop.n, elsewhere):
+        return _not_judged(hop, reason)
+    drop = elsewhere.value - top1
+    measured = f"{elsewhere.value:.2f} % on {elsewhere.n:,} samples of {elsewhere.dataset}"
+    found = (
+        f"{top1:.2f} %, and {measured}, which is no chance: are labels, order of classes (folders sort as text, 10 "
+        "before 2) and preprocessing those of the training?"
+    )
+    if top1 < _KEPT_SHARE * elsewhere.value and drop > max_drop + ROUNDING_POINTS:
+        return Verdict(label=hop.label, hop=hop.hop, verdict="failed", drop_points=drop, reason=found)
+    return _not_judged(hop, f"{reason}; {found}")
+
+
+def _is_far_below(percent: float, n: int, other: MeasuredAccuracy) -> bool:
+    """Whether `percent` of `n` is below another sample's value by more than chance: test of two proportions, pooled."""
+    pooled = (percent * n + other.value * other.n) / (n + other.n) / 100.0
+    error = 100.0 * math.sqrt(pooled * (1.0 - pooled) * (1.0 / n + 1.0 / other.n))
+    return other.value - percent > _FAR * error
 
 
 def _not_judged(hop: HopResult, reason: str) -> Verdict:

@@ -3,8 +3,9 @@
     photos/cat/0001.png        the class folders in sorted order are classes 0, 1, 2 ...
     photos/dog/0001.jpg        each holds image files, nothing else; hidden files are left out
 
-Images are converted to the colour mode of the master and resized to its size, bilinear as in torchvision, then
-preprocessed. They are decoded a batch at a time, so memory does not grow with the folder.
+Images are converted to the colour mode of the master; the whole of each, or the middle where the master says so, is
+resized to its size, bilinear as in torchvision, then preprocessed. They are decoded a batch at a time, so memory does
+not grow with the folder.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ class FolderSource:
 def read_image_folder(request: DataRequest) -> Samples:
     """Find the images of `request`, see that each is one, and take the digest of their bytes and classes.
 
-    The digest is the SHA-256 of the line `<class> <size>` and the bytes of each file used, in order: it does not
-    depend on file names or on how a version of Pillow decodes.
+    The digest is the SHA-256 of the line `centre` where the middle of each image is taken, and of the line
+    `<class> <size>` and the bytes of each file used, in order: it does not depend on file names or on how a version of
+    Pillow decodes. The trainer takes the same.
 
     Raises:
         DataError: no class folders, an empty one, another number than the network has classes, no image.
@@ -74,7 +76,7 @@ def read_image_folder(request: DataRequest) -> Samples:
     folders = _class_folders(request)
     labelled = [(label, file) for label, folder in enumerate(folders) for file in _files(folder)]
     chosen = [labelled[index] for index in request.pick(len(labelled))]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if preprocessing.centre_share is None else b"centre\n")
     for label, file in chosen:
         data = _checked_bytes(file)
         digest.update(f"{label} {len(data)}\n".encode())
@@ -168,7 +170,8 @@ def _pixels(file: Path, how: Preprocessing) -> npt.NDArray[np.uint8]:
     """Pixels of one image as the network wants them, uint8 [H, W, C]."""
     height, width = how.size
     with _opened(file, file) as image:
-        pixels = np.asarray(image.convert(how.colour).resize((width, height), BILINEAR))
+        box = how.box(image.width, image.height)
+        pixels = np.asarray(image.convert(how.colour).resize((width, height), BILINEAR, box=box))
     return pixels.reshape(height, width, how.channels)
 
 

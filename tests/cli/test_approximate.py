@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bitswitch_deploy.catalogue import bundled_file
 from tests.conftest import Run
 
 BOTH = ("--approximate", "pinned-layers", "--approximate", "full-resolution")
@@ -47,7 +48,7 @@ def test_the_manifest_has_the_command_that_makes_it_again(run: Run, tmp_path: Pa
     assert run(*X86, *BOTH, "--min-agreement", "90.5", "--output", tmp_path / "p").code == 0
     command = json.loads((tmp_path / "p" / "manifest.json").read_text())["command"]
     assert command == [
-        *("bitswitch-deploy", "export", "--target", "x86-cpu", "--bits", "4"),
+        *("bitswitch-deploy", "export", "--target", "x86-cpu@ort-1.23", "--bits", "4"),
         *("--max-drop", "1.0", "--min-agreement", "90.5"),
         *BOTH,
     ]
@@ -69,7 +70,23 @@ def test_a_target_without_the_pass_refuses(run: Run, tmp_path: Path, target: str
     outcome = run("export", "--target", target, "--approximate", "pinned-layers", "--output", tmp_path / "p")
     assert outcome.code == 2
     assert "--approximate: pinned-layers for target " in outcome.err
-    assert "allowed: none" in outcome.err
+    assert "allowed: none\n  do: leave it out, or choose another target" in outcome.err
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_refusal_names_what_the_target_has_no_use_for(run: Run, tmp_path: Path) -> None:
+    text = bundled_file("targets/x86-cpu.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(text.replace("FillContainer, ", ""))
+    outcome = run("export", "--target", tmp_path / "own.yaml", *BOTH, "--output", tmp_path / "p")
+    assert outcome.code == 2
+    assert "error: --approximate: full-resolution for target x86-cpu\n" in outcome.err
+    assert "do: choose one of these, or another target" in outcome.err
+
+
+def test_an_agreement_to_keep_is_refused_where_nothing_is_approximated(run: Run, tmp_path: Path) -> None:
+    outcome = run(*X86, "--strict", "--min-agreement", "99.9", "--output", tmp_path / "p")
+    assert outcome.code == 2
+    assert "--min-agreement: 99.9 with --strict" in outcome.err
     assert not (tmp_path / "p").exists()
 
 

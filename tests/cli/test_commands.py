@@ -92,6 +92,21 @@ def test_the_manifest_has_the_command_that_makes_it_again(run: Run, tmp_path: Pa
     assert graph.read_bytes() == (tmp_path / "q" / graph.name).read_bytes()
 
 
+def test_the_manifest_names_what_an_alias_meant_here_and_every_option(run: Run, tmp_path: Path) -> None:
+    samples = sample_set("digits")
+    assert samples is not None
+    own = tmp_path / "own.yaml"
+    own.write_text(bundled_file("targets/x86-cpu.yaml").read_text())
+    for target, named in (("jetson", "jetson-orin-nano@6.2"), ("cpu", None), (own, f"{own}@ort-1.23")):
+        words = ("--bits", "8", "--data", samples.test, "--calibration", samples.train, "--strict", "--force")
+        assert run("export", "--target", target, *words, "--output", tmp_path / "p").code == 0
+        command = json.loads((tmp_path / "p" / "manifest.json").read_text())["command"]
+        found = command[command.index("--target") + 1]
+        assert found == named or (named is None and found in ("x86-cpu@ort-1.23", "arm64-cpu@ort-1.23"))
+        assert command[command.index("--calibration") + 1] == str(samples.train)
+        assert command[-1] == "--strict"
+
+
 def test_other_data_are_judged_against_the_canonical_graph(run: Run, tmp_path: Path) -> None:
     samples = sample_set("digits")
     assert samples is not None
@@ -169,6 +184,45 @@ def test_data_to_validate_on_are_read_once(
     samples = sample_set("digits")
     assert samples is not None
     assert read == [samples.test]
+
+
+def test_validate_exits_with_1_where_a_width_lost_too_much(run: Run, tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    boasting = replace(master.spec, accuracy=tuple(replace(each, value=100.0) for each in master.spec.accuracy))
+    path = tmp_path / "boasting.safetensors"
+    write_master(assemble_master(spec=boasting, tensors=master.tensors, skeleton=master.skeleton), path)
+    words = ("export", "--target", "x86-cpu", "--bits", "2", "--master", path, "--output", tmp_path / "p")
+    assert run(*words, "--max-drop", "50").code == 0
+    assert run("validate", tmp_path / "p", "--max-drop", "50").code == 0
+    outcome = run("validate", tmp_path / "p", "--max-drop", "0.1")
+    assert outcome.code == 1
+    assert "Failed" in outcome.out
+
+
+def test_labels_of_other_classes_exit_with_1(run: Run, package: Path, tmp_path: Path) -> None:
+    samples = sample_set("digits")
+    assert samples is not None
+    data = dict(np.load(samples.test))
+    np.savez(tmp_path / "shifted.npz", x=data["x"], y=(data["y"] + 1) % 10)
+    outcome = run("validate", package, "--data", tmp_path / "shifted.npz")
+    assert outcome.code == 1
+    assert "order of classes" in " ".join(outcome.out.split())
+
+
+def test_json_ends_with_one_newline(run: Run, package: Path, tmp_path: Path) -> None:
+    export = ("export", "--target", "x86-cpu", "--bits", "8", "--output", tmp_path / "json")
+    for words in (("verify", package), ("validate", package), ("inspect",), export):
+        text = run(*words, "--json").out
+        assert text.endswith("}\n")
+        assert not text.endswith("\n\n")
+
+
+def test_verify_shows_names_that_are_no_text(run: Run, package: Path) -> None:
+    for name in (b"x\xff.txt", b"\rok         digits"):
+        Path(os.fsdecode(bytes(package) + b"/" + name)).touch()
+    outcome = run("verify", package)
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[-3:-1] == ["unexpected ?ok         digits", "unexpected x?.txt"]
 
 
 def test_validate_refuses_another_master(run: Run, package: Path, tmp_path: Path) -> None:

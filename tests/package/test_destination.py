@@ -12,6 +12,7 @@ from bitswitch_deploy.errors import OutputError, UsageError
 from bitswitch_deploy.package.destination import (
     check_all_listed,
     check_destination,
+    check_not_written,
     fsync_folder,
     is_package,
     lock_folder,
@@ -85,15 +86,28 @@ def test_files_links_and_the_root_are_refused(tmp_path: Path, force: bool, expor
         check_destination(Path("/"), force=force)
 
 
-def test_the_current_folder_is_no_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Callable[..., Path]
+@pytest.mark.parametrize("inside", [".", "a", "a/b"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_someone_is_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, force: bool, export: Callable[..., Path]
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    check_destination(Path(), force=False)
-    monkeypatch.chdir(export(tmp_path / "package"))
-    with pytest.raises(UsageError, match="holds a package"):
-        check_destination(Path(), force=False)
+    for place in (tmp_path / "empty", export(tmp_path / "package")):
+        (place / inside).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(place / inside)
+        for name in (place, Path(os.path.relpath(place))):
+            with pytest.raises(
+                UsageError, match=r"is the current folder, or holds it\n.*\n  do: name a folder inside it"
+            ):
+                check_destination(name, force=force)
+        check_destination(Path("new"), force=force)
+
+
+def test_a_mount_point_cannot_be_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mounted")
+    with pytest.raises(UsageError, match=r"mounted: is a mount point\n.*\n  do: name a folder inside it"):
+        check_destination(tmp_path / "mounted", force=False)
+    check_destination(tmp_path / "mounted" / "new", force=False)
 
 
 def test_a_place_that_cannot_be_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +121,14 @@ def test_a_place_that_cannot_be_looked_at_is_said(tmp_path: Path, monkeypatch: p
 
 def test_recovery_removes_what_dead_exports_left(tmp_path: Path, dead_pid: int) -> None:
     kept = [
-        f".p.partial-{os.getppid()}",
         ".p.partial-x",
         ".p.partial-",
         ".other.partial-1",
         "p.partial-1",
         ".p.partial",
     ]
-    for name in (*kept, f".p.partial-{dead_pid}", f".p.partial-{os.getpid()}", f".p.partial-{'9' * 30}"):
+    # the number of a process that lives was another one's in another container
+    for name in (*kept, *(f".p.partial-{pid}" for pid in (dead_pid, os.getpid(), os.getppid(), "9" * 30))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("")
     recover(tmp_path / "p")
@@ -131,6 +145,33 @@ def test_processes_of_other_users_are_alive(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == [".p.partial-1"]
 
 
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_number_counts_without_locks_and_until_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", unsupported)
+    new, older = tmp_path / f".p.partial-{os.getppid()}", tmp_path / ".p.partial-1"
+    new.mkdir()
+    older.mkdir()
+    (older / "file").write_text("")
+    recover(tmp_path / "p")
+    assert (new.exists(), older.exists()) == (True, not has_locks)
+
+
+def test_a_destination_that_is_being_written_is_refused(tmp_path: Path, dead_pid: int) -> None:
+    for name in (".p.partial-x", f".p.partial-{dead_pid}", ".q.partial-1", ".p.replaced-1"):
+        (tmp_path / name).mkdir()
+    check_not_written(tmp_path / "p")
+    lock = lock_folder(tmp_path / f".p.partial-{dead_pid}")
+    with pytest.raises(UsageError, match=f"p: process {dead_pid} is writing it already"):
+        check_not_written(tmp_path / "p")
+    os.close(lock)
+
+
 def test_recovery_leaves_what_is_locked(tmp_path: Path, dead_pid: int) -> None:
     # the pid of an export in another container means nothing here
     folder = tmp_path / f".p.partial-{dead_pid}"
@@ -143,8 +184,13 @@ def test_recovery_leaves_what_is_locked(tmp_path: Path, dead_pid: int) -> None:
     assert not folder.exists()
 
 
-def test_recovery_puts_a_replaced_package_back(tmp_path: Path, dead_pid: int, export: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("is_there", [False, True])
+def test_recovery_puts_a_replaced_package_back(
+    tmp_path: Path, dead_pid: int, export: Callable[..., Path], is_there: bool
+) -> None:
     export(tmp_path / "p").rename(tmp_path / f".p.replaced-{dead_pid}")
+    if is_there:
+        (tmp_path / "p").mkdir()
     recover(tmp_path / "p")
     assert os.listdir(tmp_path) == ["p"]
     assert is_package(tmp_path / "p")
@@ -158,6 +204,17 @@ def test_recovery_removes_a_replaced_package_behind_a_new_one(
     recover(tmp_path / "p")
     assert os.listdir(tmp_path) == ["p"]
     assert (tmp_path / "p" / "graphs" / "w8.onnx").read_text() == "new"
+
+
+def test_recovery_keeps_a_replaced_package_beside_what_is_none(
+    tmp_path: Path, dead_pid: int, export: Callable[..., Path]
+) -> None:
+    replaced = export(tmp_path / "p").rename(tmp_path / f".p.replaced-{dead_pid}")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "notes.txt").write_text("mine")
+    recover(tmp_path / "p")
+    assert is_package(replaced)
+    assert os.listdir(tmp_path / "p") == ["notes.txt"]
 
 
 def test_a_folder_is_locked_once(tmp_path: Path) -> None:

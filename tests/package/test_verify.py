@@ -85,8 +85,13 @@ def test_what_the_board_built_is_left_out(package: Path) -> None:
     assert _states(verify_package(package))[-1] == ("graphs/on_device/w8.plan", "unexpected")
 
 
+def test_a_file_is_no_package(package: Path) -> None:
+    with pytest.raises(PackageError, match=r"package/manifest\.json: is not a folder\n"):
+        read_manifest(package / "manifest.json")
+
+
 def test_a_folder_without_manifest_is_no_package(package: Path, tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match=r"nothing/manifest\.json: the folder does not exist"):
+    with pytest.raises(PackageError, match=r"nothing: the folder does not exist"):
         verify_package(tmp_path / "nothing")
     (package / "manifest.json").rename(package / "other.json")
     with pytest.raises(PackageError, match=r"manifest\.json: not there, or not a plain file"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.package import writer
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.package.writer import PackageWriter
 
@@ -101,6 +102,18 @@ def test_signal_handling_is_put_back(tmp_path: Path, export: Callable[..., Path]
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def test_a_signal_while_the_folder_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path) -> int:
+        assert folder.is_dir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "lock_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt), PackageWriter(tmp_path / "package"):
+        raise AssertionError
+    assert _names(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_a_thread_can_export(tmp_path: Path, export: Callable[..., Path]) -> None:
     thread = threading.Thread(target=export, args=(tmp_path / "package",))
     thread.start()
@@ -125,10 +138,11 @@ def test_a_leftover_of_an_earlier_process_with_the_same_number_is_removed(
     assert _names(tmp_path) == ["package"]
 
 
-def test_the_second_of_two_exports_is_refused(tmp_path: Path) -> None:
-    first, second = (_written(_start(tmp_path / "package", text)) for text in ("first", "second"))
+def test_the_second_of_two_exports_is_refused_at_once(tmp_path: Path) -> None:
+    first = _written(_start(tmp_path / "package", "first"))
+    second = _start(tmp_path / "package", "second")
+    assert f"process {first.pid} is writing it already" in _finish(second)
     assert _finish(first) == ""
-    assert "holds a package" in _finish(second)
     assert (first.returncode, second.returncode) == (0, 2)
     assert read_manifest(tmp_path / "package").target == "first"
     assert verify_package(tmp_path / "package").is_ok

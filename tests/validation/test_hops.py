@@ -22,6 +22,7 @@ from bitswitch_deploy.validation.hops import (
     WidthUnderTest,
     judge,
     percent_rounded_down,
+    recorded_accuracy,
     validate_hops,
 )
 
@@ -196,7 +197,7 @@ def test_a_file_known_to_the_trainer_is_the_same_data() -> None:
 @pytest.mark.parametrize(
     ("recorded", "bits", "why"),
     [
-        ((_recorded(4, 99.0, ELSEWHERE),), 4, "the trainer's value is from other data"),
+        ((_recorded(4, 92.9, ELSEWHERE),), 4, "the trainer's value is from other data"),
         ((_recorded(8, 99.0),), 4, "the trainer recorded nothing at this width"),
         ((_recorded(4, 99.0),), None, "the trainer recorded nothing at this width"),
         ((), 4, "the trainer recorded nothing at this width"),
@@ -211,6 +212,38 @@ def test_otherwise_the_canonical_graph_is_the_baseline_and_it_is_said(
     )
     assert (lowered.verdict, engine.verdict) == ("ok", "failed")
     assert lowered.reason == f"91.50 %, 0.50 points below the 92.00 % of the canonical graph ({why})"
+
+
+@pytest.mark.parametrize(
+    ("here", "n", "max_drop", "verdict", "is_said"),
+    [
+        (0.0, 600, 1.0, "failed", True),  # labels of other classes
+        (0.0, 600, 100.0, "not judged", True),
+        (46.0, 600, 1.0, "failed", True),
+        (46.2, 600, 1.0, "not judged", True),  # harder images
+        (90.9, 5000, 1.0, "not judged", False),  # 2.7 standard errors
+        (90.6, 5000, 1.0, "not judged", True),  # 3.3
+        (0.0, 1, 1.0, "failed", True),
+        (99.0, 600, 1.0, "not judged", False),
+    ],
+)
+def test_what_the_trainer_recorded_on_other_data_is_not_forgotten(
+    here: float, n: int, max_drop: float, verdict: str, is_said: bool
+) -> None:
+    recorded = (_recorded(4, 92.36, ELSEWHERE),)
+    canonical, lowered, _ = judge(_validated(None, here, here, None, n=n), recorded, max_drop=max_drop)
+    assert canonical.verdict == verdict
+    assert ("and 92.36 % on 5,000 samples of full, which is no chance: are labels" in canonical.reason) == is_said
+    assert lowered.verdict == "ok"
+
+
+@pytest.mark.parametrize("bits", [4, None])
+def test_of_several_records_of_a_width_the_one_on_these_data_counts(bits: int | None) -> None:
+    other, same = _recorded(4, 50.0, ELSEWHERE), _recorded(4, 92.0)
+    data = DatasetSummary(name="five", sha256=HERE, n=5, labelled=True)
+    for recorded in ((other, same), (same, other)):
+        assert recorded_accuracy(recorded, bits, data) == (same if bits else None)
+    assert recorded_accuracy((_recorded(8, 1.0), other), 4, data) == other
 
 
 def test_nothing_to_judge_is_said() -> None:

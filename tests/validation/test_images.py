@@ -4,6 +4,7 @@ import errno
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.validation import images
 from bitswitch_deploy.validation.images import read_image_folder
 from bitswitch_deploy.validation.samples import DataRequest
+from tests.validation.conftest import GREY
 
 Image = pytest.importorskip("PIL.Image")
 Make = Callable[..., DataRequest]
@@ -49,6 +51,19 @@ def test_classes_and_files_are_read_in_sorted_order(request_for: Make, photos: P
     # (raw / 10 - 1) / 2
     assert samples.source.read(0, 4)[:, 0, 0, 0].tolist() == [0.0, 0.5, 1.0, 1.5]
     assert samples.source.read(1, 2).tolist() == [[[[0.5, -0.5]]]]
+
+
+def test_the_middle_of_an_image_is_taken_where_the_master_was_trained_so(request_for: Make, tmp_path: Path) -> None:
+    file = _png(tmp_path / "photos" / "ape" / "a.png", [[99, 10, 20, 99]])
+    middle = replace(GREY, centre_share=1.0)
+    samples = read_image_folder(request_for(tmp_path / "photos", classes=1, preprocessing=middle))
+    assert samples.source.read(0, 1).tolist() == [[[[0.0, 0.5]]]]
+    whole = read_image_folder(request_for(tmp_path / "photos", classes=1))
+    assert whole.source.read(0, 1).tolist() != [[[[0.0, 0.5]]]]
+    # the digest that a trainer takes of the same middles
+    content = file.read_bytes()
+    assert samples.sha256 == hashlib.sha256(b"centre\n" + f"0 {len(content)}\n".encode() + content).hexdigest()
+    assert whole.sha256 != samples.sha256
 
 
 def test_the_digest_is_of_bytes_and_classes_not_of_names(request_for: Make, photos: Path) -> None:

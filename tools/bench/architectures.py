@@ -107,7 +107,7 @@ class MobileBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] to [n, channels, h', w']."""
         y = self.body(x)
-        return x + y if self.residual else y
+        return cast(Tensor, x + y if self.residual else y)
 
 
 class MobileNetV3Small(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from bitswitch_deploy.diagnosis.layer_look import LayerLook
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import CheckFailedError, UsageError
 from bitswitch_deploy.graph.model_io import check_file
+from bitswitch_deploy.graph.plan import plan_canonical
 from bitswitch_deploy.graph.stamp import MadeFrom, stamp
 from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import MADE_BY, check_passes
@@ -23,11 +25,12 @@ from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_engines
-from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, sharing_target
+from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, check_sharing
 from bitswitch_deploy.pipeline.graph_files import GraphFile, graph_stem, write_graph, write_reference
 from bitswitch_deploy.pipeline.inputs import ExportData, load_export_data
 from bitswitch_deploy.pipeline.look_at_layers import look_at_layers
 from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
+from bitswitch_deploy.pipeline.package_target import stack_facts
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
 from bitswitch_deploy.report.html.export import ExportContent, export_html
@@ -79,14 +82,15 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     """
     started = time.monotonic()
     progress = progress or Silent()
-    if request.shared_weights:
-        target = sharing_target(request.target.target)
-        request = replace(request, target=replace(request.target, target=target))
     target = request.target.target
+    if request.shared_weights:
+        check_sharing(target)
     check_passes(target)
     _check_approximations(request)
     check_destination(request.output, force=request.force)
     master = read_master(request.master)
+    for assignment in request.widths:
+        plan_canonical(master, assignment)  # what does not fit is refused before the first is worked on
     data = load_export_data(master, data=request.data, calibration=request.calibration)
     with PackageWriter(request.output, force=request.force) as writer:
         shared = SharedWeights(writer, master, graph_stem(request.master)) if request.shared_weights else None
@@ -105,14 +109,16 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
             master_sha256=master.sha256,
             dataset=data.test.summary if data.test else None,
             widths=rows,
-            not_done=(*_validation_not_done(data.test), *engines.not_done),
+            not_done=(*_validation_not_done(request, data.test), *engines.not_done),
             package_path=str(request.output),
             shared_weights=weights,
             shared_bytes=shared.size_bytes if shared else 0,
             seconds=time.monotonic() - started,
             host=host_text(),
         )
-        writer.write(RESULTS, report_to_json(report).encode(), role="results")
+        # two exports give the same results
+        results = replace(report, package_path="", seconds=0.0)
+        writer.write(RESULTS, report_to_json(results).encode(), role="results")
         tools = _tools(engines)
         writer.write(REPORT, _html(request, writer, outcomes, tools, report).encode(), role="report")
         writer.commit(_manifest(request, master, writer, engines, report))
@@ -121,15 +127,20 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 
 def _check_approximations(request: ExportRequest) -> None:
     target = request.target.target
-    useless = [each.value for each in request.approximations if MADE_BY[each] not in target.lowering]
-    if useless or (request.strict and request.approximations):
+    asked = request.approximations
+    if request.strict and (asked or request.min_agreement is not None):
+        option = "--approximate" if asked else "--min-agreement"
+        got = ", ".join(sorted(each.value for each in asked)) if asked else f"{request.min_agreement:g}"
+        do = "leave out one of the two options"
+        raise UsageError(where=option, got=f"{got} with --strict", allowed="none: nothing is approximated", do=do)
+    useless = sorted(each.value for each in asked if MADE_BY[each] not in target.lowering)
+    if useless:
         able = [each.value for each in MADE_BY if each not in EXPORTED and MADE_BY[each] in target.lowering]
-        names = ", ".join(sorted(each.value for each in request.approximations))
         raise UsageError(
             where="--approximate",
-            got=f"{names} {'with --strict' if request.strict else f'for target {target.name}'}",
-            allowed="none" if request.strict or not able else ", ".join(able),
-            do="leave out one of the two options" if request.strict else "choose one of these, or another target",
+            got=f"{', '.join(useless)} for target {target.name}",
+            allowed=", ".join(able) or "none",
+            do="choose one of these, or another target" if able else "leave it out, or choose another target",
         )
 
 
@@ -189,11 +200,13 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     samples = None if width.lowered.large else job.data.test or job.data.calibration
     # before the graph is written: sharing weights uses it up
     look = look_at_layers(master, width.canonical, width.lowered.model, samples) if samples is not None else None
+    graph = _write_graph(job, f"{graph_stem(request.master)}-{assignment.label}.onnx", width)
+    unshared = job.shared.unshared(graph.path) if job.shared else ()
     return _Outcome(
-        graph=_write_graph(job, f"{graph_stem(request.master)}-{assignment.label}.onnx", width),
+        graph=graph,
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
-        changes=tuple(f"{change.where}: {change.what}" for change in width.changes),
+        changes=(*(f"{change.where}: {change.what}" for change in width.changes), *unshared),
         approximations=tuple(sorted(each.value for each in width.lowered.approximations)),
         result=width.result,
         look=look,
@@ -256,14 +269,14 @@ def _rows(
     )
 
 
-def _validation_not_done(test: Dataset | None) -> tuple[NotDone, ...]:
+def _validation_not_done(request: ExportRequest, test: Dataset | None) -> tuple[NotDone, ...]:
     if test is not None:
         return ()
     return (
         NotDone(
             what="validation",
-            why="no data: the master names no bundled sample set and --data was not given",
-            command="bitswitch-deploy validate PACKAGE --data PATH",
+            why="no data: the master was not measured on a bundled sample set, and --data was not given",
+            command=f"bitswitch-deploy validate {shlex.quote(str(request.output))} --data PATH",
         ),
     )
 
@@ -275,14 +288,7 @@ def _manifest(
     return Manifest(
         master_sha256=master.sha256,
         target=target.name,
-        stack=(
-            ("name", target.stack.name),
-            ("engine", target.engine.name),
-            ("engine_version", target.stack.engine_version),
-            ("opset", str(target.stack.opset)),
-            # whoever runs the graphs needs them to get what was validated
-            *target.engine.session,
-        ),
+        stack=stack_facts(target),
         command=request.command,
         tools=_tools(engines),
         files=writer.files,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.lowering.lower import LoweredGraph
-from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
 from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.container import raw_bytes
@@ -22,16 +20,14 @@ from bitswitch_deploy.target import Target
 _ALIGNMENT = 64
 
 
-def sharing_target(target: Target) -> Target:
-    """The target without the pass that stores weights in a form that no graph derives from the master.
-
-    Refused are targets whose runtime takes no arithmetic between a quantized constant and its DequantizeLinear.
+def check_sharing(target: Target) -> None:
+    """Refuse targets whose runtime takes no arithmetic between a quantized constant and its DequantizeLinear.
 
     Raises:
         UsageError: TensorRT, in each of its forms.
     """
     if target.engine.name == "onnxruntime":
-        return replace(target, lowering=tuple(each for each in target.lowering if each != RewriteWeightOnly.__name__))
+        return
     raise UsageError(
         where="--shared-weights",
         got=f"target {target.name}: TensorRT accepts no arithmetic between a quantized constant and its "
@@ -55,6 +51,7 @@ class SharedWeights:
         self._writer, self._master, self.name = writer, master, f"{stem}.weights"
         self._tensors: dict[str, StoredTensor] = {}
         self._graphs: dict[str, SharedModel] = {}
+        self._unshared: dict[str, str] = {}
         self.size_bytes = 0
         (writer.folder / self.name).touch()
 
@@ -67,7 +64,15 @@ class SharedWeights:
         """
         shared = share_weights(lowered, self._master, weight_bits, self)
         self._graphs[path] = shared
+        packed = [name for name in weight_bits if name not in shared.tensors]
+        if packed:
+            said = f"{len(packed)} of {len(weight_bits)} layers keep packed weights of their own in the graph"
+            self._unshared[path] = f"shared weights: {said}"
         return shared.data
+
+    def unshared(self, path: str) -> tuple[str, ...]:
+        """What a graph says of weights that a pass packed into a form that no graph derives; nothing without them."""
+        return (self._unshared[path],) if path in self._unshared else ()
 
     def finish(self) -> str:
         """List the weights file and write its index; return the name of the file.

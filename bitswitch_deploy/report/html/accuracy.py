@@ -21,7 +21,7 @@ from bitswitch_deploy.report.html.document import (
     words,
 )
 from bitswitch_deploy.search.statistics import Interval, wilson
-from bitswitch_deploy.validation.hops import HopResult
+from bitswitch_deploy.validation.hops import HopResult, percent_rounded_down
 
 ABOUT_FRONT = (
     "Filled dots are on the Pareto front: nothing measured is better in both. The thin lines are 95 % intervals of "
@@ -84,7 +84,7 @@ def _accuracy_row(width: WidthRow, hop: HopResult) -> tuple[Cell, ...]:
         number(own.low),
         number(own.high),
         str(hop.n),
-        number(hop.agreement_percent),
+        "-" if hop.agreement_percent is None else percent_rounded_down(hop.agreement_percent),
         Cell(text=verdict or "-", bad=verdict == "failed"),
     )
 

@@ -1,6 +1,6 @@
 """`report.html` of a package: everything that an export has to say, on one page that needs nothing else.
 
-The page holds no time, host or path, so the same package has the same bytes.
+The page holds no time and no host, and no paths but those of commands, so the same export has the same bytes.
 """
 
 from __future__ import annotations

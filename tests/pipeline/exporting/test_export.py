@@ -23,6 +23,7 @@ from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
+from bitswitch_deploy.pipeline.exporting import export as exporting
 from bitswitch_deploy.pipeline.exporting.export import RESULTS
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.graph import masters
@@ -97,7 +98,7 @@ def test_every_hop_agrees_with_the_canonical_graph(exported: Exported) -> None:
             assert engine.agreement_percent is not None
             assert engine.agreement_percent >= 99.5, row
         else:
-            assert "runs on its GPU only" in engine.note
+            assert "engines is not measured" in engine.note
 
 
 def test_the_canonical_graph_has_the_accuracy_that_the_trainer_recorded(exported: Exported) -> None:
@@ -177,6 +178,31 @@ def test_a_mixed_assignment_is_exported_under_its_own_name(tmp_path: Path) -> No
         assert codes.max() > limit // 2
 
 
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        (
+            WidthAssignment(default=8, overrides=(("no.such.layer", 4),)),
+            "layer 'no.such.layer' in the width assignment",
+        ),
+        (WidthAssignment(default=8), "8 bits from a master of 4 bits"),
+    ],
+)
+def test_what_does_not_fit_the_master_is_refused_before_any_width_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignment: WidthAssignment, said: str
+) -> None:
+    monkeypatch.setattr(exporting, "lower_width", lambda *_, **__: pytest.fail("a width was made"))
+    small = bundled_file("calibration/cifar10/resnet20-432.safetensors")
+    with pytest.raises(UsageError, match=said):
+        export_to(tmp_path / "p", "x86-cpu", master=small, widths=(*WIDTHS[2:], assignment))
+
+
+def test_two_exports_have_one_manifest(tmp_path: Path) -> None:
+    first, second = (export_to(tmp_path / name, "x86-cpu", widths=WIDTHS[:1]).package for name in ("p", "q"))
+    for name in ("manifest.json", RESULTS, "report.html"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
 def test_a_width_that_was_not_trained_says_so(tmp_path: Path) -> None:
     report = export_to(tmp_path / "p", "jetson", widths=(WidthAssignment(default=5),)).report
     (row,) = report.widths
@@ -209,7 +235,8 @@ def test_without_data_the_graphs_are_exported_and_the_gap_is_said(tmp_path: Path
     report = export_to(tmp_path / "p", "jetson", master=path, widths=WIDTHS[:1]).report
     assert report.dataset is None
     assert report.widths[0].hops == ()
-    assert "validation" in [step.what for step in report.not_done]
+    (step,) = (step for step in report.not_done if step.what == "validation")
+    assert step.command == f"bitswitch-deploy validate {tmp_path / 'p'} --data PATH"
     assert any("no calibration samples" in change for change in report.widths[0].changes)
 
 

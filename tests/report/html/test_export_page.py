@@ -9,6 +9,8 @@ from bitswitch_deploy.diagnosis.layer_look import LayerLook
 from bitswitch_deploy.diagnosis.layer_statistics import LayerStatistics, WeightStatistics
 from bitswitch_deploy.package.manifest import FileEntry
 from bitswitch_deploy.report.export_report import ExportReport
+from bitswitch_deploy.report.html.accuracy import accuracy_section, size_section
+from bitswitch_deploy.report.html.document import Table
 from bitswitch_deploy.report.html.export import ExportContent, export_html
 from tests.report.html.drawings import dots, drawings
 
@@ -46,6 +48,19 @@ def test_everything_that_an_export_has_to_say(report: ExportReport) -> None:
     assert len(drawings(page, "share")) == 2
     (histogram,) = drawings(page, "histogram")
     assert len(histogram.lines("bar")[0]) == 4 * 32
+
+
+def test_each_number_of_a_table_stands_in_its_own_column(report: ExportReport) -> None:
+    table = accuracy_section(report).blocks[-1]
+    assert isinstance(table, Table)
+    lowered = [[cell.text for cell in each] for each in table.rows if each[1].text == "lowered"]
+    assert lowered[0] == ["w8", "lowered", "92.15", "90.37", "93.71", "1000", "99.99", "ok"]
+    assert lowered[1][-2:] == ["99.99", "failed"]
+    wide = replace(report, widths=(report.widths[0], replace(report.widths[1], size_bytes=78_100)))
+    table = size_section(wide).blocks[0]
+    assert isinstance(table, Table)
+    for each, share in zip(table.rows, ("100.0", "25.0"), strict=True):
+        assert f"{share} % of the largest" in str(each[-1].bar)
 
 
 def test_equal_content_gives_equal_text_without_time_and_place(report: ExportReport) -> None:
