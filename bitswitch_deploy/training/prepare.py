@@ -17,9 +17,10 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ from bitswitch_deploy.training.layers import (
 from bitswitch_deploy.training.tracing import Trace, trace_calls
 
 Decision = Literal["quantized", "pinned", "float", "switchable"]
+ScaleOf = Literal["per_channel", "per_tensor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,21 +62,48 @@ class PrepareOptions:
     widths: tuple[int, ...] = (8, 6, 4, 2)
     rounding: Rounding = Rounding.HALF_UP
     activation_container: Container = "int8"
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    granularity: ScaleOf = "per_channel"
     pin_ends: bool = True
     pin: tuple[str, ...] = ()
     signed: tuple[tuple[str, bool], ...] = ()
     weight_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise _no_option(name, getattr(self, name), ", ".join(allowed), "use one of these")
+        object.__setattr__(self, "rounding", Rounding(self.rounding))  # the text of a member is equal to it, and none
+        for name, (is_entry, example) in _ENTRIES.items():
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)) or not all(is_entry(entry) for entry in value):
+                raise _no_option(name, value, f"a tuple like {example}", "write it so")
+            object.__setattr__(self, name, tuple(value))
         ordered = sorted(set(self.widths), reverse=True)
         if not self.widths or list(self.widths) != ordered or not all(MIN_BITS <= b <= MAX_BITS for b in ordered):
-            raise UsageError(
-                where="widths",
-                got=f"{self.widths}",
-                allowed=f"different widths from {MIN_BITS} to {MAX_BITS} bits, highest first",
-                do="write them like (8, 6, 4, 2)",
-            )
+            allowed = f"different widths from {MIN_BITS} to {MAX_BITS} bits, highest first"
+            raise _no_option("widths", self.widths, allowed, "write them like (8, 6, 4, 2)")
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, (tuple, list)) and [type(each) for each in entry] == [str, bool]
+
+
+# options with a closed set of values, and those that are tuples: what an entry is, and an example
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "rounding": tuple(rule.value for rule in Rounding),
+    "activation_container": get_args(Container),
+    "granularity": get_args(ScaleOf),
+}
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "widths": (lambda entry: type(entry) is int, "(8, 6, 4, 2), of whole numbers"),
+    "pin": (lambda entry: isinstance(entry, str), "('layer1.*',), of names or patterns"),
+    "signed": (_is_pair, "(('layer1.conv1', True),), of names with True or False"),
+    "weight_only": (lambda entry: isinstance(entry, str), "('layer1.*',), of names or patterns"),
+}
+
+
+def _no_option(where: str, got: object, allowed: str, do: str) -> UsageError:
+    return UsageError(where=where, got=f"{got!r}", allowed=allowed, do=do)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

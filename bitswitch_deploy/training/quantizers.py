@@ -133,7 +133,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.granularity = granularity
-        self.rounding = rounding
+        self.rounding = Rounding(rounding)  # a text that equals a member is none
         self.scale = nn.Parameter(_initial_weight_scale(weight.detach(), bits, granularity))
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:

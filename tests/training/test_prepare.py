@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.layers import (
     QUANTIZED_LAYERS,
     QuantConv2d,
@@ -275,6 +276,32 @@ class TestPrepare:
     def test_widths_must_descend_within_2_to_8(self, widths: tuple[int, ...]) -> None:
         with pytest.raises(UsageError, match="highest first"):
             PrepareOptions(widths=widths)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"rounding": "half-up"}, "rounding: 'half-up'\n  allowed: half_up, half_even"),
+            ({"granularity": "per-channel"}, "granularity: 'per-channel'\n  allowed: per_channel, per_tensor"),
+            ({"activation_container": "int-8"}, "activation_container: 'int-8'\n  allowed: uint8, int8"),
+            ({"widths": (8.0, 4)}, r"widths: \(8\.0, 4\)\n  allowed: a tuple like \(8, 6, 4, 2\), of whole numbers"),
+            ({"widths": 8}, "widths: 8\n  allowed: a tuple"),
+            ({"pin": "7"}, "pin: '7'\n  allowed: a tuple"),
+            ({"weight_only": (7,)}, r"weight_only: \(7,\)\n  allowed: a tuple"),
+            ({"signed": {"3": True}}, r"signed: \{'3': True\}\n  allowed: a tuple"),
+            ({"signed": (("3", 1),)}, r"signed: \(\('3', 1\),\)\n  allowed: a tuple"),
+        ],
+    )
+    def test_an_option_that_is_none_is_refused(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            PrepareOptions(**options)
+
+    def test_a_rounding_rule_by_its_text_is_the_rule(self) -> None:
+        options = PrepareOptions(rounding="half_up", widths=[8, 4])  # type: ignore[arg-type]
+        assert options.rounding is Rounding.HALF_UP
+        assert options == PrepareOptions(widths=(8, 4))
+        layer = prepare(conv_net(), IMAGES, options).model[3]  # type: ignore[index]
+        assert isinstance(layer, QuantConv2d)
+        assert layer.weight_quantizer.rounding is Rounding.HALF_UP
 
 
 class TestSetWidth:
