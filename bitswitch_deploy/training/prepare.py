@@ -16,11 +16,10 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from bitswitch_deploy.training.layers import (
     QUANTIZED_LAYERS,
     LayerQuantization,
     SwitchableBatchNorm,
+    copied,
     is_batchnorm,
     quantized_from,
     replace_modules,
@@ -144,7 +144,7 @@ def prepare(
     """
     options = options or PrepareOptions()
     _check_float(model)
-    model = _unwrapped(copy.deepcopy(model))
+    model = _unwrapped(copied(model))
     trace = trace_calls(model, example_input, _is_watched)
     options = _without_patterns(options, model)
     report = decide_layers(model, trace, options)
@@ -172,11 +172,15 @@ def prepare(
 def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
     """Let every quantized layer of a prepared network compute at `width`, BatchNorm copies included.
 
+    Layers have the names that they have in the prepared network, whatever DataParallel, DistributedDataParallel and
+    torch.compile put around it or its parts.
+
     Raises:
-        UsageError: a width that was not trained, or an override that names no quantized layer.
+        UsageError: a width that was not trained, an override that names no quantized layer, or overrides on a network
+            that has the prepared one as a part.
     """
     assignment = width if isinstance(width, WidthAssignment) else WidthAssignment(default=width)
-    modules = dict(model.named_modules())
+    modules = _without_wrappers(model)
     layers = {path: module for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS)}
     norms = [module for module in modules.values() if isinstance(module, SwitchableBatchNorm)]
     trained = {bits for layer in layers.values() for bits in layer.input_quantizer.widths}
@@ -186,6 +190,14 @@ def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
             raise UsageError(where=where, got=f"{bits} bits", allowed=allowed, do="choose a width that is trained")
     for name, _ in assignment.overrides:
         _require_known(name, tuple(layers), "width of a layer")
+    strays = {norm.partner for norm in norms} - {None, *layers} if assignment.overrides else set()
+    if strays:
+        raise UsageError(
+            where="widths of single layers",
+            got=f"a BatchNorm that goes with layer {min(map(str, strays))}, which has another name here",
+            allowed="the network that prepare gave, or what DataParallel or torch.compile make of it",
+            do="set them on that network itself, not on one that it is a part of",
+        )
     for path, layer in layers.items():
         layer.bits = assignment.bits_of(path)
     for norm in norms:
@@ -290,13 +302,36 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """The network without wrappers, in place: neither the exporter nor a width that changes goes through them."""
 
     def inner(_: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, OptimizedModule):
-            return _unwrapped(module._orig_mod)
-        if isinstance(module, (nn.DataParallel, DistributedDataParallel)):
-            return _unwrapped(module.module)
-        return None
+        wrapped = _wrapped(module)
+        return None if wrapped is None else _unwrapped(wrapped)
 
     return replace_modules(model, inner)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """What a wrapper is around; None: it is none."""
+    if isinstance(module, OptimizedModule):
+        return cast(nn.Module, module._orig_mod)
+    return module.module if isinstance(module, (nn.DataParallel, DistributedDataParallel)) else None
+
+
+def _without_wrappers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network by the paths that they have without wrappers; each once, by its first path."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        while (wrapped := _wrapped(module)) is not None:
+            module = wrapped
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found[path] = module
+        for name, child in module.named_children():
+            visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return found
 
 
 def _disable_fused_transformers(model: nn.Module) -> None:

@@ -187,8 +187,9 @@ class ActivationQuantizer(nn.Module):
     State: `scales.<i>`, one scalar parameter for each of `widths` (separate, so that Adam's momentum moves only the
     scale that was used); `initialised` [len(widths)], True once the first training batch of that width has set its
     scale to 2 * mean|x| / sqrt(p); `signed`, a scalar of -1 (first batch decides: signed when the input of its first
-    call holds a negative number), 0 or 1. A negative number in a further call of that batch is refused where the first
-    call had none; in later batches it is clipped to 0, as the network is trained to.
+    call holds a negative number), 0 or 1. An input of zeros, or with NaN, decides nothing and passes as it is. A
+    negative number in a further call of that batch is refused where the first call had none; in later batches it is
+    clipped to 0, as the network is trained to.
 
     Args:
         name: module path of the layer, for messages. widths: trained widths, highest first.
@@ -264,8 +265,8 @@ class ActivationQuantizer(nn.Module):
                 has negative numbers after its first call had none.
         """
         index = self.widths.index(bits)
-        if not (self._seen[index] or self.seen[index]):
-            self._initialise(x.detach().float(), index)
+        if not (self._seen[index] or self.seen[index]) and not self._initialise(x.detach().float(), index):
+            return x.float()
         if self._calls_to_watch and self.training:
             self._watch_sign(x.detach())
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
@@ -284,17 +285,26 @@ class ActivationQuantizer(nn.Module):
         return positive(torch.stack([scale.detach() for scale in self.scales]))
 
     @torch.no_grad()
-    def _initialise(self, x: Tensor, index: int) -> None:
+    def _initialise(self, x: Tensor, index: int) -> bool:
+        """Let a batch set the scale of a width; False where it cannot, and the input passes as it is.
+
+        Zeros, as in a dry run or behind a BatchNorm that begins at 0, have the same codes at any scale and sign. Of a
+        batch with NaN whoever reads its loss says so.
+        """
         bits = self.widths[index]
         if not self.training:
             raise self._unseen(f"{bits} bits have")
+        size = averaged(x.abs().mean())
+        if not 0.0 < float(size) < math.inf:
+            return False
         if self._sign == _UNDECIDED:
             self.signed.fill_(_SIGNED if float(smallest(x.min())) < 0 else _UNSIGNED)
             self._remember_state()
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
-        self.scales[index].copy_((2 * averaged(x.abs().mean()) / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
+        self.scales[index].copy_((2 * size / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
         self.initialised[index] = True
         self._remember_state()
+        return True
 
     def _watch_sign(self, x: Tensor) -> None:
         """See that a call of the first batch fits the sign that its first call decided."""
@@ -327,7 +337,7 @@ class ActivationQuantizer(nn.Module):
     def _unseen(self, what: str) -> UsageError:
         return UsageError(
             where=f"input scales of layer {self.name}",
-            got=f"{what} seen no training batch",
+            got=f"{what} seen no training batch with numbers other than 0",
             allowed="scales that every trained width has initialised",
             do="run one batch in training mode at each width, or load a checkpoint; a layer that is registered in "
             "the network but never called cannot be quantized: pin it",

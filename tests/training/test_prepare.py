@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from bitswitch_deploy.training.layers import (
     SwitchableBatchNorm,
     SwitchableBatchNorm1d,
     SwitchableBatchNorm2d,
+    float_skeleton,
 )
 from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, prepare, set_width
 
@@ -268,6 +270,36 @@ class TestPrepare:
         model(torch.zeros(2, 3))
         assert quantized(prepare(model, (torch.zeros(2, 3),))) == ["1"]
 
+    def test_what_a_network_keeps_of_a_call_is_copied_with_it(self) -> None:
+        class Keeping(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+                self.kept: dict[str, list[Tensor]] = {}
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.kept = {"features": [self.layers[0](x)]}
+                result: Tensor = self.layers[2](self.layers[1](self.kept["features"][0]))
+                return result
+
+        model = Keeping()
+        model(torch.ones(2, 4))
+        network = prepare(model, (torch.ones(2, 4),))
+        network.model.train()(torch.ones(2, 4)).sum().backward()
+        skeleton = float_skeleton(network.model)
+        kept = network.model.kept["features"][0]  # type: ignore[index, union-attr]
+        assert isinstance(kept, Tensor)
+        assert kept.grad_fn is not None
+        copy = skeleton.kept["features"][0]  # type: ignore[index, union-attr]
+        assert isinstance(copy, Tensor)
+        torch.testing.assert_close(copy, kept.detach())
+        assert not copy.requires_grad
+
+    @pytest.mark.parametrize("shapes", [[()], [(2, 4), ()], [(1, 4), (5, 4)], [(0, 4)], []])
+    def test_an_example_without_a_batch_is_refused(self, shapes: list[tuple[int, ...]]) -> None:
+        with pytest.raises(UsageError, match=r"example_input: shapes .*\n  allowed: \[batch, \.\.\.\] each"):
+            prepare(conv_net(), tuple(torch.zeros(shape) for shape in shapes))
+
     def test_half_precision_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"parameter 0\.weight: dtype torch\.float64"):
             prepare(conv_net().double(), IMAGES)
@@ -342,6 +374,22 @@ class TestSetWidth:
     def test_an_override_of_a_pinned_layer_is_refused(self) -> None:
         with pytest.raises(UsageError, match="no layer is called '0'\n  allowed: 3, 5, 7"):
             set_width(self.prepared(), WidthAssignment(default=8, overrides=(("0", 4),)))
+
+    @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+    def test_names_are_those_inside_of_wrappers(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        model = self.prepared()
+        set_width(wrap(model), WidthAssignment(default=4, overrides=(("3", 2),)))
+        assert self.widths(model) == {"1": 2, "3": 2, "4": 2, "5": 4, "7": 4, "8": 4}
+        model[3] = wrap(model[3])  # type: ignore[operator, index]
+        set_width(model, WidthAssignment(default=4, overrides=(("3", 8),)))
+        assert set(self.widths(model).values()) == {8, 4}
+        assert (model[1].bits, model[4].bits) == (8, 8)  # type: ignore[index]
+
+    def test_layers_of_a_part_have_no_widths_of_their_own(self) -> None:
+        whole = nn.Sequential(nn.Identity(), self.prepared())
+        set_width(whole, 4)
+        with pytest.raises(UsageError, match="a BatchNorm that goes with layer 3, which has another name here"):
+            set_width(whole, WidthAssignment(default=8, overrides=(("1.3", 2),)))
 
     def test_a_float_network_is_refused(self) -> None:
         with pytest.raises(UsageError, match="the network is not prepared"):
