@@ -29,12 +29,14 @@ from torch.nn.parallel import DistributedDataParallel
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master.spec import Container
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, PER_TENSOR, Granularity, Rounding, WidthAssignment
+from bitswitch_deploy.training.capture import capture_skeleton, check_layers
 from bitswitch_deploy.training.layers import (
     QUANTIZED_CLASS,
     QUANTIZED_LAYERS,
     LayerQuantization,
     SwitchableBatchNorm,
     copied,
+    float_skeleton,
     is_batchnorm,
     quantized_from,
     replace_modules,
@@ -129,18 +131,25 @@ class PreparedNetwork:
 
 
 def prepare(
-    model: nn.Module, example_input: tuple[Tensor, ...], options: PrepareOptions | None = None
+    model: nn.Module,
+    example_input: tuple[Tensor, ...],
+    options: PrepareOptions | None = None,
+    *,
+    check_export: bool = True,
 ) -> PreparedNetwork:
     """A copy of a float network with quantized layers and switchable BatchNorm; `model` is left as it is.
 
     Args:
         model: float32 network. example_input: inputs of one call, [batch, ...] each; run once in evaluation mode.
         options: None means the defaults of `PrepareOptions`.
+        check_export: capture the network as `save_master` will, so that what it refuses is known before the training;
+            seconds, and more for a deep network.
 
     Raises:
         UsageError: the network is prepared already, is not float32, has lazy layers that never ran, computes a weight
-            by a hook, does not run on the example, has no layer to quantize, or `pin`, `signed` or `weight_only` names
-            a layer that is not there.
+            by a hook, does not run on the example, has no layer to quantize, is itself a layer, cannot be exported, or
+            `pin`, `signed` or `weight_only` names a layer that is not there.
+        GraphError: a quantized layer is not one operator of the exported graph.
     """
     options = options or PrepareOptions()
     _check_float(model)
@@ -149,6 +158,13 @@ def prepare(
     options = _without_patterns(options, model)
     report = decide_layers(model, trace, options)
     decisions = {entry.name: entry for entry in report}
+    if type(model) in QUANTIZED_CLASS:
+        raise UsageError(
+            where=type(model).__name__,
+            got="a single layer, which has no name",
+            allowed="a network of layers",
+            do="wrap it: nn.Sequential(layer)",
+        )
     if not any(entry.decision == "quantized" for entry in report):
         raise UsageError(
             where=type(model).__name__,
@@ -166,6 +182,8 @@ def prepare(
 
     prepared = replace_modules(model, replacement)
     _disable_fused_transformers(prepared)
+    if check_export:
+        _check_export(prepared, example_input)
     return PreparedNetwork(model=prepared, options=options, report=report)
 
 
@@ -334,6 +352,11 @@ def _without_wrappers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def _check_export(prepared: nn.Module, example_input: tuple[Tensor, ...]) -> None:
+    captured = capture_skeleton(float_skeleton(prepared).cpu().eval(), tuple(each.cpu() for each in example_input))
+    check_layers(captured, (path for path, module in prepared.named_modules() if isinstance(module, QUANTIZED_LAYERS)))
+
+
 def _disable_fused_transformers(model: nn.Module) -> None:
     """The fused path of nn.TransformerEncoderLayer reads the weights of its linear layers and would skip theirs."""
     for module in model.modules():
@@ -354,7 +377,7 @@ def _check_float(model: nn.Module) -> None:
                 allowed="a weight that is a parameter, or computed by torch.nn.utils.parametrizations",
                 do="make it permanent: remove_weight_norm, remove_spectral_norm or prune.remove",
             )
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise UsageError(
                 where=f"parameter {name}",
@@ -362,7 +385,8 @@ def _check_float(model: nn.Module) -> None:
                 allowed="a network that has run",
                 do="call it once on an example first",
             )
-        if parameter.dtype != torch.float32:
+        is_parameter = isinstance(parameter, nn.Parameter)
+        if parameter.dtype != torch.float32 and (is_parameter or parameter.is_floating_point()):
             raise UsageError(
                 where=f"parameter {name}", got=f"dtype {parameter.dtype}", allowed="float32", do="call model.float()"
             )

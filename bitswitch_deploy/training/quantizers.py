@@ -187,7 +187,8 @@ class ActivationQuantizer(nn.Module):
     State: `scales.<i>`, one scalar parameter for each of `widths` (separate, so that Adam's momentum moves only the
     scale that was used); `initialised` [len(widths)], True once the first training batch of that width has set its
     scale to 2 * mean|x| / sqrt(p); `signed`, a scalar of -1 (first batch decides: signed when the input of its first
-    call holds a negative number), 0 or 1. An input of zeros, or with NaN, decides nothing and passes as it is. A
+    call holds a negative number), 0 or 1. An input of zeros, or with NaN, decides nothing and passes as it is; of
+    zeros at one width the scale of another says how large it is. A
     negative number in a further call of that batch is refused where the first call had none; in later batches it is
     clipped to 0, as the network is trained to.
 
@@ -288,13 +289,16 @@ class ActivationQuantizer(nn.Module):
     def _initialise(self, x: Tensor, index: int) -> bool:
         """Let a batch set the scale of a width; False where it cannot, and the input passes as it is.
 
-        Zeros, as in a dry run or behind a BatchNorm that begins at 0, have the same codes at any scale and sign. Of a
+        Zeros, as in a dry run or behind a BatchNorm that begins at 0, have the same codes at any scale and sign. Where
+        a layer before has lost all its codes at this width alone, the numbers of another width stand for them. Of a
         batch with NaN whoever reads its loss says so.
         """
         bits = self.widths[index]
         if not self.training:
             raise self._unseen(f"{bits} bits have")
         size = averaged(x.abs().mean())
+        if float(size) == 0.0 and any(self._seen):
+            size = self._mean_of_seen(index)
         if not 0.0 < float(size) < math.inf:
             return False
         if self._sign == _UNDECIDED:
@@ -305,6 +309,13 @@ class ActivationQuantizer(nn.Module):
         self.initialised[index] = True
         self._remember_state()
         return True
+
+    def _mean_of_seen(self, index: int) -> Tensor:
+        """Mean|x| by the scale of the nearest width above that is set, or of the highest one that is."""
+        seen = [place for place, done in enumerate(self._seen) if done]
+        nearest = max((place for place in seen if place < index), default=seen[0])
+        limits = activation_range(self.widths[nearest], signed=self.is_signed, container=self.container)
+        return positive(self.scales[nearest].detach()) * math.sqrt(limits.high) / 2
 
     def _watch_sign(self, x: Tensor) -> None:
         """See that a call of the first batch fits the sign that its first call decided."""

@@ -94,7 +94,7 @@ def _run(session: Session) -> TrainedNetwork:
     run = _Run(session=session, dataset=dataset, classes=classes, saved=saved, origin=origin, runs=runs, log=log)
     log.write("start", **started, step=saved.get("step", 0), **parent_entry(saved), **origin_entry(origin))
     model, float_top1 = run.float_network(model)
-    prepared = prepare(model, (_example(recipe),), recipe.quantization)
+    prepared = prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
     if origin:
         carry_over(origin, prepared, recipe, str(session.start_from))
     run.log.write("prepared", layers={each.name: f"{each.decision}: {each.reason}" for each in prepared.report})

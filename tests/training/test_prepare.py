@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import GraphError, UsageError
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.layers import (
     QUANTIZED_LAYERS,
@@ -21,7 +22,11 @@ from bitswitch_deploy.training.layers import (
     SwitchableBatchNorm2d,
     float_skeleton,
 )
-from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, prepare, set_width
+from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, set_width
+from bitswitch_deploy.training.prepare import prepare as prepare_and_check
+
+# capturing takes seconds, and most of this is not about it
+prepare = partial(prepare_and_check, check_export=False)
 
 
 def conv_net() -> nn.Sequential:
@@ -334,6 +339,47 @@ class TestPrepare:
         layer = prepare(conv_net(), IMAGES, options).model[3]  # type: ignore[index]
         assert isinstance(layer, QuantConv2d)
         assert layer.weight_quantizer.rounding is Rounding.HALF_UP
+
+
+class CalledTwice(nn.Module):
+    """A layer on [n, 4] and on [n, 3, 4], which are two operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        result: Tensor = self.c(self.b(x[:, None].expand(-1, 3, -1)).sum(1))
+        return result
+
+
+class TestExport:
+    def test_a_layer_that_the_graph_lacks_is_refused_before_the_training(self) -> None:
+        with pytest.raises(GraphError, match="layers b: no Conv, ConvTranspose, Gemm or MatMul"):
+            prepare_and_check(CalledTwice(), (torch.zeros(2, 4),))
+        prepare_and_check(CalledTwice(), (torch.zeros(2, 4),), PrepareOptions(pin=("b",), pin_ends=False))
+
+    def test_a_network_that_cannot_be_traced_is_refused_before_the_training(self) -> None:
+        class Branch(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                result: Tensor = super().forward(x if x.sum() > 0 else -x)  # type: ignore[no-untyped-call]
+                return result
+
+        with pytest.raises(UsageError, match=r"torch\.onnx\.export failed"):
+            prepare_and_check(Branch(*(nn.Linear(4, 4) for _ in range(3))), (torch.zeros(2, 4),))
+
+    def test_a_single_layer_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="Linear: a single layer"):
+            prepare(nn.Linear(4, 4), (torch.zeros(2, 4),), PrepareOptions(pin_ends=False))
+
+    def test_a_buffer_of_double_precision_is_refused(self) -> None:
+        model = conv_net()
+        model.register_buffer("k", torch.zeros(1, dtype=torch.float64))
+        with pytest.raises(UsageError, match=r"parameter k: dtype torch\.float64"):
+            prepare(model, IMAGES)
+        model.k = torch.zeros(1, dtype=torch.int64)
+        prepare(model, IMAGES)
 
 
 class TestSetWidth:

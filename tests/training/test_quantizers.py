@@ -265,6 +265,14 @@ class TestActivationQuantizer:
         assert quantizer.is_signed
         assert torch.equal(quantizer.scales[0], fresh.scales[0])
 
+    def test_zeros_at_one_width_take_the_size_of_the_nearest_above(self) -> None:
+        quantizer = ActivationQuantizer(name="layer", widths=WIDTHS, container="int8")
+        quantizer(torch.tensor([0.0, 2.0]), 8)
+        quantizer(torch.tensor([0.0, 4.0]), 6)
+        quantizer(torch.zeros(2), 2)
+        assert quantizer.seen == (True, True, False, True)
+        assert quantizer.scales[3].item() == pytest.approx(2 * 2.0 / math.sqrt(3))  # mean 2, codes 0..3
+
     def test_sign_and_first_batches_are_part_of_the_state(self) -> None:
         quantizer = self.make()
         quantizer(torch.tensor([-1.0, 1.0]), 4)
