@@ -17,6 +17,7 @@ saving left out).
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,25 @@ VERSIONS = {
 }
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, in order; one that a killed run left unfinished is passed over."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "event" in line:
+            lines.append(line)
+    return lines
+
+
 class MetricsLog:
     """Writes the log of a run to a .jsonl file, and the figures of its epochs to what else is kept beside it.
 
     <name>.csv: one line for each width and epoch. <name>.events: for TensorBoard, where that is installed.
-    Each line is on disk when the call returns. None as the path keeps no log.
+    Each line is on disk when the call returns; one that a killed run left unfinished is ended before it. None as the
+    path keeps no log.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -78,8 +93,13 @@ class MetricsLog:
 
 def _append(path: Path, text: str) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else f"\n{text}"
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as exc:
         raise OutputError(
             where=str(path), got=f"cannot be written: {exc.strerror}", allowed="a writable file", do="free it"
