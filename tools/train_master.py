@@ -1,6 +1,6 @@
 """Train a master from a recipe.
 
-python tools/train_master.py --recipe digits -o calibration/digits/digits.safetensors
+python tools/train_master.py --recipe digits --force -o calibration/digits/digits.safetensors
 python tools/train_master.py --recipe cifar10-resnet20 --data DATA --steps 200 -o resnet20.safetensors
 torchrun --nproc-per-node 4 tools/train_master.py --recipe imagenet-resnet18 --data DATA --device cuda -o r.safetensors
 
