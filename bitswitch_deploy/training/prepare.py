@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ class PrepareOptions:
     weight_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise _no_option(name, getattr(self, name), ", ".join(allowed), "use one of these")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise _no_option(name, getattr(self, name), ", ".join(choices), "use one of these")
         object.__setattr__(self, "rounding", Rounding(self.rounding))  # the text of a member is equal to it, and none
         for name, (is_entry, example) in _ENTRIES.items():
             value = getattr(self, name)
@@ -329,7 +329,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """What a wrapper is around; None: it is none."""
     if isinstance(module, OptimizedModule):
-        return cast(nn.Module, module._orig_mod)
+        return module._orig_mod
     return module.module if isinstance(module, (nn.DataParallel, DistributedDataParallel)) else None
 
 

@@ -247,10 +247,10 @@ class _Run:
         if stage.name == JointStage.name and session.joint_steps is not None:
             total = session.joint_steps
         resumed = self.saved.get("stage") == stage.name
-        start = restore_stage(stage, self.saved, total, str(session.state)) if resumed else 0
         decided = stage_decisions(recipe, settings) | _data_decisions(self.dataset)
         if resumed:
             check_decisions(self.saved.get("decisions", {}), decided, str(session.state))
+        start = restore_stage(stage, self.saved, total, str(session.state)) if resumed else 0
 
         def reached(milestone: Milestone) -> dict[str, float]:
             if replica_index() == 0:

@@ -292,10 +292,10 @@ class TestPrepare:
         network = prepare(model, (torch.ones(2, 4),))
         network.model.train()(torch.ones(2, 4)).sum().backward()
         skeleton = float_skeleton(network.model)
-        kept = network.model.kept["features"][0]  # type: ignore[index, union-attr]
+        kept = network.model.kept["features"][0]  # type: ignore[index]
         assert isinstance(kept, Tensor)
         assert kept.grad_fn is not None
-        copy = skeleton.kept["features"][0]  # type: ignore[index, union-attr]
+        copy = skeleton.kept["features"][0]  # type: ignore[index]
         assert isinstance(copy, Tensor)
         torch.testing.assert_close(copy, kept.detach())
         assert not copy.requires_grad
