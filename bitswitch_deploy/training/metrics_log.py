@@ -5,13 +5,14 @@
     {"event": "epoch", "stage": "joint", "step": 390, "total": 2340, "losses": {"w8": ...}, "top1": {"w8": ...},
      "seconds": ..., "images_per_s": ...}
     {"event": "end", "float_top1": ..., "top1": {...}, "master_sha256": ...}
+    {"event": "failed", "reason": ...}                              in place of "end", where training diverged
 
 A run that was interrupted and went on has another "start" with the step that it went on from. A "start" at a step above
 0 has `parent`: the stage that the step counts in, and the `runs` that the state file comes from, each with what its own
 "start" said ({}: one that an older version did not record). A run that begins anew adds to an old log, with a "start"
-at step 0 and no `parent`: the lines from the last one of these are the last run. Float weights are named where they
-were read. Top-1 is in percent of the test split, `seconds` is time spent training since the line before (measuring and
-saving left out).
+at step 0 and no `parent`: the lines from the last one of these are the last run. A "start" that nothing follows is a
+command that failed before its first mini-batch. Float weights are named where they were read. Top-1 is in percent of the
+test split, `seconds` is time spent training since the line before (measuring and saving left out).
 """
 
 from __future__ import annotations

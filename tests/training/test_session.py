@@ -30,6 +30,7 @@ from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from bitswitch_deploy.training.metrics_log import read_log
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import RECIPES, Recipe, SupernetSettings, load_recipe
 from bitswitch_deploy.training.run_session import TrainedNetwork, run_session
@@ -533,6 +534,18 @@ def test_a_loss_that_is_far_above_guessing_stops_the_run(tmp_path: Path, data: P
     recipe = replace(short, **{stage: replace(getattr(short, stage), learning_rate=200.0)})
     with pytest.raises(CheckFailedError, match=rf"training {words}: a mean loss of \S+, behind mini-batch"):
         run_session(Session(recipe=recipe, data=data, state=tmp_path / "state"))
+
+
+def test_a_mini_batch_has_no_more_images_than_there_are(tmp_path: Path, data: Path) -> None:
+    save_checkpoint(build_network("digits-resnet").state_dict(), tmp_path / "float.pt")
+    recipe = replace(SHORT, joint=replace(SHORT.joint, batch_size=10_000))
+    log = tmp_path / "log.jsonl"
+    state = tmp_path / "state"
+    run_session(
+        Session(recipe=recipe, data=data, state=state, checkpoint=tmp_path / "float.pt", joint_steps=1, log=log)
+    )
+    (line,) = (line for line in read_log(log) if line["event"] == "epoch")
+    assert line["images_per_s"] * line["seconds"] == pytest.approx(150, rel=0.2)
 
 
 def relabelled(data: Path, folder: Path) -> Path:
