@@ -55,7 +55,7 @@ class LayerQuantization:
 class TrainedAs(nn.Module):
     """What the numbers of a layer's state mean, so that another network does not take them for its own.
 
-    decisions: int16 [2 + widths]: place of the tie rule in `Rounding`, greatest unsigned code at 8 bits, the widths. A
+    decisions: int64 [2 + widths]: place of the tie rule in `Rounding`, greatest unsigned code at 8 bits, the widths. A
     state that lacks it, as of an older version, is taken for one of the same.
     """
 
@@ -65,7 +65,8 @@ class TrainedAs(nn.Module):
         super().__init__()
         rule = list(Rounding).index(settings.rounding)
         reach = activation_range(MAX_BITS, signed=False, container=settings.container).high
-        self.register_buffer("decisions", torch.tensor([rule, reach, *settings.widths], dtype=torch.int16))
+        # int64: Gloo, which sends the buffers of replicas, knows no int16
+        self.register_buffer("decisions", torch.tensor([rule, reach, *settings.widths], dtype=torch.int64))
 
     @staticmethod
     def text(decisions: Tensor) -> str:
