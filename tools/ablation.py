@@ -18,15 +18,18 @@ from typing import Any
 
 import click
 
+from bitswitch_deploy.atomic_file import check_writable
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UsageError
 from bitswitch_deploy.master import write_master
 from bitswitch_deploy.tensors import Rounding
 from bitswitch_deploy.training.execution import choose_execution
-from bitswitch_deploy.training.metrics_log import MetricsLog
-from bitswitch_deploy.training.recipe import Recipe, load_recipe
+from bitswitch_deploy.training.metrics_log import MetricsLog, read_log
+from bitswitch_deploy.training.recipe import MAX_SEED, Recipe, load_recipe
+from bitswitch_deploy.training.run_record import circumstances
 from bitswitch_deploy.training.run_session import run_session
 from bitswitch_deploy.training.session import Session
 
+EXIT_INTERRUPTED = 130
 CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 
 # name -> what it changes of the joint stage and of the quantization
@@ -52,6 +55,13 @@ SUPERNET_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# entries of a log's "start" that a command decides, and not the machine
+_OF_THE_COMMAND = (
+    *("dataset", "joint_epochs", "joint", "joint_steps", "supernet", "quantization", "threads", "fast", "precision"),
+    "device",
+)
+
+
 def varied(recipe: Recipe, variant: str, seed: int) -> Recipe:
     """The recipe with the changes of a variant and another seed."""
     joint, quantization = VARIANTS.get(variant, ({}, {}))
@@ -66,12 +76,28 @@ def varied(recipe: Recipe, variant: str, seed: int) -> Recipe:
     )
 
 
-def has_ended(log: Path) -> bool:
-    """Whether the run of a log came to its end, good or bad."""
-    if not log.is_file():
-        return False
-    last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
-    return bool(last) and json.loads(last)["event"] in ("end", "failed")
+def has_ended(lines: list[dict[str, Any]], master: Path) -> bool:
+    """Whether the run of a log came to its end: a bad one, or one with its master written."""
+    last = lines[-1]["event"] if lines else None
+    return last == "failed" or (last == "end" and master.is_file())
+
+
+def check_same(lines: list[dict[str, Any]], session: Session) -> None:
+    """See that a run that has ended is the one that was asked for; what only one of them names is passed over.
+
+    Raises:
+        UsageError: it had other options, or another recipe of the same name.
+    """
+    begun = [line for line in lines if line["event"] == "start"]
+    wanted = json.loads(json.dumps(circumstances(session, {})))
+    other = [name for name in _OF_THE_COMMAND if begun and begun[-1].get(name, wanted.get(name)) != wanted.get(name)]
+    if other:
+        raise UsageError(
+            where=str(session.log),
+            got="a run that ended with " + ", ".join(f"{name} {begun[-1][name]}" for name in other),
+            allowed=", ".join(f"{name} {wanted.get(name)}" for name in other) + ", as this command says",
+            do="name another folder, or move this log and its master away",
+        )
 
 
 def chosen_variants(names: str | None, recipe: Recipe) -> list[str]:
@@ -95,8 +121,10 @@ def chosen_seeds(text: str) -> list[int]:
         UsageError: one is no whole number from 0.
     """
     seeds = text.split(",")
-    if not all(seed.strip().isdecimal() for seed in seeds):
-        raise UsageError(where="--seeds", got=text, allowed="whole numbers from 0", do="write them like 1,2,3")
+    if not all(seed.strip().isdecimal() and int(seed) <= MAX_SEED for seed in seeds):
+        raise UsageError(
+            where="--seeds", got=text, allowed=f"whole numbers from 0 to {MAX_SEED}", do="write them like 1,2,3"
+        )
     return [int(seed) for seed in seeds]
 
 
@@ -123,18 +151,28 @@ def main(recipe_name: str, seeds: str, variants: str | None, output: Path, devic
     except BitswitchError as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from what was saved last", err=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def run(recipe: Recipe, folder: Path, **choices: Any) -> None:
-    """Train one variant unless its log has an end; a divergence is a result, too."""
+    """Train one variant unless it has ended; a divergence is a result, too.
+
+    Raises:
+        UsageError: it ended with other options. OutputError: its master cannot be written.
+    """
     name = f"{recipe.name}-seed{recipe.seed}"
-    log, state = folder / f"{name}.log.jsonl", folder / f"{name}.state"
-    if has_ended(log):
+    log, state, master = (folder / f"{name}.{suffix}" for suffix in ("log.jsonl", "state", "safetensors"))
+    session = Session(recipe=recipe, state=state, log=log, resume=True, **choices)
+    lines = read_log(log) if log.is_file() else []
+    if has_ended(lines, master):
+        check_same(lines, session)
         click.echo(f"{name}: done before", err=True)
         return
+    check_writable(master)
     try:
-        trained = run_session(Session(recipe=recipe, state=state, log=log, resume=True, **choices))
-        write_master(trained.master, folder / f"{name}.safetensors")
+        write_master(run_session(session).master, master)
     except CheckFailedError as exc:
         MetricsLog(log).write("failed", reason=f"{exc.where}: {exc.got}")
     state.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.cli.options import progress_bar
-from bitswitch_deploy.errors import BitswitchError
+from bitswitch_deploy.errors import BitswitchError, UsageError
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.master.spec import LayerSpec
 from bitswitch_deploy.pipeline.inputs import load_samples, parse_bits
@@ -45,10 +45,10 @@ _BATCH = 128
 @click.option("--master", type=PATH, help="[default: the bundled digits network]")
 @click.option("--recipe", default="digits", show_default=True, help="Whose network it is.")
 @click.option("--data", type=PATH, help="Labelled samples.  [default: the bundled ones]")
-@click.option("--samples", type=int, default=1024, show_default=True)
-@click.option("--vectors", type=int, default=MAX_VECTORS, show_default=True, help="At most.")
+@click.option("--samples", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--vectors", type=click.IntRange(min=2), default=MAX_VECTORS, show_default=True, help="At most.")
 @click.option("--bits", metavar="LIST", help="Widths to write costs of, each in 2..8.  [default: the trained ones]")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("-o", "--output", type=PATH, required=True)
 def main(master: Path | None, output: Path, **options: Any) -> None:
     """Write costs by Hessian traces, and beside them the traces with their standard errors."""
@@ -105,8 +105,22 @@ def write_costs(
 
 
 def network_of(master: Master, model: nn.Module) -> nn.Module:
-    """The float network with the weights of the master at its own width, and the BatchNorm of its highest one."""
+    """The float network with the weights of the master at its own width, and the BatchNorm of its highest one.
+
+    Raises:
+        UsageError: it is another network than that of the master.
+    """
     floats = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in floats.items():
+        stored = master.tensors.get(name)
+        shape = None if stored is None else stored.shape[1:] if name in master.spec.switchable else stored.shape
+        if not name.endswith("num_batches_tracked") and shape != tensor.shape:
+            raise UsageError(
+                where=f"--recipe: {name}",
+                got=f"shape {tuple(tensor.shape)}",
+                allowed=f"{'no such tensor' if shape is None else tuple(shape)}, as in the master",
+                do="name the recipe that the master was trained by",
+            )
     quantized = {layer.weight: layer for layer in master.spec.layers if not layer.pinned}
     with torch.no_grad():
         for name, tensor in floats.items():

@@ -7,7 +7,6 @@ Needs the extra `train`, for the recipes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import click
 from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import read_master
+from bitswitch_deploy.training.metrics_log import read_log
 from bitswitch_deploy.training.recipe import load_recipe
 from tools.ablation import SUPERNET_VARIANTS, VARIANTS
 
@@ -120,20 +120,27 @@ def circumstances(start: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def last_run(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of the run that was begun last: a log is kept beside its master, and another run adds to it."""
-    begun = [
-        i for i, line in enumerate(lines) if line["event"] == "start" and not line["step"] and "parent" not in line
-    ]
-    return lines[begun[-1] :] if begun else lines
+    """The lines of the last run that has ended: a log is kept beside its master, and another run adds to it.
+
+    A start that nothing follows is a command that failed before its first mini-batch.
+    """
+    while lines and lines[-1]["event"] == "start":
+        lines = lines[:-1]
+    runs: list[list[dict[str, Any]]] = []
+    for line in lines:
+        if not runs or (line["event"] == "start" and not line["step"] and "parent" not in line):
+            runs.append([])
+        runs[-1].append(line)
+    return next((run for run in reversed(runs) if run[-1]["event"] in ("end", "failed")), [])
 
 
 def read_run(path: Path) -> Run | None:
-    """The last run of a log; None as long as it is under way."""
-    lines = last_run([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    """The last run of a log that has ended; None where none has."""
+    lines = last_run(read_log(path))
+    if not lines:
+        return None
     rates = [line["images_per_s"] for line in lines if line["event"] == "epoch" and line["stage"] == "joint"]
     starts = [line for line in lines if line["event"] == "start"]
-    if lines[-1]["event"] not in ("end", "failed"):
-        return None
     return Run(
         log=path.name,
         start=lines[0],
@@ -345,8 +352,10 @@ def figure(runs: list[Run], width: str | None) -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=CALIBRATION / "RESULTS.md")
 def main(logs: Path, output: Path) -> None:
     """Write the results page."""
-    found = [read_run(path) for path in sorted(logs.glob("*.log.jsonl"))]
-    output.write_text(page([run for run in found if run is not None]), encoding="utf-8")
+    found = {path.name: read_run(path) for path in sorted(logs.glob("*.log.jsonl"))}
+    for name in [name for name, run in found.items() if run is None]:
+        click.echo(f"{name}: left out, as no run in it has ended", err=True)
+    output.write_text(page([run for run in found.values() if run is not None]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train a master from a recipe.
 
-python tools/train_master.py --recipe digits -o calibration/digits/digits.safetensors
+python tools/train_master.py --recipe digits --force -o calibration/digits/digits.safetensors
 python tools/train_master.py --recipe cifar10-resnet20 --data DATA --steps 200 -o resnet20.safetensors
 torchrun --nproc-per-node 4 tools/train_master.py --recipe imagenet-resnet18 --data DATA --device cuda -o r.safetensors
 
@@ -18,10 +18,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bitswitch_deploy.errors import BitswitchError
+from bitswitch_deploy.atomic_file import check_writable
+from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UsageError
 from bitswitch_deploy.master import write_master
 from bitswitch_deploy.training.execution import choose_execution
-from bitswitch_deploy.training.recipe import load_recipe
+from bitswitch_deploy.training.metrics_log import MetricsLog
+from bitswitch_deploy.training.recipe import MAX_SEED, load_recipe
 from bitswitch_deploy.training.replicas import is_first_process
 from bitswitch_deploy.training.run_session import TrainedNetwork, run_session
 from bitswitch_deploy.training.session import Session
@@ -42,7 +44,7 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
     help="State file of another run, at these or other widths, whose weights to begin with.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the state file beside the output (<output>.state).")
-@click.option("--seed", type=int, help="Replaces the seed of the recipe.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Replaces the seed of the recipe.")
 @click.option("--steps", "joint_steps", type=click.IntRange(min=1), help="Length of the joint stage in mini-batches.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of torch.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Decode image files.")
@@ -57,16 +59,19 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
     "--save-every", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs from saving to saving."
 )
 @click.option("--keep-state", is_flag=True, help="Leave the state file, for a run of another recipe to go on from.")
+@click.option("--force", is_flag=True, help="Replace a file that is at the output.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The master to write.")
 def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: bool, **choices: Any) -> None:
     """Train a network at several widths at once and write its master."""
+    log = output.with_name(f"{output.name}.log.jsonl")
     try:
+        check_output(output, force=choices.pop("force"))
         loaded = load_recipe(recipe)
         execution = choose_execution(device, precision=choices.pop("precision"), fast=choices.pop("fast"))
         session = Session(
             recipe=loaded if seed is None else replace(loaded, seed=seed),
             state=output.with_name(f"{output.name}.state"),
-            log=output.with_name(f"{output.name}.log.jsonl"),
+            log=log,
             execution=execution,
             **choices,
         )
@@ -74,6 +79,8 @@ def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: b
         if is_first_process():
             write_master(trained.master, output)
     except BitswitchError as exc:
+        if isinstance(exc, CheckFailedError) and is_first_process():
+            MetricsLog(log).write("failed", reason=f"{exc.where}: {exc.got}")
         click.echo(f"error: {exc}", err=True)
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
@@ -83,6 +90,22 @@ def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: b
         if not keep_state:
             session.state.unlink(missing_ok=True)
         Console().print(summary(trained))
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """See that the master can be written, before hours of training.
+
+    Raises:
+        UsageError: a file is there, and nobody said that it may be replaced. OutputError: it cannot be written.
+    """
+    check_writable(output)
+    if output.exists() and not force:
+        raise UsageError(
+            where="--output",
+            got=f"{output} exists",
+            allowed="a new file",
+            do="name another one, or say --force",
+        )
 
 
 def summary(trained: TrainedNetwork) -> Table:

@@ -17,6 +17,7 @@ from bitswitch_deploy.training.replicas import averaged, smallest
 from bitswitch_deploy.training.tracing import tensors_in
 
 _INPUT = "network input"
+LOWER_RATE = "lower the learning rate, and resume from the state that was saved last, where one was, or begin anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,7 @@ class Suspect:
             where=f"training of {layer} at {self.width}",
             got=got,
             allowed="finite numbers",
-            do="correct the images or their preprocessing"
-            if layer == _INPUT
-            else "resume from the last checkpoint with a lower learning rate",
+            do="correct the images or their preprocessing" if layer == _INPUT else LOWER_RATE,
         )
 
     def first_bad_layer(self) -> str:

@@ -26,7 +26,7 @@ from bitswitch_deploy.master.spec import Operator, ValueSpec
 from bitswitch_deploy.training.tracing import check_example
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SKELETON_OPSET = 21
 SKELETON_IR_VERSION = 10
@@ -76,17 +76,20 @@ def capture_skeleton(
     Args:
         model: a plain float module; of a prepared one, its `float_skeleton`.
         example_input: one tensor for each input, [batch, ...].
-        input_names: names for the graph inputs. output_names: names for the graph outputs.
+        input_names: names for the first graph inputs; further ones are called as `forward` calls them.
+        output_names: names for the first graph outputs; further ones are `output_1` and so on, by their place.
 
     Raises:
-        UsageError: the example is no tuple, a parameter is not float32, or the module cannot be exported with a dynamic
-            batch.
+        UsageError: the example is no tuple, a parameter is not float32 or has a name of these, or the module cannot be
+            exported with a dynamic batch.
         GraphError: the captured graph does not pass the ONNX checker.
     """
     check_example(example_input)
     parameters = _float_parameters(model)
+    _check_names(parameters, (*input_names, *output_names))
     program = _export(model.eval(), example_input, input_names, output_names)
     graph_model = program.model
+    _name_outputs(graph_model.graph, len(output_names))
     _merge_aliases(graph_model.graph, _first_names(model))
     _parameters_to_inputs(graph_model.graph, parameters)
     optimizer.optimize(graph_model, input_size_limit=1024, output_size_limit=4096)
@@ -119,6 +122,25 @@ def _float_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
                 where=f"parameter {name}", got=f"dtype {tensor.dtype}", allowed="float32", do="call model.float() first"
             )
     return floats
+
+
+def _check_names(parameters: dict[str, torch.Tensor], taken: tuple[str, ...]) -> None:
+    """Parameters become inputs of the graph by their own names."""
+    for name in taken:
+        if name in parameters:
+            raise UsageError(
+                where=f"parameter {name}",
+                got="the name of an input or output of the graph",
+                allowed=f"parameters and buffers that are not called {' or '.join(taken)}",
+                do="rename it in the network",
+            )
+
+
+def _name_outputs(graph: ir.Graph, named: int) -> None:
+    """Further outputs have the names of inner values, which change with the exporter."""
+    for place, value in enumerate(graph.outputs):
+        if place >= named and value not in graph.outputs[:place] and value.producer() is not None:
+            value.name = f"output_{place}"
 
 
 def _export(
@@ -292,6 +314,22 @@ def _describe(proto: onnx.ModelProto, parameters: dict[str, torch.Tensor], trans
         inputs=inputs,
         outputs=tuple(_value_spec(value) for value in proto.graph.output),
     )
+
+
+def check_layers(captured: CapturedNetwork, quantized: Iterable[str]) -> None:
+    """See that each quantized layer is in a captured network as one operator that reads its weight.
+
+    Raises:
+        GraphError: some are not.
+    """
+    lost = sorted(set(quantized) - {layer.name for layer in captured.layers})
+    if lost:
+        raise GraphError(
+            where=f"layers {', '.join(lost)}",
+            got="no Conv, ConvTranspose, Gemm or MatMul of the exported graph reads their weight directly",
+            allowed="quantized layers that are exported as one of these operators, the same in all their calls",
+            do="pin them",
+        )
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, set[tuple[str, int]]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.training.checkpoint import load_state
-from bitswitch_deploy.training.layers import SwitchableBatchNorm
+from bitswitch_deploy.training.layers import SwitchableBatchNorm, TrainedAs
 from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions
 from bitswitch_deploy.training.quantizers import ActivationQuantizer, WeightQuantizer
 from bitswitch_deploy.training.recipe import Recipe, stage_decisions
@@ -95,6 +95,8 @@ def _translated(state: Mapping[str, Any], before: Sequence[int], network: Prepar
                 is_kept = seen.new_tensor([bits in before for bits in now])
                 result[f"{path}.initialised"] = seen[source_of] * is_kept
             _reorder(result, f"{path}.scales.", source_of)
+        elif isinstance(module, TrainedAs):
+            result.pop(f"{path}.decisions", None)  # widths may differ, and the rest was compared by its recipe
         elif isinstance(module, SwitchableBatchNorm):
             _reorder(result, f"{path}.copies.", source_of)
     return result

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.atomic_file import atomic_writer
 from bitswitch_deploy.errors import CheckpointError
+from bitswitch_deploy.training.layers import TrainedAs
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 
-_COUNTER = "num_batches_tracked"  # old checkpoints lack it, and a fixed momentum does not read it
+# old checkpoints lack them: the counter of BatchNorm, which a fixed momentum does not read, and `TrainedAs`
+_MAY_LACK = ("num_batches_tracked", "trained_as.decisions")
 _PARALLEL_PREFIX = "module."  # of DataParallel
 _COMPILED_INFIX = "_orig_mod."  # of torch.compile
 
@@ -64,8 +66,8 @@ def import_checkpoint(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint into a network: a float one, or one that `prepare` made.
 
     The file is a state dict, or a mapping that holds one under `state_dict` or `model`; `module.` before every key and
-    `_orig_mod.` in any are dropped. Every tensor must be there with its shape and finite; nothing is loaded unless all
-    are.
+    `_orig_mod.` in any are dropped. Every tensor must be there with its shape and finite, and of a prepared network
+    widths, tie rule and container must be the same; nothing is loaded unless all are.
 
     Raises:
         CheckpointError: the file is bad or belongs to another network.
@@ -85,7 +87,7 @@ def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
     """
     wanted = model.state_dict()
     state = _unwrapped_keys(state, wanted)
-    missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
+    missing = [key for key in wanted if key not in state and not key.endswith(_MAY_LACK)]
     unknown = [str(key) for key in state if key not in wanted]
     if missing or unknown:
         got = f"missing {_shorten(missing)}; unknown {_shorten(unknown)}"
@@ -95,6 +97,11 @@ def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, ActivationQuantizer) and int(state[f"{name}.signed"]) not in (-1, 0, 1):
             raise _bad(Path(source), f"{name}.signed = {int(state[f'{name}.signed'])}", "-1, 0 or 1")
+        if isinstance(module, TrainedAs):
+            saved = state.get(f"{name}.decisions", module.decisions)
+            if not torch.equal(saved.cpu(), module.decisions.cpu()):
+                got = f"{name.rpartition('.')[0]}: trained at {TrainedAs.text(saved)}"
+                raise _bad(Path(source), got, f"{TrainedAs.text(module.decisions)}, as prepare was told")
     model.load_state_dict(dict(state), strict=False)
 
 

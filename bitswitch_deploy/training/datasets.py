@@ -22,6 +22,7 @@ from bitswitch_deploy.training.image_folder import EVALUATION_BATCH, ImageFolder
 
 _CIFAR_MOSAIC = (25, 40)  # rows, columns of tiles in one file
 _CIFAR_SIDE = 32
+_CIFAR_RECORDS = 10_000  # in each file of the binary version
 _CIFAR_FILES = {"train": 50, "test": 10}
 
 
@@ -161,10 +162,12 @@ def load_cifar10(folder: Path) -> Dataset[ImageSet]:
 
 def _cifar_binary(paths: list[Path]) -> ImageSet:
     """Records of one byte for the label and the red, green and blue plane of the image."""
-    content = b"".join(_read(path) for path in paths)
+    contents = [_read(path) for path in paths]
     record = 1 + 3 * _CIFAR_SIDE**2
-    if not content or len(content) % record:
-        raise _bad(paths[0], f"{len(content)} bytes in {len(paths)} files", f"records of {record} bytes")
+    for path, each in zip(paths, contents):
+        if len(each) != _CIFAR_RECORDS * record:
+            raise _bad(path, f"{len(each)} bytes", f"{_CIFAR_RECORDS} records of {record} bytes")
+    content = b"".join(contents)
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
     planes = rows[:, 1:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
     return ImageSet(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import Batch, preprocess
 from bitswitch_deploy.training.datasets import ImageSet
 from bitswitch_deploy.training.image_folder import ImageFolder
-from bitswitch_deploy.training.layers import SwitchableBatchNorm
+from bitswitch_deploy.training.layers import SwitchableBatchNorm, copied
 from bitswitch_deploy.training.prepare import set_width
 from bitswitch_deploy.training.replicas import replica_count, replica_index, summed
 
@@ -83,7 +82,7 @@ def measure_subnets(
 @torch.no_grad()
 def reestimated(model: nn.Module, subnet: WidthAssignment, batches: Sequence[Batch]) -> nn.Module:
     """A copy whose BatchNorms in use have the mean statistics of `batches`, which it sees as `subnet`."""
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     for module in twin.modules():
         if isinstance(module, SwitchableBatchNorm):
             module.previous = None  # own widths only

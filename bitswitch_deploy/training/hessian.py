@@ -27,7 +27,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """Of one layer: estimate and its standard error, from `n_vectors` samples, over `n_weights` weights."""
+    """Of one layer: estimate and its standard error, from `n_vectors` samples, over `n_weights` weights.
+
+    One sample says nothing of its error, which is infinite then.
+    """
 
     trace: float
     standard_error: float
@@ -120,5 +123,5 @@ def _settled(samples: Mapping[str, list[float]], tolerance: float) -> bool:
 def _estimate(values: Sequence[float], n_weights: int) -> Trace:
     n = len(values)
     mean = math.fsum(values) / n
-    variance = math.fsum((value - mean) ** 2 for value in values) / max(n - 1, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1) if n > 1 else math.inf
     return Trace(trace=mean, standard_error=math.sqrt(variance / n), n_vectors=n, n_weights=n_weights)

@@ -129,7 +129,7 @@ def _split(folder: Path, classes: list[str], preprocessing: Preprocessing, worke
     return ImageFolder(
         files=tuple(files),
         labels=np.array(labels, dtype=np.int64),
-        name=folder.resolve().parent.name,
+        name=folder.parent.resolve().name,
         sha256=digest.hexdigest(),
         preprocessing=preprocessing,
         workers=workers,
@@ -165,6 +165,8 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor, Tensor] | str:
 
 
 def _pixels(image: Image.Image, how: Preprocessing, box: _Box) -> npt.NDArray[np.uint8]:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(f"mode {image.mode}, which Pillow clips to 8 bits; write it with 8 bits a channel")
     height, width = how.size
     resized = image.convert(how.colour).resize((width, height), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized).reshape(height, width, -1)

@@ -4,7 +4,8 @@ Each keeps the parameter names of the torch layer that it replaces (`weight`, `b
 network names them alike. The width is state of the layer and is set for a whole network by `prepare.set_width`.
 
 State names beside torch's own: `<layer>.weight_quantizer.scale`, `<layer>.input_quantizer.scales.<i>`, `.initialised`,
-`.signed`; `<batchnorm>.copies.<i>.weight`, `.bias`, `.running_mean`, ...; <i> counts the trained widths, highest first.
+`.signed`, `<layer>.trained_as.decisions`; `<batchnorm>.copies.<i>.weight`, `.bias`, `.running_mean`, ...; <i> counts
+the trained widths, highest first.
 """
 
 from __future__ import annotations
@@ -12,14 +13,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bitswitch_deploy.master.spec import Container
-from bitswitch_deploy.tensors import Granularity, Rounding, WidthAssignment
-from bitswitch_deploy.training.quantizers import ActivationQuantizer, FloatInput, WeightQuantizer
+from bitswitch_deploy.tensors import MAX_BITS, Granularity, Rounding, WidthAssignment
+from bitswitch_deploy.training.quantizers import (
+    ActivationQuantizer,
+    FloatInput,
+    WeightQuantizer,
+    activation_range,
+)
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +52,41 @@ class LayerQuantization:
     calls: int = 1
 
 
+class TrainedAs(nn.Module):
+    """What the numbers of a layer's state mean, so that another network does not take them for its own.
+
+    decisions: int64 [2 + widths]: place of the tie rule in `Rounding`, greatest unsigned code at 8 bits, the widths. A
+    state that lacks it, as of an older version, is taken for one of the same.
+    """
+
+    decisions: Tensor
+
+    def __init__(self, settings: LayerQuantization) -> None:
+        super().__init__()
+        rule = list(Rounding).index(settings.rounding)
+        reach = activation_range(MAX_BITS, signed=False, container=settings.container).high
+        # int64: Gloo, which sends the buffers of replicas, knows no int16
+        self.register_buffer("decisions", torch.tensor([rule, reach, *settings.widths], dtype=torch.int64))
+
+    @staticmethod
+    def text(decisions: Tensor) -> str:
+        """The decisions in words."""
+        rule, reach, *widths = decisions.tolist()
+        rules = [each.value for each in Rounding]
+        named = rules[rule] if 0 <= rule < len(rules) else f"rule {rule}"
+        return f"widths {', '.join(map(str, widths))}, rounding {named}, unsigned 8-bit codes to {reach}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}decisions", self.decisions)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class _QuantConv(nn.modules.conv._ConvNd):
     """Convolution on quantized input [n, in, ...] with a quantized weight [out, in/groups, ...]."""
 
     input_quantizer: ActivationQuantizer | FloatInput
     weight_quantizer: WeightQuantizer
+    trained_as: TrainedAs
     bits: int
 
     def forward(self, input: Tensor) -> Tensor:
@@ -73,6 +113,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
 
     input_quantizer: ActivationQuantizer | FloatInput
     weight_quantizer: WeightQuantizer
+    trained_as: TrainedAs
     bits: int
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -90,6 +131,7 @@ class QuantLinear(nn.Linear):
 
     input_quantizer: ActivationQuantizer | FloatInput
     weight_quantizer: WeightQuantizer
+    trained_as: TrainedAs
     bits: int
 
     def forward(self, input: Tensor) -> Tensor:
@@ -136,7 +178,7 @@ class SwitchableBatchNorm(nn.Module):
         self.partner = partner
         self.previous = previous
         self.reads_partner = reads_partner
-        self.copies = nn.ModuleList([copy.deepcopy(plain) for _ in widths])
+        self.copies = nn.ModuleList([copied(plain) for _ in widths])
         self.bits = widths[0]
 
     def follow(self, assignment: WidthAssignment) -> None:
@@ -204,6 +246,7 @@ def quantized_from(plain: nn.Module, settings: LayerQuantization) -> QuantizedLa
             calls=settings.calls,
         )
     )
+    layer.trained_as = TrainedAs(settings)
     layer.bits = settings.widths[0]
     layer.train(plain.training)
     return layer
@@ -236,7 +279,27 @@ def float_skeleton(model: nn.Module) -> nn.Module:
 
     Quantized layers become what they were, a switchable BatchNorm its first copy.
     """
-    return replace_modules(copy.deepcopy(model), _plain)
+    return replace_modules(copied(model), _plain)
+
+
+def copied(model: _Module) -> _Module:
+    """A deep copy of a network; what it keeps of a forward pass, such as an attention map, is copied without its graph.
+
+    torch itself refuses to copy a tensor that has one.
+    """
+    with _WithoutGraphs():
+        return copy.deepcopy(model)
+
+
+class _WithoutGraphs(TorchFunctionMode):
+    """Copies of tensors that an operator gave are tensors alone, wherever a network keeps them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
 
 
 def _plain(_: str, module: nn.Module) -> nn.Module | None:

@@ -10,12 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.master import Master, assemble_master, write_master
 from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy
 from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity
-from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, capture_skeleton
+from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, capture_skeleton, check_layers
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantizedLayer, SwitchableBatchNorm, float_skeleton
 from bitswitch_deploy.training.prepare import PreparedNetwork
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
@@ -84,7 +83,7 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
     skeleton = float_skeleton(network.model).cpu().eval()
     check_example(example_input)
     captured = capture_skeleton(skeleton, tuple(each.cpu() for each in example_input))
-    _check_captured(modules, captured)
+    check_layers(captured, (path for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS)))
     floats = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
     contents = _collect(captured, modules, floats)
     options = network.options
@@ -163,18 +162,6 @@ def _add_pinned(contents: _Contents, layer: CapturedLayer, weight: Tensor) -> No
         )
     )
     contents.tensors[layer.weight] = _array(weight.T if layer.transposed else weight)
-
-
-def _check_captured(modules: dict[str, nn.Module], captured: CapturedNetwork) -> None:
-    found = {layer.name for layer in captured.layers}
-    lost = [path for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS) and path not in found]
-    if lost:
-        raise GraphError(
-            where=f"layers {', '.join(lost)}",
-            got="no Conv, ConvTranspose, Gemm or MatMul of the exported graph reads their weight directly",
-            allowed="quantized layers that are exported as one of these operators",
-            do="pin them",
-        )
 
 
 def _array(tensor: Tensor) -> npt.NDArray[np.generic]:

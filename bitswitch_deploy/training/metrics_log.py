@@ -5,18 +5,20 @@
     {"event": "epoch", "stage": "joint", "step": 390, "total": 2340, "losses": {"w8": ...}, "top1": {"w8": ...},
      "seconds": ..., "images_per_s": ...}
     {"event": "end", "float_top1": ..., "top1": {...}, "master_sha256": ...}
+    {"event": "failed", "reason": ...}                              in place of "end", where training diverged
 
 A run that was interrupted and went on has another "start" with the step that it went on from. A "start" at a step above
 0 has `parent`: the stage that the step counts in, and the `runs` that the state file comes from, each with what its own
 "start" said ({}: one that an older version did not record). A run that begins anew adds to an old log, with a "start"
-at step 0 and no `parent`: the lines from the last one of these are the last run. Float weights are named where they
-were read. Top-1 is in percent of the test split, `seconds` is time spent training since the line before (measuring and
-saving left out).
+at step 0 and no `parent`: the lines from the last one of these are the last run. A "start" that nothing follows is a
+command that failed before its first mini-batch. Float weights are named where they were read. Top-1 is in percent of
+the test split, `seconds` is time spent training since the line before (measuring and saving left out).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,25 @@ VERSIONS = {
 }
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, in order; one that a killed run left unfinished is passed over."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "event" in line:
+            lines.append(line)
+    return lines
+
+
 class MetricsLog:
     """Writes the log of a run to a .jsonl file, and the figures of its epochs to what else is kept beside it.
 
     <name>.csv: one line for each width and epoch. <name>.events: for TensorBoard, where that is installed.
-    Each line is on disk when the call returns. None as the path keeps no log.
+    Each line is on disk when the call returns; one that a killed run left unfinished is ended before it. None as the
+    path keeps no log.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -78,8 +94,13 @@ class MetricsLog:
 
 def _append(path: Path, text: str) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else f"\n{text}"
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as exc:
         raise OutputError(
             where=str(path), got=f"cannot be written: {exc.strerror}", allowed="a writable file", do="free it"

@@ -16,10 +16,10 @@ What happens to each layer is decided first, as data (`LayerDecision`), then car
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,14 @@ from torch.nn.parallel import DistributedDataParallel
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master.spec import Container
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, PER_TENSOR, Granularity, Rounding, WidthAssignment
+from bitswitch_deploy.training.capture import capture_skeleton, check_layers
 from bitswitch_deploy.training.layers import (
     QUANTIZED_CLASS,
     QUANTIZED_LAYERS,
     LayerQuantization,
     SwitchableBatchNorm,
+    copied,
+    float_skeleton,
     is_batchnorm,
     quantized_from,
     replace_modules,
@@ -42,6 +45,7 @@ from bitswitch_deploy.training.layers import (
 from bitswitch_deploy.training.tracing import Trace, trace_calls
 
 Decision = Literal["quantized", "pinned", "float", "switchable"]
+ScaleOf = Literal["per_channel", "per_tensor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,21 +64,48 @@ class PrepareOptions:
     widths: tuple[int, ...] = (8, 6, 4, 2)
     rounding: Rounding = Rounding.HALF_UP
     activation_container: Container = "int8"
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    granularity: ScaleOf = "per_channel"
     pin_ends: bool = True
     pin: tuple[str, ...] = ()
     signed: tuple[tuple[str, bool], ...] = ()
     weight_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise _no_option(name, getattr(self, name), ", ".join(choices), "use one of these")
+        object.__setattr__(self, "rounding", Rounding(self.rounding))  # the text of a member is equal to it, and none
+        for name, (is_entry, example) in _ENTRIES.items():
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)) or not all(is_entry(entry) for entry in value):
+                raise _no_option(name, value, f"a tuple like {example}", "write it so")
+            object.__setattr__(self, name, tuple(value))
         ordered = sorted(set(self.widths), reverse=True)
         if not self.widths or list(self.widths) != ordered or not all(MIN_BITS <= b <= MAX_BITS for b in ordered):
-            raise UsageError(
-                where="widths",
-                got=f"{self.widths}",
-                allowed=f"different widths from {MIN_BITS} to {MAX_BITS} bits, highest first",
-                do="write them like (8, 6, 4, 2)",
-            )
+            allowed = f"different widths from {MIN_BITS} to {MAX_BITS} bits, highest first"
+            raise _no_option("widths", self.widths, allowed, "write them like (8, 6, 4, 2)")
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, (tuple, list)) and [type(each) for each in entry] == [str, bool]
+
+
+# options with a closed set of values, and those that are tuples: what an entry is, and an example
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "rounding": tuple(rule.value for rule in Rounding),
+    "activation_container": get_args(Container),
+    "granularity": get_args(ScaleOf),
+}
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "widths": (lambda entry: type(entry) is int, "(8, 6, 4, 2), of whole numbers"),
+    "pin": (lambda entry: isinstance(entry, str), "('layer1.*',), of names or patterns"),
+    "signed": (_is_pair, "(('layer1.conv1', True),), of names with True or False"),
+    "weight_only": (lambda entry: isinstance(entry, str), "('layer1.*',), of names or patterns"),
+}
+
+
+def _no_option(where: str, got: object, allowed: str, do: str) -> UsageError:
+    return UsageError(where=where, got=f"{got!r}", allowed=allowed, do=do)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,26 +131,40 @@ class PreparedNetwork:
 
 
 def prepare(
-    model: nn.Module, example_input: tuple[Tensor, ...], options: PrepareOptions | None = None
+    model: nn.Module,
+    example_input: tuple[Tensor, ...],
+    options: PrepareOptions | None = None,
+    *,
+    check_export: bool = True,
 ) -> PreparedNetwork:
     """A copy of a float network with quantized layers and switchable BatchNorm; `model` is left as it is.
 
     Args:
         model: float32 network. example_input: inputs of one call, [batch, ...] each; run once in evaluation mode.
         options: None means the defaults of `PrepareOptions`.
+        check_export: capture the network as `save_master` will, so that what it refuses is known before the training;
+            seconds, and more for a deep network.
 
     Raises:
         UsageError: the network is prepared already, is not float32, has lazy layers that never ran, computes a weight
-            by a hook, does not run on the example, has no layer to quantize, or `pin`, `signed` or `weight_only` names
-            a layer that is not there.
+            by a hook, does not run on the example, has no layer to quantize, is itself a layer, cannot be exported, or
+            `pin`, `signed` or `weight_only` names a layer that is not there.
+        GraphError: a quantized layer is not one operator of the exported graph.
     """
     options = options or PrepareOptions()
     _check_float(model)
-    model = _unwrapped(copy.deepcopy(model))
+    model = _unwrapped(copied(model))
     trace = trace_calls(model, example_input, _is_watched)
     options = _without_patterns(options, model)
     report = decide_layers(model, trace, options)
     decisions = {entry.name: entry for entry in report}
+    if type(model) in QUANTIZED_CLASS:
+        raise UsageError(
+            where=type(model).__name__,
+            got="a single layer, which has no name",
+            allowed="a network of layers",
+            do="wrap it: nn.Sequential(layer)",
+        )
     if not any(entry.decision == "quantized" for entry in report):
         raise UsageError(
             where=type(model).__name__,
@@ -137,17 +182,23 @@ def prepare(
 
     prepared = replace_modules(model, replacement)
     _disable_fused_transformers(prepared)
+    if check_export:
+        _check_export(prepared, example_input)
     return PreparedNetwork(model=prepared, options=options, report=report)
 
 
 def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
     """Let every quantized layer of a prepared network compute at `width`, BatchNorm copies included.
 
+    Layers have the names that they have in the prepared network, whatever DataParallel, DistributedDataParallel and
+    torch.compile put around it or its parts.
+
     Raises:
-        UsageError: a width that was not trained, or an override that names no quantized layer.
+        UsageError: a width that was not trained, an override that names no quantized layer, or overrides on a network
+            that has the prepared one as a part.
     """
     assignment = width if isinstance(width, WidthAssignment) else WidthAssignment(default=width)
-    modules = dict(model.named_modules())
+    modules = _without_wrappers(model)
     layers = {path: module for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS)}
     norms = [module for module in modules.values() if isinstance(module, SwitchableBatchNorm)]
     trained = {bits for layer in layers.values() for bits in layer.input_quantizer.widths}
@@ -157,6 +208,14 @@ def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
             raise UsageError(where=where, got=f"{bits} bits", allowed=allowed, do="choose a width that is trained")
     for name, _ in assignment.overrides:
         _require_known(name, tuple(layers), "width of a layer")
+    strays = {norm.partner for norm in norms} - {None, *layers} if assignment.overrides else set()
+    if strays:
+        raise UsageError(
+            where="widths of single layers",
+            got=f"a BatchNorm that goes with layer {min(map(str, strays))}, which has another name here",
+            allowed="the network that prepare gave, or what DataParallel or torch.compile make of it",
+            do="set them on that network itself, not on one that it is a part of",
+        )
     for path, layer in layers.items():
         layer.bits = assignment.bits_of(path)
     for norm in norms:
@@ -261,13 +320,41 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """The network without wrappers, in place: neither the exporter nor a width that changes goes through them."""
 
     def inner(_: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, OptimizedModule):
-            return _unwrapped(module._orig_mod)
-        if isinstance(module, (nn.DataParallel, DistributedDataParallel)):
-            return _unwrapped(module.module)
-        return None
+        wrapped = _wrapped(module)
+        return None if wrapped is None else _unwrapped(wrapped)
 
     return replace_modules(model, inner)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """What a wrapper is around; None: it is none."""
+    if isinstance(module, OptimizedModule):
+        return module._orig_mod
+    return module.module if isinstance(module, (nn.DataParallel, DistributedDataParallel)) else None
+
+
+def _without_wrappers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network by the paths that they have without wrappers; each once, by its first path."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        while (wrapped := _wrapped(module)) is not None:
+            module = wrapped
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found[path] = module
+        for name, child in module.named_children():
+            visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return found
+
+
+def _check_export(prepared: nn.Module, example_input: tuple[Tensor, ...]) -> None:
+    captured = capture_skeleton(float_skeleton(prepared).cpu().eval(), tuple(each.cpu() for each in example_input))
+    check_layers(captured, (path for path, module in prepared.named_modules() if isinstance(module, QUANTIZED_LAYERS)))
 
 
 def _disable_fused_transformers(model: nn.Module) -> None:
@@ -290,7 +377,7 @@ def _check_float(model: nn.Module) -> None:
                 allowed="a weight that is a parameter, or computed by torch.nn.utils.parametrizations",
                 do="make it permanent: remove_weight_norm, remove_spectral_norm or prune.remove",
             )
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise UsageError(
                 where=f"parameter {name}",
@@ -298,7 +385,8 @@ def _check_float(model: nn.Module) -> None:
                 allowed="a network that has run",
                 do="call it once on an example first",
             )
-        if parameter.dtype != torch.float32:
+        is_parameter = isinstance(parameter, nn.Parameter)
+        if parameter.dtype != torch.float32 and (is_parameter or parameter.is_floating_point()):
             raise UsageError(
                 where=f"parameter {name}", got=f"dtype {parameter.dtype}", allowed="float32", do="call model.float()"
             )

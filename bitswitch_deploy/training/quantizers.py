@@ -133,7 +133,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.granularity = granularity
-        self.rounding = rounding
+        self.rounding = Rounding(rounding)  # a text that equals a member is none
         self.scale = nn.Parameter(_initial_weight_scale(weight.detach(), bits, granularity))
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
@@ -187,8 +187,10 @@ class ActivationQuantizer(nn.Module):
     State: `scales.<i>`, one scalar parameter for each of `widths` (separate, so that Adam's momentum moves only the
     scale that was used); `initialised` [len(widths)], True once the first training batch of that width has set its
     scale to 2 * mean|x| / sqrt(p); `signed`, a scalar of -1 (first batch decides: signed when the input of its first
-    call holds a negative number), 0 or 1. A negative number in a further call of that batch is refused where the first
-    call had none; in later batches it is clipped to 0, as the network is trained to.
+    call holds a negative number), 0 or 1. An input of zeros, or with NaN, decides nothing and passes as it is; of
+    zeros at one width the scale of another says how large it is. A
+    negative number in a further call of that batch is refused where the first call had none; in later batches it is
+    clipped to 0, as the network is trained to.
 
     Args:
         name: module path of the layer, for messages. widths: trained widths, highest first.
@@ -264,8 +266,8 @@ class ActivationQuantizer(nn.Module):
                 has negative numbers after its first call had none.
         """
         index = self.widths.index(bits)
-        if not (self._seen[index] or self.seen[index]):
-            self._initialise(x.detach().float(), index)
+        if not (self._seen[index] or self.seen[index]) and not self._initialise(x.detach().float(), index):
+            return x.float()
         if self._calls_to_watch and self.training:
             self._watch_sign(x.detach())
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
@@ -284,17 +286,36 @@ class ActivationQuantizer(nn.Module):
         return positive(torch.stack([scale.detach() for scale in self.scales]))
 
     @torch.no_grad()
-    def _initialise(self, x: Tensor, index: int) -> None:
+    def _initialise(self, x: Tensor, index: int) -> bool:
+        """Let a batch set the scale of a width; False where it cannot, and the input passes as it is.
+
+        Zeros, as in a dry run or behind a BatchNorm that begins at 0, have the same codes at any scale and sign. Where
+        a layer before has lost all its codes at this width alone, the numbers of another width stand for them. Of a
+        batch with NaN whoever reads its loss says so.
+        """
         bits = self.widths[index]
         if not self.training:
             raise self._unseen(f"{bits} bits have")
+        size = averaged(x.abs().mean())
+        if float(size) == 0.0 and any(self._seen):
+            size = self._mean_of_seen(index)
+        if not 0.0 < float(size) < math.inf:
+            return False
         if self._sign == _UNDECIDED:
             self.signed.fill_(_SIGNED if float(smallest(x.min())) < 0 else _UNSIGNED)
             self._remember_state()
         limits = activation_range(bits, signed=self.is_signed, container=self.container)
-        self.scales[index].copy_((2 * averaged(x.abs().mean()) / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
+        self.scales[index].copy_((2 * size / math.sqrt(limits.high)).clamp_min(MIN_SCALE))
         self.initialised[index] = True
         self._remember_state()
+        return True
+
+    def _mean_of_seen(self, index: int) -> Tensor:
+        """Mean|x| by the scale of the nearest width above that is set, or of the highest one that is."""
+        seen = [place for place, done in enumerate(self._seen) if done]
+        nearest = max((place for place in seen if place < index), default=seen[0])
+        limits = activation_range(self.widths[nearest], signed=self.is_signed, container=self.container)
+        return positive(self.scales[nearest].detach()) * math.sqrt(limits.high) / 2
 
     def _watch_sign(self, x: Tensor) -> None:
         """See that a call of the first batch fits the sign that its first call decided."""
@@ -327,7 +348,7 @@ class ActivationQuantizer(nn.Module):
     def _unseen(self, what: str) -> UsageError:
         return UsageError(
             where=f"input scales of layer {self.name}",
-            got=f"{what} seen no training batch",
+            got=f"{what} seen no training batch with numbers other than 0",
             allowed="scales that every trained width has initialised",
             do="run one batch in training mode at each width, or load a checkpoint; a layer that is registered in "
             "the network but never called cannot be quantized: pin it",

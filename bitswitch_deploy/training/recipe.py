@@ -23,6 +23,7 @@ RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 Update = Literal["per_width", "accumulated"]
+MAX_SEED = 2**63 - 1  # what torch's generators take
 Draw = Literal["hasb", "uniform", "random"]
 NormKey = Literal["own_width", "transitional"]
 
@@ -125,6 +126,10 @@ class Recipe:
     joint: JointSettings
     supernet: SupernetSettings | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed {self.seed} is not in 0..{MAX_SEED}")
+
 
 def load_recipe(name: str) -> Recipe:
     """A bundled recipe by its name, or one by the path of its YAML file.
@@ -176,6 +181,6 @@ def check_decisions(saved: object, wanted: Mapping[str, str], source: str) -> No
         raise CheckpointError(
             where=source,
             got="a run with " + ", ".join(f"{name} {before[name]}" for name in changed),
-            allowed=", ".join(f"{name} {wanted[name]}" for name in changed) + ", as this recipe says",
-            do="resume with the recipe and the seed that the run was started with, or start again without its state",
+            allowed=", ".join(f"{name} {wanted[name]}" for name in changed) + ", as recipe and data of this run say",
+            do="use the recipe, seed and data that the run was started with, or start again without its state",
         )

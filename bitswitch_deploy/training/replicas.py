@@ -26,7 +26,12 @@ def replica_count() -> int:
 
 def is_first_process() -> bool:
     """Whether this is the process that writes files, before, while and after the replicas are joined."""
-    return os.environ.get("RANK", "0") == "0"
+    return _process_count() < 2 or os.environ.get("RANK", "0") == "0"
+
+
+def _process_count() -> int:
+    """How many torchrun started; job systems set RANK for a process that is alone, too."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def replica_index() -> int:
@@ -37,7 +42,7 @@ def replica_index() -> int:
 @contextmanager
 def joined_replicas(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started, over NCCL on CUDA and Gloo elsewhere; alone, do nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available() or dist.is_initialized():
+    if _process_count() < 2 or not dist.is_available() or dist.is_initialized():
         yield
         return
     if device.type == "cuda":

@@ -6,6 +6,7 @@ Started by torchrun, the processes share the work; the first one reads and write
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,13 +89,15 @@ def _run(session: Session) -> TrainedNetwork:
     is_first = replica_index() == 0
     saved = from_first(saved_state(session) if is_first else None)
     origin = from_first(origin_state(session, saved) if is_first else None)
+    if origin:
+        check_decisions(origin.get("decisions"), _data_decisions(dataset), str(session.start_from))
     started = circumstances(session, saved)
     log = MetricsLog(session.log if is_first else None)
     runs = runs_behind(saved, origin, started)
     run = _Run(session=session, dataset=dataset, classes=classes, saved=saved, origin=origin, runs=runs, log=log)
     log.write("start", **started, step=saved.get("step", 0), **parent_entry(saved), **origin_entry(origin))
     model, float_top1 = run.float_network(model)
-    prepared = prepare(model, (_example(recipe),), recipe.quantization)
+    prepared = prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
     if origin:
         carry_over(origin, prepared, recipe, str(session.start_from))
     run.log.write("prepared", layers={each.name: f"{each.decision}: {each.reason}" for each in prepared.report})
@@ -239,14 +242,15 @@ class _Run:
         gc.collect()  # an earlier stage refers to itself, and with it stays what a device holds for its steps
         session, recipe = self.session, self.session.recipe
         batches = self._batches(settings)
+        batch_size = min(settings.batch_size, batches.samples)
         total = settings.epochs * batches.per_epoch
         if stage.name == JointStage.name and session.joint_steps is not None:
             total = session.joint_steps
         resumed = self.saved.get("stage") == stage.name
-        start = restore_stage(stage, self.saved, total, str(session.state)) if resumed else 0
-        decided = stage_decisions(recipe, settings)
+        decided = stage_decisions(recipe, settings) | _data_decisions(self.dataset)
         if resumed:
             check_decisions(self.saved.get("decisions", {}), decided, str(session.state))
+        start = restore_stage(stage, self.saved, total, str(session.state)) if resumed else 0
 
         def reached(milestone: Milestone) -> dict[str, float]:
             if replica_index() == 0:
@@ -260,7 +264,7 @@ class _Run:
                 accuracies,
                 total=total,
                 seconds=round(milestone.seconds, 3),
-                images_per_s=round(milestone.steps * settings.batch_size / milestone.seconds, 1),
+                images_per_s=round(milestone.steps * batch_size / milestone.seconds, 1),
             )
             return accuracies
 
@@ -275,6 +279,14 @@ class _Run:
             loss_limit=None if is_distorted else divergence_limit(self.classes),
         )
         run_stage(stage, batches, plan, reached)
+
+
+def _data_decisions(dataset: AnyDataset) -> dict[str, str]:
+    """Which data a stage learns from, like `stage_decisions`: its name is that of any data in such a folder."""
+    return {
+        f"dataset_sha256.{split}": json.dumps(data.sha256)
+        for split, data in (("train", dataset.train), ("test", dataset.test))
+    }
 
 
 def _example(recipe: Recipe) -> Tensor:

@@ -159,10 +159,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def check_example(example_input: object) -> None:
-    """See that an example is a tuple of tensors: a tensor alone would be taken apart along its batch axis.
+    """See that an example is a tuple of tensors [batch, ...]: a tensor alone would be taken apart along its batch axis.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is something else, or their batches differ.
     """
     if not isinstance(example_input, (tuple, list)) or not all(isinstance(each, Tensor) for each in example_input):
         raise UsageError(
@@ -170,6 +170,14 @@ def check_example(example_input: object) -> None:
             got=f"a {type(example_input).__name__}",
             allowed="a tuple of tensors, [batch, ...] each",
             do="write (x,) for a network with one input x",
+        )
+    shapes = [tuple(each.shape) for each in example_input]
+    if not shapes or len({shape[:1] for shape in shapes}) > 1 or shapes[0][:1] in ((), (0,)):
+        raise UsageError(
+            where="example_input",
+            got=f"shapes {', '.join(map(str, shapes)) or 'of no input'}",
+            allowed="[batch, ...] each, with the same batch",
+            do="give every input one row for each sample: expand what is the same for all of them",
         )
 
 

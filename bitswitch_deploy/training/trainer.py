@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError
+from bitswitch_deploy.training.backward import LOWER_RATE
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_state
 from bitswitch_deploy.training.replicas import replica_index
@@ -130,7 +131,7 @@ def _read(unread: list[Tensor], done: int, stage: Stage, batches: BatchSource, p
                 where=f"training at {bad[0]}, mini-batch {step}",
                 got="a loss or a gradient that is not finite, but is when the step is taken again",
                 allowed="finite numbers",
-                do="resume from the last checkpoint with a lower learning rate, or without --fast",
+                do=f"{LOWER_RATE}; or leave out --fast",
             )
     return losses
 
@@ -155,7 +156,7 @@ def _check_losses(milestone: Milestone, before: Mapping[str, float], plan: RunPl
                 where=f"training {network}",
                 got=f"a mean loss of {loss:.4g}, behind mini-batch {milestone.step}",
                 allowed=f"{plan.loss_limit:.4g}, ten times what guessing costs, or less than in the epoch before",
-                do="resume from the last checkpoint with a lower learning rate",
+                do=LOWER_RATE,
             )
 
 

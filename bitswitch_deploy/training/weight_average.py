@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.training.layers import is_scale
+from bitswitch_deploy.training.layers import copied, is_scale
 from bitswitch_deploy.training.quantizers import ActivationQuantizer, positive
 
 
@@ -26,7 +25,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
         self._is_empty = True
-        self.model = copy.deepcopy(model)
+        self.model = copied(model)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.checkpoint import save_checkpoint
 from bitswitch_deploy.training.recipe import RECIPES, load_recipe
+from bitswitch_deploy.training.run_record import circumstances
 from bitswitch_deploy.training.session import Session
 from tools.ablation import SUPERNET_VARIANTS, VARIANTS, main, varied
 from tools.results_table import read_run
@@ -54,7 +55,7 @@ def test_a_recipe_without_a_supernet_has_no_such_variant(tmp_path: Path) -> None
     assert "--variants: supernet-hasb\n  allowed: as-it-is" in done.output
 
 
-@pytest.mark.parametrize("seeds", ["", "1,,2", "one", "-1", "1.5"])
+@pytest.mark.parametrize("seeds", ["", "1,,2", "one", "-1", "1.5", str(2**70)])
 def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path, seeds: str) -> None:
     done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(tmp_path), "--seeds", seeds])
     assert done.exit_code == 2
@@ -86,6 +87,49 @@ def test_runs_variants_and_seeds_and_skips_what_has_ended(tmp_path: Path, monkey
     assert failed == {"event": "failed", "reason": "training of conv1 at 2 bits: loss nan"}
     assert run(tmp_path, *words).count("done before") == 4
     assert len(sessions) == 4
+
+
+def started(folder: Path, last: str = "end", **options: Any) -> Path:
+    """The log of a run of `digits+as-it-is` with these options."""
+    recipe = varied(load_recipe("digits"), "as-it-is", 1)
+    path = folder / "digits+as-it-is-seed1.log.jsonl"
+    start = circumstances(Session(recipe=recipe, data=folder, state=folder / "state", **options), {})
+    lines = ({"event": "start", "step": 0, **start}, {"event": last})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_a_run_without_its_master_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(tmp_path)
+    master = read_master(bundled_master())
+    monkeypatch.setattr(tools.ablation, "run_session", lambda session: SimpleNamespace(master=master))
+    assert "done before" not in run(tmp_path, "--variants", "as-it-is")
+    assert (tmp_path / "digits+as-it-is-seed1.safetensors").is_file()
+    assert "done before" in run(tmp_path, "--variants", "as-it-is")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"joint_steps": 50}, "joint_steps 50\n  allowed: joint_steps None"),
+        ({"threads": 2}, "threads 2\n  allowed: threads 1"),
+    ],
+)
+def test_a_run_with_other_options_is_not_done(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    started(tmp_path, "failed", **options)
+    done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(tmp_path), "--variants", "as-it-is"])
+    assert done.exit_code == 2
+    assert f"a run that ended with {words}" in done.output
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(session: Session) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tools.ablation, "run_session", interrupted)
+    done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(tmp_path), "--variants", "as-it-is"])
+    assert done.exit_code == 130
+    assert "the same command goes on" in done.stderr
 
 
 def test_one_real_run_gives_a_log_for_the_results_page(tmp_path: Path) -> None:

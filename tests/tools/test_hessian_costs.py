@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -18,7 +19,9 @@ from tests.graph.masters import build, layer
 
 pytest.importorskip("torch")
 
-from tools.hessian_costs import main
+from bitswitch_deploy.training.hessian import Trace
+from bitswitch_deploy.training.networks import build_network
+from tools.hessian_costs import costs_of, main, network_of
 
 
 def costs(output: Path, *words: str) -> Result:
@@ -64,3 +67,41 @@ def test_no_width_is_above_that_of_the_master() -> None:
     assert widths_to_choose(master, (2, 6)) == (6, 2)
     with pytest.raises(UsageError, match="8 bits from a master of 6 bits"):
         widths_to_choose(master, (8, 6))
+
+
+@pytest.mark.parametrize("words", [("--vectors", "1"), ("--samples", "0"), ("--seed", "-1")])
+def test_counts_that_say_nothing(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = costs(tmp_path / "costs.json", *words)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{words[0]}'" in done.stderr
+
+
+def test_a_recipe_of_another_network(tmp_path: Path) -> None:
+    done = costs(tmp_path / "costs.json", "--recipe", "cifar10-resnet20")
+    assert done.exit_code == 2
+    assert "--recipe: conv1.weight: shape (16, 3, 3, 3)\n  allowed: (16, 1, 3, 3), as in the master" in done.stderr
+
+
+def test_a_cost_is_the_trace_per_weight_times_the_squared_error() -> None:
+    text = 'net (float[n, 2] x, float[2, 2] "a.weight") => (float[n, 2] y) { y = MatMul (x, "a.weight") }'
+    master = build(text, [layer("a", "MatMul")], widths=(8, 2))
+    codes = np.asarray(master.tensors["a.weight"]).astype(int)
+    scale = np.asarray(master.tensors[master.spec.layers[0].weight_scale]).astype(float)
+    lost = codes - 64 * np.clip(np.floor(codes / 64 + 0.5), -2, 1)
+    trace = Trace(trace=8.0, standard_error=2.0, n_vectors=9, n_weights=4)
+    found = costs_of(master, master.spec.layers[0], trace, (8, 2)).costs
+    expected = ((lost * scale) ** 2).sum()
+    assert expected > 0
+    assert [cost.width for cost in found] == [8, 2]
+    assert [cost.value for cost in found] == pytest.approx([0.0, 2.0 * expected], rel=1e-5)
+    assert [cost.standard_error for cost in found] == pytest.approx([0.0, 0.5 * expected], rel=1e-5)
+
+
+def test_the_network_has_the_batchnorm_of_the_highest_width() -> None:
+    master = read_master(bundled_master())
+    model = network_of(master, build_network("digits-resnet"))
+    for name in master.spec.switchable:
+        stored = master.tensors[name]
+        assert not np.array_equal(stored[0], stored[-1])
+        found = dict(model.named_parameters()) | dict(model.named_buffers())
+        np.testing.assert_array_equal(found[name].detach().numpy(), stored[0])

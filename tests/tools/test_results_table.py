@@ -222,3 +222,21 @@ def test_the_results_page_is_that_of_the_logs() -> None:
     found = [read_run(path) for path in sorted((CALIBRATION / "results").glob("*.log.jsonl"))]
     if found:
         assert (CALIBRATION / "RESULTS.md").read_text(encoding="utf-8") == page([run for run in found if run])
+
+
+def test_a_command_that_fails_at_its_start_leaves_the_run_before_it(tmp_path: Path) -> None:
+    path = log(tmp_path, "x", end(98.0, 98.0, 97.0))
+    finished = read_run(path)
+    lines = path.read_text(encoding="utf-8")
+    start, epoch = lines.splitlines()[:2]
+    path.write_text(f"{lines}{start}\n", encoding="utf-8")
+    assert read_run(path) == finished
+    path.write_text(f"{lines}{start}\n{epoch}\n{epoch[:9]}", encoding="utf-8")
+    assert read_run(path) == finished
+
+
+def test_a_log_without_an_end_is_left_out_and_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.log.jsonl").write_text("", encoding="utf-8")
+    done = CliRunner().invoke(main, ["--logs", str(tmp_path), "-o", str(tmp_path / "page.md")])
+    assert done.exit_code == 0, done.output
+    assert done.stderr == "empty.log.jsonl: left out, as no run in it has ended\n"

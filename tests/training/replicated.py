@@ -84,7 +84,7 @@ def share(*values: float) -> Tensor:
 
 def train(changes: dict[str, Any]) -> dict[str, Any]:
     nan_at, fast = changes.pop("nan_at", -1), changes.pop("fast", False)
-    prepared = prepare(network(), EXAMPLE, PrepareOptions(widths=(8, 4, 2)))
+    prepared = prepare(network(), EXAMPLE, PrepareOptions(widths=(8, 4, 2)), check_export=False)
     settings = JointSettings(**{"epochs": 1, "batch_size": 16, "learning_rate": 6e-3, "weight_decay": 1e-4, **changes})
     stage = JointStage(prepared, settings, samples=64, execution=Execution(fast=fast))
     augmentation = Augmentation(shift=0)

@@ -204,3 +204,25 @@ def test_a_tied_weight_has_its_first_name_whatever_the_exporter_calls_it() -> No
     assert set(captured.parameters) == {"z.weight", "z.bias", "a.bias"}
     x = torch.randn(3, 4)
     np.testing.assert_allclose(run(captured, model, x), model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_parameter_with_a_name_of_the_graph_is_refused() -> None:
+    model = nn.Linear(4, 4)
+    model.register_buffer("input", torch.ones(4))
+    with pytest.raises(UsageError, match=r"parameter input: the name of an input or output[\s\S]*do: rename it"):
+        capture_skeleton(model, (torch.zeros(2, 4),))
+
+
+def test_further_outputs_are_called_by_their_place() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = self.a(x)
+            return y, self.b(x) * gain, y
+
+    captured = capture_skeleton(Heads(), (torch.zeros(2, 4), torch.zeros(2, 1)))
+    assert [value.name for value in captured.inputs] == ["input", "gain"]
+    assert [value.name for value in captured.outputs][:2] == ["logits", "output_1"]

@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 
 from bitswitch_deploy.errors import CheckpointError, OutputError
+from bitswitch_deploy.tensors import Rounding
 from bitswitch_deploy.training.checkpoint import import_checkpoint, load_checkpoint, save_checkpoint
-from tests.training.tiny_network import seen_network, tiny_model, tiny_network
+from tests.training.tiny_network import OPTIONS, seen_network, tiny_model, tiny_network
 
 
 class Bomb:
@@ -82,6 +84,28 @@ class TestImport:
         with pytest.raises(CheckpointError, match=message):
             import_checkpoint(saved(tmp_path, state), other.model)
         assert all(torch.equal(tensor, before[name]) for name, tensor in other.model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"widths": (8, 3, 2)}, r"3: trained at widths 8, 4, 2, .*\n  allowed: widths 8, 3, 2,"),
+            ({"rounding": Rounding.HALF_EVEN}, r"trained at .* rounding half_up.*\n  allowed: .* rounding half_even"),
+            ({"activation_container": "uint8"}, r"trained at .* codes to 127\n  allowed: .* codes to 255"),
+        ],
+    )
+    def test_weights_that_were_trained_as_something_else(
+        self, tmp_path: Path, options: dict[str, Any], message: str
+    ) -> None:
+        other = tiny_network(replace(OPTIONS, **options))
+        with pytest.raises(CheckpointError, match=message):
+            import_checkpoint(saved(tmp_path, seen_network().model.state_dict()), other.model)
+
+    def test_a_state_of_an_older_version_does_not_tell_and_is_taken(self, tmp_path: Path) -> None:
+        network, other = seen_network(), tiny_network()
+        state = {key: value for key, value in network.model.state_dict().items() if "trained_as" not in key}
+        import_checkpoint(saved(tmp_path, state), other.model)
+        assert torch.equal(other.model.get_parameter("3.weight"), network.model.get_parameter("3.weight"))
+        tiny_network().model.load_state_dict(state)
 
     def test_a_float_checkpoint_does_not_fit_a_prepared_network(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"missing 1\.copies\.0\.weight.* and \d+ more; unknown 1\.weight"):

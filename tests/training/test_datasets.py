@@ -154,7 +154,8 @@ class TestCifar10:
         with pytest.raises(DataError, match=r"train_00\.webp: not an image"):
             load_cifar10(folder)
 
-    def test_the_binary_version_of_its_authors(self, tmp_path: Path) -> None:
+    def test_the_binary_version_of_its_authors(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("bitswitch_deploy.training.datasets._CIFAR_RECORDS", 4)
         records = np.random.default_rng(0).integers(0, 256, (4, 3073), dtype=np.uint8)
         records[:, 0] %= 10
         for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
@@ -165,6 +166,9 @@ class TestCifar10:
         # red, green and blue plane, each row by row
         places = [1 + plane * 1024 + 5 * 32 + 7 for plane in range(3)]
         assert data.test.images[2, 5, 7].tolist() == records[2, places].tolist()
-        (tmp_path / "test_batch.bin").write_bytes(b"short")
-        with pytest.raises(DataError, match=r"test_batch\.bin: 5 bytes in 1 files\n  allowed: records of 3073 bytes"):
-            load_cifar10(tmp_path)
+        for name, content in (("test_batch", b"short"), ("data_batch_2", b""), ("data_batch_1", bytes(3 * 3073))):
+            (tmp_path / f"{name}.bin").write_bytes(content)
+            with pytest.raises(
+                DataError, match=rf"{name}\.bin: {len(content)} bytes\n  allowed: 4 records of 3073 bytes"
+            ):
+                load_cifar10(tmp_path)

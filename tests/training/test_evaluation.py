@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import preprocess
-from bitswitch_deploy.training.evaluation import measure_widths, top1
+from bitswitch_deploy.training.evaluation import measure_widths, reestimated, top1
 from bitswitch_deploy.training.prepare import set_width
-from tests.training.tiny_network import PREPROCESSING, halves, seen_network
+from tests.training.tiny_network import PREPROCESSING, halves, seen_network, tiny_batches
 
 
 def test_top1_counts_the_largest_logit() -> None:
@@ -39,3 +40,15 @@ def test_measuring_changes_nothing() -> None:
     measure_widths(network.model, (8, 4, 2), halves(), PREPROCESSING)
     after = network.model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_statistics_that_are_taken_again_are_the_mean_of_the_batches() -> None:
+    model = seen_network().model
+    batches = [tiny_batches().batch(step) for step in range(3)]
+    twin = reestimated(model, WidthAssignment(default=8), batches)
+    first = model[0]  # type: ignore[index]
+    assert isinstance(first, nn.Conv2d)
+    with torch.no_grad():
+        expected = torch.stack([first(batch.inputs).mean((0, 2, 3)) for batch in batches]).mean(0)
+    found = twin.state_dict()
+    torch.testing.assert_close(found["1.copies.0.running_mean"], expected)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bitswitch_deploy.errors import UnavailableError, UsageError
-from bitswitch_deploy.training.execution import Execution, ForwardPass, choose_execution
+from bitswitch_deploy.training.execution import Execution, ForwardPass, choose_execution, settle_torch
 from bitswitch_deploy.training.global_batchnorm import synchronise_batchnorm
 
 
@@ -53,3 +53,9 @@ def test_lower_precision_ends_at_the_logits() -> None:
     assert result.dtype == torch.float32
     assert torch.equal(result, result.bfloat16().float())
     torch.testing.assert_close(result, linear(x), rtol=0, atol=0.02)
+
+
+def test_a_run_computes_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    settle_torch(torch.device("cpu"), seed=0, threads=1)
+    assert not torch.backends.cudnn.allow_tf32

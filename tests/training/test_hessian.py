@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitswitch_deploy.training.hessian import Trace, hessian_traces
+from bitswitch_deploy.training.hessian import Trace, _estimate, hessian_traces
 from tests.graph.masters import build, layer
 from tests.search.masters import EVERY_OPERATOR
 from tools.hessian_costs import costs_of
@@ -178,3 +179,8 @@ def test_negative_traces_do_not_reward_low_widths_and_doubt_is_said() -> None:
     trace = Trace(trace=-0.5, standard_error=0.3, n_vectors=32, n_weights=10)
     assert (trace.mean, trace.is_determined) == (0.0, False)
     assert Trace(trace=5.0, standard_error=0.3, n_vectors=32, n_weights=10).mean == 0.5
+
+
+def test_one_vector_does_not_tell_its_error() -> None:
+    trace = _estimate([3.0], 1)
+    assert (trace.trace, trace.standard_error, trace.is_determined) == (3.0, math.inf, False)

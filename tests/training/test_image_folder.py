@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,16 @@ class TestRefusals:
         train: ImageFolder = load_image_folder(root, RAW)[0]
         with pytest.raises(UsageError, match="augmentation of ramps: shift on an image folder"):
             make_batches(train, RAW, Augmentation(shift=2), batch_size=4, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_are_refused(root: Path, tmp_path: Path, dtype: type[np.generic]) -> None:
+    shutil.copytree(root, tmp_path / "deep")
+    path = tmp_path / "deep" / "val" / "ant" / "0.png"
+    path.unlink()
+    Image.fromarray(np.full((16, 16), 300, dtype=dtype)).save(path.with_suffix(".tiff"))
+    _, val = load_image_folder(tmp_path / "deep", RAW)
+    with pytest.raises(
+        DataError, match=r"0\.tiff: not readable as an image \(mode (I|F).*write it with 8 bits a channel"
+    ):
+        next(val.raw(0, 1))

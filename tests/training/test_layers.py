@@ -83,6 +83,7 @@ class TestQuantizedLayers:
             *(f"input_quantizer.scales.{i}" for i in range(3)),
             "input_quantizer.initialised",
             "input_quantizer.signed",
+            "trained_as.decisions",
         }
         assert type(plain) is nn.Conv2d
         assert set(plain.state_dict()) == {"weight", "bias"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitswitch_deploy.errors import OutputError
-from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text
+from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text, read_log
 
 LOSSES, TOP1 = {"w8": 0.5, "w2": 0.75}, {"w8": 90.0, "w2": 80.25}
 
@@ -94,3 +94,13 @@ def test_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.M
         ("joint/top1/w2", 80.25, 7),
         ("flushed", 0.0, 0),
     ]
+
+
+def test_a_line_that_was_cut_stays_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"event": "start"}\n{"event": "epo', encoding="utf-8")
+    MetricsLog(path).write("end")
+    assert path.read_text(encoding="utf-8").splitlines()[-1] == '{"event": "end"}'
+    assert read_log(path) == [{"event": "start"}, {"event": "end"}]
+    path.write_text("", encoding="utf-8")
+    assert read_log(path) == []

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitswitch_deploy.errors import UsageError
-from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.errors import GraphError, UsageError
+from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.layers import (
     QUANTIZED_LAYERS,
     QuantConv2d,
@@ -17,8 +20,13 @@ from bitswitch_deploy.training.layers import (
     SwitchableBatchNorm,
     SwitchableBatchNorm1d,
     SwitchableBatchNorm2d,
+    float_skeleton,
 )
-from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, prepare, set_width
+from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, set_width
+from bitswitch_deploy.training.prepare import prepare as prepare_and_check
+
+# capturing takes seconds, and most of this is not about it
+prepare = partial(prepare_and_check, check_export=False)
 
 
 def conv_net() -> nn.Sequential:
@@ -267,6 +275,36 @@ class TestPrepare:
         model(torch.zeros(2, 3))
         assert quantized(prepare(model, (torch.zeros(2, 3),))) == ["1"]
 
+    def test_what_a_network_keeps_of_a_call_is_copied_with_it(self) -> None:
+        class Keeping(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+                self.kept: dict[str, list[Tensor]] = {}
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.kept = {"features": [self.layers[0](x)]}
+                result: Tensor = self.layers[2](self.layers[1](self.kept["features"][0]))
+                return result
+
+        model = Keeping()
+        model(torch.ones(2, 4))
+        network = prepare(model, (torch.ones(2, 4),))
+        network.model.train()(torch.ones(2, 4)).sum().backward()
+        skeleton = float_skeleton(network.model)
+        kept = network.model.kept["features"][0]  # type: ignore[index]
+        assert isinstance(kept, Tensor)
+        assert kept.grad_fn is not None
+        copy = skeleton.kept["features"][0]  # type: ignore[index]
+        assert isinstance(copy, Tensor)
+        torch.testing.assert_close(copy, kept.detach())
+        assert not copy.requires_grad
+
+    @pytest.mark.parametrize("shapes", [[()], [(2, 4), ()], [(1, 4), (5, 4)], [(0, 4)], []])
+    def test_an_example_without_a_batch_is_refused(self, shapes: list[tuple[int, ...]]) -> None:
+        with pytest.raises(UsageError, match=r"example_input: shapes .*\n  allowed: \[batch, \.\.\.\] each"):
+            prepare(conv_net(), tuple(torch.zeros(shape) for shape in shapes))
+
     def test_half_precision_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"parameter 0\.weight: dtype torch\.float64"):
             prepare(conv_net().double(), IMAGES)
@@ -275,6 +313,73 @@ class TestPrepare:
     def test_widths_must_descend_within_2_to_8(self, widths: tuple[int, ...]) -> None:
         with pytest.raises(UsageError, match="highest first"):
             PrepareOptions(widths=widths)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"rounding": "half-up"}, "rounding: 'half-up'\n  allowed: half_up, half_even"),
+            ({"granularity": "per-channel"}, "granularity: 'per-channel'\n  allowed: per_channel, per_tensor"),
+            ({"activation_container": "int-8"}, "activation_container: 'int-8'\n  allowed: uint8, int8"),
+            ({"widths": (8.0, 4)}, r"widths: \(8\.0, 4\)\n  allowed: a tuple like \(8, 6, 4, 2\), of whole numbers"),
+            ({"widths": 8}, "widths: 8\n  allowed: a tuple"),
+            ({"pin": "7"}, "pin: '7'\n  allowed: a tuple"),
+            ({"weight_only": (7,)}, r"weight_only: \(7,\)\n  allowed: a tuple"),
+            ({"signed": {"3": True}}, r"signed: \{'3': True\}\n  allowed: a tuple"),
+            ({"signed": (("3", 1),)}, r"signed: \(\('3', 1\),\)\n  allowed: a tuple"),
+        ],
+    )
+    def test_an_option_that_is_none_is_refused(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            PrepareOptions(**options)
+
+    def test_a_rounding_rule_by_its_text_is_the_rule(self) -> None:
+        options = PrepareOptions(rounding="half_up", widths=[8, 4])  # type: ignore[arg-type]
+        assert options.rounding is Rounding.HALF_UP
+        assert options == PrepareOptions(widths=(8, 4))
+        layer = prepare(conv_net(), IMAGES, options).model[3]  # type: ignore[index]
+        assert isinstance(layer, QuantConv2d)
+        assert layer.weight_quantizer.rounding is Rounding.HALF_UP
+
+
+class CalledTwice(nn.Module):
+    """A layer on [n, 4] and on [n, 3, 4], which are two operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        result: Tensor = self.c(self.b(x[:, None].expand(-1, 3, -1)).sum(1))
+        return result
+
+
+class TestExport:
+    def test_a_layer_that_the_graph_lacks_is_refused_before_the_training(self) -> None:
+        with pytest.raises(GraphError, match="layers b: no Conv, ConvTranspose, Gemm or MatMul"):
+            prepare_and_check(CalledTwice(), (torch.zeros(2, 4),))
+        prepare_and_check(CalledTwice(), (torch.zeros(2, 4),), PrepareOptions(pin=("b",), pin_ends=False))
+
+    def test_a_network_that_cannot_be_traced_is_refused_before_the_training(self) -> None:
+        class Branch(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                result: Tensor = super().forward(x if x.sum() > 0 else -x)  # type: ignore[no-untyped-call]
+                return result
+
+        with pytest.raises(UsageError, match=r"torch\.onnx\.export failed"):
+            prepare_and_check(Branch(*(nn.Linear(4, 4) for _ in range(3))), (torch.zeros(2, 4),))
+
+    def test_a_single_layer_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="Linear: a single layer"):
+            prepare(nn.Linear(4, 4), (torch.zeros(2, 4),), PrepareOptions(pin_ends=False))
+
+    def test_a_buffer_of_double_precision_is_refused(self) -> None:
+        model = conv_net()
+        model.register_buffer("k", torch.zeros(1, dtype=torch.float64))
+        with pytest.raises(UsageError, match=r"parameter k: dtype torch\.float64"):
+            prepare(model, IMAGES)
+        model.k = torch.zeros(1, dtype=torch.int64)
+        prepare(model, IMAGES)
 
 
 class TestSetWidth:
@@ -315,6 +420,22 @@ class TestSetWidth:
     def test_an_override_of_a_pinned_layer_is_refused(self) -> None:
         with pytest.raises(UsageError, match="no layer is called '0'\n  allowed: 3, 5, 7"):
             set_width(self.prepared(), WidthAssignment(default=8, overrides=(("0", 4),)))
+
+    @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+    def test_names_are_those_inside_of_wrappers(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        model = self.prepared()
+        set_width(wrap(model), WidthAssignment(default=4, overrides=(("3", 2),)))
+        assert self.widths(model) == {"1": 2, "3": 2, "4": 2, "5": 4, "7": 4, "8": 4}
+        model[3] = wrap(model[3])  # type: ignore[operator, index]
+        set_width(model, WidthAssignment(default=4, overrides=(("3", 8),)))
+        assert set(self.widths(model).values()) == {8, 4}
+        assert (model[1].bits, model[4].bits) == (8, 8)  # type: ignore[index]
+
+    def test_layers_of_a_part_have_no_widths_of_their_own(self) -> None:
+        whole = nn.Sequential(nn.Identity(), self.prepared())
+        set_width(whole, 4)
+        with pytest.raises(UsageError, match="a BatchNorm that goes with layer 3, which has another name here"):
+            set_width(whole, WidthAssignment(default=8, overrides=(("1.3", 2),)))
 
     def test_a_float_network_is_refused(self) -> None:
         with pytest.raises(UsageError, match="the network is not prepared"):

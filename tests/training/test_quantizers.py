@@ -255,6 +255,24 @@ class TestActivationQuantizer:
         for quantizer in (trained, loaded, given):
             assert quantizer(negative, 8)[0] == 0
 
+    @pytest.mark.parametrize("first", [torch.zeros(4), torch.tensor([1.0, math.nan]), torch.tensor([math.inf, 1.0])])
+    def test_a_batch_of_zeros_or_with_nan_decides_nothing(self, first: Tensor) -> None:
+        quantizer, fresh = (ActivationQuantizer(name="layer", widths=WIDTHS, container="int8") for _ in range(2))
+        torch.testing.assert_close(quantizer(first, 8), first, rtol=0, atol=0, equal_nan=True)
+        assert quantizer.seen == (False,) * 4
+        x = torch.tensor([-1.0, 0.5])
+        assert torch.equal(quantizer(x, 8), fresh(x, 8))
+        assert quantizer.is_signed
+        assert torch.equal(quantizer.scales[0], fresh.scales[0])
+
+    def test_zeros_at_one_width_take_the_size_of_the_nearest_above(self) -> None:
+        quantizer = ActivationQuantizer(name="layer", widths=WIDTHS, container="int8")
+        quantizer(torch.tensor([0.0, 2.0]), 8)
+        quantizer(torch.tensor([0.0, 4.0]), 6)
+        quantizer(torch.zeros(2), 2)
+        assert quantizer.seen == (True, True, False, True)
+        assert quantizer.scales[3].item() == pytest.approx(2 * 2.0 / math.sqrt(3))  # mean 2, codes 0..3
+
     def test_sign_and_first_batches_are_part_of_the_state(self) -> None:
         quantizer = self.make()
         quantizer(torch.tensor([-1.0, 1.0]), 4)

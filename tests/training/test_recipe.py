@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,9 @@ def test_not_yaml(tmp_path: Path) -> None:
         load_recipe(str(path))
     with pytest.raises(InputFileError, match=r"absent\.yaml: cannot be read"):
         load_recipe(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(ValueError, match=r"seed -?\d+ is not in 0\.\."):
+        replace(load_recipe("digits"), seed=seed)

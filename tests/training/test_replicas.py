@@ -125,6 +125,8 @@ def test_alone_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gathered(x) is x
     assert is_first_process()
     monkeypatch.setenv("RANK", "1")
+    assert is_first_process()  # of one, whatever a job system calls it
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_first_process()
 
 

@@ -22,6 +22,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError, InputFileError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
@@ -29,12 +30,14 @@ from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from bitswitch_deploy.training.metrics_log import read_log
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.recipe import RECIPES, Recipe, SupernetSettings, load_recipe
 from bitswitch_deploy.training.run_session import TrainedNetwork, run_session
 from bitswitch_deploy.training.session import Session
 from bitswitch_deploy.training.stages import Stage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, run_stage
+from tools.train_master import main
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = load_recipe("digits")
@@ -264,7 +267,7 @@ def test_a_state_of_another_schedule_is_refused(tmp_path: Path, data: Path) -> N
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
-        ("", {"seed": 2}, r"a run with seed 1\n  allowed: seed 2, as this recipe says"),
+        ("", {"seed": 2}, r"a run with seed 1\n  allowed: seed 2, as recipe and data of this run say"),
         ("quantization", {"rounding": Rounding.HALF_EVEN}, r'quantization\.rounding "half_up"'),
         ("quantization", {"activation_container": "uint8"}, r'quantization\.activation_container "int8"'),
         ("augmentation", {"shift": 0}, r"augmentation\.shift 1"),
@@ -533,6 +536,41 @@ def test_a_loss_that_is_far_above_guessing_stops_the_run(tmp_path: Path, data: P
         run_session(Session(recipe=recipe, data=data, state=tmp_path / "state"))
 
 
+def test_a_mini_batch_has_no_more_images_than_there_are(tmp_path: Path, data: Path) -> None:
+    save_checkpoint(build_network("digits-resnet").state_dict(), tmp_path / "float.pt")
+    recipe = replace(SHORT, joint=replace(SHORT.joint, batch_size=10_000))
+    log = tmp_path / "log.jsonl"
+    state = tmp_path / "state"
+    run_session(
+        Session(recipe=recipe, data=data, state=state, checkpoint=tmp_path / "float.pt", joint_steps=1, log=log)
+    )
+    (line,) = (line for line in read_log(log) if line["event"] == "epoch")
+    assert line["images_per_s"] * line["seconds"] == pytest.approx(150, rel=0.2)
+
+
+def relabelled(data: Path, folder: Path) -> Path:
+    """The same images with other labels."""
+    shutil.copytree(data / "digits", folder / "digits")
+    listing = yaml.safe_load((folder / "digits" / "dataset.yaml").read_text(encoding="utf-8"))
+    path = folder / "digits" / listing["splits"]["train"]["file"]
+    with np.load(path) as arrays:
+        x, y = arrays["x"], 9 - arrays["y"]
+    np.savez(path, x=x, y=y)
+    listing["splits"]["train"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "digits" / "dataset.yaml").write_text(yaml.safe_dump(listing), encoding="utf-8")
+    return folder
+
+
+def test_other_data_of_the_same_name_is_refused(tmp_path: Path, data: Path, begun: Path) -> None:
+    other = relabelled(data, tmp_path)
+    shutil.copy(begun, tmp_path / "state")
+    session = Session(recipe=SHORT, data=other, state=tmp_path / "state", joint_steps=1, resume=True)
+    with pytest.raises(CheckpointError, match=r"a run with dataset_sha256\.train "):
+        run_session(session)
+    with pytest.raises(CheckpointError, match=r"a run with dataset_sha256\.train "):
+        run_session(replace(session, state=tmp_path / "new", start_from=begun))
+
+
 def test_a_loss_with_a_penalty_beside_it_has_no_limit(
     tmp_path: Path, data: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -584,6 +622,9 @@ class TestTool:
         assert (tmp_path / "out.safetensors.state").read_bytes() == begun.read_bytes()
         again = self.run(*words)
         assert again.returncode == 2
+        assert f"--output: {output} exists\n  allowed: a new file" in again.stderr
+        again = self.run(*words, "--force")
+        assert again.returncode == 2
         assert "an earlier run left its state here" in again.stderr
 
     @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
@@ -618,3 +659,27 @@ class TestTool:
         assert done.returncode == 2
         assert done.stderr.startswith("error: --recipe: nothing\n  allowed: cifar10-resnet20, ")
         assert "Traceback" not in done.stderr
+
+    def test_what_cannot_be_written_is_refused_before_the_training(self, tmp_path: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        done = self.run("--recipe", "digits", "-o", str(tmp_path / "folder"))
+        assert done.returncode == 3
+        assert "folder: cannot be written: Is a directory" in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+    @pytest.mark.parametrize("seed", ["-1", str(2**70)])
+    def test_a_seed_that_no_generator_takes(self, tmp_path: Path, seed: str) -> None:
+        done = self.run("--recipe", "digits", "--seed", seed, "-o", str(tmp_path / "x"))
+        assert done.returncode == 2
+        assert "is not in the range" in done.stderr
+
+
+def test_a_divergence_is_a_line_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(session: Session) -> TrainedNetwork:
+        raise CheckFailedError(where="training of conv1 at 2 bits", got="loss nan", allowed="", do="")
+
+    monkeypatch.setattr("tools.train_master.run_session", diverged)
+    done = CliRunner().invoke(main, ["--recipe", "digits", "-o", str(tmp_path / "x")])
+    assert done.exit_code == 1
+    (line,) = (tmp_path / "x.log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {"event": "failed", "reason": "training of conv1 at 2 bits: loss nan"}

@@ -1,0 +1,151 @@
+"""Joint training of a network and data of one's own: what the joint stage of a recipe does, without a recipe.
+
+`prepare` comes before it and `save_master` behind; the README beside this file shows all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.training.batches import Batch, BatchSource, Order
+from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from bitswitch_deploy.training.execution import Execution
+from bitswitch_deploy.training.prepare import PreparedNetwork, set_width
+from bitswitch_deploy.training.recipe import JointSettings, check_decisions
+from bitswitch_deploy.training.replicas import replica_index
+from bitswitch_deploy.training.stages import JointStage
+from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, restore_stage, run_stage
+
+
+class Samples(Protocol):
+    """What a torch data set of the map style is: sample i is an input, float32 of one shape, and its class."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+class SampleBatches:
+    """Mini-batches of a data set, shuffled anew in each epoch.
+
+    What a sample draws from torch's generator, as augmentation does, depends on seed and step alone, so that a run that
+    resumes sees the same.
+    """
+
+    def __init__(self, data: Samples, *, batch_size: int, seed: int, device: torch.device | None = None) -> None:
+        self._data = data
+        self._seed = seed
+        self._device = device
+        self._order = Order(samples=len(data), batch_size=batch_size, seed=seed)
+        self.per_epoch = self._order.per_epoch
+        self.samples = len(data)
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        return map(self.batch, range(start, stop))
+
+    def batch(self, step: int) -> Batch:
+        """The mini-batch of `step`, counted from 0."""
+        places = self._order.indices(step)[self._order.share]
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, 1, step, replica_index()]).generate_state(1)[0]))
+        inputs, labels = zip(*(self._data[int(place)] for place in places))
+        parts = torch.stack(inputs), torch.tensor([int(label) for label in labels]), torch.from_numpy(places)
+        return Batch(*(part.to(self._device) for part in parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointRun:
+    """How a run is kept and stopped.
+
+    state: file that it is saved to after each epoch; None: none. resume: go on from there where it exists.
+    seed: of what is random inside of the network, such as dropout.
+    classes: outputs of the network: a mean loss that stays at ten times what guessing costs stops the run; None: only
+        one that is not finite does.
+    execution: device, precision, compiled or not; the device is that of the mini-batches.
+    """
+
+    state: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    classes: int | None = None
+    execution: Execution = field(default_factory=Execution)
+
+
+def train_jointly(
+    network: PreparedNetwork,
+    batches: BatchSource,
+    settings: JointSettings,
+    run: JointRun | None = None,
+    measure: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> PreparedNetwork:
+    """Train a classifier at all its widths, by the cross entropy of its logits [n, classes] for one input.
+
+    Args:
+        network: as `prepare` gave it from a trained float network; trained in place.
+        batches: a `SampleBatches`, or one's own. settings: rates, length, ALRS, distillation and average.
+        run: None keeps no state. measure: called after each epoch with the network to export; gives figures to show.
+
+    Returns:
+        The network to export, on the CPU: the average of the weights where the settings keep one.
+
+    Raises:
+        UsageError: the state of an earlier run is there, and this one is not to resume.
+        CheckpointError: that is of another network, or of other settings, samples or schedule.
+        CheckFailedError: training diverged; the message names width and layer, and the state of the last epoch stays.
+    """
+    run = run or JointRun()
+    stage = JointStage(network, settings, samples=batches.samples, execution=run.execution)
+    total = settings.epochs * batches.per_epoch
+    decided = _decisions(network, batches, settings, run)
+    start = _resumed(stage, run, total, decided)
+
+    def reached(milestone: Milestone) -> dict[str, float]:
+        if run.state is not None and replica_index() == 0:
+            save_checkpoint({**milestone.state, "decisions": decided}, run.state)
+        return {} if measure is None else measure(stage.result)
+
+    plan = RunPlan(
+        start=start,
+        stop=total,
+        total=total,
+        save_every=batches.per_epoch,
+        seed=run.seed,
+        loss_limit=None if run.classes is None else divergence_limit(run.classes),
+    )
+    run_stage(stage, batches, plan, reached)
+    set_width(stage.result, network.options.widths[0])
+    return replace(network, model=stage.result.cpu())
+
+
+def _decisions(
+    network: PreparedNetwork, batches: BatchSource, settings: JointSettings, run: JointRun
+) -> dict[str, str]:
+    """What the steps depend on, as `recipe.stage_decisions` tells it of a recipe."""
+    told: dict[str, Any] = {f"quantization.{name}": value for name, value in asdict(network.options).items()}
+    told |= {name: value for name, value in asdict(settings).items() if name not in ("epochs", "learning_rate")}
+    told |= {"seed": run.seed, "samples": batches.samples}
+    return {name: json.dumps(value) for name, value in told.items()}
+
+
+def _resumed(stage: JointStage, run: JointRun, total: int, decided: dict[str, str]) -> int:
+    """Put the stage where the state of an earlier run left it; the step to go on with."""
+    if run.state is None or not run.state.exists():
+        return 0
+    if not run.resume:
+        raise UsageError(
+            where=str(run.state),
+            got="an earlier run left its state here",
+            allowed="no state file, or a run that resumes",
+            do="say resume=True to go on, or delete the file to start again",
+        )
+    saved = load_checkpoint(run.state)
+    check_decisions(saved.get("decisions"), decided, str(run.state))
+    return restore_stage(stage, saved, total, str(run.state))
