@@ -2,8 +2,8 @@
 
 The class folders in sorted order are the classes 0, 1, 2 ...; both splits have the same ones, as many as the network
 has outputs. Training images are random crops of random shape, flipped or not (Szegedy et al., 2015: area from
-`min_area` to 1, sides 3:4 to 4:3), drawn from (seed, epoch, image) alone. Evaluation resizes the shorter side to
-input / 0.875 and takes the centre.
+`min_area` to 1, sides 3:4 to 4:3), drawn from (seed, epoch, image) alone. Evaluation takes what `preprocessing` says of
+each image: all of it, or the centre.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from bitswitch_deploy.preprocessing import Preprocessing
 
 EVALUATION_BATCH = 256
 
-_CENTRE_SHARE = 0.875  # of the shorter side: 224 of 256
 _LONGEST = 4 / 3  # of two sides of a random crop
 _ATTEMPTS = 10
 
@@ -51,7 +50,8 @@ Keys = list[tuple[int, Crop | None]]  # place of an image and how it is cropped;
 class ImageFolder:
     """One split: files [n], labels int64 [n], how they are read, and the name and sha256 of the data set.
 
-    sha256 of `val`: over "centre", and class, size and bytes of each file; of `train`: without the bytes.
+    sha256 of `val`: over "centre" where that is taken, and class, size and bytes of each file; of `train`: without the
+        bytes.
     workers: processes that decode; 0 decodes in this one.
     """
 
@@ -113,7 +113,8 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _split(folder: Path, classes: list[str], preprocessing: Preprocessing, workers: int) -> ImageFolder:
-    digest = hashlib.sha256(b"centre\n" if folder.name == "val" else b"")
+    takes_centre = folder.name == "val" and preprocessing.centre_share is not None
+    digest = hashlib.sha256(b"centre\n" if takes_centre else b"")
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -150,7 +151,7 @@ class _Items(TorchDataset[Any]):
         path, how = self._folder.files[place], self._folder.preprocessing
         try:
             with Image.open(path) as image:
-                pixels = _centre(image, how) if crop is None else _random_crop(image, how, crop, place)
+                pixels = _evaluated(image, how) if crop is None else _random_crop(image, how, crop, place)
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
             return f"{path}: not readable as an image ({exc})"
         return pixels, int(self._folder.labels[place]), place
@@ -172,12 +173,8 @@ def _pixels(image: Image.Image, how: Preprocessing, box: _Box) -> npt.NDArray[np
     return np.asarray(resized).reshape(height, width, -1)
 
 
-def _centre(image: Image.Image, how: Preprocessing) -> npt.NDArray[np.uint8]:
-    """The middle of the image in the shape of the input, as large as fits, of which `_CENTRE_SHARE`."""
-    height, width = how.size
-    scale = _CENTRE_SHARE * min(image.width / width, image.height / height)
-    left, upper = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-    return _pixels(image, how, (left, upper, left + scale * width, upper + scale * height))
+def _evaluated(image: Image.Image, how: Preprocessing) -> npt.NDArray[np.uint8]:
+    return _pixels(image, how, how.box(image.width, image.height))
 
 
 def _random_crop(image: Image.Image, how: Preprocessing, crop: Crop, place: int) -> npt.NDArray[np.uint8]:

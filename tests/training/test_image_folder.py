@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from bitswitch_deploy.training.batches import Augmentation, FolderBatches, make_
 from bitswitch_deploy.training.evaluation import top1
 from bitswitch_deploy.training.image_folder import ImageFolder, load_image_folder
 
-RAW = Preprocessing(colour="RGB", size=(8, 8), divide_by=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+RAW = Preprocessing(colour="RGB", size=(8, 8), centre_share=0.875, divide_by=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
 CROPS = Augmentation(min_area=0.3, flip=True)
 CPU = torch.device("cpu")
 
@@ -63,6 +64,14 @@ def test_evaluation_takes_the_centre(root: Path) -> None:
     assert red[0, 0] == pytest.approx(10 * (5 + 14 / 16 - 0.5), abs=2)
     assert red[0, -1] == pytest.approx(10 * (19 - 14 / 16 - 0.5), abs=2)
     assert images[:, 0, 0, 2].tolist() == [10 * n for n in (*range(6), *range(4))]
+
+
+def test_evaluation_takes_all_where_the_recipe_names_no_centre(root: Path) -> None:
+    _, val = load_image_folder(root, replace(RAW, centre_share=None))
+    ((images, _),) = val.raw(0, 1)
+    # 24 columns become 8
+    assert images[0, 0, :, 0].tolist() == pytest.approx([10 * (3 * column + 1) for column in range(8)], abs=10)
+    assert val.sha256 != load_image_folder(root, RAW)[1].sha256
 
 
 def test_a_part_can_be_evaluated(root: Path) -> None:
