@@ -33,16 +33,17 @@ def seen_range(context: LoweringContext, tensor: str) -> TensorRange:
     """What calibration saw of a tensor.
 
     Raises:
-        GraphError: nothing.
+        GraphError: nothing, or what is no range.
     """
-    if tensor not in context.ranges:
-        raise GraphError(
-            where=f"tensor {tensor}",
-            got="no observed range",
-            allowed="a range for every tensor of calibrated_tensors",
-            do="observe the ranges on the canonical graph that is lowered",
-        )
-    return context.ranges[tensor]
+    seen = context.ranges.get(tensor)
+    if seen is not None and np.isfinite([seen.minimum, seen.maximum]).all():
+        return seen
+    raise GraphError(
+        where=f"tensor {tensor}",
+        got="no observed range" if seen is None else f"an observed range of {seen.minimum} to {seen.maximum}",
+        allowed="a finite range for every tensor of calibrated_tensors",
+        do="observe the ranges on the canonical graph that is lowered, with samples on which it is finite",
+    )
 
 
 def symmetric_form(target: Target, *, unsigned: bool) -> ActivationCodes:

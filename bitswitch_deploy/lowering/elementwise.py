@@ -11,30 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.qdq import (
-    is_known,
-    match_activation,
-    match_weight,
-    producer_of,
-    way_to_codes,
-)
-from bitswitch_deploy.lowering.residuals import (
-    ABSORBED,
-    SAME_CODES,
-    CodedTensor,
-    keep_float_layers,
-    leaves,
-    result_behind,
-)
+from bitswitch_deploy.graph.qdq import is_known, match_activation, match_weight, producer_of, sole_reader, way_to_codes
+from bitswitch_deploy.lowering.residuals import ABSORBED, SAME_CODES, CodedTensor, keep_float_layers, leaving
 
 BOUNDED = ("Sigmoid", "HardSigmoid")
 REWRITTEN = ("HardSwish", "ReduceMean")
 _COMPUTED = (*BOUNDED, *REWRITTEN, "LeakyRelu", "AveragePool", "GlobalAveragePool", "Add", "Mul", "Concat")
 _MOVED = (*SAME_CODES, "Split", "Resize")
 _WEIGHTED = ("Conv", "ConvTranspose")
+_RESHAPED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "ReduceMean")
+# what keeps the number of dimensions of its first input
+_SAME_RANK = {*_COMPUTED, *_MOVED, *ABSORBED, "QuantizeLinear", "DequantizeLinear", "BatchNormalization"} - {*_RESHAPED}
 _PLANE = ([2, 3], [-2, -1])
 
 
@@ -63,40 +54,101 @@ class ElementwisePlan:
 
 def plan_elementwise(graph: gs.Graph) -> ElementwisePlan:
     """The plan for a graph in which `QuantizeResidual` has done its work."""
-    able: dict[int, gs.Node] = {}
-    while found := {id(node): node for node in graph.nodes if id(node) not in able and _is_able(graph, node, able)}:
-        able |= found
-    while useless := [key for key, node in able.items() if not any(_is_useful(graph, t, able) for t in node.outputs)]:
-        able = {key: node for key, node in able.items() if key not in useless}
+    planner = _Planner(graph)
     return ElementwisePlan(
-        rewritten=tuple(node.name for node in able.values() if node.op in REWRITTEN),
-        tensors=tuple(keep_float_layers(graph, _tensors(graph, able))),
+        rewritten=tuple(node.name for node in planner.nodes if node.op in REWRITTEN),
+        tensors=tuple(keep_float_layers(graph, planner.tensors())),
     )
 
 
-def _is_able(graph: gs.Graph, node: gs.Node, able: dict[int, gs.Node]) -> bool:
-    """Whether an operator has a kernel for codes, and reads nothing else."""
-    if node.op in _MOVED:
-        read, given = node.inputs[:1], node.inputs[1:]
-        fits = node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest"
-    elif node.op == "ReduceMean":
-        read, given, fits = node.inputs[:1], node.inputs[1:], _is_mean_of_plane(node)
-    else:
-        read, given, fits = node.inputs, [], node.op in _COMPUTED
-    fits = fits and all(each.is_empty() or is_known(each) for each in given)
-    return (
-        fits and all(_is_coded(each, able) for each in read) and not any(leaves(graph, each) for each in node.outputs)
-    )
+class _Planner:
+    """Finds the operators that compute with codes.
+
+    nodes: these, in an order in which inputs come first.
+    """
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._graph = graph
+        self._inside = {id(node): node for node in graph.nodes}
+        self._leaving = leaving(graph, (*_MOVED, *ABSORBED, "Concat"))
+        self._able: set[int] = set()
+        made_by = {key: self._makers(node) for key, node in self._inside.items()}
+        order = [self._inside[key] for key in TopologicalSorter(made_by).static_order()]
+        for node in order:
+            if self._is_able(node):
+                self._able.add(id(node))
+        for node in reversed(order):
+            if id(node) in self._able and not any(map(self._is_useful, self._results(node))):
+                self._able.remove(id(node))
+        self.nodes = [node for node in order if id(node) in self._able]
+
+    def tensors(self) -> Iterator[CodedTensor]:
+        """The results that get codes."""
+        for node in self.nodes:
+            for result in self._results(node):
+                if result.outputs and not way_to_codes(self._graph, result):
+                    like = node.inputs[0] if node.op in _MOVED else result
+                    yield CodedTensor(tensor=result.name, like=like.name, reader=None, unsigned=node.op in BOUNDED)
+
+    def _makers(self, node: gs.Node) -> list[int]:
+        makers = (producer_of(tensor) for tensor in node.inputs)
+        return [id(maker) for maker in makers if id(maker) in self._inside]
+
+    def _is_able(self, node: gs.Node) -> bool:
+        """Whether an operator has a kernel for codes, and reads nothing else."""
+        if node.op in _MOVED:
+            read, given, fits = node.inputs[:1], node.inputs[1:], _keeps_codes(node)
+        elif node.op == "ReduceMean":
+            read, given, fits = node.inputs[:1], node.inputs[1:], _is_mean_of_plane(node)
+        else:
+            read, given, fits = node.inputs, [], node.op in _COMPUTED and _has_kernel(node)
+        fits = fits and all(each.is_empty() or is_known(each) for each in given)
+        return fits and all(map(self._is_coded, read)) and not any(id(each) in self._leaving for each in node.outputs)
+
+    def _is_coded(self, tensor: gs.Tensor) -> bool:
+        """Whether a tensor is dequantized, or will be as the result of an operator that computes with codes."""
+        producer = producer_of(tensor)
+        if producer is not None and producer.op == "DequantizeLinear":
+            return match_activation(producer) is not None
+        while producer is not None and producer.op in ABSORBED and len(producer.inputs[0].outputs) == 1:
+            producer = producer_of(producer.inputs[0])
+        return id(producer) in self._able and any(tensor is each for each in self._results(producer))
+
+    def _results(self, node: gs.Node) -> list[gs.Tensor]:
+        """The outputs of an operator, each behind the Relu and Clip that become part of what is computed."""
+        if node.op in _MOVED:
+            return list(node.outputs)
+        (tensor,) = node.outputs
+        while (reader := sole_reader(self._graph, tensor)) is not None and reader.op in ABSORBED:
+            if id(reader) not in self._inside:
+                break
+            tensor = reader.outputs[0]
+        return [tensor]
+
+    def _is_useful(self, result: gs.Tensor) -> bool:
+        """Whether a way leads from a result to codes."""
+        coded = any(reader.op == "QuantizeLinear" or id(reader) in self._able for reader in result.outputs)
+        return coded or bool(way_to_codes(self._graph, result))
 
 
-def _is_coded(tensor: gs.Tensor, able: dict[int, gs.Node]) -> bool:
-    """Whether a tensor is dequantized, or the result of an operator of the plan, at most clipped."""
-    producer = producer_of(tensor)
-    while producer is not None and producer.op in ABSORBED and len(producer.inputs[0].outputs) == 1:
-        producer = producer_of(producer.inputs[0])
-    if producer is None:
-        return False
-    return id(producer) in able or (producer.op == "DequantizeLinear" and match_activation(producer) is not None)
+def _keeps_codes(node: gs.Node) -> bool:
+    """Whether the values of what is moved are values that came in, or zero, which always has a code."""
+    if node.op == "Pad":
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        is_zero = value is None or value.is_empty() or (isinstance(value, gs.Constant) and not value.values.any())
+        return is_zero or node.attrs.get("mode", "constant") != "constant"
+    if node.op == "Resize":
+        is_inside = node.attrs.get("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
+        return is_inside and bool(node.attrs.get("mode", "nearest") == "nearest")
+    return node.op == "Split" or len(node.outputs) == 1  # MaxPool: no indices
+
+
+def _has_kernel(node: gs.Node) -> bool:
+    """Whether onnxruntime computes this form of the operator with codes, and computes the same (1.32)."""
+    if node.op != "AveragePool":
+        return True
+    is_dilated = any(step != 1 for step in node.attrs.get("dilations", ()))
+    return not is_dilated and not (node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0))
 
 
 def _is_mean_of_plane(node: gs.Node) -> bool:
@@ -105,22 +157,9 @@ def _is_mean_of_plane(node: gs.Node) -> bool:
     if axes is None or sorted(map(int, axes)) not in _PLANE or not node.attrs.get("keepdims", 1):
         return False
     producer = producer_of(node.inputs[0])
-    while producer is not None and producer.op not in _WEIGHTED:
+    while producer is not None and producer.op in _SAME_RANK and producer.inputs:
         producer = producer_of(producer.inputs[0])
-    weight = None if producer is None else match_weight(producer.inputs[1])
+    if producer is None or producer.op not in _WEIGHTED:
+        return False
+    weight = match_weight(producer.inputs[1])
     return weight is not None and weight.codes.values.ndim == 4
-
-
-def _is_useful(graph: gs.Graph, tensor: gs.Tensor, able: dict[int, gs.Node]) -> bool:
-    readers = result_behind(graph, tensor, ABSORBED).outputs
-    coded = any(reader.op == "QuantizeLinear" or id(reader) in able for reader in readers)
-    return coded or bool(way_to_codes(graph, tensor))
-
-
-def _tensors(graph: gs.Graph, able: dict[int, gs.Node]) -> Iterator[CodedTensor]:
-    for node in able.values():
-        for output in node.outputs:
-            result = result_behind(graph, output, ABSORBED)
-            if result.outputs and not way_to_codes(graph, output):
-                like = node.inputs[0] if node.op in _MOVED else result
-                yield CodedTensor(tensor=result.name, like=like.name, reader=None, unsigned=node.op in BOUNDED)

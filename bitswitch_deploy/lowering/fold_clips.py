@@ -23,7 +23,8 @@ class FoldClips(LoweringPass):
     def apply(self, graph: gs.Graph) -> bool:
         """Fold every Clip that can be; see the class for the cases."""
         folded = False
-        for node in [node for node in reversed(graph.nodes) if node.op == "Clip"]:
+        # one without outputs was taken out by a pass before
+        for node in [node for node in reversed(graph.nodes) if node.op == "Clip" and node.outputs]:
             bounds, output = _bounds(node), node.outputs[0]
             # anew each time: a Clip behind this one may have narrowed the codes
             patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph) if not pattern.shift}

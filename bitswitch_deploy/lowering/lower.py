@@ -16,6 +16,7 @@ from bitswitch_deploy.graph.large_tensors import LargeTensor, large_tensors
 from bitswitch_deploy.graph.model_io import export_model, import_model
 from bitswitch_deploy.graph.passes import run_passes
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
+from bitswitch_deploy.lowering.calibrated_codes import halves_unsigned
 from bitswitch_deploy.lowering.channels_last import ChannelsLast
 from bitswitch_deploy.lowering.clamp_activations import ClampActivations
 from bitswitch_deploy.lowering.deepen_input import DeepenInput
@@ -157,8 +158,9 @@ def _planned(
         points = plan_residuals(graph, target.quantization.residual)
         ranges |= {point.like: _ANY_RANGE for point in points}
         QuantizeResidual(context).apply(graph)
-    plan = plan_elementwise(graph) if Approximation.ELEMENTWISE_CODES in used else ElementwisePlan()
-    return tuple(ranges), plan
+    if Approximation.ELEMENTWISE_CODES in used and not halves_unsigned(target):
+        return tuple(ranges), plan_elementwise(graph)
+    return tuple(ranges), ElementwisePlan()
 
 
 def lower(

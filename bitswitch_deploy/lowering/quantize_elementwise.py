@@ -14,6 +14,7 @@ from bitswitch_deploy.lowering.calibrated_codes import (
     affine_form,
     code_for_readers,
     fit_codes,
+    halves_unsigned,
     seen_range,
     trained_readers,
 )
@@ -33,7 +34,8 @@ class QuantizeElementwise(LoweringPass):
     MaxPool, Reshape, ...) keeps the codes it came in. Where a trained quantizer is the only reader, its codes are the
     result. HardSwish becomes HardSigmoid and Mul, a mean over height and width GlobalAveragePool. A tensor that a
     trained quantizer reads beside others: as in QuantizeResidual.
-    Left alone: what is not between codes; what the network hands out; targets of int8 with zero-point 0, whose engines
+    Left alone: what is not between codes; what the network hands out, if only moved or clipped; AveragePool with
+    dilations, and what else has no kernel; targets of int8 with zero-point 0, whose engines
     fuse such operators into the layers in front; everything where ELEMENTWISE_CODES was not asked for.
     """
 
@@ -41,6 +43,8 @@ class QuantizeElementwise(LoweringPass):
         """Insert every planned point; see the class for the cases."""
         context = self.context
         if not context.ranges or Approximation.ELEMENTWISE_CODES not in context.approximations:
+            return False
+        if halves_unsigned(context.target):
             return False
         plan = plan_elementwise(graph)
         if plan.is_empty:

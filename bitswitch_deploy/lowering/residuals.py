@@ -23,7 +23,6 @@ import onnx_graphsurgeon as gs
 
 from bitswitch_deploy.graph.qdq import (
     is_known,
-    is_output,
     match_weight,
     producer_of,
     reads_codes,
@@ -77,23 +76,31 @@ def _float_results(graph: gs.Graph) -> Iterator[gs.Tensor]:
 
     A result that leaves the network, as of each head of a detector, is not among them: it is what the user reads.
     """
+    left = leaving(graph, (*SAME_CODES, "Concat"))
     for node in graph.nodes:
         if node.op != "Conv" or match_weight(node.inputs[1]) is None or not reads_codes(node):
             continue
-        result = result_behind(graph, node.outputs[0], ("BatchNormalization",))
+        result = _behind(graph, node.outputs[0], ("BatchNormalization",))
         if not way_to_codes(graph, result):
-            result = result_behind(graph, result, ABSORBED)
-            if not leaves(graph, result):
+            result = _behind(graph, result, ABSORBED)
+            if id(result) not in left:
                 yield result
 
 
-def leaves(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    """Whether an output of the graph has the tensor in it, at most moved and put beside others."""
-    moved = (reader.outputs[0] for reader in tensor.outputs if reader.op in (*SAME_CODES, "Concat"))
-    return is_output(graph, tensor) or any(leaves(graph, each) for each in moved)
+def leaving(graph: gs.Graph, operators: tuple[str, ...]) -> set[int]:
+    """Identities of the tensors that an output of the graph has in it, behind nothing but such operators."""
+    found: set[int] = set()
+    tensors = list(graph.outputs)
+    while tensors:
+        tensor = tensors.pop()
+        producer = producer_of(tensor)
+        if id(tensor) not in found and producer is not None and producer.op in operators:
+            tensors += producer.inputs if producer.op == "Concat" else producer.inputs[:1]
+        found.add(id(tensor))
+    return found
 
 
-def result_behind(graph: gs.Graph, tensor: gs.Tensor, operators: tuple[str, ...]) -> gs.Tensor:
+def _behind(graph: gs.Graph, tensor: gs.Tensor, operators: tuple[str, ...]) -> gs.Tensor:
     """What `tensor` becomes behind all such operators that follow it one by one, each its only reader."""
     while (reader := sole_reader(graph, tensor)) is not None and reader.op in operators:
         tensor = reader.outputs[0]

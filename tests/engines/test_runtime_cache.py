@@ -100,7 +100,7 @@ def test_profiling_keeps_no_configuration(device: Device) -> None:
     for _ in range(3):
         session.profile({"x": X}, 1)
     gc.collect()
-    assert sum(isinstance(each, RuntimeConfig) for each in gc.get_objects()) == 1
+    assert sum(type(each) is RuntimeConfig for each in gc.get_objects()) == 1
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(device: Device, tmp_path: Path) -> None:
