@@ -80,6 +80,7 @@ class _Planner:
         for node in reversed(order):
             if id(node) in self._able and not any(map(self._is_useful, self._results(node))):
                 self._able.remove(id(node))
+        self._able &= self._with_arithmetic(order)
         self.nodes = [node for node in order if id(node) in self._able]
 
     def tensors(self) -> Iterator[CodedTensor]:
@@ -93,6 +94,21 @@ class _Planner:
     def _makers(self, node: gs.Node) -> list[int]:
         makers = (producer_of(tensor) for tensor in node.inputs)
         return [id(maker) for maker in makers if id(maker) in self._inside]
+
+    def _with_arithmetic(self, order: list[gs.Node]) -> set[int]:
+        """The operators that compute something, and what is moved in front of them or behind.
+
+        Codes that are moved only are those of a residual branch: other passes know what to do with it.
+        """
+        able = [node for node in order if id(node) in self._able]
+        found = {id(node) for node in able if node.op not in _MOVED}
+        for node in able:
+            if any(id(self._maker(tensor)) in found for tensor in node.inputs):
+                found.add(id(node))
+        for node in reversed(able):
+            if any(id(reader) in found for result in self._results(node) for reader in result.outputs):
+                found.add(id(node))
+        return found
 
     def _is_able(self, node: gs.Node) -> bool:
         """Whether an operator has a kernel for codes, and reads nothing else."""
@@ -110,9 +126,16 @@ class _Planner:
         producer = producer_of(tensor)
         if producer is not None and producer.op == "DequantizeLinear":
             return match_activation(producer) is not None
+        producer = self._maker(tensor)
+        return id(producer) in self._able and any(tensor is each for each in self._results(producer))
+
+    @staticmethod
+    def _maker(tensor: gs.Tensor) -> gs.Node | None:
+        """What makes a tensor, in front of Relu and Clip."""
+        producer = producer_of(tensor)
         while producer is not None and producer.op in ABSORBED and len(producer.inputs[0].outputs) == 1:
             producer = producer_of(producer.inputs[0])
-        return id(producer) in self._able and any(tensor is each for each in self._results(producer))
+        return producer
 
     def _results(self, node: gs.Node) -> list[gs.Tensor]:
         """The outputs of an operator, each behind the Relu and Clip that become part of what is computed."""

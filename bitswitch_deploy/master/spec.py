@@ -120,6 +120,8 @@ class MasterSpec:
         fields = asdict(READER.decode(MasterSpec, asdict(self), where="spec"))
         if self.partners is None:
             del fields["partners"]
+        if self.preprocessing is not None and self.preprocessing.centre_share is None:
+            del fields["preprocessing"]["centre_share"]  # as files have it that are older than the field
         return json.dumps({"format": FORMAT, "version": VERSION, **fields}, allow_nan=False)
 
     @classmethod

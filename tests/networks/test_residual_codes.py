@@ -118,7 +118,9 @@ def test_nothing_in_float_between_the_first_and_the_last_layer(
             assert found["QLinearConv"] == convolutions + pinned
             assert found.get("Conv", 0) == 1 - pinned
             assert found.get("QGemm", 0) == pinned
-            assert (found["QuantizeLinear"], found["DequantizeLinear"]) == (1 + pinned, 1)
+            # with the last layer in codes the pooling in front of it is, too, but for a mean that drops the dimensions
+            pooled = pinned and name != "resnet20"
+            assert (found["QuantizeLinear"], found.get("DequantizeLinear", 0)) == (1 + pinned - pooled, 1 - pooled)
             assert found["Transpose"] == 2
             assert not {"BitShift", "FusedConv", "Add", "MaxPool", "BatchNormalization", "Slice"} & found.keys()
             # the fourth channel of an image

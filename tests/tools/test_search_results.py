@@ -15,8 +15,9 @@ pytest.importorskip("torch")
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> np.ndarray:
-    """Four images of the binary version of CIFAR-10 in each of its files, in `tmp_path`/cifar10."""
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Four images of the binary version of CIFAR-10 in each of its files, instead of 10,000, in `tmp_path`/cifar10."""
+    monkeypatch.setattr("bitswitch_deploy.training.datasets._CIFAR_RECORDS", 4)
     records = np.random.default_rng(0).integers(0, 256, (4, 3073), dtype=np.uint8)
     records[:, 0] %= 10
     (tmp_path / "cifar10").mkdir()
