@@ -4,25 +4,36 @@ no ReLU and whose paths meet in a Concat.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
-# kernel, hidden channels, channels, squeeze-and-excitation, hard swish (else ReLU), stride
+
+class Stage(NamedTuple):
+    """One block of MobileNetV3; `hard_swish`: its activation, else ReLU."""
+
+    kernel: int
+    hidden: int
+    channels: int
+    excite: bool
+    hard_swish: bool
+    stride: int
+
+
 _MOBILENET_V3_SMALL = (
-    (3, 16, 16, True, False, 2),
-    (3, 72, 24, False, False, 2),
-    (3, 88, 24, False, False, 1),
-    (5, 96, 40, True, True, 2),
-    (5, 240, 40, True, True, 1),
-    (5, 240, 40, True, True, 1),
-    (5, 120, 48, True, True, 1),
-    (5, 144, 48, True, True, 1),
-    (5, 288, 96, True, True, 2),
-    (5, 576, 96, True, True, 1),
-    (5, 576, 96, True, True, 1),
+    Stage(3, 16, 16, True, False, 2),
+    Stage(3, 72, 24, False, False, 2),
+    Stage(3, 88, 24, False, False, 1),
+    Stage(5, 96, 40, True, True, 2),
+    Stage(5, 240, 40, True, True, 1),
+    Stage(5, 240, 40, True, True, 1),
+    Stage(5, 120, 48, True, True, 1),
+    Stage(5, 144, 48, True, True, 1),
+    Stage(5, 288, 96, True, True, 2),
+    Stage(5, 576, 96, True, True, 1),
+    Stage(5, 576, 96, True, True, 1),
 )
 
 
@@ -90,16 +101,15 @@ class SqueezeExcitation(nn.Module):
 class MobileBlock(nn.Module):
     """Expand by 1x1, filter each channel, weigh the channels, project by 1x1; a shortcut where the shapes agree."""
 
-    def __init__(
-        self, channels_in: int, kernel: int, hidden: int, channels: int, excite: bool, hard_swish: bool, stride: int
-    ) -> None:
+    def __init__(self, channels_in: int, stage: Stage) -> None:
         super().__init__()
-        activation = nn.Hardswish if hard_swish else nn.ReLU
+        activation = nn.Hardswish if stage.hard_swish else nn.ReLU
+        hidden, channels, stride = stage.hidden, stage.channels, stage.stride
         self.body = nn.Sequential()
         if hidden != channels_in:
             self.body.append(ConvNorm(channels_in, hidden, 1, activation()))
-        self.body.append(ConvNorm(hidden, hidden, kernel, activation(), stride=stride, groups=hidden))
-        if excite:
+        self.body.append(ConvNorm(hidden, hidden, stage.kernel, activation(), stride=stride, groups=hidden))
+        if stage.excite:
             self.body.append(SqueezeExcitation(hidden))
         self.body.append(ConvNorm(hidden, channels, 1, nn.Identity()))
         self.residual = stride == 1 and channels_in == channels
@@ -117,9 +127,9 @@ class MobileNetV3Small(nn.Module):
         super().__init__()
         self.features = nn.Sequential(ConvNorm(3, 16, 3, nn.Hardswish(), stride=2))
         channels = 16
-        for kernel, hidden, out, excite, hard_swish, stride in _MOBILENET_V3_SMALL:
-            self.features.append(MobileBlock(channels, kernel, hidden, out, excite, hard_swish, stride))
-            channels = out
+        for stage in _MOBILENET_V3_SMALL:
+            self.features.append(MobileBlock(channels, stage))
+            channels = stage.channels
         self.features.append(ConvNorm(channels, 576, 1, nn.Hardswish()))
         self.classifier = nn.Sequential(nn.Linear(576, 1024), nn.Hardswish(), nn.Linear(1024, 1000))
 
