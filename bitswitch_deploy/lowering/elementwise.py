@@ -133,7 +133,7 @@ class _Planner:
     def _maker(tensor: gs.Tensor) -> gs.Node | None:
         """What makes a tensor, in front of Relu and Clip."""
         producer = producer_of(tensor)
-        while producer is not None and producer.op in ABSORBED and len(producer.inputs[0].outputs) == 1:
+        while producer is not None and producer.op in ABSORBED:
             producer = producer_of(producer.inputs[0])
         return producer
 
