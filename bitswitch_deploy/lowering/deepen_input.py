@@ -20,8 +20,8 @@ from bitswitch_deploy.graph.qdq import (
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _COLOURS, _BLOCK, _WORD = 3, 2, 4
-# Blocks that a window only touches are multiplied whole: beyond this a fourth channel saves more.
-_MOST_WORK = 1.5
+# Blocks that a window only touches are multiplied whole: beyond this a fourth channel saves more. 3x3 is at 1.8.
+_MOST_WORK = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +59,14 @@ class DeepenInput(LoweringPass):
     """Change the shape of what a first convolution of 8-bit codes reads, not the numbers that it adds up. Exact.
 
     onnxruntime copies the window of each pixel before it multiplies, a few bytes for a row of three channels, and
-    multiplies four at a time. Of a large window with stride 2, SpaceToDepth makes a smaller one: 7x7 becomes 4x4 of
+    multiplies four at a time. Of a window with stride 2, blocks of four pixels make a smaller one: 7x7 becomes 4x4 of
     twelve channels, zeros where it ends within a block. Otherwise a fourth channel of zeros makes each row whole words.
     Either way that convolution takes about two thirds of its time (tools/bench/latency.py --split shows the network's).
     Cases: a 2-D convolution of three channels that are an input of the network, one group, no dilation, weights
-    quantized after training, the only reader of its codes, codes behind it; SpaceToDepth where the network says that
-    height and width are even. Left alone: convolutions that run in float, which only have more to multiply then; those
-    behind another layer, whose result would have to become floats; weights with codes of the master, which other graphs
-    may share; windows of whole words, and signed codes, that no SpaceToDepth suits.
+    quantized after training, the only reader of its codes, codes behind it; blocks where the network says that height
+    and width are even. Left alone: convolutions that run in float, which only have more to multiply then; those behind
+    another layer, whose codes are not in the image's order; weights with codes of the master, which other graphs may
+    share; signed codes; windows of whole words that no blocks suit.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -80,6 +80,9 @@ class DeepenInput(LoweringPass):
         if conv is None or conv.op != "Conv" or not _is_plain(conv) or not _is_chain(graph, pattern):
             return None
         if producer_of(pattern.source) is not None or not way_to_codes(graph, conv.outputs[0]):
+            return None
+        # around signed codes onnxruntime wants Q and DQ without anything in between
+        if pattern.codes.container is not np.uint8:
             return None
         weight = match_weight(conv.inputs[1])
         if weight is None or weight.codes.name in self.context.weight_bits:
@@ -125,20 +128,42 @@ def _in_blocks(graph: gs.Graph, stem: _Stem) -> bool:
         return False
     ends = [_BLOCK * axis.blocks - axis.before - size for axis, size in zip((rows, columns), stem.integers.shape[2:])]
     padded = np.pad(stem.integers, [(0, 0), (0, 0), (rows.before, ends[0]), (columns.before, ends[1])])
-    # SpaceToDepth counts channels as row in the block, column in the block, channel
-    blocks = padded.reshape(shape).transpose(0, 3, 5, 1, 2, 4)
-    integers = blocks.reshape(outputs, _BLOCK * _BLOCK * channels, rows.blocks, columns.blocks)
-    quantize = stem.pattern.quantize
-    deep = gs.Variable(f"{quantize.name}.blocks", dtype=np.float32)
-    # of floats: that of bytes is newer than the oldest onnxruntime that targets allow
-    attributes = {"blocksize": _BLOCK}
-    graph.nodes.append(
-        gs.Node("SpaceToDepth", f"{quantize.name}/SpaceToDepth", attributes, quantize.inputs[:1], [deep])
-    )
-    quantize.inputs[0] = deep
+    # channels count as column in the block, colour, row in the block: see _move_to_blocks
+    blocks = padded.reshape(shape).transpose(0, 5, 1, 3, 2, 4)
+    integers = blocks.reshape(outputs, _BLOCK * channels * _BLOCK, rows.blocks, columns.blocks)
+    _move_to_blocks(graph, stem.pattern, image[2] // _BLOCK, image[3] // _BLOCK)
     pads = [rows.padding[0], columns.padding[0], rows.padding[1], columns.padding[1]]
     _set(stem, integers, strides=[1, 1], pads=pads)
     return True
+
+
+def _move_to_blocks(graph: gs.Graph, pattern: ActivationPattern, rows: int, columns: int) -> None:
+    """Move the codes to [n, 12, rows, columns], in the steps that cost least.
+
+    Whole rows first, then colours and rows in the block become the last axis, where two columns beside each other are
+    one block as they lie there. The last transposition is undone by the one that onnxruntime puts before the
+    convolution. SpaceToDepth takes thrice as long: it has no kernel for bytes in old versions, and one thread.
+    """
+    codes = pattern.dequantize.inputs[0]
+    width, parts = _BLOCK * columns, _COLOURS * _BLOCK
+    steps: list[tuple[str, list[int]]] = [
+        ("Reshape", [0, _COLOURS, rows, _BLOCK, width]),
+        ("Transpose", [0, 1, 3, 2, 4]),
+        ("Reshape", [0, parts, rows, width]),
+        ("Transpose", [0, 2, 3, 1]),
+        ("Reshape", [0, rows, columns, parts * _BLOCK]),
+        ("Transpose", [0, 3, 1, 2]),
+    ]
+    tensor = codes
+    for index, (operator, numbers) in enumerate(steps):
+        name = f"{codes.name}.blocks.{index}"
+        moved = gs.Variable(name, dtype=pattern.codes.container)
+        inputs, attributes = [tensor], {"perm": numbers}
+        if operator == "Reshape":
+            inputs, attributes = [tensor, gs.Constant(f"{name}.shape", np.asarray(numbers, np.int64))], {}
+        graph.nodes.append(gs.Node(operator, f"{name}/{operator}", attributes, inputs, [moved]))
+        tensor = moved
+    pattern.dequantize.inputs[0] = tensor
 
 
 def _axis(pixels: object, window: int, padding: tuple[int, int]) -> _Axis | None:
@@ -153,8 +178,7 @@ def _axis(pixels: object, window: int, padding: tuple[int, int]) -> _Axis | None
 
 
 def _with_fourth_channel(graph: gs.Graph, stem: _Stem) -> bool:
-    # around signed codes onnxruntime wants Q and DQ without anything in between
-    if stem.integers[0].size % _WORD == 0 or stem.pattern.codes.container is not np.uint8:
+    if stem.integers[0].size % _WORD == 0:
         return False
     # bytes are padded faster than floats, and which ones makes no difference to weights of 0
     missing, dequantize = _WORD - _COLOURS, stem.pattern.dequantize
