@@ -41,6 +41,17 @@ class ActivationCodes:
         limits = np.iinfo(self.container)
         return self.low > limits.min or self.high < limits.max
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        return float(self.scale) * (self.low - self.zero_point), float(self.scale) * (self.high - self.zero_point)
+
+    def covers(self, other: ActivationCodes) -> bool:
+        """Whether the range of the other lies in this one, but for the rounding of the scales."""
+        (low, high), (first, last) = self.ends, other.ends
+        slack = 1e-6 * (high - low)
+        return low - slack <= first and last <= high + slack
+
 
 def add_activation_qdq(graph: gs.Graph, tensor: gs.Tensor, codes: ActivationCodes, *, name: str) -> gs.Tensor:
     """Append Q, Clip where needed, and DQ behind `tensor`; return the dequantized tensor (float32, same shape).

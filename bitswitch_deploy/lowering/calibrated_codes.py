@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,7 +17,7 @@ from bitswitch_deploy.graph.qdq import (
     redirect_readers,
 )
 from bitswitch_deploy.lowering.approximation import Approximation
-from bitswitch_deploy.lowering.fill_container import filled, made_by
+from bitswitch_deploy.lowering.fill_container import adopts, filled, made_by
 from bitswitch_deploy.lowering.lowering_pass import LoweringContext
 from bitswitch_deploy.lowering.ranges import TensorRange, best_scale, costs_little, dividing_scale
 from bitswitch_deploy.target import Target
@@ -68,44 +68,60 @@ def halves_unsigned(target: Target) -> bool:
     return activation.dtype == "int8" and activation.zero_point == 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedReaders:
+    """The trained quantizers that read a tensor, at least one. alone: nothing else reads it."""
+
+    patterns: tuple[ActivationPattern, ...]
+    alone: bool
+
+    @property
+    def widest(self) -> ActivationPattern | None:
+        """The one whose range holds those of all, None where there is no such."""
+        ranges = [pattern.codes for pattern in self.patterns]
+        return next((each for each in self.patterns if all(each.codes.covers(codes) for codes in ranges)), None)
+
+
 def fit_codes(
-    form: ActivationCodes, seen: TensorRange, trained: ActivationPattern | None, context: LoweringContext
+    form: ActivationCodes, seen: TensorRange, trained: TrainedReaders | None, context: LoweringContext
 ) -> tuple[ActivationCodes, Approximation | None]:
     """The form with its scale; and the approximation without which the codes would be others.
 
-    trained: the quantizer that reads the tensor, whose codes shall not change; with FULL_RESOLUTION the very codes of
-        that one, which spares an operator, where they fit nearly as well as the form's own.
+    trained: quantizers that read the tensor, whose codes shall not change. With FULL_RESOLUTION they may, and sharing
+        them spares an operator: the form's own codes, where these lie in all their ranges, else those of the widest
+        range, where they fit nearly as well as the form's own, or where nothing but such a quantizer reads them.
     """
     low, high = form.low - form.zero_point, form.high - form.zero_point
-
-    def own(scale: float) -> ActivationCodes:
-        return replace(form, scale=np.float32(scale))
-
-    if trained is None:
-        return own(best_scale(seen, low=low, high=high)), None
-    usual = own(dividing_scale(seen, float(trained.codes.scale), low=low, high=high))
-    full = filled(trained, context)
+    own = replace(form, scale=np.float32(best_scale(seen, low=low, high=high)))
+    if trained is None or (widest := trained.widest) is None:
+        return own, None
+    usual, steps = own, {float(each.codes.scale) for each in trained.patterns}
+    if len(steps) == 1:
+        usual = replace(form, scale=np.float32(dividing_scale(seen, *steps, low=low, high=high)))
+    full = filled(widest, context)
     if full is None:
         return usual, None
     below, above = full.low - full.zero_point, full.high - full.zero_point
-    if costs_little(seen, float(full.scale), low=below, high=above, own=(low, high)):
+    if all(adopts(each, own, context) for each in trained.patterns):
+        chosen = own
+    elif trained.alone or costs_little(seen, float(full.scale), low=below, high=above, own=(low, high)):
         chosen = full
-    elif full.scale != trained.codes.scale:
-        # steps that FillContainer refines are nothing to divide
-        chosen = own(best_scale(seen, low=low, high=high))
     else:
-        chosen = usual
-    return chosen, made_by(trained) if chosen != usual else None
+        # steps that FillContainer refines are nothing to divide
+        chosen = own if full.scale != widest.codes.scale else usual
+    return chosen, made_by(widest) if chosen != usual else None
 
 
-def trained_readers(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> Mapping[str, ActivationPattern]:
-    """What the trained readers of each tensor make of it, by name; without those that have none, or several scales."""
+def trained_readers(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> Mapping[str, TrainedReaders]:
+    """The trained readers of each tensor by its name, without those that have none."""
     patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph)}
+    outputs = {id(tensor) for tensor in graph.outputs}
     found = {}
     for tensor in tensors:
-        readers = [patterns[id(node)] for node in tensor.outputs if id(node) in patterns]
-        if len({float(each.codes.scale) for each in readers}) == 1:
-            found[tensor.name] = readers[0]
+        readers = tuple(patterns[id(node)] for node in tensor.outputs if id(node) in patterns)
+        if readers:
+            alone = len(readers) == len(tensor.outputs) and id(tensor) not in outputs
+            found[tensor.name] = TrainedReaders(patterns=readers, alone=alone)
     return found
 
 

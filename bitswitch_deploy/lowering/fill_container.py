@@ -7,7 +7,14 @@ from collections import Counter
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from bitswitch_deploy.graph.qdq import ActivationCodes, ActivationPattern, activation_patterns, redirect_readers
+from bitswitch_deploy.graph.qdq import (
+    ActivationCodes,
+    ActivationPattern,
+    activation_patterns,
+    match_activation,
+    producer_of,
+    redirect_readers,
+)
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringContext, LoweringPass
 
@@ -21,20 +28,30 @@ class FillContainer(LoweringPass):
     finer: not the function that was trained, but one that runs without an operator between two convolutions.
     Cases: with FULL_RESOLUTION unsigned codes of 2 to 7 bits, or of 8 bits that end at 127; with FULL_RESOLUTION_SIGNED
     signed ones of 2 to 7 bits, whose range is not symmetric: their zero-point moves to where zero is in it (-8..7 at 4
-    bits: 136 of 255), which at 3, 5, 6 and 7 bits shifts the range by less than half of a fine step. Left alone: codes
-    that fill their container; codes with a BitShift; codes that have no zero; signed ones for a target of int8 with
-    zero-point 0; everything where it was not asked for.
+    bits: 136 of 255), which at 3, 5, 6 and 7 bits shifts the range by less than half of a fine step. An activation that
+    comes in 256 codes already, those of a residual branch or of what lies between layers, keeps these where they lie
+    within the trained range: finer still, and no operator at all. Left alone: others that fill their container;
+    codes with a BitShift; codes that have no zero; signed ones for a target of int8 with zero-point 0; everything where
+    it was not asked for.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """Refine every activation that can be; see the class for the cases."""
-        narrow = [pattern for pattern in activation_patterns(graph) if pattern.codes.needs_clip]
-        refined = [(pattern, full) for pattern in narrow if (full := filled(pattern, self.context)) is not None]
-        made = Counter(made_by(pattern) for pattern, _ in refined)
-        for pattern, full in refined:
-            _fill(graph, pattern, full)
-        for approximation, count in made.items():
-            what = f"trained range in {_STEPS + 1} steps instead of as many as were trained"
+        refined: list[tuple[ActivationPattern, ActivationCodes, str]] = []
+        for pattern in activation_patterns(graph):
+            before = _comes_in(pattern)
+            if before is not None and adopts(pattern, before, self.context):
+                if before != pattern.codes:
+                    refined.append(
+                        (pattern, before, f"the {_STEPS + 1} steps in which they come, within the trained range")
+                    )
+            elif pattern.codes.needs_clip and (full := filled(pattern, self.context)) is not None:
+                what = f"trained range in {_STEPS + 1} steps instead of as many as were trained"
+                refined.append((pattern, full, what))
+        made = Counter((made_by(pattern), what) for pattern, _, what in refined)
+        for pattern, codes, _ in refined:
+            _fill(graph, pattern, codes)
+        for (approximation, what), count in made.items():
             self.record(f"{count} activations", what, exact=False, approximation=approximation)
         return bool(refined)
 
@@ -60,8 +77,20 @@ def filled(pattern: ActivationPattern, context: LoweringContext) -> ActivationCo
     )
 
 
+def adopts(pattern: ActivationPattern, before: ActivationCodes, context: LoweringContext) -> bool:
+    """Whether FillContainer lets an activation that comes in these codes keep them."""
+    return not before.needs_clip and filled(pattern, context) is not None and pattern.codes.covers(before)
+
+
+def _comes_in(pattern: ActivationPattern) -> ActivationCodes | None:
+    """The codes that an activation is quantized from, as they are."""
+    source = producer_of(pattern.source)
+    before = None if source is None or source.op != "DequantizeLinear" else match_activation(source)
+    return None if before is None or before.shift else before.codes
+
+
 def made_by(pattern: ActivationPattern) -> Approximation:
-    """The approximation by which `filled` gives an answer."""
+    """The approximation by which `filled` and `adopts` give an answer."""
     codes = pattern.codes
     is_signed = codes.needs_clip and codes.low < codes.zero_point
     return Approximation.FULL_RESOLUTION_SIGNED if is_signed else Approximation.FULL_RESOLUTION
@@ -71,6 +100,7 @@ def _fill(graph: gs.Graph, pattern: ActivationPattern, full: ActivationCodes) ->
     for node in (pattern.quantize, pattern.dequantize):
         node.inputs[1].values = np.asarray(full.scale, np.float32)
         node.inputs[2].values = np.asarray(full.zero_point, full.container)
+    pattern.quantize.outputs[0].dtype = full.container
     if pattern.clip is not None:
         redirect_readers(graph, pattern.clip.outputs[0], pattern.quantize.outputs[0])
         pattern.clip.inputs.clear()

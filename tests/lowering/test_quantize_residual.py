@@ -305,9 +305,64 @@ def test_with_full_resolution_a_layer_and_its_branch_have_the_same_codes(bits: i
     assert (found["QLinearConv"], found["QLinearAdd"], found.get("Clip", 0)) == (4, 2, 0)
 
 
-@pytest.mark.parametrize(("approximations", "reach"), [(USUAL, 1.0), (FULL, 4.0)])
-def test_otherwise_the_branch_has_codes_of_its_own(approximations: frozenset[Approximation], reach: float) -> None:
-    assert len(rescaled(with_ranges(4, X86, approximations, reach))) == 3
+def test_otherwise_the_branch_has_codes_of_its_own() -> None:
+    assert rescaled(with_ranges(4, X86, USUAL, 1.0)) == ["a.input/Add", "c.input/Add", "z.input/Add"]
+
+
+@pytest.mark.parametrize("bits", [7, 6, 4, 2])
+def test_a_branch_that_reaches_further_keeps_its_own_where_something_else_reads_it(bits: int) -> None:
+    """Nothing but z reads the last one: what z would clip is lost there anyway."""
+    model = with_ranges(bits, X86, FULL, 4.0)
+    assert rescaled(model) == ["a.input/Add", "c.input/Add"]
+    assert initializer(model, "second.residual.scale") == initializer(model, "z.input.scale")
+
+
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
+@pytest.mark.parametrize("bits", [8, 7, 6, 4, 2])
+def test_a_branch_within_the_trained_range_gives_the_layer_its_codes(bits: int, target: Target) -> None:
+    """At a third of that range the layer's 256 steps would be three times as coarse as those of the branch."""
+    after = lowered_with(bits, target, FULL, 0.3)
+    graph = canonical(residual_master("identity"), bits)
+    for name, behind in (("start", "a"), ("first", "c"), ("second", "z")):
+        own, branch = (initializer(after.model, f"{each}.scale") for each in (f"{behind}.input", f"{name}.residual"))
+        assert own == branch
+        trained = float(initializer(graph.model, f"{behind}.input.scale")) * (2**bits - 1)
+        assert own * 255 == pytest.approx(0.3 * trained, rel=0.01)
+    assert rescaled(after.model) == []
+    assert fast_operators(after.model, target)["QLinearAdd"] == 2
+    assert [each.what for each in after.changes if each.by == "FillContainer"][:1] == [
+        "the 256 steps in which they come, within the trained range"
+    ]
+
+
+def test_two_layers_of_different_ranges_and_nothing_else() -> None:
+    """As the convolution of a block and that of its shortcut: the wider codes, and one operator to the narrower."""
+    text = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "stem.weight", float[4, 4, 1, 1] "s.weight",
+         float[4, 4, 1, 1] "wide.weight", float[4, 4, 1, 1] "narrow.weight") => (float[n, 4, 6, 6] y) {
+        stem = Conv (x, "stem.weight")
+        s = Conv (x, "s.weight")
+        sum = Add (stem, s)
+        r = Relu (sum)
+        wide = Conv (r, "wide.weight")
+        narrow = Conv (r, "narrow.weight")
+        y = Add (wide, narrow)
+    }"""
+    layers = (layer("stem", activation="signed"), layer("s", activation="signed"), layer("wide"), layer("narrow"))
+    tensors = {"wide.input.scale": [0.5] * 4, "narrow.input.scale": [0.25] * 4}
+    graph = canonical(build(text, layers, tensors=tensors), 4)
+    wanted = calibrated_tensors(graph, X86, FULL)
+    ranges = dict(observed(graph.model, wanted))
+    for reach, count in ((20.0, 1), (4.0, 1), (3.5, 0)):
+        ranges["r"] = TensorRange(minimum=0, maximum=reach, values=np.linspace(0, reach, 4096, dtype=np.float32))
+        after = lower(graph, X86, ranges=ranges, approximations=FULL)
+        assert len(rescaled(after.model)) == count, reach
+        top = 255 * float(initializer(after.model, "r.residual.scale"))
+        assert top == pytest.approx(reach if count == 0 else 7.5, rel=0.01)
+        assert 255 * float(initializer(after.model, "narrow.input.scale")) == pytest.approx(
+            reach if count == 0 else 3.75, rel=0.01
+        )
+    assert len(rescaled(lower(graph, X86, ranges=ranges).model)) == 2
 
 
 @pytest.mark.parametrize("reach", [0.3, 0.34, 1.0, 4.0])
@@ -388,6 +443,8 @@ def test_signed_codes_are_shared_where_they_reach_as_far_as_the_branch(bits: int
 )
 def test_codes_that_lack_a_side_of_the_branch_are_not_shared(kind: str, bits: int, reach: float) -> None:
     model = signed_branch(kind, bits, -reach, reach)
-    assert len(rescaled(model)) == 2
-    for name in ("start", "sum"):
-        assert initializer(model, f"{name}.residual.zero_point") == 128
+    assert rescaled(model) == ["a.input/Add"]
+    assert initializer(model, "start.residual.zero_point") == 128
+    # nothing but a layer reads the sum: it lacks that side anyway
+    assert initializer(model, "sum.residual.zero_point") == initializer(model, "z.input.zero_point")
+    assert initializer(model, "sum.residual.scale") == initializer(model, "z.input.scale")
