@@ -11,7 +11,7 @@ the trained widths, highest first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -282,13 +282,13 @@ def float_skeleton(model: nn.Module) -> nn.Module:
     return replace_modules(copied(model), _plain)
 
 
-def copied(model: _Module) -> _Module:
+def copied(model: _Module, *, shared: Iterable[Tensor] = ()) -> _Module:
     """A deep copy of a network; what it keeps of a forward pass, such as an attention map, is copied without its graph.
 
-    torch itself refuses to copy a tensor that has one.
+    torch itself refuses to copy a tensor that has one. shared: tensors that both have.
     """
     with _WithoutGraphs():
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 class _WithoutGraphs(TorchFunctionMode):

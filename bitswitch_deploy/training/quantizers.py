@@ -77,42 +77,56 @@ def derived_codes(codes: Tensor, *, from_bits: int, to_bits: int, rounding: Roun
 class _Dequantize(torch.autograd.Function):
     """codes * step, with the gradients of the module docstring; value, codes [...], step broadcasts.
 
-    elements: how many share one step, over all replicas.
+    low, high: n and p, numbers or scalars on the device. elements: how many share one step, over all replicas.
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, step: Tensor, codes: Tensor, low: int, high: int, elements: int) -> Tensor:
-        ctx.save_for_backward(value, step, codes)
-        ctx.low, ctx.high, ctx.elements = low, high, elements
+    def forward(
+        ctx: Any, value: Tensor, step: Tensor, codes: Tensor, low: int | Tensor, high: int | Tensor, elements: int
+    ) -> Tensor:
+        limits = [limit for limit in (low, high) if isinstance(limit, Tensor)]
+        ctx.save_for_backward(value, step, codes, *limits)
+        ctx.low, ctx.high, ctx.elements = (None, None, elements) if limits else (low, high, elements)
         return codes * step
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         (grad,) = grad_outputs
-        value, step, codes = ctx.saved_tensors
+        value, step, codes, *limits = ctx.saved_tensors
+        low, high = limits or (ctx.low, ctx.high)
         x = value / step
-        inside = (x >= ctx.low) & (x <= ctx.high)
+        inside = (x >= low) & (x <= high)
         grad_value = grad * inside if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return grad_value, None, None, None, None, None
         per_element = grad * (codes - torch.where(inside, x, torch.zeros_like(x)))
-        damping = 1.0 / math.sqrt(ctx.elements * ctx.high)
+        damping = _damping(ctx.elements, high)
         return grad_value, per_element.sum_to_size(step.shape) * damping, None, None, None, None
 
 
-def _dequantize(value: Tensor, step: Tensor, codes: Tensor, limits: CodeRange, *, replicas: int = 1) -> Tensor:
+def _damping(elements: int, high: int | Tensor) -> float | Tensor:
+    """1 / sqrt(elements * p)."""
+    if isinstance(high, Tensor):
+        return (1.0 / torch.sqrt(high.double() * elements)).float()  # as Python has it, rounded once
+    return 1.0 / math.sqrt(elements * high)
+
+
+def dequantize(
+    value: Tensor, step: Tensor, codes: Tensor, low: int | Tensor, high: int | Tensor, *, replicas: int = 1
+) -> Tensor:
+    """The numbers that codes stand for, in the shape of `value`; the gradients are in the module docstring."""
     elements = replicas * value.numel() // step.numel()
-    result = _Dequantize.apply(value, step, codes, limits.low, limits.high, elements)  # type: ignore[no-untyped-call]
+    result = _Dequantize.apply(value, step, codes, low, high, elements)  # type: ignore[no-untyped-call]
     return cast(Tensor, result)
 
 
 def quantize_activations(x: Tensor, raw_scale: Tensor, low: int, high: int, replicas: int) -> Tensor:
     """Dequantized codes low..high of `x`, float32 in its shape. raw_scale: parameter of the scale, a scalar."""
     x = x.float()
-    scale, limits = positive(raw_scale), CodeRange(low=low, high=high)
+    scale = positive(raw_scale)
     with torch.no_grad():
-        codes = nearest_codes(x, scale, limits)
-    return _dequantize(x, scale, codes, limits, replicas=replicas)
+        codes = nearest_codes(x, scale, CodeRange(low=low, high=high))
+    return dequantize(x, scale, codes, low, high, replicas=replicas)
 
 
 @cache
@@ -138,19 +152,19 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
         """Dequantized weights at `bits` bits, shape of `weight`."""
-        scale = self._broadcast(positive(self.scale), weight)
+        scale, limits = self.in_shape_of(weight, positive(self.scale)), code_range(bits, signed=True)
         with torch.no_grad():
             codes = self._codes(weight, scale, bits)
-        return _dequantize(weight, scale * 2.0 ** (self.bits - bits), codes, code_range(bits, signed=True))
+        return dequantize(weight, scale * 2.0 ** (self.bits - bits), codes, limits.low, limits.high)
 
     @torch.no_grad()
     def codes(self, weight: Tensor, bits: int) -> Tensor:
         """The int8 codes that `forward` computes with, shape of `weight`."""
-        return self._codes(weight, self._broadcast(positive(self.scale), weight), bits).to(torch.int8)
+        return self._codes(weight, self.in_shape_of(weight, positive(self.scale)), bits).to(torch.int8)
 
     def broadcast_scale(self, weight: Tensor) -> Tensor:
         """The scale of the highest width, in a shape that broadcasts against `weight`; no gradient flows."""
-        return self._broadcast(self.exported_scale(), weight)
+        return self.in_shape_of(weight, self.exported_scale())
 
     def exported_scale(self) -> Tensor:
         """The scale of the highest width that `forward` divides by, shape of `scale`."""
@@ -162,7 +176,8 @@ class WeightQuantizer(nn.Module):
             return highest
         return derived_codes(highest, from_bits=self.bits, to_bits=bits, rounding=self.rounding)
 
-    def _broadcast(self, scale: Tensor, weight: Tensor) -> Tensor:
+    def in_shape_of(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """A scale, of the shape of `self.scale`, in one that broadcasts against `weight`."""
         axis = self.granularity.axis
         if axis is None:
             return scale
