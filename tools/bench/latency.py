@@ -10,6 +10,8 @@ weights per channel; and NVIDIA ModelOpt's int8 file, where this Python or that 
 the README, of the first batch and number of threads. Every candidate has a process of its own, all loaded at once; they
 take turns, a turn is about 50 ms of runs, and a figure is the ratio of medians over all turns. Turns of one thread are
 timed in processor time of that thread, which other work on the machine disturbs least; turns of more in wall time.
+Behind every third turn all processes begin anew: with two threads one process in five is a fifth slower from its first
+run to its last, whatever graph it has.
 """
 
 from __future__ import annotations
@@ -22,17 +24,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -64,6 +63,7 @@ SPLIT = {
 }
 PEER, FLOAT, MODELOPT = "quantize_static", "float32", "modelopt"
 TURN_SECONDS = 0.05
+TURNS_OF_A_PROCESS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,45 +231,32 @@ def _ranges(canonical: CanonicalGraph, names: tuple[str, ...], images: np.ndarra
 
 def measure(candidates: dict[str, Path], batch: int, threads: int, turns: int) -> dict[str, list[float]]:
     """Seconds for one run in each turn, by candidate."""
-    context = get_context("spawn")
-    workers = {}
-    for name, path in candidates.items():
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, path, batch, threads), daemon=True)
-        process.start()
-        workers[name] = (process, here)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _, here in workers.values():
-        here.recv()  # loaded and warm
-    for _ in range(turns):
-        for name, (_, here) in workers.items():
-            here.send(True)
-            seconds[name].append(here.recv())
-    for process, here in workers.values():
-        here.send(False)
-        process.join()
+    for first in range(0, turns, TURNS_OF_A_PROCESS):
+        with ExitStack() as stack:
+            workers = {name: stack.enter_context(_worker(path, batch, threads)) for name, path in candidates.items()}
+            for name, worker in workers.items():
+                if (said := _line(worker)) != "ready":
+                    raise RuntimeError(f"{name} did not load: {said!r}")
+            for _ in range(first, min(turns, first + TURNS_OF_A_PROCESS)):
+                for name, worker in workers.items():
+                    seconds[name].append(float(_line(worker, "go\n")))
     return seconds
 
 
-def _work(pipe: Connection, path: Path, batch: int, threads: int) -> None:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the others have their turn meanwhile
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    shape = [batch, *session.get_inputs()[0].shape[1:]]
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    session.run(None, {"input": x})
-    start = clock()
-    session.run(None, {"input": x})
-    runs = max(1, round(TURN_SECONDS / max(clock() - start, 1e-6)))
-    pipe.send(True)
-    while pipe.recv():
-        session.run(None, {"input": x})  # caches are cold after the turns of others
-        start = clock()
-        for _ in range(runs):
-            session.run(None, {"input": x})
-        pipe.send((clock() - start) / runs)
+def _worker(path: Path, batch: int, threads: int) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("latency_worker.py")
+    command = [sys.executable, str(script), str(path), str(batch), str(threads), str(TURN_SECONDS)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _line(worker: subprocess.Popen[str], word: str = "") -> str:
+    """What a worker says next, after `word` was said to it."""
+    if worker.stdin is None or worker.stdout is None:
+        raise AssertionError("made with pipes")
+    worker.stdin.write(word)
+    worker.stdin.flush()
+    return worker.stdout.readline().strip()
 
 
 def _rows(
