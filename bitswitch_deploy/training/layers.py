@@ -185,9 +185,13 @@ class SwitchableBatchNorm(nn.Module):
         """Use the copy of this assignment."""
         self.bits = assignment.default if self.partner is None else assignment.bits_of(self.partner)
 
+    def current(self) -> nn.Module:
+        """The BatchNorm of the width in use."""
+        return self.copies[self.widths.index(self.bits)]
+
     def forward(self, input: Tensor) -> Tensor:
         """BatchNorm of the width in use, shape of `input`."""
-        return cast(Tensor, self.copies[self.widths.index(self.bits)](input))
+        return cast(Tensor, self.current()(input))
 
 
 class SwitchableBatchNorm1d(SwitchableBatchNorm):

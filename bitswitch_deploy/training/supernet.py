@@ -6,8 +6,8 @@
               drawn evenly; RFQuant has it with `update: accumulated`, `distillation: in_batch`, `teacher_share: 0.5`
 
 The scales' ALRS rate is that of the pass's base width b. Draws depend on (seed, step, pass) alone, on all replicas
-alike. A fast execution compiles one graph for all mixtures (`mixture`); with transitional BatchNorm, on replicas and
-with the distortion loss, which looks into the network as it computes, the quantizers of activations alone.
+alike. A fast execution compiles one graph for all mixtures (`mixture`); on several replicas and with the distortion loss,
+which looks into the network as it computes, the quantizers of activations alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.bit_schedule import is_event, resting_layers, resting_share
 from bitswitch_deploy.training.distortion import NormOutputs
 from bitswitch_deploy.training.execution import Execution, Forward
-from bitswitch_deploy.training.mixture import MixtureForward, can_mix
+from bitswitch_deploy.training.mixture import MixtureForward
 from bitswitch_deploy.training.prepare import PreparedNetwork
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 from bitswitch_deploy.training.recipe import SupernetSettings
@@ -61,8 +61,7 @@ class SupernetStage(JointStage):
         if settings.batchnorm == "transitional":
             with_transitions(network.model)
         super().__init__(network, settings, samples=samples, execution=execution)
-        is_alone = self._execution.fast and replica_count() == 1
-        self._mixes = is_alone and not settings.distortion and can_mix(self.model)
+        self._mixes = self._execution.fast and replica_count() == 1 and not settings.distortion
         self._mixture: MixtureForward | None = None
         for module in self.model.modules():
             if isinstance(module, ActivationQuantizer):
@@ -101,11 +100,6 @@ class SupernetStage(JointStage):
         if self._mixture is None:
             self._mixture = MixtureForward(self.model, self._execution)
         return self._mixture
-
-    def _update_all(self, rate: float | Tensor, *, distance: int) -> None:
-        if self._mixture is not None:
-            self._mixture.forget_unused()
-        super()._update_all(rate, distance=distance)
 
     def _width(self, bits: int, position: Position) -> WidthAssignment:
         settings = self._settings

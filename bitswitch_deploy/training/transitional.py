@@ -12,9 +12,8 @@ is the default, and this is there to compare with.
 from __future__ import annotations
 
 import copy
-from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.layers import SwitchableBatchNorm, replace_modules
@@ -46,11 +45,11 @@ class TransitionalBatchNorm(SwitchableBatchNorm):
         super().follow(assignment)
         self.previous_bits = self.bits if self.previous is None else assignment.bits_of(self.previous)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """BatchNorm of the transition in use, shape of `input`."""
+    def current(self) -> nn.Module:
+        """The BatchNorm of the transition in use."""
         if self.previous_bits == self.bits:
-            return super().forward(input)
-        return cast(Tensor, self.transitions[f"{self.previous_bits}-{self.bits}"](input))
+            return super().current()
+        return self.transitions[f"{self.previous_bits}-{self.bits}"]
 
 
 def with_transitions(model: nn.Module) -> nn.Module:
