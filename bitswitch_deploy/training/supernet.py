@@ -6,8 +6,8 @@
               drawn evenly; RFQuant has it with `update: accumulated`, `distillation: in_batch`, `teacher_share: 0.5`
 
 The scales' ALRS rate is that of the pass's base width b. Draws depend on (seed, step, pass) alone, on all replicas
-alike. A fast execution compiles one graph for all mixtures (`mixture`); on several replicas and with the distortion loss,
-which looks into the network as it computes, the quantizers of activations alone.
+alike. A fast execution compiles one graph for all mixtures (`mixture`); on several replicas, and with the distortion
+loss, which looks into the network as it computes, the quantizers of activations alone.
 """
 
 from __future__ import annotations

@@ -27,7 +27,13 @@ def test_rows_are_medians_of_the_turns_against_the_float_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "losses"), [("float", ("float",)), ("joint", tuple(f"w{bits}" for bits in WIDTHS)), ("lsq4", ("w4",))]
+    ("name", "losses"),
+    [
+        ("float", ("float",)),
+        ("joint", tuple(f"w{bits}" for bits in WIDTHS)),
+        ("mixtures", tuple(f"w{bits}" for bits in WIDTHS)),
+        ("lsq4", ("w4",)),
+    ],
 )
 def test_candidates_train_what_they_are_called(name: str, losses: tuple[str, ...]) -> None:
     assert make_stage(name, Execution()).losses == losses
@@ -43,11 +49,12 @@ def test_a_run_writes_rows_ratios_and_versions(
     main()
     result = json.loads(path.read_text(encoding="utf-8"))
     rows = {row["candidate"]: row for row in result["rows"]}
-    assert list(rows) == ["float", "joint", "lsq8"]
+    assert list(rows) == ["float", "joint", "mixtures", "lsq8"]
     assert all(row["median_ms"] > 0 for row in rows.values())
     summary = result["summary"]
     assert summary["joint_to_float"] == pytest.approx(rows["joint"]["median_ms"] / rows["float"]["median_ms"])
     assert summary["joint_to_four_lsq"] == pytest.approx(rows["joint"]["median_ms"] / rows["lsq8"]["median_ms"])
+    assert summary["mixtures_to_joint"] == pytest.approx(rows["mixtures"]["median_ms"] / rows["joint"]["median_ms"])
     assert summary["joint_to_float"] > 1.5  # four passes
     assert 0 < summary["quantizer_share"] < 1
     assert result["versions"]["torch"] == torch.__version__

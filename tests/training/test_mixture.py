@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import pytest
@@ -46,6 +47,10 @@ class Louder(nn.BatchNorm2d):
         return 2 * super().forward(input)
 
 
+def with_options(options: PrepareOptions) -> nn.Module:
+    return seen_network(options).model
+
+
 def with_norm(norm: nn.Module) -> nn.Module:
     model = seen_network().model
     model[4] = SwitchableBatchNorm2d(norm, WIDTHS, "3")  # type: ignore[operator]
@@ -61,7 +66,7 @@ def with_transition() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda options=options: seen_network(options).model for name, options in OTHERS.items()},
+    **{name: partial(with_options, options) for name, options in OTHERS.items()},
     "a BatchNorm of one's own": lambda: with_norm(Louder(4)),
     "without gain": lambda: with_norm(nn.BatchNorm2d(4, affine=False)),
     "cumulative statistics": lambda: with_norm(nn.BatchNorm2d(4, momentum=None)),

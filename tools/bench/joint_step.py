@@ -3,8 +3,9 @@
     pip install -e '.[train]' && python tools/bench/joint_step.py [--device cuda] [--fast] [--precision bfloat16]
 
 Candidates: `float`, a step of the float network; `joint`, one at 8, 6, 4 and 2 bits (for each width forward, backward
-and update); `lsq8`, ..., `lsq2`, a step of a network of its own that is quantized at that width alone (LSQ, Esser et
-al., arXiv 1902.08153). All with Adam and the trainer's own stages, random weights and random images. Each candidate has
+and update); `mixtures`, the same with a width drawn for each layer in each pass, as a supernet is trained; `lsq8`, ...,
+`lsq2`, a step of a network of its own that is quantized at that width alone (LSQ, Esser et al., arXiv 1902.08153). All
+with Adam and the trainer's own stages, random weights and random images. Each candidate has
 a process of its own; they take turns, a turn is one step, and a figure is a ratio of medians. Memory is the peak during
 the steps above what the process held before it made its network: resident bytes on a CPU, allocated ones on a GPU;
 compare it without --fast, since on a CPU the compiler works in the same process, and on a GPU torch does not count what
@@ -35,15 +36,16 @@ from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.execution import Execution, Precision, choose_execution, settle_torch
 from bitswitch_deploy.training.metrics_log import host_text
 from bitswitch_deploy.training.networks import build_network
-from bitswitch_deploy.training.prepare import PrepareOptions, prepare
+from bitswitch_deploy.training.prepare import PrepareOptions, prepare, set_width
 from bitswitch_deploy.training.quantizers import ActivationQuantizer, WeightQuantizer
-from bitswitch_deploy.training.recipe import JointSettings, StageSettings
+from bitswitch_deploy.training.recipe import JointSettings, StageSettings, SupernetSettings
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, JointStage, Stage
+from bitswitch_deploy.training.supernet import SupernetStage
 
 NETWORK, SIDE = "cifar10-resnet20", 32
 WIDTHS = (8, 6, 4, 2)
-FLOAT, JOINT = "float", "joint"
+FLOAT, JOINT, MIXTURES = "float", "joint", "mixtures"
 SINGLE = tuple(f"lsq{bits}" for bits in WIDTHS)
 WARM_UP = 6  # on CUDA compiled steps are recorded behind the fourth
 _STEP, _QUANTIZERS, _BACKWARD = "joint step", "quantizers", "_DequantizeBackward"
@@ -90,6 +92,7 @@ def main() -> None:
     summary = {
         "joint_to_float": by_name[JOINT].ratio_to_float,
         "joint_to_four_lsq": by_name[JOINT].median_ms / single_ms,
+        "mixtures_to_joint": by_name[MIXTURES].median_ms / by_name[JOINT].median_ms,
         "joint_peak_to_lsq8": by_name[JOINT].peak_bytes / by_name[SINGLE[0]].peak_bytes,
     }
     summary["quantizer_share"] = quantizer_share(work)
@@ -105,7 +108,7 @@ def measure(work: Work, turns: int) -> tuple[dict[str, list[float]], dict[str, i
     """Seconds of each turn, and the peak bytes, by candidate."""
     context = get_context("spawn")
     workers = {}
-    for name in (FLOAT, JOINT, *SINGLE):
+    for name in (FLOAT, JOINT, MIXTURES, *SINGLE):
         here, there = context.Pipe()
         process = context.Process(target=_run, args=(there, name, work), daemon=True)
         process.start()
@@ -128,6 +131,9 @@ def measure(work: Work, turns: int) -> tuple[dict[str, list[float]], dict[str, i
 def _run(pipe: Connection, name: str, work: Work) -> None:
     execution = choose_execution(work.device, precision=work.precision, fast=work.fast)
     settle_torch(execution.device, seed=0, threads=work.threads)
+    torch.set_flush_denormal(
+        True
+    )  # mixtures of random weights have gradients so small that a CPU takes longer for them
     before = _held_bytes(execution.device)
     stage = make_stage(name, execution)
     batch = _batch(work, execution)
@@ -158,10 +164,18 @@ def make_stage(name: str, execution: Execution) -> Stage:
         return FloatStage(
             model, StageSettings(epochs=1, batch_size=1, learning_rate=1e-3, weight_decay=5e-5), execution=execution
         )
-    widths = WIDTHS if name == JOINT else (int(name.removeprefix("lsq")),)
+    widths = (int(name.removeprefix("lsq")),) if name.startswith("lsq") else WIDTHS
     network = prepare(model, (torch.zeros(2, 3, SIDE, SIDE),), PrepareOptions(widths=widths), check_export=False)
-    settings = JointSettings(epochs=1, batch_size=1, learning_rate=1e-3, weight_decay=5e-5)
-    return JointStage(network, settings, samples=1, execution=execution)
+    if name != MIXTURES:
+        settings = JointSettings(epochs=1, batch_size=1, learning_rate=1e-3, weight_decay=5e-5)
+        return JointStage(network, settings, samples=1, execution=execution)
+    for bits in widths:  # as joint training leaves it: every width has its scales
+        set_width(network.model, bits)
+        network.model(torch.randn(128, 3, SIDE, SIDE))
+    always = SupernetSettings(
+        epochs=1, batch_size=1, learning_rate=1e-3, weight_decay=5e-5, draw="uniform", threshold=1.0, warmup_epochs=0
+    )
+    return SupernetStage(network, always, samples=1, seed=0, execution=execution)
 
 
 def quantizer_share(work: Work) -> float:
@@ -197,7 +211,8 @@ def _open_range() -> ExitStack:
 
 def _timed_step(stage: Stage, batch: Batch, step: int, device: torch.device) -> float:
     start = time.perf_counter()
-    stage.step(batch, Position(step=step, total=10_000, per_epoch=100))
+    # in the last epoch, in which every layer of a mixture draws
+    stage.step(batch, Position(step=990_000 + step, total=1_000_000, per_epoch=10_000))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
@@ -250,6 +265,7 @@ def _print(rows: list[Row], summary: dict[str, float]) -> None:
         )
     print(f"\njoint step against a float step: {summary['joint_to_float']:.2f}")
     print(f"joint step against the sum of the four LSQ steps: {summary['joint_to_four_lsq']:.2f}")
+    print(f"step of mixtures against the joint step: {summary['mixtures_to_joint']:.2f}")
     print(f"peak memory of the joint step against the LSQ step at 8 bits: {summary['joint_peak_to_lsq8']:.2f}")
     print(f"share of the quantizers in a joint step: {summary['quantizer_share']:.0%}")
 
