@@ -6,7 +6,7 @@ codes, finer or fewer steps in the trained range), *fault* (nothing that a lower
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ _EXACT_OFFSET, _FAULT_OFFSET = 1e-3, 0.3
 # of the calibration; that it is another one for other samples is no fault of the graph.
 _ADDED_FAULT_DB, _SCALE_OFF = 15.0, 1.6
 _SAME = 0.01
+# Of scales that are the same number, one of them read off the values that it makes.
+_SAME_SCALE = 1e-4
 _INT8_MAX = 127
 
 
@@ -88,6 +90,7 @@ class LoweringErrors:
     def result(self) -> tuple[CutError, ...]:
         """Every cut in the order of the graph."""
         trained = {self._steps(name) for name in self._levels}
+        added = [codes.scale for codes in self._added.values()]
         errors = []
         for cut in self._cuts:
             error = self._distances[cut.tensor].result()
@@ -96,7 +99,9 @@ class LoweringErrors:
                 verdict, what = judge_channels(worst, is_coded=cut.is_approximate, is_half=cut.is_half)
             elif cut.tensor in self._levels:
                 reference, own = (levels.result() for levels in self._levels[cut.tensor])
-                verdict, what = judge_levels(reference, own, error, highest=self._highest.get(cut.tensor, 0))
+                verdict, what = judge_levels(
+                    reference, own, error, highest=self._highest.get(cut.tensor, 0), added=added
+                )
             else:
                 verdict, what = self._judge_added(self._added[cut.tensor], error, trained)
             errors.append(_cut_error(cut, verdict, error, what))
@@ -110,7 +115,7 @@ class LoweringErrors:
         if error.sqnr_db >= _EXACT_DB:
             return "exact", ""
         # in front of a MaxPool the codes are those of the layer behind it
-        if any(abs(codes.scale / step - 1) < 1e-4 for step in trained if step == step):
+        if any(abs(codes.scale / step - 1) < _SAME_SCALE for step in trained if step == step):
             return "approximate", "codes of the layer behind a MaxPool"
         seen = self._ranges[codes.result].result()
         low = codes.low if seen.minimum < 0 else 0
@@ -123,8 +128,13 @@ class LoweringErrors:
         return "approximate", f"{bits}, calibrated on larger or smaller values than these"
 
 
-def judge_levels(reference: Levels, own: Levels, error: TensorError, *, highest: int) -> tuple[CutVerdict, str]:
-    """The quantizer of an input: same values, the trained range in other steps, or something else."""
+def judge_levels(
+    reference: Levels, own: Levels, error: TensorError, *, highest: int, added: Collection[float] = ()
+) -> tuple[CutVerdict, str]:
+    """The quantizer of an input: same values, the trained range in other steps, or something else.
+
+    added: scales of the codes that the lowering added, which a quantizer behind them may keep within its range.
+    """
     if error.sqnr_db >= _EXACT_DB:
         return "exact", ""
     step, top = _ratio(own.step, reference.step), _ratio(own.high, reference.high)
@@ -134,6 +144,9 @@ def judge_levels(reference: Levels, own: Levels, error: TensorError, *, highest:
         return "approximate", f"codes 0..{highest} re-scaled to 0..{_INT8_MAX}"
     if step < 1 - _SAME and same_top:
         return "approximate", f"finer steps than trained in the trained range, {1 / step:.1f} for one"
+    is_within = own.high <= reference.high + 0.5 * (reference.step + own.step) * (1 + _SAME)
+    if step < 1 - _SAME and is_within and any(abs(own.step / scale - 1) < _SAME_SCALE for scale in added):
+        return "approximate", f"finer steps than trained, those of the branch in front, {1 / step:.1f} for one"
     if abs(step - 1) > _SAME:
         return "fault", f"its step is {step:.2f} x the trained one: the scale of its codes is wrong"
     if top < 1 - _SAME:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.diagnosis.suspects import faults
-from bitswitch_deploy.lowering.approximation import Approximation
+from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from tests.diagnosis.cases import Case, Network, digits, make_case, of_zoo
 from tests.diagnosis.plants import KINDS, plant
 from tests.networks.assignments import MIXED
@@ -77,6 +77,16 @@ def test_no_alarm_over_what_the_user_asked_for(bits: int) -> None:
     texts = {part.what for part in parts if part.verdict == "approximate"}
     assert "float weights in 8-bit codes that were not trained" in texts
     assert any(text.startswith("finer steps than trained") for text in texts)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_no_alarm_where_a_layer_reads_the_codes_of_its_branch(bits: int) -> None:
+    """Finer steps in a part of the trained range: at 8 bits no branch of these digits reaches its end."""
+    healthy = make_case(digits(), "x86-cpu", bits, approximations=USUAL | {Approximation.FULL_RESOLUTION})
+    parts = healthy.parts(healthy.lowered.model)
+    assert faults(parts) == ()
+    shared = [part for part in parts if "those of the branch in front" in part.what]
+    assert shared or bits != 8
 
 
 def test_no_alarm_where_a_clip_goes_into_codes() -> None:

@@ -116,6 +116,23 @@ def test_quantizers(own: Levels, error: TensorError, highest: int, verdict: str,
     assert text in what
 
 
+@pytest.mark.parametrize(
+    ("step", "high", "verdict", "text"),
+    [
+        (0.1, 6.0, "approximate", "those of the branch in front, 5.0 for one"),
+        (0.1, 7.5, "approximate", "finer steps than trained in the trained range"),
+        (0.1, 9.0, "fault", "its step is 0.20 x"),
+        (0.1001, 6.0, "fault", "its step is 0.20 x"),
+        (1.0, 6.0, "fault", "its step is 2.00 x"),
+    ],
+)
+def test_a_quantizer_behind_a_branch_may_keep_its_codes(step: float, high: float, verdict: str, text: str) -> None:
+    own = Levels(step=step, low=0.0, high=high)
+    found, what = judge_levels(TRAINED, own, OFF, highest=15, added=(0.3, 0.1, 1.0))
+    assert found == verdict
+    assert text in what
+
+
 GOOD = ChannelError(channel=3, gain=1.0, offset=0.0, noise_db=math.inf)
 
 
