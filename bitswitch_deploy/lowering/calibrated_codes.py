@@ -70,7 +70,7 @@ def halves_unsigned(target: Target) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedReaders:
-    """The trained quantizers that read a tensor, at least one. alone: nothing else reads it."""
+    """The trained quantizers that read a tensor, at least one. alone: nothing else reads it within the network."""
 
     patterns: tuple[ActivationPattern, ...]
     alone: bool
@@ -115,13 +115,11 @@ def fit_codes(
 def trained_readers(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> Mapping[str, TrainedReaders]:
     """The trained readers of each tensor by its name, without those that have none."""
     patterns = {id(pattern.quantize): pattern for pattern in activation_patterns(graph)}
-    outputs = {id(tensor) for tensor in graph.outputs}
     found = {}
     for tensor in tensors:
         readers = tuple(patterns[id(node)] for node in tensor.outputs if id(node) in patterns)
         if readers:
-            alone = len(readers) == len(tensor.outputs) and id(tensor) not in outputs
-            found[tensor.name] = TrainedReaders(patterns=readers, alone=alone)
+            found[tensor.name] = TrainedReaders(patterns=readers, alone=len(readers) == len(tensor.outputs))
     return found
 
 
