@@ -134,6 +134,16 @@ def test_a_sign_that_another_run_decided_stops_no_first_batch() -> None:
     later.model(X - 100)  # some inputs are negative, and clipped as in any later batch
 
 
+def test_a_state_from_before_a_setting_came_fits_where_it_is_not_used() -> None:
+    state, later = state_of(trained((8, 4, 2))), fresh((8, 4))
+    del state["decisions"]["preprocessing.centre_share"]
+    carry_over(state, later, recipe((8, 4)), SOURCE)
+    of_run = recipe((8, 4))
+    used = replace(of_run, preprocessing=replace(of_run.preprocessing, centre_share=0.875))
+    with pytest.raises(CheckpointError, match="preprocessing.centre_share not told"):
+        carry_over(state, fresh((8, 4)), used, SOURCE)
+
+
 def edit_stage(state: dict[str, Any]) -> None:
     state["stage"] = "float"
 
