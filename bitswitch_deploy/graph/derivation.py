@@ -1,4 +1,4 @@
-"""Double rounding as ONNX operators: codes of a lower width from the master's, inside the graph.
+"""Double rounding as an ONNX function: codes of a lower width from the master's, inside the graph.
 
     half_up     min(round_half_even((w + 1/4) / 2^D), 2^(l-1) - 1)
     half_even   min(round_half_even( w        / 2^D), 2^(l-1) - 1)        D = h - l
@@ -7,40 +7,84 @@ w is an integer, so w + 1/4 is never half-way between two codes, and what was ha
 float32: w + 1/4 has ten bits, and 2^D is a power of two. QuantizeLinear divides and rounds half to even (its ONNX
 definition); the cut at the upper end follows on the int8 codes, and the lower end cannot be left.
 
-onnxruntime folds the chain when it loads a session (all of 1.23 to 1.32). It folds neither a DequantizeLinear nor
-operators of its own domain, and has neither Add nor a signed BitShift for int8; a Gather from a table of 256 codes is
-folded, but takes seven times as long.
+onnxruntime puts the nodes of a function in the place of each call and folds them when it loads a session (all of 1.23
+to 1.32). It folds neither a DequantizeLinear nor operators of its own domain, and has neither Add nor a signed BitShift
+for int8; a Gather from a table of 256 codes is folded, but takes seven times as long.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from bitswitch_deploy.tensors import Rounding, code_range
 
-_QUARTER, _ZERO = "derive.quarter", "derive.zero"
+# Of the functions of a model, which are called by it and a name.
+DOMAIN = "bitswitch_deploy"
 
 
-def derivation_nodes(
-    source: str, result: str, *, from_bits: int, to_bits: int, rounding: Rounding
-) -> list[onnx.NodeProto]:
-    """Nodes that compute the int8 tensor `result` from the int8 tensor `source` [same shape]."""
-    make, prefix = onnx.helper.make_node, f"derive.w{to_bits}"
-    wide, rounded = f"{source}.wide", f"{source}.rounded"
-    nodes = [make("Cast", [source], [wide], to=onnx.TensorProto.FLOAT)]
-    if rounding is Rounding.HALF_UP:
-        nodes.append(make("Add", [wide, _QUARTER], [f"{source}.off_ties"]))
-        wide = f"{source}.off_ties"
-    nodes.append(make("QuantizeLinear", [wide, f"{prefix}.step", _ZERO], [rounded]))
-    nodes.append(make("Clip", [rounded, "", f"{prefix}.highest"], [result]))
-    return nodes
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Derivation:
+    """How codes of the master become those that a graph reads.
+
+    from_bits, to_bits: of the master, of the result. multiplies: the int8 result is multiplied by int8 factors, which
+    broadcast against it; products fit int8.
+    """
+
+    from_bits: int
+    to_bits: int
+    rounding: Rounding
+    multiplies: bool
+
+    @property
+    def name(self) -> str:
+        """Of the function in `DOMAIN`."""
+        return f"derive_w{self.to_bits}" + ("_times" if self.multiplies else "")
+
+    def call(self, source: str, result: str, *, factors: str | None = None) -> onnx.NodeProto:
+        """A node that computes the int8 tensor `result` of the int8 tensor `source` [same shape]."""
+        return onnx.helper.make_node(self.name, [source, *([factors] if factors else [])], [result], domain=DOMAIN)
+
+    def function(self, *, opset: int) -> onnx.FunctionProto:
+        """What such nodes call. opset: of the model."""
+        inputs = ["master", *(["factors"] if self.multiplies else [])]
+        imports = [onnx.helper.make_opsetid("", opset)]
+        return onnx.helper.make_function(DOMAIN, self.name, inputs, ["result"], self._nodes(), imports)
+
+    def _nodes(self) -> list[onnx.NodeProto]:
+        nodes, codes = self._rounding_nodes() if self.to_bits < self.from_bits else ([], "master")
+        if self.multiplies:
+            make = onnx.helper.make_node
+            nodes += [
+                make("Cast", [codes], ["integers"], to=onnx.TensorProto.INT32),
+                make("Cast", ["factors"], ["integer_factors"], to=onnx.TensorProto.INT32),
+                make("Mul", ["integers", "integer_factors"], ["products"]),
+                make("Cast", ["products"], ["result"], to=onnx.TensorProto.INT8),
+            ]
+        return nodes
+
+    def _rounding_nodes(self) -> tuple[list[onnx.NodeProto], str]:
+        make = onnx.helper.make_node
+        codes = "codes" if self.multiplies else "result"
+        highest = code_range(self.to_bits, signed=True).high
+        nodes = [
+            _constant("step", np.float32(2 ** (self.from_bits - self.to_bits))),
+            _constant("zero", np.int8(0)),
+            _constant("highest", np.int8(highest)),
+            make("Cast", ["master"], ["wide"], to=onnx.TensorProto.FLOAT),
+        ]
+        wide = "wide"
+        if self.rounding is Rounding.HALF_UP:
+            wide = "off_ties"
+            nodes += [_constant("quarter", np.float32(0.25)), make("Add", ["wide", "quarter"], [wide])]
+        nodes += [
+            make("QuantizeLinear", [wide, "step", "zero"], ["rounded"]),
+            make("Clip", ["rounded", "", "highest"], [codes]),
+        ]
+        return nodes, codes
 
 
-def derivation_constants(widths: set[int], *, from_bits: int, rounding: Rounding) -> list[onnx.TensorProto]:
-    """Initializers that the nodes read, once for each of the `widths` that are derived."""
-    constants = {_ZERO: np.int8(0)} | ({_QUARTER: np.float32(0.25)} if rounding is Rounding.HALF_UP else {})
-    for bits in sorted(widths):
-        constants[f"derive.w{bits}.step"] = np.float32(2 ** (from_bits - bits))
-        constants[f"derive.w{bits}.highest"] = np.int8(code_range(bits, signed=True).high)
-    return [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+def _constant(name: str, value: np.generic) -> onnx.NodeProto:
+    return onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(np.asarray(value)))

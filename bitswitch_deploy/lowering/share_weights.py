@@ -5,7 +5,7 @@ Not a pass: it works on the finished model, so that every pass sees the codes, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,14 +14,21 @@ import numpy.typing as npt
 import onnx
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.graph.derivation import derivation_constants, derivation_nodes
+from bitswitch_deploy.graph.derivation import DOMAIN, Derivation
 from bitswitch_deploy.graph.external_data import point_to
 from bitswitch_deploy.lowering.lower import LoweredGraph
+from bitswitch_deploy.lowering.merge_constants import merge_equal_constants
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.quantization import derive_codes
+from bitswitch_deploy.tensors import MIN_BITS
 
-# Smaller float tensors take as many bytes to point to as they have.
-_WORTH_SHARING_BYTES = 1024
+# It takes about a hundred bytes to point to a tensor.
+_WORTH_SHARING_BYTES = 256
+# of models with functions
+_LOWEST_IR_VERSION = 8
+
+# Types that every reader of the file knows.
+_STORED = ("float32", "uint8", "int8", "int32", "int64")
 
 Array = npt.NDArray[Any]
 
@@ -34,18 +41,19 @@ class WeightsFile(Protocol):
     def place(self, name: str, tensor: Array) -> int:
         """Offset in bytes of a tensor of the master, which is written when it is first asked for."""
 
-    def append(self, array: Array) -> int:
-        """Offset in bytes of an array that belongs to one graph."""
+    def store(self, array: Array) -> int:
+        """Offset in bytes of any other array, which is written unless the same bytes were stored before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedTensor:
-    """A tensor of the master that a model reads. bits: the width it is derived to, the master's own where it is not.
+    """A tensor of the master that a model reads. bits: the width it is derived to; None: it is read as it is.
 
-    factors: offset and shape of the int32 factors [broadcast against the tensor] that multiply the codes, or None.
+    Codes are derived by double rounding, scales by multiplication with 2^(width of the master - bits).
+    factors: offset and shape of the int8 factors [broadcast against the tensor] that multiply the codes, or None.
     """
 
-    bits: int
+    bits: int | None
     factors: tuple[int, tuple[int, ...]] | None = None
 
 
@@ -71,17 +79,18 @@ def share_weights(
     """Replace constants of the model, which is used up, by references to the file and operators that derive them.
 
     Cases: int8 codes of a quantized weight, below the master's width and at it; the factors that multiply them in
-    front of their DequantizeLinear; float parameters of 1 KiB or more that are the master's own. Left in the graph:
-    everything else, which differs between widths or is small; factors of codes that several nodes read; codes in
-    packed types, which cannot be derived from int8 in a graph.
+    front of their DequantizeLinear; of 256 bytes or more float parameters that are the master's own or, as scales are,
+    a power of two times it, and constants of one value such as zero-points. What several nodes of the graph read alike
+    is in it once. Left in the graph: everything else, which differs between widths or is small; factors of codes that
+    several nodes read, or of 128; codes in packed types, which cannot be derived from int8 in a graph.
 
     Args:
         weight_bits: width of each quantized weight of the model, by its name in the master.
         file: is asked for each tensor that the model shares.
 
     Raises:
-        GraphError: codes in the model are not the double rounding of the master, or a tensor that is too large for the
-            graph cannot be shared.
+        GraphError: codes in the model are not the double rounding of the master, a tensor that is too large for the
+            graph cannot be shared, or the model is of an IR version without functions.
     """
     return _Sharing(lowered, master, file).share(weight_bits)
 
@@ -99,21 +108,50 @@ class _Sharing:
                 self._readers.setdefault(name, []).append(node)
         self._derivation = onnx.GraphProto()
         self._moved: set[str] = set()
-        self._widths: set[int] = set()
+        self._called: set[Derivation] = set()
 
     def share(self, weight_bits: Mapping[str, int]) -> SharedModel:
-        graph, tensors = self._model.graph, {}
-        for name, tensor in list(self._kept.items()):
-            source = self._master.tensors.get(name)
-            if source is not None and self._is_shareable(tensor, source, is_weight=name in weight_bits):
-                tensors[name] = self._share(tensor, source, weight_bits.get(name, self._master.spec.bits))
-            elif name in self._large:
-                raise _refusal(name, "too large for the graph, and not int8 codes or floats of the master")
+        if self._model.ir_version < _LOWEST_IR_VERSION:
+            raise GraphError(
+                where="shared weights",
+                got=f"a graph of IR version {self._model.ir_version}",
+                allowed=f"{_LOWEST_IR_VERSION} or later, which has functions",
+                do="choose a profile of the target with a later onnx.ir_version, or export without --shared-weights",
+            )
+        # codes first: in the file they are neighbours, and neighbours are derived in one go
+        weights = self._shared([name for name in self._kept if name in weight_bits], weight_bits)
+        others = self._shared([name for name in self._kept if name not in weight_bits], weight_bits)
+        graph = self._model.graph
         _replace(graph.initializer, list(self._kept.values()))
         _replace(graph.node, [node for node in graph.node if node.output[0] not in self._moved])
+        merge_equal_constants(graph)
+        for tensor in graph.initializer:
+            self._move_if_of_one_value(tensor)
         derivation = self._serialized_derivation()
         data = derivation + self._model.SerializeToString(deterministic=True)
-        return SharedModel(data=data, derivation_bytes=len(derivation), tensors=tensors)
+        return SharedModel(data=data, derivation_bytes=len(derivation), tensors=weights | others)
+
+    def _shared(self, names: Sequence[str], weight_bits: Mapping[str, int]) -> dict[str, SharedTensor]:
+        tensors = {}
+        for name in names:
+            tensor, source = self._kept[name], self._master.tensors.get(name)
+            bits = None if source is None else self._bits_of(tensor, source, weight_bits.get(name))
+            if source is not None and bits is not None:
+                tensors[name] = self._share(tensor, source, bits)
+            elif name in self._large:
+                raise _refusal(name, "too large for the graph, and not int8 codes or floats of the master")
+        return tensors
+
+    def _bits_of(self, tensor: onnx.TensorProto, source: Array, bits: int | None) -> int | None:
+        """The width at which the model has a tensor of the master; None where it has another one."""
+        if bits is not None:
+            return bits if tensor.data_type == onnx.TensorProto.INT8 else None
+        is_large = source.dtype == np.float32 and source.nbytes >= _WORTH_SHARING_BYTES
+        if not is_large or tuple(tensor.dims) != source.shape:
+            return None
+        values, widest = self._values(tensor), self._master.spec.bits
+        widths = range(widest, MIN_BITS - 1, -1)
+        return next((each for each in widths if _same_bytes(values, source * _step(widest - each))), None)
 
     def _share(self, tensor: onnx.TensorProto, source: Array, bits: int) -> SharedTensor:
         name, spec = tensor.name, self._master.spec
@@ -122,24 +160,33 @@ class _Sharing:
         external = _external(name, source, location=self._file.name, offset=self._file.place(name, source))
         if chain is None and bits == spec.bits:
             self._kept[name] = external
-            return SharedTensor(bits=bits)
+            return SharedTensor(bits=None)
         del self._kept[name]
         external.name = f"{name}.master"
         self._derivation.initializer.append(external)
-        codes = external.name
-        if bits != spec.bits:
-            self._widths.add(bits)
-            codes = name if chain is None else f"{name}.codes"
-            self._derivation.node.extend(
-                derivation_nodes(external.name, codes, from_bits=spec.bits, to_bits=bits, rounding=spec.rounding)
-            )
-        return SharedTensor(bits=bits, factors=None if chain is None else self._move_factors(name, codes, chain))
+        if source.dtype != np.int8:
+            step = f"derive.w{bits}.step"
+            if not any(each.name == step for each in self._derivation.initializer):
+                self._derivation.initializer.append(onnx.numpy_helper.from_array(_step(spec.bits - bits), step))
+            self._derivation.node.add(op_type="Mul", input=[external.name, step], output=[name])
+            return SharedTensor(bits=bits)
+        derivation = Derivation(from_bits=spec.bits, to_bits=bits, rounding=spec.rounding, multiplies=chain is not None)
+        self._called.add(derivation)
+        if chain is None:
+            self._derivation.node.append(derivation.call(external.name, name))
+            return SharedTensor(bits=bits)
+        factors = self._move_factors(name, chain)
+        self._derivation.node.append(derivation.call(external.name, name, factors=f"{name}.factors"))
+        return SharedTensor(bits=bits, factors=factors)
 
-    def _is_shareable(self, tensor: onnx.TensorProto, source: Array, *, is_weight: bool) -> bool:
-        if is_weight:
-            return tensor.data_type == onnx.TensorProto.INT8
-        is_large = source.dtype == np.float32 and source.nbytes >= _WORTH_SHARING_BYTES
-        return is_large and tuple(tensor.dims) == source.shape and _same_bytes(self._values(tensor), source)
+    def _move_if_of_one_value(self, tensor: onnx.TensorProto) -> None:
+        """Let a large constant whose values are all the same, which other graphs have as well, lie in the file."""
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype.name in _STORED and values.nbytes >= _WORTH_SHARING_BYTES and np.all(values == values.flat[0]):
+            offset = self._file.store(values)
+            tensor.CopyFrom(_external(tensor.name, values, location=self._file.name, offset=offset))
 
     def _check_codes(self, tensor: onnx.TensorProto, source: Array, bits: int) -> None:
         spec = self._master.spec
@@ -163,41 +210,41 @@ class _Sharing:
         widen, multiply, narrow = chain
         factors = self._kept.get(multiply.input[1])
         narrows = narrow.attribute[0].i == onnx.TensorProto.INT8
-        known = factors is not None and factors.data_type == onnx.TensorProto.INT32
-        return (widen, multiply, narrow) if narrows and known and len(self._readers[multiply.input[1]]) == 1 else None
+        if not narrows or factors is None or factors.data_type != onnx.TensorProto.INT32:
+            return None
+        if len(self._readers[multiply.input[1]]) != 1:
+            return None
+        values, limits = onnx.numpy_helper.to_array(factors), np.iinfo(np.int8)
+        return (widen, multiply, narrow) if limits.min <= values.min() and values.max() <= limits.max else None
 
     def _move_factors(
-        self, name: str, codes: str, chain: tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]
+        self, name: str, chain: tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]
     ) -> tuple[int, tuple[int, ...]]:
         """Let the derivation multiply; the model reads the products under the name of the weight."""
-        widen, multiply, narrow = chain
-        factors = onnx.numpy_helper.to_array(self._kept.pop(multiply.input[1]))
-        offset = self._file.append(factors)
-        self._derivation.initializer.append(
-            _external(multiply.input[1], factors, location=self._file.name, offset=offset)
-        )
+        multiply, narrow = chain[1:]
+        factors = onnx.numpy_helper.to_array(self._kept.pop(multiply.input[1])).astype(np.int8)
+        offset = self._file.store(factors)
+        external = _external(f"{name}.factors", factors, location=self._file.name, offset=offset)
+        self._derivation.initializer.append(external)
         for reader in self._readers.get(narrow.output[0], []):
             _replace(reader.input, [name if each == narrow.output[0] else each for each in reader.input])
-        # of a repeated field only copies can be moved
-        for node, source, result in (
-            (widen, codes, widen.output[0]),
-            (multiply, widen.output[0], multiply.output[0]),
-            (narrow, multiply.output[0], name),
-        ):
-            self._moved.add(node.output[0])
-            copy = self._derivation.node.add()
-            copy.CopyFrom(node)
-            copy.input[0], copy.output[0] = source, result
+        self._moved.update(node.output[0] for node in chain)
         return offset, factors.shape
 
     def _serialized_derivation(self) -> bytes:
         if not self._derivation.initializer:
             return b""
-        spec = self._master.spec
-        if self._widths:
-            constants = derivation_constants(self._widths, from_bits=spec.bits, rounding=spec.rounding)
-            self._derivation.initializer.extend(constants)
-        return onnx.ModelProto(graph=self._derivation).SerializeToString(deterministic=True)
+        model = onnx.ModelProto(graph=self._derivation)
+        if self._called:
+            opset = next(each.version for each in self._model.opset_import if not each.domain)
+            model.functions.extend(each.function(opset=opset) for each in sorted(self._called))
+            model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+        return model.SerializeToString(deterministic=True)
+
+
+def _step(places: int) -> npt.NDArray[np.float32]:
+    """2^places, a scalar: the step of a scale that many bits further down."""
+    return np.asarray(2.0**places, np.float32)
 
 
 def _same_bytes(one: Array, other: Array) -> bool:

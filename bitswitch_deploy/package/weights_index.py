@@ -1,7 +1,7 @@
-"""`*.weights.json` of a package with shared weights: what lies where, and who reads it at what width.
+"""`*.weights.json` of a package with shared weights: what lies where, and who derives it to what width.
 
 Every graph of such a package can be opened without it. A reader that derives the codes itself, such as runtime/, needs
-it (schema bitswitch-weights/1).
+it (schema bitswitch-weights/2).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from bitswitch_deploy.errors import PackageError
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import Rounding
 
-SCHEMA: Literal["bitswitch-weights/1"] = "bitswitch-weights/1"
-NOT_READ = 0
+SCHEMA: Literal["bitswitch-weights/2"] = "bitswitch-weights/2"
+# Of every tensor in the file.
+ALIGNMENT_BYTES = 64
+NOT_DERIVED = 0
 
 _READER = Reader(error=PackageError, do="export the package again with this release")
 _ITEM_BYTES = {"int8": 1, "float32": 4}
@@ -24,7 +26,10 @@ _ITEM_BYTES = {"int8": 1, "float32": 4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One tensor of the file, in row-major order from byte `offset` on."""
+    """A tensor of the file that graphs derive theirs of, in row-major order from byte `offset` on.
+
+    int8: codes, which are rounded to a width l. float32: scales, which are multiplied by 2^(width of the master - l).
+    """
 
     name: str
     dtype: Literal["int8", "float32"]
@@ -39,7 +44,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
-    """int32 factors [shape broadcasts against the tensor] from byte `offset` on; tensor: its place in the index."""
+    """int8 factors [shape broadcasts against the tensor] from byte `offset` on; tensor: its place in the index."""
 
     tensor: int
     shape: tuple[int, ...]
@@ -48,15 +53,16 @@ class Factors:
     @property
     def size_bytes(self) -> int:
         """Bytes that they take in the file."""
-        return math.prod(self.shape) * 4
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedGraph:
-    """One graph, which reads each tensor by its name.
+    """One graph, which reads what it derives by the name of the tensor.
 
-    bits: for each tensor of the index, the width that it is read at; `NOT_READ` where it is not.
-    factors: what multiplies the codes of a tensor, in int8 arithmetic, after they were derived.
+    bits: for each tensor of the index, the width that it is derived to; `NOT_DERIVED` where the graph reads it as it
+    is, which the graph then says itself, or not at all.
+    factors: what multiplies the codes of a tensor, in int8 arithmetic, after they were rounded.
     derivation_bytes: length of the part at the start of the file that does both in the graph.
     """
 
@@ -79,11 +85,13 @@ class WeightsIndex:
     rounding: Rounding
     tensors: tuple[StoredTensor, ...]
     graphs: tuple[SharedGraph, ...]
-    schema: Literal["bitswitch-weights/1"] = SCHEMA
+    schema: Literal["bitswitch-weights/2"] = SCHEMA
 
     def __post_init__(self) -> None:
         if any(each.offset < 0 or min(each.shape, default=0) < 0 for each in self._stored):
             raise ValueError("a tensor with a negative offset or size")
+        if any(each.offset % ALIGNMENT_BYTES for each in self._stored):
+            raise ValueError(f"a tensor that does not begin at a multiple of {ALIGNMENT_BYTES} bytes")
         for graph in self.graphs:
             if graph.derivation_bytes < 0:
                 raise ValueError(f"{graph.path} has a derivation of {graph.derivation_bytes} bytes")
@@ -94,7 +102,7 @@ class WeightsIndex:
 
     @property
     def end_bytes(self) -> int:
-        """Where the last tensor ends: the file must not be shorter."""
+        """Where the last of these tensors ends: the file must not be shorter."""
         return max((each.offset + each.size_bytes for each in self._stored), default=0)
 
     @property

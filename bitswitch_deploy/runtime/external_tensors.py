@@ -37,7 +37,12 @@ class ExternalTensor:
     location: str
     offset: int
 
-    def values(self, data: bytes | bytearray) -> npt.NDArray[Any]:
+    @property
+    def end_bytes(self) -> int:
+        """Where in its file it ends."""
+        return self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def values(self, data: bytes | bytearray | memoryview) -> npt.NDArray[Any]:
         """A view [shape] of the content of its file.
 
         Raises:

@@ -12,11 +12,17 @@ import numpy.typing as npt
 
 from bitswitch_deploy.errors import PackageError
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
-from bitswitch_deploy.package.weights_index import NOT_READ, SharedGraph, StoredTensor, WeightsIndex
+from bitswitch_deploy.package.weights_index import (
+    ALIGNMENT_BYTES,
+    NOT_DERIVED,
+    SharedGraph,
+    StoredTensor,
+    WeightsIndex,
+)
 from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.runtime.checked_file import CheckedFile
 from bitswitch_deploy.runtime.declare_tensors import declare_tensors
-from bitswitch_deploy.runtime.external_tensors import external_tensors
+from bitswitch_deploy.runtime.external_tensors import ExternalTensor, external_tensors
 
 Array = npt.NDArray[Any]
 
@@ -77,8 +83,17 @@ class OwnGraphs:
         self._graphs[label].check()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """model: the graph with declarations of what is derived for it. path: its file, for messages."""
+
+    model: bytes
+    entry: SharedGraph
+    path: str
+
+
 class SharedGraphs:
-    """Graphs that read one weights file. The codes of a width are derived when it is asked for, in NumPy or C.
+    """Graphs that read one weights file. What a width derives is derived when it is asked for, in NumPy or C.
 
     That is several times faster than the operators in the graph, which are left out. The small graphs are kept in
     memory; the weights stay in the file, which is to say in the page cache of the system, once for all processes.
@@ -96,33 +111,41 @@ class SharedGraphs:
         if self.index.file not in entries or self.index.end_bytes > entries[self.index.file].size_bytes:
             raise _misfit(where, f"tensors up to byte {self.index.end_bytes:,} of {self.index.file!r}")
         self._weights = CheckedFile(package, entries[self.index.file], trust=trust)
-        self._graphs: dict[str, tuple[SharedGraph, bytes]] = {}
+        self._size_bytes = entries[self.index.file].size_bytes
+        self._graphs: dict[str, _Prepared] = {}
+        self._plain: dict[str, list[ExternalTensor]] = {}
         for entry in manifest.files:
             if entry.role == "graph":
                 graph = self.index.graph(entry.path)
                 if graph is None or graph.derivation_bytes > entry.size_bytes:
                     raise _misfit(where, f"no fitting entry for {entry.path}")
-                self._graphs[entry.label or entry.path] = graph, self._prepared(package, entry, graph, trust)
+                self._graphs[entry.label or entry.path] = self._prepared(package, entry, graph, trust)
 
     def get(self, label: str) -> LoadableGraph:
-        """The graph of one width and its codes.
+        """The graph of one width and its tensors.
 
         Raises:
             CheckFailedError: the weights file is not the one that was loaded any more.
+            PackageError: the graph is no ONNX, or the file does not hold its tensors.
         """
-        graph, model = self._graphs[label]
-        stored = np.empty(self.index.end_bytes, np.int8)
+        prepared = self._graphs[label]
+        graph = prepared.entry
+        stored = np.empty(self._size_bytes, np.int8)
         self._weights.read_into(stored.data)
         for start, end, bits in self._runs(graph):
             codes = stored[start:end]
             derive_codes(codes, from_bits=self.index.bits, to_bits=bits, rounding=self.index.rounding, out=codes)
         for factors in graph.factors:
             codes = _view(stored, self.index.tensors[factors.tensor])
-            values = stored[factors.offset : factors.offset + factors.size_bytes].view(np.int32)
-            # products fit int8, so arithmetic modulo 256 is exact, also for a factor of 128
-            np.multiply(codes, values.reshape(factors.shape).astype(np.int8), out=codes)
-        read = (tensor for tensor, bits in zip(self.index.tensors, graph.bits, strict=True) if bits != NOT_READ)
-        return LoadableGraph(model=model, initializers={tensor.name: _view(stored, tensor) for tensor in read})
+            values = stored[factors.offset : factors.offset + factors.size_bytes]
+            # products fit int8
+            np.multiply(codes, values.reshape(factors.shape), out=codes)
+        initializers = {tensor.name: tensor.values(stored.data) for tensor in self._plain_tensors(label)}
+        for tensor, bits in self._derived(graph):
+            initializers[tensor.name] = values = _view(stored, tensor)
+            if tensor.dtype == "float32":
+                np.multiply(values, np.float32(2 ** (self.index.bits - bits)), out=values)
+        return LoadableGraph(model=prepared.model, initializers=initializers)
 
     def check(self, label: str) -> None:
         """Make sure that the weights of a width are still those that were loaded; its graph is in memory.
@@ -132,36 +155,50 @@ class SharedGraphs:
         """
         self._weights.check()
 
-    def _runs(self, graph: SharedGraph) -> list[tuple[int, int, int]]:
-        """(first byte, end, width) of neighbours in the file that are derived to one width: one call for all of them.
+    def _derived(self, graph: SharedGraph) -> list[tuple[StoredTensor, int]]:
+        """What a graph derives, and to which width."""
+        pairs = zip(self.index.tensors, graph.bits, strict=True)
+        return [(tensor, bits) for tensor, bits in pairs if bits != NOT_DERIVED]
 
-        The zeros between them, which align them, stay zeros at every width.
+    def _runs(self, graph: SharedGraph) -> list[tuple[int, int, int]]:
+        """(first byte, end, width) of neighbours in the file whose codes are derived to one width, in one call.
+
+        Between neighbours are no more than the zeros that align them, which stay zeros at every width.
         """
-        stored = [
-            (tensor.offset, tensor.size_bytes, bits)
-            for tensor, bits in zip(self.index.tensors, graph.bits, strict=True)
+        codes = [
+            (tensor.offset, tensor.size_bytes, bits) for tensor, bits in self._derived(graph) if tensor.dtype == "int8"
         ]
-        # not to be touched where they lie between
-        stored += [(each.offset, each.size_bytes, NOT_READ) for other in self.index.graphs for each in other.factors]
         runs: list[tuple[int, int, int]] = []
-        last = NOT_READ
-        for offset, size_bytes, bits in sorted(stored):
-            if bits not in (NOT_READ, self.index.bits):
-                start = runs.pop()[0] if bits == last else offset
-                runs.append((start, offset + size_bytes, bits))
-            last = bits
+        for offset, size_bytes, bits in sorted(codes):
+            if bits == self.index.bits:
+                continue
+            start = offset
+            if runs and runs[-1][2] == bits and 0 <= offset - runs[-1][1] < ALIGNMENT_BYTES:
+                start = runs.pop()[0]
+            runs.append((start, offset + size_bytes, bits))
         return runs
 
-    def _prepared(self, package: Path, entry: FileEntry, graph: SharedGraph, trust: bool) -> bytes:
-        """The graph with declarations of its codes in the place of the operators that derive them."""
-        data = CheckedFile(package, entry, trust=trust).read()
-        multiplied = {factors.tensor for factors in graph.factors}
-        derived = [
-            tensor
-            for place, (tensor, bits) in enumerate(zip(self.index.tensors, graph.bits, strict=True))
-            if bits != NOT_READ and (bits != self.index.bits or place in multiplied)
-        ]
-        return declare_tensors(derived, location=self.index.file) + bytes(data[graph.derivation_bytes :])
+    def _prepared(self, package: Path, entry: FileEntry, graph: SharedGraph, trust: bool) -> _Prepared:
+        """The graph with declarations of its tensors in the place of the operators that derive them."""
+        file = CheckedFile(package, entry, trust=trust)
+        derived = [tensor for tensor, _ in self._derived(graph)]
+        rest = bytes(file.read()[graph.derivation_bytes :])
+        model = declare_tensors(derived, location=self.index.file) + rest
+        return _Prepared(model=model, entry=graph, path=str(file.path))
+
+    def _plain_tensors(self, label: str) -> list[ExternalTensor]:
+        """What a graph reads as it is in the file; looked up once, when it is first asked for."""
+        if label in self._plain:
+            return self._plain[label]
+        prepared = self._graphs[label]
+        derived = {tensor.name for tensor, _ in self._derived(prepared.entry)}
+        found = external_tensors(prepared.model, where=prepared.path)
+        plain = [tensor for tensor in found if tensor.name not in derived]
+        inside = (each.offset >= 0 and each.end_bytes <= self._size_bytes for each in plain)
+        if not all(inside) or any(each.location != self.index.file for each in plain):
+            raise _misfit(prepared.path, f"tensors that {self.index.file} does not hold")
+        self._plain[label] = plain
+        return plain
 
 
 def _view(stored: npt.NDArray[np.int8], tensor: StoredTensor) -> Array:

@@ -15,6 +15,7 @@ def optimised(path: Path) -> tuple[str, Counter[str]]:
     """Hash of all that the outputs of the optimised graph depend on, names left out; and its operators, counted.
 
     Operators, attributes and the bytes of every constant are in the hash, the order of independent nodes is not.
+    Attributes at their default count as left out: where a graph calls functions onnxruntime writes them down.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -43,12 +44,21 @@ class _Form:
     def _of(self, name: str) -> str:
         if name not in self._hashes:
             node = self._maker[name]
-            attributes = sorted(each.SerializeToString(deterministic=True) for each in node.attribute)
+            attributes = sorted(
+                each.SerializeToString(deterministic=True) for each in node.attribute if not _is_default(node, each)
+            )
             inputs = [self._of(each) for each in node.input]
             kind = (node.domain, node.op_type, *attributes, *inputs)
             for index, output in enumerate(node.output):
                 self._hashes[output] = _hash(index, *kind)
         return self._hashes[name]
+
+
+def _is_default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
+    if not onnx.defs.has(node.op_type, node.domain):
+        return False
+    known = onnx.defs.get_schema(node.op_type, node.domain).attributes.get(attribute.name)
+    return known is not None and known.default_value == attribute
 
 
 def _hash(*parts: object) -> str:

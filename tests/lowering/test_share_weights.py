@@ -43,13 +43,20 @@ class Weights:
         self.path = folder / FILE
         self.path.touch()
         self.placed: dict[str, int] = {}
+        self.stored: dict[bytes, int] = {}
 
     def place(self, name: str, tensor: np.ndarray[Any, Any]) -> int:
         if name not in self.placed:
-            self.placed[name] = self.append(tensor)
+            self.placed[name] = self._append(tensor)
         return self.placed[name]
 
-    def append(self, array: np.ndarray[Any, Any]) -> int:
+    def store(self, array: np.ndarray[Any, Any]) -> int:
+        content = array.tobytes()
+        if content not in self.stored:
+            self.stored[content] = self._append(array)
+        return self.stored[content]
+
+    def _append(self, array: np.ndarray[Any, Any]) -> int:
         offset = self.path.stat().st_size
         with self.path.open("ab") as file:
             file.write(array.tobytes())
@@ -114,7 +121,7 @@ def test_what_is_left_without_the_derivation_reads_products_by_the_names_of_the_
         if (factors := shared.tensors[name].factors) is not None:
             multiplied += 1
             offset, shape = factors
-            stored = np.frombuffer(weights.path.read_bytes(), np.int32, int(np.prod(shape)), offset).reshape(shape)
+            stored = np.frombuffer(weights.path.read_bytes(), np.int8, int(np.prod(shape)), offset).reshape(shape)
             value = (value.astype(np.int32) * stored).astype(np.int8)
         if name in {tensor.name for tensor in rest.graph.initializer}:
             assert (bits, factors) == (8, None)
@@ -148,11 +155,55 @@ def test_the_file_holds_each_tensor_once_and_only_what_is_the_masters(tmp_path: 
     weights = Weights(tmp_path)
     both = [share(master, *lowered(master, WidthAssignment(default=bits)), weights) for bits in (8, 4)]
     quantized = {layer.weight for layer in master.spec.layers if not layer.pinned}
-    # of the float parameters only the classifier is large; the stem has 576 bytes
-    assert set(weights.placed) == {*quantized, "linear.weight"}
+    # of the float parameters these have 256 bytes or more
+    assert set(weights.placed) == {*quantized, "conv1.weight", "linear.weight"}
     factors = [tensor.factors for shared in both for tensor in shared.tensors.values() if tensor.factors is not None]
+    assert factors
+    assert {offset for offset, _ in factors} <= set(weights.stored.values())
+    # the rest are zero-points of biases
+    assert all(set(content) == {0} or len(content) < 256 for content in weights.stored)
     expected = sum(master.tensors[name].nbytes for name in weights.placed)
-    assert weights.path.stat().st_size == expected + sum(4 * int(np.prod(shape)) for _, shape in factors)
+    assert weights.path.stat().st_size == expected + sum(map(len, weights.stored))
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_scales_of_lower_widths_are_the_masters_times_a_power_of_two(bits: int, tmp_path: Path) -> None:
+    """Without a BatchNormalization behind them; 64 scales are as many bytes as shared floats have."""
+    text = """net (float[n, 4, 5, 5] x, float[64, 4, 3, 3] "a.weight") => (float[n, 64, h, w] y) {
+        y = Conv (x, "a.weight") }"""
+    master = build(text, (layer("a", granularity=per_channel(0)),))
+    canonical, model = lowered(master, WidthAssignment(default=bits))
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    made = share(master, canonical, model, Weights(tmp_path))
+    shared.write_bytes(made.data)
+    assert made.tensors["a.weight.scale"].bits == (None if bits == 8 else bits)
+    assert optimised(shared) == optimised(own)
+
+
+def test_a_factor_of_128_stays_in_the_graph(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    multiply = next(node for node in model.graph.node if node.op_type == "Mul" and "factors" in node.input[1])
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == multiply.input[1])
+    factors = onnx.numpy_helper.to_array(tensor).copy()
+    factors.flat[0] = 128
+    tensor.CopyFrom(onnx.numpy_helper.from_array(factors, tensor.name))
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    made = share(master, canonical, model, Weights(tmp_path))
+    shared.write_bytes(made.data)
+    assert made.tensors[tensor.name.removesuffix(".factors")].factors is None
+    assert sum(each.factors is None for each in made.tensors.values()) < len(made.tensors)
+    assert optimised(shared) == optimised(own)
+
+
+def test_a_graph_that_can_have_no_functions_is_refused(tmp_path: Path) -> None:
+    master = read_master(bundled_master())
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    model.ir_version = 7
+    with pytest.raises(GraphError, match="a graph of IR version 7"):
+        share(master, canonical, model, Weights(tmp_path))
 
 
 def test_codes_that_are_not_the_masters_are_refused(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def test_what_is_written_is_read_back() -> None:
 
 
 def test_sizes_follow_from_type_and_shape() -> None:
-    assert [each.size_bytes for each in TENSORS] == [6, 20]
-    assert INDEX.end_bytes == 140
+    assert [each.size_bytes for each in (*TENSORS, *FACTORS)] == [6, 20, 3]
+    assert INDEX.end_bytes == 131
 
 
 def test_a_graph_is_found_by_its_path() -> None:
@@ -47,9 +47,10 @@ def test_a_graph_is_found_by_its_path() -> None:
         (("graphs", 0), "derivation_bytes", -1, "net-w4.onnx has a derivation of -1 bytes"),
         (("graphs", 0, "factors", 0), "tensor", 2, "net-w4.onnx has factors of a tensor that is not in the index"),
         (("graphs", 0, "factors", 0), "offset", -4, "a tensor with a negative offset or size"),
+        (("tensors", 1), "offset", 65, "a tensor that does not begin at a multiple of 64 bytes"),
         (("tensors", 0), "offset", -1, "a tensor with a negative offset or size"),
         (("tensors", 0), "dtype", "int4", "int8, float32"),
-        ((), "schema", "bitswitch-weights/2", "bitswitch-weights/1"),
+        ((), "schema", "bitswitch-weights/1", "bitswitch-weights/2"),
         ((), "surprise", 1, "unknown key"),
     ],
 )

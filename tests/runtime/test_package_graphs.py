@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from bitswitch_deploy.errors import CheckFailedError, PackageError
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.runtime import RuntimeOptions, load
+from bitswitch_deploy.runtime.external_tensors import external_tensors
 from bitswitch_deploy.runtime.package_graphs import SharedGraphs
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from tests.graph import slow
+from tests.graph.masters import build, layer, per_channel
 from tests.pipeline.conftest import WIDTHS, export_to
 from tests.runtime.conftest import MIXED, Packages
 
@@ -62,18 +65,67 @@ def test_values_are_codes_times_factors(lowest_first: Path, half_even: Path, pac
         graph = stored.graph(f"digits-{label}.onnx")
         assert graph is not None
         factors = {each.tensor: each for each in graph.factors}
+        assert {tensor.dtype for tensor in stored.tensors} == {"int8"}
         for place, tensor in enumerate(stored.tensors):
-            master = np.frombuffer(
-                data, tensor.dtype, tensor.size_bytes // np.dtype(tensor.dtype).itemsize, tensor.offset
-            )
-            expected = master.reshape(tensor.shape)
-            if tensor.dtype == "int8":
-                expected = slow.derived(expected, 8, bits, rounding)
+            master = np.frombuffer(data, np.int8, tensor.size_bytes, tensor.offset).reshape(tensor.shape)
+            expected = slow.derived(master, 8, bits, rounding)
             if place in factors:
                 each = factors[place]
-                times = np.frombuffer(data, np.int32, each.size_bytes // 4, each.offset).reshape(each.shape)
-                expected = expected * times
+                times = np.frombuffer(data, np.int8, each.size_bytes, each.offset).reshape(each.shape)
+                expected = expected.astype(np.int32) * times
             np.testing.assert_array_equal(values[tensor.name], expected)
+        linear = read_master(packages.shared.parent / "digits.safetensors").tensors["linear.weight"]
+        np.testing.assert_array_equal(values["linear.weight"], linear)
+
+
+def test_scales_of_a_width_and_what_lies_between_codes(tmp_path: Path) -> None:
+    """64 scales have as many bytes as a shared tensor, and two layers without BatchNormalization keep the master's."""
+    inputs = 'float[n, 16, 5, 5] x, float[64, 16, 3, 3] "a.weight", float[64, 64, 1, 1] "b.weight", float[64] "b.bias"'
+    text = f"""net ({inputs}) => (float[n, 64, h, w] y) {{
+        a = Conv (x, "a.weight") r = Relu (a) y = Conv (r, "b.weight", "b.bias") }}"""
+    layers = (layer("a", granularity=per_channel(0)), layer("b", granularity=per_channel(0)))
+    master = build(text, layers)
+    write_master(master, tmp_path / "m.safetensors")
+    made = {
+        kind: export_to(
+            tmp_path / kind, "x86-cpu", master=tmp_path / "m.safetensors", shared_weights=kind == "shared"
+        ).package
+        for kind in ("shared", "own")
+    }
+    manifest = read_manifest(made["shared"])
+    index = next(entry for entry in manifest.files if entry.role == "index")
+    graphs = SharedGraphs(made["shared"], manifest, index, trust=False)
+    x = np.random.default_rng(3).normal(size=(2, 16, 5, 5)).astype(np.float32)
+    one_thread = RuntimeOptions(threads=1)
+    with load(made["shared"], options=one_thread) as shared, load(made["own"], options=one_thread) as own:
+        for bits in (8, 6, 4, 2):
+            values = graphs.get(f"w{bits}").initializers
+            for name in ("a.weight.scale", "b.weight.scale"):
+                np.testing.assert_array_equal(values[name], master.tensors[name] * np.float32(2 ** (8 - bits)))
+            shared.switch(bits)
+            own.switch(bits)
+            np.testing.assert_array_equal(shared.run(x), own.run(x))
+
+
+@pytest.mark.parametrize(("key", "wrong"), [("offset", "9"), ("offset", "-"), ("location", "_")])
+def test_a_graph_that_reads_what_its_weights_file_does_not_hold_leaves_the_width(
+    packages: Packages, tmp_path: Path, rehash: Callable[[Path, str], None], key: str, wrong: str
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(packages.shared, package)
+    path = package / "digits-w2.onnx"
+    data = path.read_bytes()
+    (linear,) = (each for each in external_tensors(data, where=path.name) if each.name == "linear.weight")
+    value = str(linear.offset) if key == "offset" else linear.location
+    before = key.encode() + bytes([0x12, len(value)]) + value.encode()
+    place = data.index(before, data.index(b"linear.weight")) + len(before) - len(value)
+    changed = wrong + value[1:] if wrong != "9" else "9" * len(value)
+    path.write_bytes(data[:place] + changed.encode() + data[place + len(value) :])
+    rehash(package, path.name)
+    with load(package, width=4, options=RuntimeOptions(threads=1)) as switcher:
+        with pytest.raises(PackageError, match=r"digits-w2.onnx: tensors that digits.weights does not hold"):
+            switcher.switch(2)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w4"][:1])
 
 
 @pytest.fixture

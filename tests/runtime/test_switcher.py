@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_file
-from bitswitch_deploy.errors import CheckFailedError, DataError, GraphError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, DataError, GraphError, PackageError, UsageError
 from bitswitch_deploy.runtime import RuntimeOptions, Switcher, load
 from tests.runtime.conftest import LABELS, Packages
 
@@ -143,7 +143,8 @@ def test_a_graph_that_onnxruntime_refuses_leaves_the_width(
     (package / "digits-w4.onnx").write_bytes(b"\x08\x07 no graph" * 700)
     rehash(package, "digits-w4.onnx")
     with load(package, options=ONE) as switcher:
-        with pytest.raises(GraphError, match="refuses it"):
+        # with shared weights, what the graph reads as it is in their file is looked up first
+        with pytest.raises((GraphError, PackageError), match=r"refuses it|digits-w4.onnx: its protobuf does not parse"):
             switcher.switch(4)
         assert np.array_equal(answers(switcher, packages), packages.outputs["w8"])
 

@@ -140,7 +140,7 @@ def test_a_state_from_before_a_setting_came_fits_where_it_is_not_used() -> None:
     carry_over(state, later, recipe((8, 4)), SOURCE)
     of_run = recipe((8, 4))
     used = replace(of_run, preprocessing=replace(of_run.preprocessing, centre_share=0.875))
-    with pytest.raises(CheckpointError, match="preprocessing.centre_share not told"):
+    with pytest.raises(CheckpointError, match=r"preprocessing\.centre_share not told"):
         carry_over(state, fresh((8, 4)), used, SOURCE)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -12,12 +12,16 @@ from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.lowering.share_weights import SharedModel, share_weights
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.container import raw_bytes
-from bitswitch_deploy.package.weights_index import NOT_READ, Factors, SharedGraph, StoredTensor, WeightsIndex
+from bitswitch_deploy.package.weights_index import (
+    ALIGNMENT_BYTES,
+    NOT_DERIVED,
+    Factors,
+    SharedGraph,
+    StoredTensor,
+    WeightsIndex,
+)
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.target import Target
-
-# A cache line: no tensor then shares one with its neighbour.
-_ALIGNMENT = 64
 
 
 def check_sharing(target: Target) -> None:
@@ -43,13 +47,14 @@ class SharedWeights:
 
     Args:
         writer: of the package.
-        master: every shared tensor is one of its.
+        master: every tensor that is derived is one of its.
         stem: name of the file without `.weights`.
     """
 
     def __init__(self, writer: PackageWriter, master: Master, stem: str) -> None:
         self._writer, self._master, self.name = writer, master, f"{stem}.weights"
         self._tensors: dict[str, StoredTensor] = {}
+        self._others: dict[bytes, int] = {}
         self._graphs: dict[str, SharedModel] = {}
         self._unshared: dict[str, str] = {}
         self.size_bytes = 0
@@ -81,12 +86,13 @@ class SharedWeights:
             OutputError: the package cannot be written.
         """
         self._writer.add(self.name, role="weights")
+        derived = self._derived()
         index = WeightsIndex(
             file=self.name,
             bits=self._master.spec.bits,
             rounding=self._master.spec.rounding,
-            tensors=tuple(self._tensors.values()),
-            graphs=tuple(self._entry(path, shared) for path, shared in self._graphs.items()),
+            tensors=tuple(self._tensors[name] for name in derived),
+            graphs=tuple(self._entry(path, shared, derived) for path, shared in self._graphs.items()),
         )
         self._writer.write(f"{self.name}.json", index.to_json().encode(), role="index")
         return self.name
@@ -98,18 +104,24 @@ class SharedWeights:
             OSError: the file cannot be written.
         """
         if name not in self._tensors:
-            offset = self.append(tensor)
+            offset = self._append(tensor)
             dtype, shape = _dtype(tensor), tuple(tensor.shape)
             self._tensors[name] = StoredTensor(name=name, dtype=dtype, shape=shape, offset=offset)
         return self._tensors[name].offset
 
-    def append(self, array: npt.NDArray[Any]) -> int:
-        """Offset of an array that is written now.
+    def store(self, array: npt.NDArray[Any]) -> int:
+        """Offset of any other array, which is written unless the same bytes were stored before.
 
         Raises:
             OSError: the file cannot be written.
         """
-        offset = -(-self.size_bytes // _ALIGNMENT) * _ALIGNMENT
+        content = array.tobytes()
+        if content not in self._others:
+            self._others[content] = self._append(array)
+        return self._others[content]
+
+    def _append(self, array: npt.NDArray[Any]) -> int:
+        offset = -(-self.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         with (self._writer.folder / self.name).open("r+b") as file:
             file.seek(offset)
             # a view of the master where that is in row-major order, which those of a file are
@@ -117,8 +129,16 @@ class SharedWeights:
         self.size_bytes = offset + array.nbytes
         return offset
 
-    def _entry(self, path: str, shared: SharedModel) -> SharedGraph:
-        found = [shared.tensors.get(name) for name in self._tensors]
+    def _derived(self) -> list[str]:
+        """Tensors that some graph derives its own of, in the order of the file."""
+        return [
+            name
+            for name in self._tensors
+            if any(name in shared.tensors and shared.tensors[name].bits is not None for shared in self._graphs.values())
+        ]
+
+    def _entry(self, path: str, shared: SharedModel, derived: Sequence[str]) -> SharedGraph:
+        found = [shared.tensors.get(name) for name in derived]
         factors = (
             Factors(tensor=place, offset=tensor.factors[0], shape=tensor.factors[1])
             for place, tensor in enumerate(found)
@@ -127,7 +147,7 @@ class SharedWeights:
         return SharedGraph(
             path=path,
             derivation_bytes=shared.derivation_bytes,
-            bits=tuple(NOT_READ if tensor is None else tensor.bits for tensor in found),
+            bits=tuple(NOT_DERIVED if tensor is None or tensor.bits is None else tensor.bits for tensor in found),
             factors=tuple(factors),
         )
 
