@@ -80,9 +80,9 @@ def share_weights(
 
     Cases: int8 codes of a quantized weight, below the master's width and at it; the factors that multiply them in
     front of their DequantizeLinear; of 256 bytes or more float parameters that are the master's own or, as scales are,
-    a power of two times it, and constants of one value such as zero-points. What several nodes of the graph read alike
-    is in it once. Left in the graph: everything else, which differs between widths or is small; factors of codes that
-    several nodes read, or of 128; codes in packed types, which cannot be derived from int8 in a graph.
+    a power of two times it, and constants of one value such as zero-points. Of equal constants that stay the graph has
+    one. Left in the graph: everything else, which differs between widths or is small; factors of codes that several
+    nodes read, or of 128; codes in packed types, which cannot be derived from int8 in a graph.
 
     Args:
         weight_bits: width of each quantized weight of the model, by its name in the master.
@@ -124,7 +124,8 @@ class _Sharing:
         graph = self._model.graph
         _replace(graph.initializer, list(self._kept.values()))
         _replace(graph.node, [node for node in graph.node if node.output[0] not in self._moved])
-        merge_equal_constants(graph)
+        derived = [name for node in self._derivation.node for name in node.output]
+        merge_equal_constants(graph, reserved=[*derived, *(each.name for each in self._derivation.initializer)])
         for tensor in graph.initializer:
             self._move_if_of_one_value(tensor)
         derivation = self._serialized_derivation()
@@ -147,11 +148,14 @@ class _Sharing:
         if bits is not None:
             return bits if tensor.data_type == onnx.TensorProto.INT8 else None
         is_large = source.dtype == np.float32 and source.nbytes >= _WORTH_SHARING_BYTES
-        if not is_large or tuple(tensor.dims) != source.shape:
+        if not is_large or tensor.data_type != onnx.TensorProto.FLOAT or tuple(tensor.dims) != source.shape:
             return None
         values, widest = self._values(tensor), self._master.spec.bits
-        widths = range(widest, MIN_BITS - 1, -1)
-        return next((each for each in widths if _same_bytes(values, source * _step(widest - each))), None)
+        if _same_bytes(values, source):
+            return widest
+        with np.errstate(over="ignore", invalid="ignore"):
+            lower = range(widest - 1, MIN_BITS - 1, -1)
+            return next((each for each in lower if _same_bytes(values, source * _step(widest - each))), None)
 
     def _share(self, tensor: onnx.TensorProto, source: Array, bits: int) -> SharedTensor:
         name, spec = tensor.name, self._master.spec

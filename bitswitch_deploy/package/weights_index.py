@@ -13,7 +13,7 @@ from typing import Literal
 
 from bitswitch_deploy.errors import PackageError
 from bitswitch_deploy.records import Reader
-from bitswitch_deploy.tensors import Rounding
+from bitswitch_deploy.tensors import MIN_BITS, Rounding
 
 SCHEMA: Literal["bitswitch-weights/2"] = "bitswitch-weights/2"
 # Of every tensor in the file.
@@ -97,8 +97,13 @@ class WeightsIndex:
                 raise ValueError(f"{graph.path} has a derivation of {graph.derivation_bytes} bytes")
             if any(not 0 <= each.tensor < len(self.tensors) for each in graph.factors):
                 raise ValueError(f"{graph.path} has factors of a tensor that is not in the index")
-            if len(graph.bits) != len(self.tensors) or not all(0 <= bits <= self.bits for bits in graph.bits):
-                raise ValueError(f"{graph.path} needs a width of 0..{self.bits} for each tensor")
+            widths = (NOT_DERIVED, *range(MIN_BITS, self.bits + 1))
+            if len(graph.bits) != len(self.tensors) or any(bits not in widths for bits in graph.bits):
+                raise ValueError(f"{graph.path} needs a width of 0 or {MIN_BITS}..{self.bits} for each tensor")
+            for factors in graph.factors:
+                tensor = self.tensors[factors.tensor]
+                if tensor.dtype != "int8" or not _broadcasts(factors.shape, tensor.shape):
+                    raise ValueError(f"{graph.path} has factors {factors.shape} for {tensor.name} {tensor.shape}")
 
     @property
     def end_bytes(self) -> int:
@@ -125,3 +130,7 @@ class WeightsIndex:
             PackageError: it is not JSON, or not what the schema says.
         """
         return _READER.decode(cls, _READER.load_json(text, where=where), where=where)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(size in (1, whole) for size, whole in zip(shape[::-1], to[::-1]))

@@ -85,10 +85,10 @@ class OwnGraphs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
-    """model: the graph with declarations of what is derived for it. path: its file, for messages."""
+    """model: the graph with declarations of what is derived for it. index: its part. path: its file, for messages."""
 
     model: bytes
-    entry: SharedGraph
+    index: SharedGraph
     path: str
 
 
@@ -129,7 +129,7 @@ class SharedGraphs:
             PackageError: the graph is no ONNX, or the file does not hold its tensors.
         """
         prepared = self._graphs[label]
-        graph = prepared.entry
+        graph = prepared.index
         stored = np.empty(self._size_bytes, np.int8)
         self._weights.read_into(stored.data)
         for start, end, bits in self._runs(graph):
@@ -184,14 +184,14 @@ class SharedGraphs:
         derived = [tensor for tensor, _ in self._derived(graph)]
         rest = bytes(file.read()[graph.derivation_bytes :])
         model = declare_tensors(derived, location=self.index.file) + rest
-        return _Prepared(model=model, entry=graph, path=str(file.path))
+        return _Prepared(model=model, index=graph, path=str(file.path))
 
     def _plain_tensors(self, label: str) -> list[ExternalTensor]:
         """What a graph reads as it is in the file; looked up once, when it is first asked for."""
         if label in self._plain:
             return self._plain[label]
         prepared = self._graphs[label]
-        derived = {tensor.name for tensor, _ in self._derived(prepared.entry)}
+        derived = {tensor.name for tensor, _ in self._derived(prepared.index)}
         found = external_tensors(prepared.model, where=prepared.path)
         plain = [tensor for tensor in found if tensor.name not in derived]
         inside = (each.offset >= 0 and each.end_bytes <= self._size_bytes for each in plain)

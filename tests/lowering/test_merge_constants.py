@@ -28,7 +28,6 @@ def model() -> onnx.ModelProto:
 
 
 def outputs(of: onnx.ModelProto) -> list[np.ndarray]:
-
     session = onnxruntime.InferenceSession(of.SerializeToString(), providers=["CPUExecutionProvider"])
     return list(session.run(None, {"x": np.array([0, 12], np.uint8)}))
 
@@ -57,6 +56,22 @@ def test_shape_and_type_tell_constants_apart() -> None:
         parsed.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     merge_equal_constants(parsed.graph)
     assert {"c", "d", "e"} <= names(parsed)
+
+
+def test_a_name_that_is_reserved_is_not_given() -> None:
+    parsed = model()
+    merge_equal_constants(parsed.graph, reserved=["uint8.1"])
+    assert "a.low" in names(parsed)
+    assert "uint8.1" not in names(parsed)
+
+
+def test_strings_stay_as_they_are() -> None:
+    parsed = model()
+    for word in ("one", "two", "one"):
+        words = np.array([word], dtype=object)
+        parsed.graph.initializer.append(onnx.numpy_helper.from_array(words, f"s{len(parsed.graph.initializer)}"))
+    merge_equal_constants(parsed.graph)
+    assert {"s8", "s9", "s10"} <= names(parsed)
 
 
 def test_a_name_that_is_taken_is_not_given() -> None:

@@ -198,6 +198,37 @@ def test_a_factor_of_128_stays_in_the_graph(tmp_path: Path) -> None:
     assert optimised(shared) == optimised(own)
 
 
+def test_floats_that_overflow_on_the_way_are_compared_all_the_same(tmp_path: Path) -> None:
+    """A bias of the master that the graph has another one of; pytest makes an error of NumPy's warning."""
+    text = """net (float[n, 4, 5, 5] x, float[64, 4, 3, 3] "a.weight", float[64] "a.bias") => (float[n, 64, h, w] y) {
+        y = Conv (x, "a.weight", "a.bias") }"""
+    bias = np.full(64, np.float32(3e38))
+    master = build(text, (layer("a", granularity=per_channel(0)),), tensors={"a.bias": bias})
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "a.bias")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.arange(64, dtype=np.float32), "a.bias"))
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    made = share(master, canonical, model, Weights(tmp_path))
+    shared.write_bytes(made.data)
+    assert "a.bias" not in made.tensors
+    assert optimised(shared) == optimised(own)
+
+
+def test_a_weight_that_is_named_like_a_value_keeps_its_name(tmp_path: Path) -> None:
+    """`uint8.15` is also what the ends of two Clips at 4 bits would be called."""
+    inputs = 'float[n, 4, 5, 5] x, float[8, 4, 3, 3] "uint8.15", float[8, 8, 3, 3] "b.weight"'
+    text = f"""net ({inputs}) => (float[n, 8, h, w] y) {{
+        a = Conv (x, "uint8.15") r = Relu (a) y = Conv (r, "b.weight") }}"""
+    first = replace(layer("a", granularity=per_channel(0)), weight="uint8.15")
+    master = build(text, (first, layer("b", granularity=per_channel(0))))
+    canonical, model = lowered(master, WidthAssignment(default=4))
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    shared.write_bytes(share(master, canonical, model, Weights(tmp_path)).data)
+    assert optimised(shared) == optimised(own)
+
+
 def test_a_graph_that_can_have_no_functions_is_refused(tmp_path: Path) -> None:
     master = read_master(bundled_master())
     canonical, model = lowered(master, WidthAssignment(default=4))

@@ -42,8 +42,12 @@ def test_a_graph_is_found_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("place", "key", "value", "message"),
     [
-        (("graphs", 0), "bits", [4], "net-w4.onnx needs a width of 0..8 for each tensor"),
-        (("graphs", 0), "bits", [9, 8], "net-w4.onnx needs a width of 0..8 for each tensor"),
+        (("graphs", 0), "bits", [4], "net-w4.onnx needs a width of 0 or 2..8 for each tensor"),
+        (("graphs", 0), "bits", [9, 8], "net-w4.onnx needs a width of 0 or 2..8 for each tensor"),
+        (("graphs", 0), "bits", [1, 8], "net-w4.onnx needs a width of 0 or 2..8 for each tensor"),
+        (("graphs", 0, "factors", 0), "shape", [2, 1], r"net-w4.onnx has factors \(2, 1\) for a.weight \(3, 2\)"),
+        (("graphs", 0, "factors", 0), "shape", [1, 3, 2], r"factors \(1, 3, 2\) for a.weight"),
+        (("graphs", 0, "factors", 0), "tensor", 1, "has factors .* for b.weight"),
         (("graphs", 0), "derivation_bytes", -1, "net-w4.onnx has a derivation of -1 bytes"),
         (("graphs", 0, "factors", 0), "tensor", 2, "net-w4.onnx has factors of a tensor that is not in the index"),
         (("graphs", 0, "factors", 0), "offset", -4, "a tensor with a negative offset or size"),

@@ -198,7 +198,7 @@ def test_numbers_below_one_are_refused(number: dict[str, int]) -> None:
         (lambda index: index["graphs"][1].update(derivation_bytes=10**9), "no fitting entry for digits-w6.onnx"),
         (lambda index: index["tensors"][0].update(offset=10**6), r"tensors up to byte [\d,]+ of 'digits.weights'"),
         (lambda index: index.update(file="other.weights"), "of 'other.weights'"),
-        (lambda index: index.update(bits=4), "needs a width of 0..4 for each tensor"),
+        (lambda index: index.update(bits=4), "needs a width of 0 or 2..4 for each tensor"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(

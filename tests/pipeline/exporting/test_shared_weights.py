@@ -73,6 +73,9 @@ def test_the_weights_are_stored_once_and_are_the_masters(shared: Exported) -> No
     for row in shared.report.widths:
         for read in external_tensors((shared.package / row.file_name).read_bytes(), where=row.file_name):
             assert places.setdefault(read.offset, read.end_bytes - read.offset) == read.end_bytes - read.offset
+    of_master = {tensor.offset for tensor in index.tensors}
+    others = [stored[place : place + size] for place, size in places.items() if place not in of_master]
+    assert len(set(others)) == len(others) > 1
     needed = sum(places.values())
     assert needed <= len(stored) < needed + 64 * len(places)
     master = read_master(bundled_master())
