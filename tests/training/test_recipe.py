@@ -29,7 +29,11 @@ def test_bundled_recipes_load(name: str) -> None:
     assert recipe.name == name
     assert recipe.network in NETWORKS
     # that of the paper, twice for a fifth of its epochs, and less where weights are trained already
-    own_rate = {"cifar10-resnet20-40": 1e-3, "cifar10-resnet20-widened": 1.5e-4}
+    own_rate = {
+        "cifar10-resnet20-40": 1e-3,
+        "cifar10-resnet20-widened": 1.5e-4,
+        "cifar10-resnet20-hasb": 1.5e-4,
+    }
     assert recipe.joint.learning_rate == own_rate.get(name, 5e-4)
     assert recipe.joint.weight_decay == 5e-5
     assert recipe.quantization.widths == ((4, 3, 2) if name.endswith("-432") else (8, 6, 4, 2))
