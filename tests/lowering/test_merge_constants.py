@@ -83,6 +83,23 @@ def test_a_name_that_is_taken_is_not_given() -> None:
     assert "uint8.1" not in names(parsed)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'inner () => (uint8 v) { "uint8.1" = Constant <value = uint8 {7}> () v = Identity (z) }',
+        'inner () => (uint8 v) <uint8 "uint8.1" = {7}> { v = Identity (z) }',
+    ],
+    ids=["node", "initializer"],
+)
+def test_a_name_of_a_subgraph_is_not_given(text: str) -> None:
+    parsed = model()
+    inner = onnx.parser.parse_graph(text)
+    parsed.graph.node.append(onnx.helper.make_node("If", ["q"], ["w"], then_branch=inner, else_branch=inner))
+    merge_equal_constants(parsed.graph)
+    assert "a.low" in names(parsed)
+    assert "uint8.1" not in names(parsed)
+
+
 @pytest.mark.parametrize("place", ["output", "subgraph", "file"])
 def test_constants_that_others_refer_to_by_name_stay(place: str) -> None:
     parsed = model()
