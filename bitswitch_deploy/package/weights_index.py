@@ -16,7 +16,7 @@ from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import MIN_BITS, Rounding
 
 SCHEMA: Literal["bitswitch-weights/2"] = "bitswitch-weights/2"
-# Of every tensor in the file.
+# Of every tensor in the file: a cache line, so that none shares one with its neighbour.
 ALIGNMENT_BYTES = 64
 NOT_DERIVED = 0
 
