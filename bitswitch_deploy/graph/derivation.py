@@ -7,9 +7,9 @@ w is an integer, so w + 1/4 is never half-way between two codes, and what was ha
 float32: w + 1/4 has ten bits, and 2^D is a power of two. QuantizeLinear divides and rounds half to even (its ONNX
 definition); the cut at the upper end follows on the int8 codes, and the lower end cannot be left.
 
-onnxruntime puts the nodes of a function in the place of each call and folds them when it loads a session (all of 1.23
-to 1.32). It folds neither a DequantizeLinear nor operators of its own domain, and has neither Add nor a signed BitShift
-for int8; a Gather from a table of 256 codes is folded, but takes seven times as long.
+onnxruntime puts the nodes of a function in the place of each call and folds them when it loads a session (seen with
+1.23.2 and 1.32.0). It folds neither a DequantizeLinear nor operators of its own domain, and has neither Add nor a
+signed BitShift for int8; a Gather from a table of 256 codes is folded, but takes seven times as long.
 """
 
 from __future__ import annotations
