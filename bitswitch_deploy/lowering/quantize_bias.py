@@ -30,8 +30,9 @@ from bitswitch_deploy.lowering.bias_codes import LARGEST_CODE, Accumulator, Bias
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2
-# Of a channel that is its bias only; its smallest bias that is not taken for nothing.
-_BIAS_CODE, _SMALLEST_BIAS = 2.0**20, 2.0**-60
+# Of a channel that is its bias only, where input codes are not shifted (by at most six bits: it stays within int16);
+# its smallest bias that is not taken for nothing.
+_BIAS_CODE, _SMALLEST_BIAS = 2.0**8, 2.0**-60
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 

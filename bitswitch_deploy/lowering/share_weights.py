@@ -18,6 +18,7 @@ from bitswitch_deploy.graph.derivation import DOMAIN, Derivation
 from bitswitch_deploy.graph.external_data import point_to
 from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.lowering.merge_constants import merge_equal_constants
+from bitswitch_deploy.lowering.shorten_biases import shorten_biases
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.tensors import MIN_BITS
@@ -26,6 +27,8 @@ from bitswitch_deploy.tensors import MIN_BITS
 _WORTH_SHARING_BYTES = 256
 # of models with functions
 _LOWEST_IR_VERSION = 8
+# Their names say no more than those of their outputs.
+_NAMED_BY_OUTPUT = ("QuantizeLinear", "DequantizeLinear", "Clip")
 
 # Types that every reader of the file knows.
 _STORED = ("float32", "uint8", "int8", "int32", "int64")
@@ -92,6 +95,7 @@ def share_weights(
         GraphError: codes in the model are not the double rounding of the master, a tensor that is too large for the
             graph cannot be shared, or the model is of an IR version without functions.
     """
+    shorten_biases(lowered.model.graph, least_bytes=_WORTH_SHARING_BYTES, without=lowered.large)
     return _Sharing(lowered, master, file).share(weight_bits)
 
 
@@ -109,6 +113,7 @@ class _Sharing:
         self._derivation = onnx.GraphProto()
         self._moved: set[str] = set()
         self._called: set[Derivation] = set()
+        self._factors: dict[tuple[int, tuple[int, ...]], str] = {}
 
     def share(self, weight_bits: Mapping[str, int]) -> SharedModel:
         if self._model.ir_version < _LOWEST_IR_VERSION:
@@ -128,6 +133,9 @@ class _Sharing:
         merge_equal_constants(graph, reserved=[*derived, *(each.name for each in self._derivation.initializer)])
         for tensor in graph.initializer:
             self._move_if_of_one_value(tensor)
+        for node in graph.node:
+            if node.op_type in _NAMED_BY_OUTPUT:
+                node.ClearField("name")
         derivation = self._serialized_derivation()
         data = derivation + self._model.SerializeToString(deterministic=True)
         return SharedModel(data=data, derivation_bytes=len(derivation), tensors=weights | others)
@@ -180,7 +188,7 @@ class _Sharing:
             self._derivation.node.append(derivation.call(external.name, name))
             return SharedTensor(bits=bits)
         factors = self._move_factors(name, chain)
-        self._derivation.node.append(derivation.call(external.name, name, factors=f"{name}.factors"))
+        self._derivation.node.append(derivation.call(external.name, name, factors=self._factors[factors]))
         return SharedTensor(bits=bits, factors=factors)
 
     def _move_if_of_one_value(self, tensor: onnx.TensorProto) -> None:
@@ -227,13 +235,15 @@ class _Sharing:
         """Let the derivation multiply; the model reads the products under the name of the weight."""
         multiply, narrow = chain[1:]
         factors = onnx.numpy_helper.to_array(self._kept.pop(multiply.input[1])).astype(np.int8)
-        offset = self._file.store(factors)
-        external = _external(f"{name}.factors", factors, location=self._file.name, offset=offset)
-        self._derivation.initializer.append(external)
+        place = self._file.store(factors), factors.shape
+        if place not in self._factors:
+            self._factors[place] = f"{name}.factors"
+            external = _external(self._factors[place], factors, location=self._file.name, offset=place[0])
+            self._derivation.initializer.append(external)
         for reader in self._readers.get(narrow.output[0], []):
             _replace(reader.input, [name if each == narrow.output[0] else each for each in reader.input])
         self._moved.update(node.output[0] for node in chain)
-        return offset, factors.shape
+        return place
 
     def _serialized_derivation(self) -> bytes:
         if not self._derivation.initializer:

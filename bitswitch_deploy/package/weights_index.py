@@ -1,7 +1,7 @@
 """`*.weights.json` of a package with shared weights: what lies where, and who derives it to what width.
 
 Every graph of such a package can be opened without it. A reader that derives the codes itself, such as runtime/, needs
-it (schema bitswitch-weights/2).
+it (schema bitswitch-weights/3).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bitswitch_deploy.errors import PackageError
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import MIN_BITS, Rounding
 
-SCHEMA: Literal["bitswitch-weights/2"] = "bitswitch-weights/2"
+SCHEMA: Literal["bitswitch-weights/3"] = "bitswitch-weights/3"
 # Of every tensor in the file: a cache line, so that none shares one with its neighbour.
 ALIGNMENT_BYTES = 64
 NOT_DERIVED = 0
@@ -44,9 +44,9 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
-    """int8 factors [shape broadcasts against the tensor] from byte `offset` on; tensor: its place in the index."""
+    """int8 factors [shape broadcasts against each tensor] from byte `offset` on; tensors: their places in the index."""
 
-    tensor: int
+    tensors: tuple[int, ...]
     shape: tuple[int, ...]
     offset: int
 
@@ -62,7 +62,7 @@ class SharedGraph:
 
     bits: for each tensor of the index, the width that it is derived to; `NOT_DERIVED` where the graph reads it as it
     is, which the graph then says itself, or not at all.
-    factors: what multiplies the codes of a tensor, in int8 arithmetic, after they were rounded.
+    factors: what multiplies the codes of some tensors, in int8 arithmetic, after they were rounded.
     derivation_bytes: length of the part at the start of the file that does both in the graph.
     """
 
@@ -85,7 +85,7 @@ class WeightsIndex:
     rounding: Rounding
     tensors: tuple[StoredTensor, ...]
     graphs: tuple[SharedGraph, ...]
-    schema: Literal["bitswitch-weights/2"] = SCHEMA
+    schema: Literal["bitswitch-weights/3"] = SCHEMA
 
     def __post_init__(self) -> None:
         if any(each.offset < 0 or min(each.shape, default=0) < 0 for each in self._stored):
@@ -95,15 +95,18 @@ class WeightsIndex:
         for graph in self.graphs:
             if graph.derivation_bytes < 0:
                 raise ValueError(f"{graph.path} has a derivation of {graph.derivation_bytes} bytes")
-            if any(not 0 <= each.tensor < len(self.tensors) for each in graph.factors):
+            multiplied = [tensor for factors in graph.factors for tensor in factors.tensors]
+            if any(not 0 <= tensor < len(self.tensors) for tensor in multiplied):
                 raise ValueError(f"{graph.path} has factors of a tensor that is not in the index")
+            if len(set(multiplied)) < len(multiplied):
+                raise ValueError(f"{graph.path} has factors of one tensor twice")
             widths = (NOT_DERIVED, *range(MIN_BITS, self.bits + 1))
             if len(graph.bits) != len(self.tensors) or any(bits not in widths for bits in graph.bits):
                 raise ValueError(f"{graph.path} needs a width of 0 or {MIN_BITS}..{self.bits} for each tensor")
             for factors in graph.factors:
-                tensor = self.tensors[factors.tensor]
-                if tensor.dtype != "int8" or not _broadcasts(factors.shape, tensor.shape):
-                    raise ValueError(f"{graph.path} has factors {factors.shape} for {tensor.name} {tensor.shape}")
+                for tensor in (self.tensors[place] for place in factors.tensors):
+                    if tensor.dtype != "int8" or not _broadcasts(factors.shape, tensor.shape):
+                        raise ValueError(f"{graph.path} has factors {factors.shape} for {tensor.name} {tensor.shape}")
 
     @property
     def end_bytes(self) -> int:

@@ -136,10 +136,11 @@ class SharedGraphs:
             codes = stored[start:end]
             derive_codes(codes, from_bits=self.index.bits, to_bits=bits, rounding=self.index.rounding, out=codes)
         for factors in graph.factors:
-            codes = _view(stored, self.index.tensors[factors.tensor])
-            values = stored[factors.offset : factors.offset + factors.size_bytes]
-            # products fit int8
-            np.multiply(codes, values.reshape(factors.shape), out=codes)
+            values = stored[factors.offset : factors.offset + factors.size_bytes].reshape(factors.shape)
+            for place in factors.tensors:
+                codes = _view(stored, self.index.tensors[place])
+                # products fit int8
+                np.multiply(codes, values, out=codes)
         initializers = {tensor.name: tensor.values(stored.data) for tensor in self._plain_tensors(label)}
         for tensor, bits in self._derived(graph):
             initializers[tensor.name] = values = _view(stored, tensor)

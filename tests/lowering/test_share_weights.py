@@ -167,6 +167,34 @@ def test_the_file_holds_each_tensor_once_and_only_what_is_the_masters(tmp_path: 
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
+def test_a_graph_says_nothing_twice(bits: int, tmp_path: Path) -> None:
+    """Factors that layers have in common, scales that are products, and names of nodes that are those of outputs."""
+    weights = ", ".join(f'float[64, {inputs}, 1, 1] "{name}.weight"' for name, inputs in zip("abcd", (4, 64, 64, 64)))
+    text = f"""net (float[n, 4, 5, 5] x, {weights}, float[64] "b.bias", float[64] "c.bias") => (float[n, 64, h, w] y) {{
+        a = Conv (x, "a.weight") r = Relu (a) b = Conv (r, "b.weight", "b.bias") s = Relu (b)
+        c = Conv (s, "c.weight", "c.bias") t = Relu (c) y = Conv (t, "d.weight") }}"""
+    master = build(text, tuple(layer(name, granularity=per_channel(0)) for name in "abcd"))
+    canonical, model = lowered(master, WidthAssignment(default=bits))
+    own, shared = tmp_path / "own.onnx", tmp_path / "shared.onnx"
+    own.write_bytes(model.SerializeToString())
+    made = share(master, canonical, model, Weights(tmp_path))
+    shared.write_bytes(made.data)
+    assert optimised(shared) == optimised(own)
+    derivation, rest = (
+        onnx.load_model_from_string(part).graph
+        for part in (made.data[: made.derivation_bytes], made.data[made.derivation_bytes :])
+    )
+    factors = [tensor.factors for tensor in made.tensors.values() if tensor.factors is not None]
+    assert (
+        sum(tensor.name.endswith(".factors") for tensor in derivation.initializer) == len(set(factors)) < len(factors)
+    )
+    computed = {name for node in rest.node if node.op_type in ("Cast", "Mul") for name in node.output}
+    assert computed >= {f"{name}.weight.bias.codes.scale" for name in "bc"}
+    assert computed & {f"{name}.weight.bias.codes" for name in "bc"}
+    assert {node.op_type for node in rest.node if node.name} == {"Conv", "Relu"}
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
 def test_scales_of_lower_widths_are_the_masters_times_a_power_of_two(bits: int, tmp_path: Path) -> None:
     """Without a BatchNormalization behind them; 64 scales are as many bytes as shared floats have."""
     text = """net (float[n, 4, 5, 5] x, float[64, 4, 3, 3] "a.weight") => (float[n, 64, h, w] y) {

@@ -15,7 +15,7 @@ TENSORS = (
     StoredTensor(name="a.weight", dtype="int8", shape=(3, 2), offset=0),
     StoredTensor(name="b.weight", dtype="float32", shape=(5,), offset=64),
 )
-FACTORS = (Factors(tensor=0, shape=(3, 1), offset=128),)
+FACTORS = (Factors(tensors=(0,), shape=(3, 1), offset=128),)
 INDEX = WeightsIndex(
     file="net.weights",
     bits=8,
@@ -47,14 +47,15 @@ def test_a_graph_is_found_by_its_path() -> None:
         (("graphs", 0), "bits", [1, 8], "net-w4.onnx needs a width of 0 or 2..8 for each tensor"),
         (("graphs", 0, "factors", 0), "shape", [2, 1], r"net-w4.onnx has factors \(2, 1\) for a.weight \(3, 2\)"),
         (("graphs", 0, "factors", 0), "shape", [1, 3, 2], r"factors \(1, 3, 2\) for a.weight"),
-        (("graphs", 0, "factors", 0), "tensor", 1, "has factors .* for b.weight"),
+        (("graphs", 0, "factors", 0), "tensors", [0, 1], "has factors .* for b.weight"),
         (("graphs", 0), "derivation_bytes", -1, "net-w4.onnx has a derivation of -1 bytes"),
-        (("graphs", 0, "factors", 0), "tensor", 2, "net-w4.onnx has factors of a tensor that is not in the index"),
+        (("graphs", 0, "factors", 0), "tensors", [2], "net-w4.onnx has factors of a tensor that is not in the index"),
+        (("graphs", 0, "factors", 0), "tensors", [0, 0], "net-w4.onnx has factors of one tensor twice"),
         (("graphs", 0, "factors", 0), "offset", -4, "a tensor with a negative offset or size"),
         (("tensors", 1), "offset", 65, "a tensor that does not begin at a multiple of 64 bytes"),
         (("tensors", 0), "offset", -1, "a tensor with a negative offset or size"),
         (("tensors", 0), "dtype", "int4", "int8, float32"),
-        ((), "schema", "bitswitch-weights/1", "bitswitch-weights/2"),
+        ((), "schema", "bitswitch-weights/2", "bitswitch-weights/3"),
         ((), "surprise", 1, "unknown key"),
     ],
 )

@@ -64,7 +64,7 @@ def test_values_are_codes_times_factors(lowest_first: Path, half_even: Path, pac
         data = (package / stored.file).read_bytes()
         graph = stored.graph(f"digits-{label}.onnx")
         assert graph is not None
-        factors = {each.tensor: each for each in graph.factors}
+        factors = {place: each for each in graph.factors for place in each.tensors}
         assert {tensor.dtype for tensor in stored.tensors} == {"int8"}
         for place, tensor in enumerate(stored.tensors):
             master = np.frombuffer(data, np.int8, tensor.size_bytes, tensor.offset).reshape(tensor.shape)

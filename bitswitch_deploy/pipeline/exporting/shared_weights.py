@@ -139,10 +139,12 @@ class SharedWeights:
 
     def _entry(self, path: str, shared: SharedModel, derived: Sequence[str]) -> SharedGraph:
         found = [shared.tensors.get(name) for name in derived]
+        multiplied: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for place, tensor in enumerate(found):
+            if tensor is not None and tensor.factors is not None:
+                multiplied.setdefault(tensor.factors, []).append(place)
         factors = (
-            Factors(tensor=place, offset=tensor.factors[0], shape=tensor.factors[1])
-            for place, tensor in enumerate(found)
-            if tensor is not None and tensor.factors is not None
+            Factors(tensors=tuple(places), offset=offset, shape=shape) for (offset, shape), places in multiplied.items()
         )
         return SharedGraph(
             path=path,
