@@ -95,7 +95,7 @@ def share_weights(
         GraphError: codes in the model are not the double rounding of the master, a tensor that is too large for the
             graph cannot be shared, or the model is of an IR version without functions.
     """
-    shorten_biases(lowered.model.graph, least_bytes=_WORTH_SHARING_BYTES, without=lowered.large)
+    shorten_biases(lowered.model.graph, least_bytes=_WORTH_SHARING_BYTES)
     return _Sharing(lowered, master, file).share(weight_bits)
 
 

@@ -5,8 +5,6 @@ Works on the finished model, as `share_weights` does. onnxruntime folds what is 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 import onnx
 
@@ -15,17 +13,14 @@ _BIAS_INPUT = 2
 _LIMITS = np.iinfo(np.int16)
 
 
-def shorten_biases(graph: onnx.GraphProto, *, least_bytes: int, without: Collection[str] = ()) -> None:
+def shorten_biases(graph: onnx.GraphProto, *, least_bytes: int) -> None:
     """Store int32 biases as int16 and a Cast, and their scales as a Mul of the two that they come from, in place.
 
     Cases, of `least_bytes` or more each: codes that fit int16 and that nothing but one DequantizeLinear reads; its
     scale, where nothing else reads it and it is bit for bit the product in float32 of the scales of the data and of
-    the weight of the layer that reads the bias. Left alone: everything else.
-
-    Args:
-        without: names of initializers whose values are not in the graph.
+    the weight of the layer that reads the bias. Left alone: everything else, and constants whose values are elsewhere.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in without}
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.raw_data}
     producers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:

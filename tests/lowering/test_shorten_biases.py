@@ -19,6 +19,9 @@ TEXT = """<ir_version: 10, opset_import: ["" : 21]> g (uint8[1, 3, 4, 4] x) => (
     weight = DequantizeLinear <axis = 0> ("w", "w.scale", "w.zero")
     bias = DequantizeLinear <axis = 0> ("b", "b.scale")
     conv = Conv (data, weight, bias) y = QuantizeLinear (conv, "y.scale", "y.zero") }"""
+GEMM = """<ir_version: 10, opset_import: ["" : 21]> g (uint8[2, 3] x) => (float[2, 64] y) {
+    data = DequantizeLinear (x, "x.scale") weight = DequantizeLinear WEIGHT
+    bias = DequantizeLinear <axis = 0> ("b", "b.scale") y = Gemm <transB = 1> (data, weight BIAS) }"""
 RANDOM = np.random.default_rng(7)
 SCALES = RANDOM.uniform(0.001, 0.01, CHANNELS).astype(np.float32)
 STEP = np.float32(0.037)
@@ -38,10 +41,10 @@ def model(constants: Mapping[str, Any] = CONSTANTS, text: str = TEXT) -> onnx.Mo
     return parsed
 
 
-def shortened(of: onnx.ModelProto, least_bytes: int = 256, **options: Any) -> set[str]:
+def shortened(of: onnx.ModelProto, least_bytes: int = 256) -> set[str]:
     """Names of constants that are computed now; everything else is as it was."""
     before = {tensor.name for tensor in of.graph.initializer}
-    shorten_biases(of.graph, least_bytes=least_bytes, **options)
+    shorten_biases(of.graph, least_bytes=least_bytes)
     onnx.checker.check_model(of, full_check=True)
     return before - {tensor.name for tensor in of.graph.initializer}
 
@@ -82,7 +85,30 @@ def test_what_is_small_stays() -> None:
 
 @pytest.mark.parametrize(("name", "left"), [("b", set()), ("b.scale", {"b"}), ("w.scale", {"b"}), ("x.scale", {"b"})])
 def test_what_the_graph_does_not_hold_is_not_looked_at(name: str, left: set[str]) -> None:
-    assert shortened(model(), without={name}) == left
+    changed = model()
+    tensor = next(each for each in changed.graph.initializer if each.name == name)
+    tensor.ClearField("raw_data")
+    shorten_biases(changed.graph, least_bytes=256)
+    assert {"b", "b.scale"} - {each.name for each in changed.graph.initializer} == left
+
+
+def test_scales_of_blocks_are_no_scales_of_channels() -> None:
+    """Their product with the scale of the data has the bytes of the bias's scale and another shape."""
+    text = GEMM.replace("WEIGHT", '<axis = 1, block_size = 3> ("w", "w.scale")').replace("BIAS", ", bias")
+    blocks = {"w": CONSTANTS["w"].reshape(64, 3), "w.scale": SCALES[:, None]}
+    constants = {name: CONSTANTS[name] for name in ("x.scale", "b", "b.scale")} | blocks
+    assert shortened(model(constants, text)) == {"b"}
+
+
+def test_int32_codes_that_are_no_bias_keep_their_scale() -> None:
+    """Those of a weight, beside data of scale 1: its scale is the product of both, of which one is itself."""
+    text = (
+        GEMM.replace("WEIGHT", '<axis = 0> ("b", "b.scale")')
+        .replace(" BIAS", "")
+        .replace('bias = DequantizeLinear <axis = 0> ("b", "b.scale") ', "")
+    )
+    codes = RANDOM.integers(-100, 100, (CHANNELS, 3), np.int32)
+    assert shortened(model({"x.scale": np.float32(1), "b": codes, "b.scale": SCALES}, text)) == {"b"}
 
 
 @pytest.mark.parametrize(
