@@ -30,8 +30,10 @@ from bitswitch_deploy.lowering.bias_codes import LARGEST_CODE, Accumulator, Bias
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2
-# Of a channel that is its bias only, where input codes are not shifted (by at most six bits: it stays within int16);
-# its smallest bias that is not taken for nothing.
+# A bias of more steps than this has sums beside it that do not count, if they change no code.
+_LARGE_BIAS = 2.0**20
+# Of a channel that is its bias only, where input codes are not shifted (by six bits, and it still fits int16); its
+# smallest bias that is not taken for nothing.
 _BIAS_CODE, _SMALLEST_BIAS = 2.0**8, 2.0**-60
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -300,17 +302,27 @@ def _bound(clip: gs.Node, place: int, default: float) -> float:
 def _accumulator(
     layer: _Layer, products: NDArray[np.int32], factors: NDArray[np.int32], scale: NDArray[np.float64]
 ) -> Accumulator:
-    """Sums in steps of s_x * |s_w|: under a negative scale those of the negative weights."""
+    """Sums in steps of s_x * |s_w|: under a negative scale those of the negative weights. At a border taps fall away,
+    which counts where the codes have no zero.
+    """
     axis, codes = channel_axis(layer.node), layer.data.codes
     others = tuple(index for index in range(products.ndim) if index != axis)
     signed = products * along(axis, _signs(scale), products.ndim)
     ends = np.stack([signed * (codes.low - codes.zero_point), signed * (codes.high - codes.zero_point)])
+    if _has_border(layer.node):
+        ends = np.concatenate([ends, np.zeros_like(ends[:1])])
     return Accumulator(
         step=np.float64(codes.scale) * np.abs(scale),
         lattice=np.maximum(factors, 1).astype(np.float64),
         low=ends.min(axis=0).sum(axis=others, dtype=np.float64) * factors,
         high=ends.max(axis=0).sum(axis=others, dtype=np.float64) * factors,
     )
+
+
+def _has_border(node: gs.Node) -> bool:
+    """Whether some outputs are sums of fewer products than others."""
+    is_padded = any(node.attrs.get("pads", ())) or str(node.attrs.get("auto_pad", "NOTSET")).startswith("SAME")
+    return node.op == "ConvTranspose" or (node.op == "Conv" and is_padded)
 
 
 def _signs(scale: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -323,9 +335,11 @@ def _silent(layer: _Layer, reach: Accumulator) -> tuple[NDArray[np.bool_], NDArr
     """
     steps = np.abs(layer.bias) / reach.step
     thresholds = np.empty((0, 1)) if layer.thresholds is None else layer.thresholds[:, None]
-    low, high = (layer.bias + end * reach.step for end in (reach.low, reach.high))
+    # of the bias alone as well, which is what such a channel becomes: codes without a zero-point may not sum up to 0
+    ends = np.minimum(reach.low, 0), np.maximum(reach.high, 0)
+    low, high = (layer.bias + end * reach.step for end in ends)
     constant = ~np.any((thresholds > low) & (thresholds <= high), axis=0)
-    silent = (steps > LARGEST_CODE) | (constant & (steps > _BIAS_CODE))
+    silent = (steps > LARGEST_CODE) | (constant & (steps > _LARGE_BIAS))
     return np.asarray(silent, np.bool_), np.asarray(constant, np.bool_)
 
 

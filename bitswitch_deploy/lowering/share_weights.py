@@ -27,8 +27,8 @@ from bitswitch_deploy.tensors import MIN_BITS
 _WORTH_SHARING_BYTES = 256
 # of models with functions
 _LOWEST_IR_VERSION = 8
-# Their names say no more than those of their outputs.
-_NAMED_BY_OUTPUT = ("QuantizeLinear", "DequantizeLinear", "Clip")
+# A DequantizeLinear in front of them is no node of its own in the optimised graph.
+_TAKE_CODES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 # Types that every reader of the file knows.
 _STORED = ("float32", "uint8", "int8", "int32", "int64")
@@ -134,7 +134,8 @@ class _Sharing:
         for tensor in graph.initializer:
             self._move_if_of_one_value(tensor)
         for node in graph.node:
-            if node.op_type in _NAMED_BY_OUTPUT:
+            if node.op_type == "DequantizeLinear" and self._is_taken(node.output[0]):
+                # nobody meets its name in a profile, and its output tells it
                 node.ClearField("name")
         derivation = self._serialized_derivation()
         data = derivation + self._model.SerializeToString(deterministic=True)
@@ -199,6 +200,10 @@ class _Sharing:
         if values.dtype.name in _STORED and values.nbytes >= _WORTH_SHARING_BYTES and np.all(values == values.flat[0]):
             offset = self._file.store(values)
             tensor.CopyFrom(_external(tensor.name, values, location=self._file.name, offset=offset))
+
+    def _is_taken(self, name: str) -> bool:
+        readers = self._readers.get(name, [])
+        return bool(readers) and all(node.op_type in _TAKE_CODES for node in readers)
 
     def _check_codes(self, tensor: onnx.TensorProto, source: Array, bits: int) -> None:
         spec = self._master.spec

@@ -5,6 +5,9 @@ Works on the finished model, as `share_weights` does. onnxruntime folds what is 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 
@@ -18,9 +21,12 @@ def shorten_biases(graph: onnx.GraphProto, *, least_bytes: int) -> None:
 
     Cases, of `least_bytes` or more each: codes that fit int16 and that nothing but one DequantizeLinear reads; its
     scale, where nothing else reads it and it is bit for bit the product in float32 of the scales of the data and of
-    the weight of the layer that reads the bias. Left alone: everything else, and constants whose values are elsewhere.
+    the weight of the layer that reads the bias. Left alone: everything else, constants whose values are elsewhere, and
+    those that a caller can give instead.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.raw_data}
+    given = {value.name for value in graph.input}
+    constants = {each.name: each for each in graph.initializer if each.raw_data and each.name not in given}
+    names = _unused_names(graph)
     producers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -39,7 +45,7 @@ def shorten_biases(graph: onnx.GraphProto, *, least_bytes: int) -> None:
         factors = _scales_of_layer(node, producers, readers) if is_worth_it(scale) else None
         if factors is not None and _is_product(scale, factors, constants):
             added.append(onnx.helper.make_node("Mul", factors, [scale]))
-        if is_worth_it(codes) and (short := _as_int16(constants[codes])) is not None:
+        if is_worth_it(codes) and (short := _as_int16(constants[codes], names)) is not None:
             graph.initializer.append(short)
             added.append(onnx.helper.make_node("Cast", [short.name], [codes], to=onnx.TensorProto.INT32))
     computed = {name for node in added for name in node.output}
@@ -76,9 +82,16 @@ def _is_product(scale: str, factors: list[str], constants: dict[str, onnx.Tensor
     return product.shape == values.shape and product.tobytes() == values.tobytes()
 
 
-def _as_int16(codes: onnx.TensorProto) -> onnx.TensorProto | None:
-    """The same numbers in half the bytes, under a name of their own; None where they do not fit."""
+def _as_int16(codes: onnx.TensorProto, names: Iterator[str]) -> onnx.TensorProto | None:
+    """The same numbers in half the bytes, under the next of these names; None where they do not fit."""
     values = onnx.numpy_helper.to_array(codes)
     if values.min() < _LIMITS.min or values.max() > _LIMITS.max:
         return None
-    return onnx.numpy_helper.from_array(values.astype(np.int16), f"{codes.name}.int16")
+    return onnx.numpy_helper.from_array(values.astype(np.int16), next(names))
+
+
+def _unused_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Short ones: they stand in the file twice."""
+    taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    taken |= {name for node in graph.node for name in node.output}
+    return (name for number in itertools.count() if (name := f"int16.{number}") not in taken)

@@ -351,6 +351,57 @@ def test_channels_that_are_their_bias(bits: int) -> None:
     assert fast_operators(after.model, X86)["QLinearConv"] == 1
 
 
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+@pytest.mark.parametrize("border", [False, True])
+def test_codes_without_a_zero(bits: int, border: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of inputs of 1 and more are far from 0, which is what a channel without weights and a border sum up to."""
+    kernel, pads, bias = (
+        ("3, 3", "<pads = [1, 1, 1, 1]>", [-20.0] * 6) if border else ("1, 1", "", [-1, -0.5, 0.2, 0.3, 0.5, 0.1])
+    )
+    layers = f'r = Clip (x, low, high) a = Conv {pads} (r, "a.weight", "a.bias") s = Relu (a)'
+    text = network(layers, weight=f"6, 4, {kernel}").replace(" {", " <float low = {1.0}, float high = {3.0}> {", 1)
+    weights = np.full((6, 4, *map(int, kernel.split(","))), 64)
+    top = 3.0 if border else 1.0
+    tensors = {
+        "a.weight": weights, "a.weight.scale": np.full(6, 0.01), "a.bias": bias,
+        "z.weight": np.eye(6)[:, :, None, None] * 64,
+        "a.input.scale": [3 / 255, 3 / 63, 3 / 15, 3 / 3], "z.input.scale": [top / 255, top / 63, top / 15, top / 3],
+    }  # fmt: skip
+    master = build(text, (layer("a", "Conv", PER_CHANNEL), layer("z", "Conv")), tensors=tensors)
+    # as many channels as possible are called their bias
+    monkeypatch.setattr("bitswitch_deploy.lowering.quantize_bias._LARGE_BIAS", 1.0)
+    expected, found, after = codes_of_both(master, bits, X86, inputs(*IMAGES))
+    if after.exact:
+        np.testing.assert_array_equal(found, expected)
+    assert np.mean(found != expected) < 0.02
+    assert expected.any(axis=(0, 2, 3)).all()
+
+
+@pytest.mark.parametrize("bits", [6, 4, 3, 2])
+@pytest.mark.parametrize("pads", ["pads = [1, 1, 1, 1]", 'auto_pad = "SAME_UPPER"'])
+def test_sums_at_a_border_count_where_codes_have_no_zero(bits: int, pads: str) -> None:
+    """There are fewer products in them, which are all positive, so that they are less than any other sum."""
+    layers = f'r = Clip (x, low, high) a = Conv <{pads}> (r, "a.weight", "a.bias") s = Relu (a)'
+    text = network(layers, weight="6, 4, 3, 3").replace(" {", " <float low = {2.0}, float high = {3.0}> {", 1)
+    top = 2**bits - 1
+    seen = 0
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        tensors = {
+            "a.weight": random.integers(20, 127, (6, 4, 3, 3)), "a.weight.scale": np.full(6, 0.01),
+            "a.bias": -random.uniform(5, 45, 6), "z.weight": np.eye(6)[:, :, None, None] * 64,
+            "a.input.scale": [3 / top], "z.input.scale": [random.choice([10, 30]) / top],
+        }  # fmt: skip
+        layers_of = (layer("a", "Conv", PER_CHANNEL), layer("z", "Conv"))
+        master = build(text, layers_of, tensors=tensors, widths=(bits,))
+        expected, found, after = codes_of_both(master, bits, X86, inputs(100, 4, 5, 5))
+        if after.exact:
+            # float32 sums of the canonical graph lie on the wrong side of a threshold now and then
+            assert np.sum(found != expected) <= 3
+            seen += len(np.unique(expected)) > 1
+    assert seen
+
+
 def test_a_negative_gain_with_code_minus_128_runs_in_integers() -> None:
     weights = np.random.default_rng(3).integers(-128, 128, (6, 4, 3, 3))
     weights[:, 0, 0, 0] = -128

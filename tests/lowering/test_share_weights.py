@@ -191,7 +191,9 @@ def test_a_graph_says_nothing_twice(bits: int, tmp_path: Path) -> None:
     computed = {name for node in rest.node if node.op_type in ("Cast", "Mul") for name in node.output}
     assert computed >= {f"{name}.weight.bias.codes.scale" for name in "bc"}
     assert computed & {f"{name}.weight.bias.codes" for name in "bc"}
-    assert {node.op_type for node in rest.node if node.name} == {"Conv", "Relu"}
+    unnamed = {node.op_type for node in rest.node if not node.name}
+    assert unnamed == {"DequantizeLinear", "Cast", "Mul"}
+    assert all(not node.name for node in rest.node if node.op_type in unnamed)
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])

@@ -92,6 +92,18 @@ def test_what_the_graph_does_not_hold_is_not_looked_at(name: str, left: set[str]
     assert {"b", "b.scale"} - {each.name for each in changed.graph.initializer} == left
 
 
+def test_names_that_are_there_already_are_not_given() -> None:
+    changed = model(CONSTANTS | {"int16.0": np.int8(1)}, TEXT.replace(" }", ' two = Cast <to = 6> ("int16.0") }'))
+    shorten_biases(changed.graph, least_bytes=256)
+    assert [each.name for each in changed.graph.initializer if each.data_type == onnx.TensorProto.INT16] == ["int16.1"]
+    onnx.checker.check_model(changed, full_check=True)
+
+
+def test_what_a_caller_can_give_stays() -> None:
+    text = TEXT.replace(" x)", " x, int32[64] b, float[64] w.scale)".replace("w.scale", '"w.scale"'))
+    assert shortened(model(text=text)) == set()
+
+
 def test_scales_of_blocks_are_no_scales_of_channels() -> None:
     """Their product with the scale of the data has the bytes of the bias's scale and another shape."""
     text = GEMM.replace("WEIGHT", '<axis = 1, block_size = 3> ("w", "w.scale")').replace("BIAS", ", bias")
