@@ -19,6 +19,7 @@ from bitswitch_deploy.graph.external_data import point_to
 from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.lowering.merge_constants import merge_equal_constants
 from bitswitch_deploy.lowering.shorten_biases import shorten_biases
+from bitswitch_deploy.lowering.unused_names import unused_names
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.tensors import MIN_BITS
@@ -28,7 +29,7 @@ _WORTH_SHARING_BYTES = 256
 # of models with functions
 _LOWEST_IR_VERSION = 8
 # A DequantizeLinear in front of them is no node of its own in the optimised graph.
-_TAKE_CODES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_TAKE_CODES = ("Conv", "ConvTranspose", "Gemm")
 
 # Types that every reader of the file knows.
 _STORED = ("float32", "uint8", "int8", "int32", "int64")
@@ -114,6 +115,7 @@ class _Sharing:
         self._moved: set[str] = set()
         self._called: set[Derivation] = set()
         self._factors: dict[tuple[int, tuple[int, ...]], str] = {}
+        self._factor_names = unused_names(self._model.graph, "factors")
 
     def share(self, weight_bits: Mapping[str, int]) -> SharedModel:
         if self._model.ir_version < _LOWEST_IR_VERSION:
@@ -202,8 +204,15 @@ class _Sharing:
             tensor.CopyFrom(_external(tensor.name, values, location=self._file.name, offset=offset))
 
     def _is_taken(self, name: str) -> bool:
+        """Whether only layers read it whose bias is in codes as well, as that of those that run in integers."""
         readers = self._readers.get(name, [])
-        return bool(readers) and all(node.op_type in _TAKE_CODES for node in readers)
+        dequantized = {
+            output for node in self._model.graph.node if node.op_type == "DequantizeLinear" for output in node.output
+        }
+        return bool(readers) and all(
+            node.op_type in _TAKE_CODES and len(node.input) == 3 and dequantized.issuperset(node.input)
+            for node in readers
+        )
 
     def _check_codes(self, tensor: onnx.TensorProto, source: Array, bits: int) -> None:
         spec = self._master.spec
@@ -242,7 +251,7 @@ class _Sharing:
         factors = onnx.numpy_helper.to_array(self._kept.pop(multiply.input[1])).astype(np.int8)
         place = self._file.store(factors), factors.shape
         if place not in self._factors:
-            self._factors[place] = f"{name}.factors"
+            self._factors[place] = next(self._factor_names)
             external = _external(self._factors[place], factors, location=self._file.name, offset=place[0])
             self._derivation.initializer.append(external)
         for reader in self._readers.get(narrow.output[0], []):

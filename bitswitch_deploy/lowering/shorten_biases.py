@@ -5,11 +5,12 @@ Works on the finished model, as `share_weights` does. onnxruntime folds what is 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
+
+from bitswitch_deploy.lowering.unused_names import unused_names
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
 _BIAS_INPUT = 2
@@ -26,7 +27,7 @@ def shorten_biases(graph: onnx.GraphProto, *, least_bytes: int) -> None:
     """
     given = {value.name for value in graph.input}
     constants = {each.name: each for each in graph.initializer if each.raw_data and each.name not in given}
-    names = _unused_names(graph)
+    names = unused_names(graph, "int16")
     producers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -88,10 +89,3 @@ def _as_int16(codes: onnx.TensorProto, names: Iterator[str]) -> onnx.TensorProto
     if values.min() < _LIMITS.min or values.max() > _LIMITS.max:
         return None
     return onnx.numpy_helper.from_array(values.astype(np.int16), next(names))
-
-
-def _unused_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Short ones: they stand in the file twice."""
-    taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-    taken |= {name for node in graph.node for name in node.output}
-    return (name for number in itertools.count() if (name := f"int16.{number}") not in taken)

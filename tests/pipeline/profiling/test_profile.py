@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -196,6 +197,21 @@ def test_shared_weights_and_batches(packages: Packages, tmp_path: Path) -> None:
         *(("w8", 3), ("w4", 3), ("float32", 3)),
     ]
     assert [(each.label, each.batch_size, each.verdict) for each in result.budget] == []
+
+
+def test_layers_of_shared_weights_are_those_of_files_of_their_own(packages: Packages, tmp_path: Path) -> None:
+    """Nodes whose names a shared graph leaves out are none that a profile shows."""
+    found = []
+    for package in (packages.own, packages.shared):
+        result = run(package, machine(tmp_path / package.name, {}), widths=("w4", "w8"), master=None)
+        # onnxruntime numbers what it puts in between
+        names = (
+            [(re.sub(r"_token_\d+$", "", node.name), str(node.layer)) for node in each.layers]
+            for each in result.candidates
+        )
+        found.append([sorted(each) for each in names])
+    assert found[0] == found[1]
+    assert all(layers for layers in found[0])
 
 
 def test_the_budget_is_for_the_widths_not_for_the_reference(whole: tuple[ProfileResult, Path]) -> None:
@@ -444,19 +460,24 @@ def test_before_tensorrt_8_6_the_streams_have_another_name(
     assert all(" --useCudaGraph --streams=1 " in line for line in timed)
 
 
+@pytest.mark.parametrize("captured", [True, False])
 def test_since_tensorrt_11_the_same_is_measured_with_fewer_flags(
-    jetson_package: Callable[[Callable[[int], bytes]], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    jetson_package: Callable[[Callable[[int], bytes]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    captured: bool,
 ) -> None:
     """Spin wait and CUDA graph became defaults, transfers are off."""
     log = fake_trtexec.install(tmp_path / "bin", monkeypatch, number="11.1.0.106")
-    package = jetson_package(lambda bits: json.dumps({"ms": 1.0, "layers": {"a": 1.0}}).encode())
+    engine = {"ms": 1.0, "layers": {"a": 1.0}} | ({} if captured else {"uncaptured": True})
+    package = jetson_package(lambda bits: json.dumps(engine).encode())
     result = run(package, machine(tmp_path / "board", {}), engine="trtexec", master=None, trust=True, widths=("w8",))
     assert (result.engine_version, result.candidates[0].statistics.p95_ms) == ("11.1.0", 1.0)
     timed = [line.split() for line in log.read_text().splitlines() if "--exportTimes" in line]
     assert {word for words in timed for word in words if word.startswith(("--use", "--no", "--inf"))} == {
         "--infStreams=1"
     }
-    assert result.notes[-1] != "w8: no CUDA graph was captured, so launches count as well"
+    assert ("w8: no CUDA graph was captured, so launches count as well" in result.notes) is not captured
 
 
 def test_an_engine_that_is_not_the_one_of_its_record(
@@ -467,7 +488,7 @@ def test_an_engine_that_is_not_the_one_of_its_record(
     for bits in (8, 4):
         engine = package / "on_device" / f"digits-w{bits}.engine"
         recipe = Recipe(
-            graph_sha256=(),
+            graph_sha256=(hash_file(package / f"digits-w{bits}.onnx")[0],),
             module="tensorrt",
             version="10.3.0",
             flags=(),

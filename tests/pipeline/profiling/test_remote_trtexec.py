@@ -88,7 +88,7 @@ def put_engine(package: Path, label: str, engine: dict[str, object], device: Dev
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(engine))
     recipe = Recipe(
-        graph_sha256=("0" * 64,),
+        graph_sha256=(hash_file(package / f"digits-{label}.onnx")[0],),
         module="tensorrt",
         version="10.3.0.30",
         flags=(),
