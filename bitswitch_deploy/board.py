@@ -1,7 +1,10 @@
-"""What a Jetson says about itself in /proc and /etc; standard library only, since the runtime reads it, too."""
+"""What a Jetson says about itself in /proc and /etc, and which GPU a process sees. Standard library only: the runtime
+reads it, too.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -25,3 +28,8 @@ def l4t_version(root: Path) -> str | None:
         return None
     match = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text)
     return f"{match[1]}.{match[2]}" if match else None
+
+
+def visible_gpu() -> str:
+    """The first GPU that this process sees, as nvidia-smi takes it for --id: a number or a UUID."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"

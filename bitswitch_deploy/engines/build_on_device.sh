@@ -170,8 +170,8 @@ choose_flags() { # role
 }
 
 check_fp32() {
-    if [ "$fp32" = yes ] && [ "$number" -ge 101200 ] && [ "$has_half" = yes ]; then
-        refuse 2 "--fp32: TensorRT $version takes types from the graph, and these hold float16. Export with --strict."
+    if [ "$fp32" = yes ] && [ "$has_half" = yes ]; then
+        refuse 2 "--fp32: these graphs hold float16 themselves, which no flag takes back. Export with --strict."
     fi
 }
 
@@ -328,6 +328,12 @@ build() { # label, role, file, sha256, and the same of a data file where there i
     done
     code=0 began=$(date +%s)
     run_trtexec "$@" || code=$?
+    if [ "$code" != 0 ] && [ -e "$timing_cache" ] && grep -q 'TimingCache creation failed' "$log"; then
+        say "$label: $timing_cache is damaged, so it is not used and started again"
+        rm -f "$timing_cache"
+        code=0 began=$(date +%s)
+        run_trtexec "$@" || code=$?
+    fi
     if [ "$code" != 0 ]; then
         failed "$(why_failed "$code" $(($(date +%s) - began)))"
     elif grep -q -e 'UINT8 zero_point' -e 'will use INT8 instead' -e 'Defaulting to INT8' "$log"; then

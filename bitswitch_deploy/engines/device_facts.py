@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitswitch_deploy.board import board_names, l4t_version
+from bitswitch_deploy.board import board_names, l4t_version, visible_gpu
 
 # Compute capability of each Tegra chip that TensorRT 8.5 and newer runs on.
 _SM_OF_CHIP = {"tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0"}
 _QUERY_SECONDS = 20
-_GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
+_GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader")
 
 
 # what a query program prints; nothing where it is missing, fails or hangs
@@ -50,15 +50,17 @@ def device_facts(root: Path = Path("/"), *, ask: Ask | None = None) -> DeviceFac
     """The facts of this machine, or of another one.
 
     Args:
-        root: where its /proc and /etc are looked for. ask: runs query programs there; None runs them here.
+        root: where its /proc and /etc are looked for. ask: runs query programs there; None runs them here. Of several
+            GPUs it is the first, here the first that this process sees.
     """
+    gpu = visible_gpu() if ask is None else "0"
     arch = ask(("uname", "-m")).strip() if ask is not None else platform.machine()
     ask = ask or _answer
     names = board_names(root)
     chips = [name for name in names if name in _SM_OF_CHIP]
     if not chips:
-        gpu, sm = _desktop_gpu(ask)
-        return DeviceFacts(arch=arch, module=gpu, sm=sm)
+        name, sm = _desktop_gpu(ask, gpu)
+        return DeviceFacts(arch=arch, module=name, sm=sm)
     # the first entry names carrier and module, in this order
     parts = [name for name in names if re.fullmatch(r"p\d+-\d+", name)]
     return DeviceFacts(
@@ -70,8 +72,8 @@ def device_facts(root: Path = Path("/"), *, ask: Ask | None = None) -> DeviceFac
     )
 
 
-def _desktop_gpu(ask: Ask) -> tuple[str | None, str | None]:
-    lines = ask(_GPU_QUERY).splitlines()
+def _desktop_gpu(ask: Ask, gpu: str) -> tuple[str | None, str | None]:
+    lines = ask((*_GPU_QUERY, f"--id={gpu}")).splitlines()
     name, comma, sm = lines[0].rpartition(",") if lines else ("", "", "")
     if not comma or not re.fullmatch(r"\d+\.\d+", sm.strip()):
         return None, None

@@ -18,7 +18,7 @@ from bitswitch_deploy.atomic_file import check_writable, replace_file
 from bitswitch_deploy.engines.build_watch import GRACE_S, BuildWatch
 from bitswitch_deploy.engines.deferred_signals import deferred_signals, system_signals
 from bitswitch_deploy.engines.engine_layers import EngineLayer, layers_of_json, layers_of_log
-from bitswitch_deploy.engines.shape_range import ShapeRange, check_profile
+from bitswitch_deploy.engines.shape_range import check_profile
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings, Typing, configure, network_typing
 from bitswitch_deploy.engines.tensorrt_log import (
     LogMessage,
@@ -75,9 +75,9 @@ def build_engine(
     network = builder.create_network(_creation_flags(trt, typing))
     _parse(trt, network, logger, model, messages, where)
     config = builder.create_builder_config()
+    _set_shapes(builder, config, network, settings, messages, where)
     gpu_fallback = configure(trt, builder, config, network, settings, where=where)
     notes = _load_timing_cache(trt, config, settings.timing_cache, where)
-    _add_profile(builder, config, network, settings.profile, messages, where)
     can_stop = hasattr(trt, "IProgressMonitor")
     watch = BuildWatch(settings.limit_s, where=where, grace_s=GRACE_S if can_stop else 0)
     try:
@@ -160,17 +160,23 @@ def _parser_error(error: Any) -> str:
     return f"{name or 'graph'} {operator}".strip() + f": {error.desc()}"
 
 
-def _add_profile(
-    builder: Any,
-    config: Any,
-    network: Any,
-    profile: tuple[ShapeRange, ...],
-    messages: list[LogMessage],
-    where: str,
+def _set_shapes(
+    builder: Any, config: Any, network: Any, settings: BuildSettings, messages: list[LogMessage], where: str
 ) -> None:
+    """Sizes of open dimensions: a profile; for DLA, which takes no open ones, those of the network itself.
+
+    Before the builder is asked which layers DLA runs, since it runs none with an open dimension.
+    """
+    profile = settings.profile
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {str(value.name): tuple(None if dim < 0 else int(dim) for dim in value.shape) for value in inputs}
     check_profile(shapes, profile, where=where)
+    if settings.dla_core is not None:
+        sizes = {entry.input: entry.optimum for entry in profile}
+        for value in inputs:
+            if str(value.name) in sizes:
+                value.shape = sizes[str(value.name)]
+        return
     if not profile:
         return
     vendor_profile = builder.create_optimization_profile()

@@ -54,7 +54,7 @@ class TensorRtDevice:
 
     def failure(self, what: str, kind: type[BitswitchError], do: str) -> BitswitchError:
         """The error for a call that returned nothing, with what TensorRT logged about it."""
-        said = "; ".join(errors_of(self.messages)) or "it logged no error"
+        said = "; ".join(errors_of(self.messages.copy())) or "it logged no error"
         self.messages.clear()
         return kind(where=self.where, got=f"{what}: {said}", allowed="an engine of this GPU and release", do=do)
 

@@ -181,14 +181,21 @@ class TrtexecSession:
 
     Args:
         trtexec: where it runs. engine: the file here. inputs: of the graph that it was built from.
-        flags: see `timing_flags`.
+        flags: see `timing_flags`. captures: whether it makes a CUDA graph without being told, as TensorRT 11 does.
     """
 
     def __init__(
-        self, trtexec: Trtexec, engine: Path, inputs: tuple[InputSignature, ...], *, flags: Sequence[str]
+        self,
+        trtexec: Trtexec,
+        engine: Path,
+        inputs: tuple[InputSignature, ...],
+        *,
+        flags: Sequence[str],
+        captures: bool = False,
     ) -> None:
         self.inputs = inputs
         self._trtexec, self._engine, self._flags = trtexec, engine, tuple(flags)
+        self._captures = captures or "--useCudaGraph" in flags
         self.is_graph_captured: bool | None = None
 
     def time_runs(self, feeds: Mapping[str, np.ndarray], runs: int) -> NDArray[np.float64]:
@@ -229,7 +236,7 @@ class TrtexecSession:
                 allowed="an engine of this GPU and release",
                 do="build it there again: bitswitch-deploy build PACKAGE --force",
             )
-        if "--useCudaGraph" in self._flags:
+        if self._captures:
             self.is_graph_captured = _CAPTURED in ran.log
         if ran.exported is None:
             raise _refusal(str(self._engine), "nothing", what)

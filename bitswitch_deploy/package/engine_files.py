@@ -40,24 +40,47 @@ def engine_file(package: Path, manifest: Manifest, graph: FileEntry, loader: Loa
     Whether the file is the one of its entry and record is the caller's to check while it reads it.
 
     Raises:
-        UnavailableError: it is not built, or for another device or TensorRT.
+        UnavailableError: it is not built, or of another graph, or for another device or TensorRT.
         CheckFailedError: it has no record, without `trust`; the manifest vouches for what is in it.
         PackageError: its record is not readable.
     """
     built = f"{manifest.built_on_device or BUILD_FOLDER}/{PurePosixPath(graph.path).stem}.engine"
     if (package / built).is_file():
         # what was built later stands for what was exported, as with another release of TensorRT
-        return EngineFile(path=built, entry=None, record=_record(package / built, loader, trust=loader.trust))
+        record = _record(package / built, loader, trust=loader.trust)
+        if record is not None:
+            _check_graph(record, package / built, manifest, graph)
+        return EngineFile(path=built, entry=None, record=record)
     for entry in manifest.files:
         if entry.role == "engine" and entry.label == graph.label:
             return EngineFile(path=entry.path, entry=entry, record=_record(package / entry.path, loader, trust=True))
-    command = f"bitswitch-deploy build {shlex.quote(str(package))}"
     raise UnavailableError(
         where=str(package / built),
         got=f"the engine of {graph.label or graph.path} is not built",
         allowed="an engine for each width",
-        do=f"build it on the machine that runs it, or with --device: {command}",
+        do=f"build it on the machine that runs it, or with --device: {_build_command(package)}",
     )
+
+
+def graph_files(manifest: Manifest, graph: FileEntry) -> tuple[FileEntry, ...]:
+    """A graph and the file beside it that has its weights, if there is one: what an engine is built from, by path."""
+    data = f"{graph.path}.data"
+    return tuple(sorted((each for each in manifest.files if each.path in (graph.path, data)), key=lambda e: e.path))
+
+
+def _check_graph(record: EngineRecord, engine: Path, manifest: Manifest, graph: FileEntry) -> None:
+    """Refuse what a package that was exported again, or a build that failed, left of an older graph."""
+    if record.recipe.graph_sha256 != tuple(each.sha256 for each in graph_files(manifest, graph)):
+        raise UnavailableError(
+            where=str(engine),
+            got=f"an engine of another graph than {graph.path}",
+            allowed="an engine of the graph in this package",
+            do=f"build it again: {_build_command(engine.parents[1])}, or with trtexec: sh PACKAGE/build_on_device.sh",
+        )
+
+
+def _build_command(package: Path) -> str:
+    return f"bitswitch-deploy build {shlex.quote(str(package))}"
 
 
 def _record(engine: Path, loader: Loader, *, trust: bool) -> EngineRecord | None:

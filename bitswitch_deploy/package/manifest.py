@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 Role = Literal["graph", "canonical", "reference", "weights", "index", "engine", "record", "bundle", "results", "report"]
 _READER = Reader(error=PackageError, do="export the package again with this release", plain_text=False)
 # Packages that were made before these keys lack them.
-_ADDED = ("preprocessing",)
+_ADDED = ("preprocessing", "strict")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -59,6 +59,7 @@ class Manifest:
     results: path of the validation results, which is one of `files`; None when nothing was validated.
     built_on_device: folder that the bundle fills on the board; its files are not listed and not checked.
     preprocessing: how raw pixels become the input; None where the master does not say.
+    strict: nothing in it is approximated, nor shall an engine of it be.
 
     Raises:
         PackageError: a value is not what the schema says.
@@ -74,6 +75,7 @@ class Manifest:
     built_on_device: str | None = None
     skipped: tuple[SkippedStep, ...] = ()
     preprocessing: Preprocessing | None = None
+    strict: bool = False
     schema: Literal["bitswitch-package/1"] = SCHEMA
 
     def __post_init__(self) -> None:

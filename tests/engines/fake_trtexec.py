@@ -32,7 +32,8 @@ if "fail" in engine:
     print("[E] Error[1]: [stdArchiveReader.cpp] Serialization assertion failed: Version tag does not match")
     print("&&&& FAILED TensorRT.trtexec [TensorRT v{number}]")
     sys.exit(1)
-if "useCudaGraph" in options and "uncaptured" not in engine:
+unasked = {number!r}.startswith("11.") and "noCudaGraph" not in options
+if ("useCudaGraph" in options or unasked) and "uncaptured" not in engine:
     print("[I] Successfully captured CUDA graph for the current execution context")
 runs = max(10, int(options["iterations"]))
 if "exportTimes" in options:

@@ -76,6 +76,7 @@ def _config(record: Record) -> type:
             record.calls.append(("flag", flag.name))
 
         def can_run_on_DLA(self, layer: Any) -> bool:
+            record.calls.append(("asked about", layer.name, tuple(layer.input.shape)))
             return record.network[layer.name]
 
         def create_timing_cache(self, content: bytes) -> bytes | None:
@@ -113,7 +114,7 @@ def _builder(record: Record) -> type:
         def create_network(self, flags: int) -> types.SimpleNamespace:
             record.calls.append(("network", flags))
             value = types.SimpleNamespace(name=record.input, shape=record.shape)
-            layers = [types.SimpleNamespace(name=name) for name in record.network]
+            layers = [types.SimpleNamespace(name=name, input=value) for name in record.network]
             return types.SimpleNamespace(
                 num_inputs=1, get_input=lambda _: value, num_layers=len(layers), get_layer=layers.__getitem__
             )

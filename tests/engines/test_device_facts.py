@@ -64,6 +64,23 @@ def test_a_desktop_gpu(programs: Path, tmp_path: Path) -> None:
     assert device_facts(tmp_path) == DeviceFacts(arch=ARCH, module="NVIDIA GeForce RTX 4090", sm="8.9")
 
 
+@pytest.mark.parametrize(("visible", "asked"), [(None, "0"), ("", "0"), ("1", "1"), ("GPU-ab,0", "GPU-ab")])
+def test_of_several_gpus_it_is_the_one_that_this_process_sees(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    program(programs, "nvidia-smi", f'case " $* " in *" --id={asked} "*) echo "T400, 7.5" ;; esac')
+    assert device_facts(tmp_path).sm == "7.5"
+
+
+def test_of_another_machine_it_is_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    facts = device_facts(tmp_path, ask=lambda words: "A, 8.9" if words[-1] == "--id=0" else "")
+    assert facts.sm == "8.9"
+
+
 @pytest.mark.parametrize("body", ["exit 9", "echo no devices were found", "exec sleep 30", "printf '\\377, x'"])
 def test_a_query_that_answers_nothing_useful(
     programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str

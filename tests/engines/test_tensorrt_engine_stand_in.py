@@ -212,6 +212,16 @@ def test_dla_runs_what_it_can_and_the_rest_is_listed(version: str, record: Recor
     assert ("build", "detailed", "dla", 1) in record.calls
 
 
+def test_dla_gets_the_batch_in_the_network_before_it_is_asked_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs no layer with an open dimension, and a profile closes none in the network."""
+    orin = Record(dla_cores=1, network={"conv": True}, shape=(-1, 3))
+    install(monkeypatch, "10.3.0", orin)
+    build = _build(dla_core=0, profile=(ShapeRange(input="x", minimum=(1, 3), optimum=(1, 3), maximum=(1, 3)),))
+    assert build.gpu_fallback == ()
+    assert ("asked about", "conv", (1, 3)) in orin.calls
+    assert not any(call[0] == "profile" for call in orin.calls)
+
+
 def test_a_dla_core_that_is_not_there_is_refused(orin: Record) -> None:
     with pytest.raises(UnavailableError, match=r"w4: tensorrt 10\.3\.0: DLA core 0, and TensorRT finds 0"):
         _build(dla_core=0, label="w4")

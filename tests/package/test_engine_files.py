@@ -11,7 +11,7 @@ import pytest
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_path
 from bitswitch_deploy.errors import CheckFailedError, UnavailableError
-from bitswitch_deploy.package.engine_files import EngineFile, Loader, engine_file
+from bitswitch_deploy.package.engine_files import EngineFile, Loader, engine_file, graph_files
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 
 HERE = DeviceFacts(arch="aarch64", module="p3767-0005", sm="8.7", l4t="36.4.3", power_mode="15W")
@@ -29,7 +29,7 @@ def manifest(manifest_of: Callable[..., Manifest]) -> Manifest:
 def put(engine: Path, **changes: object) -> EngineRecord:
     """An engine with its record."""
     recipe = Recipe(
-        graph_sha256=("0" * 64,), module="tensorrt", version="10.3.0", flags=(), shapes=(), workspace_mb=None,
+        graph_sha256=(GRAPH.sha256,), module="tensorrt", version="10.3.0", flags=(), shapes=(), workspace_mb=None,
         dla_core=None, device=HERE,
     )  # fmt: skip
     recipe = replace(recipe, **changes)  # type: ignore[arg-type]
@@ -65,6 +65,25 @@ def test_an_engine_of_another_tensorrt_is_refused(manifest: Manifest, tmp_path: 
     put(tmp_path / folder / "net-w4.engine", version="8.6.2")
     with pytest.raises(UnavailableError, match=rf"{folder}/net-w4\.engine: built for another device: tensorrt 8\.6\.2"):
         engine_file(tmp_path, manifest, GRAPH, replace(LOADER, trust=True))
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_an_engine_of_another_graph_is_refused(manifest: Manifest, tmp_path: Path, trust: bool) -> None:
+    """As an export into the same folder leaves it, or a build that failed."""
+    put(tmp_path / "later" / "net-w4.engine", graph_sha256=("f" * 64,))
+    with pytest.raises(UnavailableError, match=r"later/net-w4\.engine: an engine of another graph than (.|\n)*build"):
+        engine_file(tmp_path, manifest, GRAPH, replace(LOADER, trust=trust))
+
+
+def test_the_file_of_its_weights_belongs_to_a_graph(manifest_of: Callable[..., Manifest], tmp_path: Path) -> None:
+    data = FileEntry(path=f"{GRAPH.path}.data", sha256="d" * 64, size_bytes=9, role="weights", label="w4")
+    manifest = manifest_of((data, GRAPH, EXPORTED), built_on_device="later")
+    assert graph_files(manifest, GRAPH) == (GRAPH, data)
+    put(tmp_path / "later" / "net-w4.engine", graph_sha256=(GRAPH.sha256, data.sha256))
+    assert engine_file(tmp_path, manifest, GRAPH, LOADER).entry is None
+    put(tmp_path / "later" / "net-w4.engine")
+    with pytest.raises(UnavailableError, match="another graph"):
+        engine_file(tmp_path, manifest, GRAPH, LOADER)
 
 
 def test_an_engine_that_is_nowhere_is_built_with_this_command(

@@ -15,6 +15,7 @@ from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe, record_
 from bitswitch_deploy.errors import CheckFailedError, DataError, UnavailableError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import Manifest
+from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.runtime import RuntimeOptions, load
 from tests.engines.tensorrt_device import Device, install, plan
@@ -66,12 +67,13 @@ def _board(monkeypatch: pytest.MonkeyPatch) -> None:
 def build_on_device(package: Path, version: str, built_on: DeviceFacts = HERE) -> None:
     """Write engines and records as `build` does."""
     (package / "on_device").mkdir()
+    graphs = {entry.label: entry.sha256 for entry in read_manifest(package).files if entry.role == "graph"}
     for bits in (8, 4, 2):
         path = package / "on_device" / f"net-w{bits}.engine"
         path.write_bytes(engine(bits))
         recipe = Recipe(
-            graph_sha256=("0" * 64,), module="tensorrt", version=version, flags=("INT8",), shapes=(), workspace_mb=None,
-            dla_core=None, device=built_on,
+            graph_sha256=(graphs[f"w{bits}"],), module="tensorrt", version=version, flags=("INT8",), shapes=(),
+            workspace_mb=None, dla_core=None, device=built_on,
         )  # fmt: skip
         sha256, size_bytes = hash_file(path)
         record = EngineRecord(label=f"w{bits}", sha256=sha256, size_bytes=size_bytes, tool="trtexec", recipe=recipe)

@@ -59,6 +59,7 @@ from bitswitch_deploy.graph.lint.rules.structure import (
 )
 from bitswitch_deploy.graph.lint.rules.weights import (
     BlockedConvWeight,
+    BlockedProduct,
     FloatWeight,
     NarrowConvWeight,
     OperandTypes,
@@ -89,6 +90,7 @@ RULES: tuple[type[Rule], ...] = (
     AxesDisagree,
     WeightAxis,
     BlockedConvWeight,
+    BlockedProduct,
     MissingZeroPoint,
     UnsignedCodes,
     NonZeroZeroPoint,

@@ -22,7 +22,7 @@ from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
 from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_name, writable_cache_folder
 from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError, UsageError
-from bitswitch_deploy.graph.external_data import data_name
+from bitswitch_deploy.package.engine_files import graph_files
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.package.verify import read_manifest
@@ -35,6 +35,7 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     graph_inputs,
     recipe_of,
     record_of,
+    without_half,
 )
 from bitswitch_deploy.pipeline.building.engine_step import start_build, why_not_here
 from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, facts_of, keep_facts, kept_facts
@@ -107,6 +108,7 @@ class _Job:
 def _job(request: BuildRequest) -> _Job:
     manifest = read_manifest(request.package)
     target = package_target(manifest, request.target)
+    target = without_half(target) if manifest.strict else target
     module = _checked_module(request, target)
     version, device = release_of(str(load_module(module).__version__)), device_facts()
     if request.options.dla:
@@ -194,7 +196,7 @@ def _check_fp32(job: _Job) -> None:
         if entry.role == "graph":
             _graph_hashes(job, entry)
             model = onnx.load(str(job.request.package / entry.path), load_external_data=False)
-            check_fp32(model, job.module, where=entry.path)
+            check_fp32(model, where=entry.path)
 
 
 def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Callable[[float], None]) -> EngineBuild:
@@ -206,8 +208,7 @@ def _built(job: _Job, graph: Path, settings: BuildSettings, progress: Callable[[
 
 def _graph_hashes(job: _Job, entry: FileEntry) -> tuple[str, ...]:
     """Hashes of a graph and its data file, which must be those of the manifest."""
-    names = (entry.path, data_name(entry.path))
-    files = [each for each in job.manifest.files if each.path in names]
+    files = graph_files(job.manifest, entry)
     for each in files:
         path = job.request.package / each.path
         try:
@@ -218,7 +219,7 @@ def _graph_hashes(job: _Job, entry: FileEntry) -> tuple[str, ...]:
         if found != (each.sha256, each.size_bytes):
             do, allowed = "export the package again", "the file that was exported"
             raise PackageError(where=str(path), got="its hash does not match the manifest", allowed=allowed, do=do)
-    return tuple(each.sha256 for each in sorted(files, key=lambda each: each.path))
+    return tuple(each.sha256 for each in files)
 
 
 def _is_current(engine: Path, recipe: Recipe) -> bool:

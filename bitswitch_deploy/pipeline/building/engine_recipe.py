@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -12,7 +12,7 @@ from bitswitch_deploy.engines.bundle import holds_half
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import EngineRecord, Recipe
 from bitswitch_deploy.engines.shape_range import ShapeRange, batch_profile, shape_texts
-from bitswitch_deploy.engines.tensorrt_config import BuildSettings, flags_of, network_typing
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings, flags_of
 from bitswitch_deploy.engines.tensorrt_engine import EngineBuild
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
 from bitswitch_deploy.errors import UsageError
@@ -53,6 +53,12 @@ def engine_module(target: Target) -> Module:
     return target.engine.name
 
 
+def without_half(target: Target) -> Target:
+    """The target, whose builder keeps float layers of weakly typed networks in float32, as `--strict` wants them."""
+    flags = tuple(flag for flag in target.engine.builder_flags_legacy if flag != _HALF_FLAG)
+    return replace(target, engine=replace(target.engine, builder_flags_legacy=flags))
+
+
 def engine_profile(inputs: Sequence[ValueSpec], options: EngineOptions) -> tuple[ShapeRange, ...]:
     """Shapes that engines are built for.
 
@@ -82,16 +88,18 @@ def build_settings(
     )
 
 
-def check_fp32(model: onnx.ModelProto, module: Module, *, where: str) -> None:
+def check_fp32(model: onnx.ModelProto, *, where: str) -> None:
     """Refuse `--fp32` where the graph itself says float16, which no builder flag can take back.
 
+    A strongly typed network is built as it says, a weakly typed one with such tensors not at all without FP16.
+
     Raises:
-        UsageError: the network is strongly typed and holds float16.
+        UsageError: the graph holds float16.
     """
-    if holds_half(model.graph) and network_typing(load_module(module)) == "strong":
+    if holds_half(model.graph):
         raise UsageError(
             where=where,
-            got="--fp32 with a graph whose float layers are float16, and this TensorRT takes types from the graph",
+            got="--fp32 with a graph whose float layers are float16",
             allowed="a package exported with --strict, whose float layers are float32",
             do="leave out --fp32, or export with --strict",
         )

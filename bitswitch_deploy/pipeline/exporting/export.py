@@ -24,6 +24,7 @@ from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
+from bitswitch_deploy.pipeline.building.engine_recipe import without_half
 from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_engines
 from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, check_sharing
 from bitswitch_deploy.pipeline.graph_files import GraphFile, graph_stem, write_graph, write_reference
@@ -99,7 +100,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         outcomes = [_export_width(job, each) for each in request.widths]
         weights = shared.finish() if shared else ""
         graphs = [*(outcome.graph for outcome in outcomes), *references]
-        engines = make_engines(writer, graphs, target, master.spec.inputs, progress)
+        built_for = without_half(target) if request.strict else target
+        engines = make_engines(writer, graphs, built_for, master.spec.inputs, progress)
         rows = _rows(request, master, outcomes, engines, data.test)
         report = ExportReport(
             target=target.name,
@@ -296,6 +298,7 @@ def _manifest(
         built_on_device=engines.built_on_device,
         skipped=tuple(SkippedStep(step=item.what, reason=item.why) for item in report.not_done),
         preprocessing=master.spec.preprocessing,
+        strict=request.strict,
     )
 
 

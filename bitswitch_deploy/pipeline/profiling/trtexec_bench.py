@@ -20,6 +20,9 @@ from bitswitch_deploy.pipeline.profiling.engine_bench import EngineBench, layer_
 from bitswitch_deploy.profiling.layers import ProfiledRuns
 from bitswitch_deploy.target import Target, version_matches
 
+# TensorRT 11.0 turned the default around
+_CAPTURES_UNASKED = ">=11"
+
 # trtexec starts anew for each turn, which takes seconds.
 TURN_MS = 1000.0
 
@@ -72,7 +75,13 @@ class TrtexecBench(EngineBench):
         loader = Loader(device=board.facts, module="tensorrt", version=version, trust=trust)
         super().__init__(package, manifest, widths, loader)
         self._opened = {
-            label: TrtexecSession(board.trtexec, engine, _inputs(self._models[label]), flags=flags)
+            label: TrtexecSession(
+                board.trtexec,
+                engine,
+                _inputs(self._models[label]),
+                flags=flags,
+                captures=version_matches(_CAPTURES_UNASKED, version) and "--noCudaGraph" not in flags,
+            )
             for label, engine in self._engines.items()
         }
         self.sessions: Mapping[str, TimedSession] = dict(self._opened)

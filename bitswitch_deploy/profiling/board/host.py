@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from bitswitch_deploy.board import visible_gpu
 from bitswitch_deploy.profiling.board.device_lock import alone_on_this_machine
 
 _TIMEOUT_S = 10
@@ -74,11 +74,6 @@ def start_command(words: Sequence[str]) -> Recording | None:
 
 def is_current() -> None:
     """Nothing: the files of this machine are as they are."""
-
-
-def visible_gpu() -> str:
-    """The first GPU that this process sees, as nvidia-smi takes it for --id: a number or a UUID."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

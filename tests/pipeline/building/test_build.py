@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,16 @@ def test_progress_is_told_for_each_engine(board: Record, package: Path) -> None:
     assert told == [each for label in LABELS for each in ((f"{label}: building the engine", 100), ("", 50))]
 
 
+def test_what_was_exported_with_strict_is_built_without_float16(board: Record, package: Path) -> None:
+    manifest = read_manifest(package)
+    (package / "manifest.json").write_text(replace(manifest, strict=True).to_json())
+    built(package)
+    flags = {label: read_record(package / BUILD_FOLDER / f"digits-{label}.engine") for label in LABELS}
+    assert {label: record.recipe.flags for label, record in flags.items() if record is not None} == {
+        label: ("FP16",) if label == "fp16" else ("INT8",) for label in LABELS
+    }
+
+
 def test_records_say_what_was_built(board: Record, package: Path) -> None:
     built(package)
     manifest = {entry.path: entry for entry in read_manifest(package).files}
@@ -272,7 +283,7 @@ def test_dla_is_static_and_lists_what_falls_back(board: Record, package: Path) -
     assert [(row.state, row.gpu_fallback, row.warnings) for row in again.engines] == [
         ("up to date", ("q",), ("slow \x1b[1mlayer",))
     ] * 3
-    assert ("profile", ("input", (1, 1, 8, 8), (1, 1, 8, 8), (1, 1, 8, 8))) in board.calls
+    assert ("asked about", "q", (1, 1, 8, 8)) in board.calls
 
 
 def test_dla_is_refused_where_this_tensorrt_has_none(

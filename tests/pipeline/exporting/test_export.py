@@ -165,6 +165,15 @@ def test_strict_accepts_what_is_exact(tmp_path: Path, target: str) -> None:
     assert not any("residual" in change for row in report.widths for change in row.changes)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_strict_engines_are_built_without_float16(tmp_path: Path, strict: bool) -> None:
+    """But for the reference, which is float16. TensorRT before 10.12 chooses types itself where the flag lets it."""
+    package = export_to(tmp_path / "p", "jetson", strict=strict).package
+    script = (package / "build_on_device.sh").read_text()
+    assert ("legacy_flags=INT8\n" in script) is strict
+    assert read_manifest(package).strict is strict
+
+
 def test_a_mixed_assignment_is_exported_under_its_own_name(tmp_path: Path) -> None:
     layers = [layer.name for layer in read_master(bundled_master()).spec.layers if not layer.pinned]
     mixed = WidthAssignment(default=8, overrides=((layers[1], 4), (layers[2], 2)))

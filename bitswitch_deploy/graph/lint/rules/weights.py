@@ -159,6 +159,28 @@ class BlockedConvWeight(Rule):
                 yield Breach(node=layer.node, got=got, allowed="scales for each output channel", do=do)
 
 
+class BlockedProduct(Rule):
+    """A product of an activation in codes and a weight with scales in blocks.
+
+    The sums of an integer product run over all blocks, so that no scale of a block fits them. TensorRT for RTX 1.7.1
+    builds one integer product of it all the same and multiplies the sum; its numbers were not seen, which takes a GPU.
+    """
+
+    id = "blocked-product"
+    severity = "error"
+    engines = ("tensorrt",)
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for layer in graph.layers:
+            activation, weight = layer.activation, layer.weight
+            is_product = layer.node.operator in ("MatMul", "Gemm")
+            if is_product and activation is not None and weight is not None and weight.block_size:
+                got = f"{activation.code_type} activation, weight scales in blocks of {weight.block_size}"
+                allowed = "a float activation, or one scale for each output channel"
+                do = "take Q and DQ away from the activation, or quantize the weight again by output channels"
+                yield Breach(node=layer.node, got=got, allowed=allowed, do=do)
+
+
 class RoundedMatMul(Rule):
     """A float activation and a quantized weight of MatMul or Gemm: onnxruntime makes MatMulNBits, accuracy_level 4.
 

@@ -153,6 +153,15 @@ def test_blocks_in_a_convolution() -> None:
     assert not nodes(int8(CONV), "blocked-conv-weight")
 
 
+def test_blocks_in_a_product_of_codes() -> None:
+    constants = "float[1, 4] sb4 = {1, 1, 1, 1}, int8[1, 4] zb4 = {0, 0, 0, 0}"
+    blocks = "wd = DequantizeLinear <axis = 0, block_size = 4> (w, sb4, zb4)"
+    graph = int8(IN + blocks + "[product] c = MatMul (d, wd)" + OUT, constants=constants, **MATRIX)
+    assert found(graph, "blocked-product") == [("product", "int8 activation, weight scales in blocks of 4")]
+    for other in (blocks + "c = MatMul (x, wd)" + OUT, IN + weight(1) + "c = MatMul (d, wd)" + OUT):
+        assert not nodes(int8(other, constants=constants, **MATRIX), "blocked-product")
+
+
 def test_a_matmul_whose_activation_is_rounded() -> None:
     graph = int8(weight(1) + "[product] y = MatMul (x, wd)", **MATRIX)
     assert found(graph, "rounded-activation") == [
