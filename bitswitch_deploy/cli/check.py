@@ -33,10 +33,16 @@ _CACHE = ".bitswitch-cache"
 @click.argument("config", type=PATH, default=Path(DEFAULT_NAME))
 @click.option("--update-baseline", is_flag=True, help="Record what comes out as the baseline, and judge nothing.")
 @click.option(
-    "--max-drop", type=FiniteRange(), metavar="POINTS", help="What a case may lose.  [default: the configuration's]"
+    "--max-drop",
+    type=FiniteRange(min=0),
+    metavar="POINTS",
+    help="What a case may lose.  [default: the configuration's]",
 )
 @click.option(
-    "--effect", type=FiniteRange(), metavar="POINTS", help="What must not be missed beyond that.  [default: likewise]"
+    "--effect",
+    type=FiniteRange(min=0, min_open=True),
+    metavar="POINTS",
+    help="What must not be missed beyond that.  [default: likewise]",
 )
 @click.option("--require-proof", is_flag=True, help="Exit with 1 as well where there are too few samples to tell.")
 @click.option("--junit", type=OUTPUT_FILE, metavar="FILE", help="Write the cases as JUnit XML as well.")

@@ -32,7 +32,7 @@ class _Path(click.Path):
         return super().convert(value, param, ctx)
 
 
-class _OutputFile(_Path):
+class OutputFile(_Path):
     """A file to write when the work is done, which is too late to learn that it cannot be written."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -46,5 +46,6 @@ class _OutputFile(_Path):
         return path
 
 
-PATH = _Path(path_type=Path)
-OUTPUT_FILE = _OutputFile(path_type=Path)
+# whoever opens a file says better than click what is wrong with it
+PATH = _Path(path_type=Path, readable=False)
+OUTPUT_FILE = OutputFile(path_type=Path, readable=False)

@@ -18,6 +18,7 @@ from rich.progress import Progress as RichProgress
 
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.cli.option_types import OUTPUT_FILE, PATH, FiniteRange
+from bitswitch_deploy.cli.output_files import check_output_files
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.pipeline.inputs import parse_bits, read_mixed
@@ -105,6 +106,7 @@ def outlet_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @json_option
     @wraps(function)
     def with_outlet(*, report: Path | None, as_json: bool, **options: Any) -> Any:
+        check_output_files(click.get_current_context())
         return function(outlet=Outlet(report=report, as_json=as_json), **options)
 
     return with_outlet
@@ -143,9 +145,16 @@ def chosen_device(address: str, ssh_config: Path | None) -> Device | None:
     """The machine of `--device`, None for this one; what happens there goes to stderr.
 
     Raises:
-        UsageError: it is no such address.
+        UsageError: it is no such address, or `ssh_config` is given for this machine.
     """
     parsed = parse_address(address)
+    if parsed is None and ssh_config is not None:
+        raise UsageError(
+            where="--ssh-config",
+            got=f"{ssh_config}, and no other machine",
+            allowed="beside --device ssh://HOST",
+            do="leave it out, or name the machine with --device",
+        )
     return Device(address=parsed, ssh_config=ssh_config, say=partial(click.echo, err=True)) if parsed else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from bitswitch_deploy.pipeline.profiling.remote import profile_there
 from bitswitch_deploy.pipeline.profiling.request import ENGINES, ProfileRequest
 from bitswitch_deploy.profiling.budget import parse_latency_budget
 from bitswitch_deploy.profiling.result import SCHEMA
+from bitswitch_deploy.profiling.statistics import MIN_TURNS
 from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.profile_page import print_profile
@@ -44,7 +44,9 @@ _A_DAY_S = 86_400
 @click.option("--widths", metavar="LIST", help="Widths to time, such as 8,4 or mixed.  [default: all]")
 @click.option("--batch", default="1", show_default=True, metavar="LIST", help="Batch sizes, such as 1,8.")
 @click.option("--threads", type=click.IntRange(1, 4096), help="Threads inside one operator.  [default: every core]")
-@click.option("--turns", type=click.IntRange(min=1), help="Turns for each candidate: 50 ms or a run, 1 s with trtexec.")
+@click.option(
+    "--turns", type=click.IntRange(min=MIN_TURNS), help="Turns for each candidate: 50 ms or a run, 1 s with trtexec."
+)
 @click.option(
     "--duration",
     "duration_s",
@@ -87,8 +89,6 @@ def command(
         budget_ms=parse_latency_budget(budget) if budget is not None else None,
         **options,
     )
-    outputs = {"--trace": request.trace, "--latency-table": request.latency_table, "-o": output}
-    _check_outputs({**outputs, "--report": outlet.report})
     with progress_bar() as progress:
         result = profile(request, progress) if device is None else profile_there(request, device, progress)
     if output is not None:
@@ -99,20 +99,6 @@ def command(
         text=lambda: print_profile(result, sys.stdout),
     )
     return int(not result.is_within_budget)
-
-
-def _check_outputs(outputs: Mapping[str, Path | None]) -> None:
-    """Refuse two options that name one file: the last one written would be all that is left."""
-    options: dict[Path, str] = {}
-    for option, path in outputs.items():
-        other = options.setdefault(path.resolve(), option) if path is not None else option
-        if other != option:
-            raise UsageError(
-                where=option,
-                got=f"{path}, which is the file of {other}",
-                allowed="a file of its own for each",
-                do="name another file",
-            )
 
 
 def _widths(text: str | None) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
 from bitswitch_deploy.engines.timed_calls import time_calls
-from bitswitch_deploy.errors import GraphError, UsageError
+from bitswitch_deploy.errors import GraphError, InputFileError, UsageError
 
 Optimisation = Literal["all", "off"]
 
@@ -200,8 +200,24 @@ def _add_entry(options: Any, key: str, value: str) -> None:
         ) from exc
 
 
+def _is_utf8(path: str) -> bool:
+    """False for names of files that are bytes of another encoding."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _create(model: bytes | Path, options: Any) -> Any:
     source = model if isinstance(model, bytes) else str(model)
+    if isinstance(source, str) and not _is_utf8(source):
+        raise InputFileError(
+            where=source.encode("utf-8", "backslashreplace").decode(),
+            got="a path that is not UTF-8",
+            allowed="a path that onnxruntime can be told",
+            do="rename the file or its folders",
+        )
     try:
         return ort.InferenceSession(source, sess_options=options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as exc:

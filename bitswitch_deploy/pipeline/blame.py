@@ -27,7 +27,7 @@ from bitswitch_deploy.pipeline.inputs import load_export_data, load_test_samples
 from bitswitch_deploy.pipeline.look_at_layers import batch_size
 from bitswitch_deploy.pipeline.lower_width import lower_width
 from bitswitch_deploy.pipeline.package_master import package_master
-from bitswitch_deploy.pipeline.package_target import package_target
+from bitswitch_deploy.pipeline.package_target import own_target
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
@@ -64,7 +64,7 @@ def blame_package(
     """
     manifest = read_manifest(package)
     loaded = package_master(manifest, master)
-    profile = package_target(manifest, target)
+    profile = own_target(manifest, target)
     graphs = [entry for entry in manifest.files if entry.role == "graph"]
     # w8 before w2
     paths = [package / entry.path for entry in sorted(graphs, key=lambda entry: entry.label or "", reverse=True)]

@@ -55,6 +55,24 @@ def package_target(manifest: Manifest, target: str | None) -> Target:
     return found
 
 
+def own_target(manifest: Manifest, target: str | None) -> Target:
+    """The same, where what is judged or timed for another target would be taken for the package's.
+
+    Raises:
+        BitswitchError: as `package_target`.
+        UsageError: `target` is another one than the package was exported for.
+    """
+    found = package_target(manifest, target)
+    if found.name != manifest.target:
+        raise UsageError(
+            where="--target",
+            got=f"{found.name}, and the package is for {manifest.target}",
+            allowed=f"{manifest.target}, the target that the package was exported for",
+            do="leave it out, or export for the other target",
+        )
+    return found
+
+
 def _at_hand(manifest: Manifest) -> Iterator[Target]:
     """Profiles that may be it, with the stack of the package."""
     name, stack = manifest.target, dict(manifest.stack).get("name")

@@ -16,7 +16,7 @@ from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
 from bitswitch_deploy.pipeline.inputs import load_test_samples
 from bitswitch_deploy.pipeline.package_master import package_master
-from bitswitch_deploy.pipeline.package_target import package_target
+from bitswitch_deploy.pipeline.package_target import own_target
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
 from bitswitch_deploy.target import Target
@@ -54,7 +54,7 @@ def revalidate(
     test = load_test_samples(loaded, data)
     if test is None:
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
-    profile = package_target(manifest, target)
+    profile = own_target(manifest, target)
     graphs = [(entry, _assignment(package, entry, manifest)) for entry in manifest.files if entry.role == "graph"]
     if not graphs:
         raise _refusal(package / MANIFEST, "names no graphs", "at least one graph")

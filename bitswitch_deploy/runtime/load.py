@@ -84,6 +84,7 @@ def load(
         UnavailableError: the provider is not on this machine, or memory ran out.
     """
     options = options or RuntimeOptions()
+    _check_arguments(options, policy)
     folder = Path(os.path.abspath(package))  # an application may change its folder later
     manifest = read_manifest(folder)
     widths = _widths(manifest, folder)
@@ -94,6 +95,19 @@ def load(
     for label in warm:
         _run_once(sessions.get(label))
     return Switcher(widths, sessions, width=first, policy=policy, preprocessing=manifest.preprocessing)
+
+
+def _check_arguments(options: object, policy: object) -> None:
+    if not isinstance(options, RuntimeOptions):
+        allowed, do = "RuntimeOptions or None", "write options=RuntimeOptions(threads=2)"
+        raise UsageError(where="load: options", got=repr(options), allowed=allowed, do=do)
+    methods = [getattr(policy, name, None) for name in ("choose", "observe")]
+    if policy is not None and (isinstance(policy, type) or not all(map(callable, methods))):
+        allowed, do = (
+            "an object with the methods choose and observe, or None",
+            "write policy=LatencyBudget(budget_ms=5)",
+        )
+        raise UsageError(where="load: policy", got=repr(policy), allowed=allowed, do=do)
 
 
 def _widths(manifest: Manifest, folder: Path) -> tuple[str, ...]:

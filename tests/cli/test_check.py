@@ -142,7 +142,8 @@ def test_a_file_that_is_no_baseline_is_refused_before_the_work(run: Run, reposit
 def test_no_page_is_written_over_what_a_check_reads(run: Run, repository: Path, option: str, name: str) -> None:
     before = (repository / name).read_bytes()
     outcome = run("check", option, name)
-    assert (outcome.code, "would be overwritten" in outcome.err) == (2, True)
+    assert outcome.code == 2
+    assert "would be overwritten" in outcome.err or "which is the file of CONFIG" in outcome.err
     assert (repository / name).read_bytes() == before
 
 
@@ -331,7 +332,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str]] = {
     "unfit metric": (_replace("data: data", "metric: miou\ndata: data"), ("--update-baseline",), 3, "metric miou"),
     "class lost": (_recall_of_a_network_without_threes, ("--update-baseline",), 1, "class 3 is never predicted"),
     "never right": (_labels_of_another_set, ("--update-baseline",), 1, "no sample is right"),
-    "bad limit": (lambda _: None, ("--max-drop", "-1"), 2, "max_drop must be 0 or more"),
+    "bad limit": (lambda _: None, ("--max-drop", "-1"), 2, "-1.0 is not in the range x>=0"),
     "no limit": (lambda _: None, ("--max-drop", "nan"), 2, "not a finite number"),
     "no effect": (lambda _: None, ("--effect", "inf"), 2, "not a finite number"),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -13,10 +15,10 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
-from bitswitch_deploy.errors import CheckFailedError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, InputFileError, PackageError, UnavailableError, UsageError
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import FileEntry
-from bitswitch_deploy.runtime import RuntimeOptions, load
+from bitswitch_deploy.runtime import LatencyBudget, RuntimeOptions, load
 from bitswitch_deploy.runtime.checked_file import CheckedFile
 from tests.runtime.conftest import LABELS, Packages
 
@@ -178,6 +180,32 @@ def test_more_warm_widths_than_sessions_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message + "\n  allowed: room for the first width and every warm one"):
         load(package, width=width, options=RuntimeOptions(warm=warm))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": LatencyBudget}, "load: policy: <class .*LatencyBudget(.|\n)*an object with the methods choose and"),
+        ({"policy": 5}, "load: policy: 5"),
+        ({"options": {"threads": 2}}, "load: options: {'threads': 2}\n  allowed: RuntimeOptions or None"),
+    ],
+)
+def test_what_is_no_policy_and_no_options_is_refused_at_once(
+    package: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(package, **arguments)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_path_that_is_not_utf8_is_refused(packages: Packages, tmp_path: Path) -> None:
+    """onnxruntime takes names as text. Graphs on shared weights are handed over as bytes."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    shutil.copytree(packages.own, folder / "own")
+    with pytest.raises(InputFileError, match="a path that is not UTF-8"):
+        load(folder / "own")
+    shutil.copytree(packages.shared, folder / "shared")
+    load(folder / "shared").close()
 
 
 def test_a_width_that_is_warm_twice_or_the_first_counts_once(package: Path) -> None:

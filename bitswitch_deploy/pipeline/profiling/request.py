@@ -10,7 +10,7 @@ from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.package_master import find_master
-from bitswitch_deploy.pipeline.package_target import package_target
+from bitswitch_deploy.pipeline.package_target import own_target
 from bitswitch_deploy.pipeline.profiling.bench import Width, package_widths
 from bitswitch_deploy.pipeline.profiling.table import check_table_request
 from bitswitch_deploy.profiling.statistics import MIN_TURNS
@@ -65,7 +65,7 @@ def check_request(request: ProfileRequest, manifest: Manifest) -> Subject:
         InputFileError: the master, the target or a graph cannot be read.
     """
     _check_turns(request.turns, request.duration_s)
-    target = _own_target(manifest, request.target)
+    target = own_target(manifest, request.target)
     engine = _engine(request.engine, target)
     widths = package_widths(request.package, manifest, request.widths)
     master = find_master(manifest, request.master)
@@ -79,19 +79,6 @@ def check_request(request: ProfileRequest, manifest: Manifest) -> Subject:
             do="measure them one after the other",
         )
     return Subject(target=target, engine=engine, widths=widths, master=master)
-
-
-def _own_target(manifest: Manifest, name: str | None) -> Target:
-    """Times in the engine of another target would be taken for times of the package's."""
-    target = package_target(manifest, name)
-    if target.name != manifest.target:
-        raise UsageError(
-            where="--target",
-            got=f"{target.name}, and the package is for {manifest.target}",
-            allowed=f"{manifest.target}, the target that the package was exported for",
-            do="leave it out; to time the graphs in another engine name that with --engine",
-        )
-    return target
 
 
 def _engine(name: str | None, target: Target) -> EngineName:

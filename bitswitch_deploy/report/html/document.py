@@ -7,7 +7,7 @@ has one macro for each `kind`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Protocol
@@ -48,13 +48,21 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Sorts by every column that says so; the first cell of a row is its head. label: for who hears the page."""
+    """Sorts by every column that says so; the first cell of a row is its head. label: for who hears the page.
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are columns.
+    """
 
     kind: ClassVar[str] = "table"
     label: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"{self.label}: a row that has not {len(self.columns)} cells")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +178,11 @@ def words(text: str) -> tuple[Column, ...]:
 def numbers(text: str) -> tuple[Column, ...]:
     """Columns of numbers, likewise."""
     return tuple(Column(name=name, is_number=True) for name in text.split(", "))
+
+
+def number_columns(names: Iterable[str]) -> tuple[Column, ...]:
+    """Columns of numbers by names that may hold anything."""
+    return tuple(Column(name=name, is_number=True) for name in names)
 
 
 def row(*cells: str | Cell) -> tuple[Cell, ...]:

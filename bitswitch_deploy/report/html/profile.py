@@ -20,6 +20,7 @@ from bitswitch_deploy.report.html.document import (
     facts,
     listed,
     number,
+    number_columns,
     numbers,
     render_page,
     row,
@@ -169,7 +170,7 @@ def _layers(result: ProfileResult, by_batch: _ByBatch) -> tuple[Block, ...]:
         # nodes of the reference have other names
         own_names = [each for each in candidates if each.layers and each.label != result.reference_label]
         times, timed = layer_times(own_names), [each.label for each in own_names]
-        columns = (*words("layer"), *numbers(", ".join(timed))) if timed else ()
+        columns = (*words("layer"), *number_columns(timed)) if timed else ()
         rows = tuple(row(name, *(number(own.get(label), ".4f") for label in timed)) for name, own in times.items())
         if rows:
             blocks += [Heading(text=f"Batch {batch}")] if len(by_batch) > 1 else []

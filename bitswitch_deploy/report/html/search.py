@@ -17,6 +17,7 @@ from bitswitch_deploy.report.html.document import (
     facts,
     listed,
     number,
+    number_columns,
     numbers,
     render_page,
     row,
@@ -102,8 +103,10 @@ def _test(report: SearchReport, tested: Sequence[_Tested], metric: str) -> tuple
     against = [f"against {each}" for each in (report.reference, report.best_uniform or "uniform")]
     columns = (
         *words("assignment"),
-        *numbers(", ".join(resources)),
-        *numbers(f"{metric}, from, to, {', '.join(against)}, p, search loss"),
+        *number_columns(resources),
+        *numbers(f"{metric}, from, to"),
+        *number_columns(against),
+        *numbers("p, search loss"),
         *words("front"),
     )
     table = Table(
@@ -151,5 +154,5 @@ def _widths(report: SearchReport) -> Table:
     mixed = [(name, dict(each.widths)) for name, each, _ in _tested(report) if each not in report.uniform]
     shown = mixed or [("chosen", dict(report.chosen.widths))]
     rows = tuple(row(layer, *(str(bits[layer]) for _, bits in shown)) for layer, _ in report.chosen.widths)
-    columns = (*words("layer"), *numbers(", ".join(name for name, _ in shown)))
+    columns = (*words("layer"), *number_columns(name for name, _ in shown))
     return Table(label="Widths of layers", caption="bits", columns=columns, rows=rows)
