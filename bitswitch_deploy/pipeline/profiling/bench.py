@@ -72,12 +72,15 @@ class Bench(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Width:
-    """A graph of the package. assignment: the widths of its layers. has_int4: whether it holds weights as INT4."""
+    """A graph of the package. assignment: the widths of its layers.
+
+    is_weight_only: whether it multiplies floats by weights in INT4, for which there are kernels of their own.
+    """
 
     label: str
     entry: FileEntry
     assignment: WidthAssignment
-    has_int4: bool = False
+    is_weight_only: bool = False
 
     @property
     def bits(self) -> int | None:
@@ -107,6 +110,20 @@ def package_widths(package: Path, manifest: Manifest, wanted: Sequence[str] | No
             path = package / entry.path
             model = onnx.load(str(path), load_external_data=False)
             assignment = read_stamp(model, where=str(path)).assignment
-            has_int4 = any(each.data_type == onnx.TensorProto.INT4 for each in model.graph.initializer)
-            widths.append(Width(label=label, entry=entry, assignment=assignment, has_int4=has_int4))
+            is_weight_only = multiplies_floats_by_int4(model.graph)
+            widths.append(Width(label=label, entry=entry, assignment=assignment, is_weight_only=is_weight_only))
     return tuple(sorted(widths, key=lambda width: (width.bits is None, -(width.bits or 0), width.label)))
+
+
+def multiplies_floats_by_int4(graph: onnx.GraphProto) -> bool:
+    """Whether a product has a weight in INT4 and an activation in float.
+
+    Beside an activation in codes TensorRT for RTX makes int8 of the weight in every run, and multiplies as at 8 bits.
+    """
+    narrow = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.INT4}
+    dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    return any(
+        dequantized.get(node.input[1]) in narrow and node.input[0] not in dequantized
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm")
+    )

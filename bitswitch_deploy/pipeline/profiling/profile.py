@@ -192,7 +192,7 @@ def _notes(subject: Subject, schedule: Schedule, candidates: Sequence[CandidateR
 def _has_kernels_of_its_own(narrow: Sequence[Width], candidates: Sequence[CandidateResult]) -> bool:
     """Whether some of these widths may be computed by kernels for narrow codes: weight-only products are."""
     operators = {each.label: dict(each.operators) for each in candidates}
-    return any(width.has_int4 or "MatMulNBits" in operators[width.label] for width in narrow)
+    return any(width.is_weight_only or "MatMulNBits" in operators[width.label] for width in narrow)
 
 
 def _open(
