@@ -101,18 +101,18 @@ class Manifest:
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """The manifest in `text`.
+    def from_json(cls, text: str, *, where: str = MANIFEST) -> Manifest:
+        """The manifest in `text`; where: its file, for messages.
 
         Raises:
             PackageError: it is not JSON, or not what the schema says.
         """
-        document = _READER.load_json(text, where=MANIFEST)
+        document = _READER.load_json(text, where=where)
         missing = [field.name for field in fields(cls) if field.name not in (*document, *_ADDED)]
         if missing:
             # a manifest is written whole: an absent key is damage, also where the field has a default
-            raise _READER.refusal(MANIFEST, f"no key {', '.join(missing)}", "every key of the schema", is_text=True)
-        return _READER.decode(cls, document, where=MANIFEST)
+            raise _READER.refusal(where, f"no key {', '.join(missing)}", "every key of the schema", is_text=True)
+        return _READER.decode(cls, document, where=where)
 
 
 def is_inside(path: str) -> bool:

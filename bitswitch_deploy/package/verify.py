@@ -57,7 +57,7 @@ def read_manifest(package: Path) -> Manifest:
         raise _refusal(path, f"not readable: {exc}") from exc
     if len(data) > _MAX_MANIFEST_BYTES:
         raise _refusal(path, f"larger than {_MAX_MANIFEST_BYTES >> 20} MB")
-    return Manifest.from_json(text)
+    return Manifest.from_json(text, where=str(path))
 
 
 def verify_package(package: Path) -> VerifyResult:
