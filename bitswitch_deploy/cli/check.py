@@ -65,7 +65,7 @@ def command(
     when there are too few samples to tell, unless --require-proof.
     """
     checked = read_config(config)
-    _keep(config, config.parent / checked.baseline, outputs={"--junit": junit, "--report": outlet.report})
+    _keep(config.parent / checked.baseline, outputs={"--junit": junit, "--report": outlet.report})
     request = CheckRequest(
         config=_with_limits(checked, max_drop, effect),
         folder=config.parent,
@@ -101,13 +101,13 @@ def _write_step_summary(result: CheckResult) -> None:
         click.echo(f"warning: GITHUB_STEP_SUMMARY: {summary}: cannot be appended to: {exc.strerror}", err=True)
 
 
-def _keep(*inputs: Path, outputs: Mapping[str, Path | None]) -> None:
-    """Refuse to write a page over what a check reads."""
+def _keep(baseline: Path, *, outputs: Mapping[str, Path | None]) -> None:
+    """Refuse to write a page over the baseline, which no option names."""
     for option, path in outputs.items():
-        if path is not None and path.resolve() in {each.resolve() for each in inputs}:
+        if path is not None and os.path.realpath(path) == os.path.realpath(baseline):
             raise UsageError(
                 where=f"{option} {path}",
-                got="the configuration or the baseline, which would be overwritten",
+                got="the baseline, which would be overwritten",
                 allowed="a file of its own",
                 do="choose another name",
             )

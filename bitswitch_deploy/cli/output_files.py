@@ -1,46 +1,63 @@
-"""Files that a command writes when its work is done: never over what it reads, nor over what no command has written."""
+"""Files that a command writes when its work is done: never over what it reads, nor over masters, packages and data."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from bitswitch_deploy.cli.option_types import PATH, OutputFile
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import BitswitchError, UsageError
 from bitswitch_deploy.package.manifest import MANIFEST
+from bitswitch_deploy.package.verify import read_manifest
 
 # HTML and XML, JSON
 _RESULTS_BEGIN_WITH = (b"<", b"{", b"[")
+_INDEX_OF_A_MASTER = ".safetensors.index.json"
 
 
 def check_output_files(context: click.Context) -> None:
-    """Refuse two options that write one file, and a file that is an input, part of a package, or no result.
-
-    A result of before is replaced.
+    """Refuse two options that write one file, and a file that is an input, of a package, or neither HTML, XML nor JSON.
 
     Raises:
         UsageError: naming the option and what it would destroy.
     """
-    given = list(_paths(context))
-    inputs = {path.resolve(): option for option, path, is_output in given if not is_output}
+    given = [(option, path, _real(path), is_output) for option, path, is_output in _paths(context)]
+    inputs = {place: option for option, _, place, is_output in given if not is_output}
     written: dict[Path, str] = {}
-    for option, path, is_output in given:
+    for option, path, place, is_output in given:
         if not is_output:
             continue
-        place = path.resolve()
         other = written.setdefault(place, option)
         if other != option:
             raise _refusal(option, f"{path}, which is the file of {other}", "a file of its own for each")
         if place in inputs:
             raise _refusal(option, f"{path}, which is the file of {inputs[place]}", "a file that is not read")
-        package = next((each for each in inputs if place.is_relative_to(each) and (each / MANIFEST).is_file()), None)
-        if package is not None and place.exists():
-            raise _refusal(option, f"{path}, a file of the package", "a new file, or one outside of the package")
+        if _is_of_a_package(place):
+            raise _refusal(option, f"{path}, a file of a package", "a file that no manifest lists")
         if path.is_file() and not _is_result(path):
             allowed = "a new file, or one that holds a result: HTML, XML or JSON"
             raise _refusal(option, f"{path}, which is there and holds something else", allowed)
+
+
+def _real(path: Path) -> Path:
+    # unlike Path.resolve it takes a loop of links for a name
+    return Path(os.path.realpath(path))
+
+
+def _is_of_a_package(place: Path) -> bool:
+    """Whether it is a manifest, or a manifest above it lists it."""
+    for folder in place.parents if place.exists() else ():
+        if (folder / MANIFEST).is_file():
+            try:
+                manifest = read_manifest(folder)
+            except BitswitchError:
+                continue
+            if place.relative_to(folder).as_posix() in (MANIFEST, *(entry.path for entry in manifest.files)):
+                return True
+    return False
 
 
 def _paths(context: click.Context) -> Iterator[tuple[str, Path, bool]]:
@@ -58,6 +75,11 @@ def _paths(context: click.Context) -> Iterator[tuple[str, Path, bool]]:
 
 
 def _is_result(path: Path) -> bool:
+    if path.is_relative_to("/dev"):
+        # where the shell sends it
+        return True
+    if path.name.endswith(_INDEX_OF_A_MASTER):
+        return False
     try:
         with path.open("rb") as file:
             begin = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()

@@ -73,7 +73,8 @@ def device_facts(root: Path = Path("/"), *, ask: Ask | None = None) -> DeviceFac
 
 
 def _desktop_gpu(ask: Ask, gpu: str) -> tuple[str | None, str | None]:
-    lines = ask((*_GPU_QUERY, f"--id={gpu}")).splitlines()
+    # nvidia-smi knows fewer names of a GPU than CUDA does
+    lines = (ask((*_GPU_QUERY, f"--id={gpu}")) or ask((*_GPU_QUERY, "--id=0"))).splitlines()
     name, comma, sm = lines[0].rpartition(",") if lines else ("", "", "")
     if not comma or not re.fullmatch(r"\d+\.\d+", sm.strip()):
         return None, None

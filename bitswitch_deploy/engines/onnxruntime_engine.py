@@ -71,6 +71,7 @@ class OnnxRuntimeSession:
 
     Raises:
         GraphError: onnxruntime refuses the graph.
+        InputFileError: the path of the graph is not UTF-8.
         UsageError: `threads` is below 1 or `optimisation` is unknown.
     """
 

@@ -111,6 +111,7 @@ class _Sharing:
         for node in self._model.graph.node:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
+        self._dequantized = {node.output[0] for node in self._model.graph.node if node.op_type == "DequantizeLinear"}
         self._derivation = onnx.GraphProto()
         self._moved: set[str] = set()
         self._called: set[Derivation] = set()
@@ -206,11 +207,8 @@ class _Sharing:
     def _is_taken(self, name: str) -> bool:
         """Whether only layers read it whose bias is in codes as well, as that of those that run in integers."""
         readers = self._readers.get(name, [])
-        dequantized = {
-            output for node in self._model.graph.node if node.op_type == "DequantizeLinear" for output in node.output
-        }
         return bool(readers) and all(
-            node.op_type in _TAKE_CODES and len(node.input) == 3 and dequantized.issuperset(node.input)
+            node.op_type in _TAKE_CODES and len(node.input) == 3 and self._dequantized.issuperset(node.input)
             for node in readers
         )
 

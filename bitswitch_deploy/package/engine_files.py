@@ -69,7 +69,7 @@ def graph_files(manifest: Manifest, graph: FileEntry) -> tuple[FileEntry, ...]:
 
 
 def _check_graph(record: EngineRecord, engine: Path, manifest: Manifest, graph: FileEntry) -> None:
-    """Refuse what a package that was exported again, or a build that failed, left of an older graph."""
+    """Refuse what is left of an older graph where a newer package was copied over it, or where a build failed."""
     if record.recipe.graph_sha256 != tuple(each.sha256 for each in graph_files(manifest, graph)):
         raise UnavailableError(
             where=str(engine),

@@ -97,6 +97,9 @@ class Manifest:
     def to_json(self) -> str:
         """The text of `manifest.json`; keys and files in sorted order."""
         values = asdict(self) | {name: dict(getattr(self, name)) for name in ("stack", "tools")}
+        if not self.strict:
+            # releases before it came refuse the key
+            del values["strict"]
         values["files"] = [asdict(entry) for entry in sorted(self.files, key=lambda entry: entry.path)]
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 

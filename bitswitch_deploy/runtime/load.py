@@ -81,9 +81,10 @@ def load(
         CheckFailedError: a file is not as it was exported.
         UsageError: there is no such width or provider, or no room for all that is to be open.
         GraphError: onnxruntime refuses a graph.
+        InputFileError: the folder's name is not UTF-8, and onnxruntime is to read a graph in it.
         UnavailableError: the provider is not on this machine, or memory ran out.
     """
-    options = options or RuntimeOptions()
+    options = RuntimeOptions() if options is None else options
     _check_arguments(options, policy)
     folder = Path(os.path.abspath(package))  # an application may change its folder later
     manifest = read_manifest(folder)

@@ -23,6 +23,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a package, a master, data, a result and a page."""
     shutil.copytree(exported, tmp_path / "p")
+    shutil.copytree(exported, tmp_path / "q")
+    (tmp_path / "m.safetensors.index.json").write_text("{}")
     shutil.copy(bundled_master(), tmp_path / "m.safetensors")
     np.savez(tmp_path / "d.npz", x=np.zeros((8, 1, 8, 8), np.float32), y=np.arange(8) % 2)
     (tmp_path / "result.json").write_text("{}")
@@ -41,8 +43,17 @@ REFUSED = {
     ),
     "its data": ((*BLAME, "--data", "d.npz", "--report", "d.npz"), "--report: d.npz, which is the file of --data"),
     "other data": (("profile", "p", "-o", "d.npz"), "--output: d.npz, which is there and holds something else"),
-    "a graph": (("profile", "p", "-o", "p/digits-w8.onnx"), "--output: p/digits-w8.onnx, a file of the package"),
-    "the manifest": ((*BLAME, "--report", "p/manifest.json"), "--report: p/manifest.json, a file of the package"),
+    "a graph": (("profile", "p", "-o", "p/digits-w8.onnx"), "--output: p/digits-w8.onnx, a file of a package"),
+    "the manifest": ((*BLAME, "--report", "p/manifest.json"), "--report: p/manifest.json, a file of a package"),
+    "a graph of another package": (
+        (*BLAME, "--report", "q/digits-w8.onnx"),
+        "--report: q/digits-w8.onnx, a file of a package",
+    ),
+    "another manifest": (("profile", "p", "-o", "q/manifest.json"), "--output: q/manifest.json, a file of a package"),
+    "a master of several files": (
+        (*BLAME, "--report", "m.safetensors.index.json"),
+        "--report: m.safetensors.index.json, which is there and holds something else",
+    ),
     "a table": (
         (*SEARCH, "-o", "result.json", "--latency-table", "result.json"),
         "--output: result.json, which is the file of --latency-table",
@@ -67,8 +78,20 @@ def test_nothing_is_overwritten(run: Run, folder: Path, case: str) -> None:
 @pytest.mark.parametrize("page", ["page.html", "new.html", "result.json", "empty", "p/new.html"])
 def test_results_of_before_are_replaced(run: Run, folder: Path, page: str) -> None:
     (folder / "empty").touch()
-    assert run(*BLAME, "--report", page).code == 0
+    for _ in range(2):
+        assert run(*BLAME, "--report", page).code == 0
     assert (folder / page).read_text().lower().startswith("<!doctype html>")
+
+
+def test_a_loop_of_links_is_refused_as_what_it_is(run: Run, folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    outcome = run("profile", "loop", "--json")
+    assert outcome.code == 3
+    assert json.loads(outcome.out)["where"] == "loop"
+
+
+def test_where_the_shell_sends_it_anything_may_be(run: Run, folder: Path) -> None:
+    assert run(*BLAME, "--report", "/dev/null").code == 0
 
 
 def test_a_refusal_is_json_as_well(run: Run, folder: Path) -> None:

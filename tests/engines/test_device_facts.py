@@ -75,6 +75,12 @@ def test_of_several_gpus_it_is_the_one_that_this_process_sees(
     assert device_facts(tmp_path).sm == "7.5"
 
 
+def test_a_name_that_only_cuda_knows(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    program(programs, "nvidia-smi", 'case " $* " in *" --id=0 "*) echo "H100, 9.0" ;; *) exit 6 ;; esac')
+    assert device_facts(tmp_path).sm == "9.0"
+
+
 def test_of_another_machine_it_is_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     facts = device_facts(tmp_path, ask=lambda words: "A, 8.9" if words[-1] == "--id=0" else "")

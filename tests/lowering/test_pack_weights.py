@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity
 from tests.graph.masters import build, layer, per_block, per_channel
@@ -56,6 +57,14 @@ TYPES = [
     pytest.param(INT2, 2, "INT2", 4, marks=needs_current_onnxruntime),
     pytest.param(INT2, 3, "INT4", 2, marks=needs_current_onnxruntime),
 ]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_blocks_beside_an_activation_in_codes_are_refused(bits: int) -> None:
+    """TensorRT for RTX builds one integer product over all blocks of it."""
+    master = build(text(16, 32), (layer("a", "MatMul", per_block(0, 2), activation="signed"),))
+    with pytest.raises(GraphError, match=r"scales in blocks of 2(.|\n)*in a master granularity per_channel"):
+        lowered(master, bits, INT4)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=lambda each: each.kind)

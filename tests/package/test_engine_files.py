@@ -69,7 +69,7 @@ def test_an_engine_of_another_tensorrt_is_refused(manifest: Manifest, tmp_path: 
 
 @pytest.mark.parametrize("trust", [True, False])
 def test_an_engine_of_another_graph_is_refused(manifest: Manifest, tmp_path: Path, trust: bool) -> None:
-    """As an export into the same folder leaves it, or a build that failed."""
+    """As a newer package leaves it that is copied over an older one, or a build that failed."""
     put(tmp_path / "later" / "net-w4.engine", graph_sha256=("f" * 64,))
     with pytest.raises(UnavailableError, match=r"later/net-w4\.engine: an engine of another graph than (.|\n)*build"):
         engine_file(tmp_path, manifest, GRAPH, replace(LOADER, trust=trust))

@@ -34,6 +34,7 @@ def test_reading_gives_what_was_written(manifest_of: Callable[..., Manifest]) ->
 def test_a_manifest_from_before_a_key_is_read(manifest_of: Callable[..., Manifest]) -> None:
     document = json.loads(manifest_of((ENTRY,)).to_json())
     del document["preprocessing"]
+    assert "strict" not in document
     assert Manifest.from_json(json.dumps(document)) == manifest_of((ENTRY,), preprocessing=None)
 
 

@@ -177,7 +177,10 @@ class BlockedProduct(Rule):
             if is_product and activation is not None and weight is not None and weight.block_size:
                 got = f"{activation.code_type} activation, weight scales in blocks of {weight.block_size}"
                 allowed = "a float activation, or one scale for each output channel"
-                do = "take Q and DQ away from the activation, or quantize the weight again by output channels"
+                do = (
+                    "quantize the weight again by output channels (in a master granularity per_channel), or take Q and "
+                    "DQ away from the activation (in a master activation none)"
+                )
                 yield Breach(node=layer.node, got=got, allowed=allowed, do=do)
 
 
