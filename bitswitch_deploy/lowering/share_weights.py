@@ -85,7 +85,8 @@ def share_weights(
     Cases: int8 codes of a quantized weight, below the master's width and at it; the factors that multiply them in
     front of their DequantizeLinear; of 256 bytes or more float parameters that are the master's own or, as scales are,
     a power of two times it, and constants of one value such as zero-points. Of equal constants that stay the graph has
-    one. Left in the graph: everything else, which differs between widths or is small; factors of codes that several
+    one, biases are said in fewer bytes (`shorten_biases`), and a DequantizeLinear in front of an integer layer has no
+    name. Left in the graph: everything else, which differs between widths or is small; factors of codes that several
     nodes read, or of 128; codes in packed types, which cannot be derived from int8 in a graph.
 
     Args:
