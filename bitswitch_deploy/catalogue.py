@@ -127,7 +127,7 @@ def _unknown(name: str) -> UsageError:
     known = (*ALIASES, *target_names())
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return UsageError(
-        where="--target",
+        where="target",
         got=f"{name!r} is not a target" + (f" (did you mean {close[0]!r}?)" if close else ""),
         allowed=", ".join(known) + ", or the path of a YAML file",
         do="name one of these, or describe the device in a file of its own: targets/README.md",
@@ -159,7 +159,7 @@ def _host_cpu() -> ResolvedTarget:
         if target.arch == arch:
             return ResolvedTarget(target=target, note=f"cpu: this host is {arch}, using {target.name}")
     raise UnavailableError(
-        where="--target cpu",
+        where="target cpu",
         got=f"no CPU profile for {platform.machine()!r}",
         allowed=", ".join(f"{target.name} ({target.arch})" for target in targets),
         do="name one of these, or the path of a YAML file",
@@ -197,7 +197,7 @@ def _match_board(names: list[str]) -> tuple[Target, str]:
         if len(of_chip) == 1 or target.name == _JETSON_ELSEWHERE:
             return target, f"module not known ({board}), taken for the nearest"
     raise UnavailableError(
-        where="--target jetson",
+        where="target jetson",
         got=f"no bundled target for this board ({board})",
         allowed=", ".join(target.name for target in of_chip or _bundled_family("jetson")),
         do="name the nearest of these, or describe the board in a YAML file: targets/README.md",
@@ -209,7 +209,7 @@ def _stack_for(target: Target, l4t: str) -> str:
         if stack.l4t and version_matches(stack.l4t, l4t):
             return stack.name
     raise UnavailableError(
-        where="--target jetson",
+        where="target jetson",
         got=f"{target.name} has no stack for L4T {l4t}",
         allowed=", ".join(f"{target.name}@{stack.name} (L4T {stack.l4t})" for stack in target.stacks if stack.l4t),
         do="name the nearest of these",
@@ -228,7 +228,8 @@ def _read_yaml(path: Path, *, source: str) -> object:
     try:
         size = path.stat().st_size if path.is_file() else None
         if size is None or size > _MAX_PROFILE_BYTES:
-            got = "there is no such file" if size is None else f"{size} bytes"
+            missing = "is not a file" if path.exists() else "there is no such file"
+            got = missing if size is None else f"{size} bytes"
             raise _bad_file(source, got, f"a YAML file of at most {_MAX_PROFILE_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
         for line, key in _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), set()):

@@ -87,7 +87,7 @@ class Reader:
         try:
             return kind(**arguments)
         except ValueError as exc:
-            raise self.refusal(where, str(exc), f"a consistent {kind.__name__}", is_text=True) from exc
+            raise self.refusal(where, str(exc), "values that fit together", is_text=True) from exc
 
     def arguments(self, kind: Any, value: object, *, where: str, omit: tuple[str, ...] = ()) -> dict[str, Any]:
         """Constructor arguments of dataclass `kind`; fields in `omit` are not the file's to set.

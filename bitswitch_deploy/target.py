@@ -212,7 +212,7 @@ class Target:
                 return replace(self, stack=stack)
         known = ", ".join(f"{self.name}@{stack.name}" for stack in self.stacks)
         got = f"{self.name} has no stack {name!r}"
-        raise UsageError(where="--target", got=got, allowed=known, do="name one of these")
+        raise UsageError(where="target", got=got, allowed=known, do="name one of these")
 
 
 def version_matches(rule: str, version: str) -> bool:

@@ -20,7 +20,7 @@ from bitswitch_deploy.records import Reader
 SCHEMA: Literal["bitswitch-baseline/1"] = "bitswitch-baseline/1"
 _SCHEMA_FAMILY = "bitswitch-baseline/"
 _MAX_BYTES = 1 << 30
-_UPDATE = "bitswitch-deploy check --update-baseline"
+_UPDATE = "the same command with --update-baseline"
 _READER = Reader(
     error=InputFileError, do=f"take the file from version control, or delete it and record it again: {_UPDATE}"
 )
@@ -140,7 +140,7 @@ def read_baseline(path: Path) -> Baseline:
         raise _READER.refusal(f"{path}: schema", document.get("schema"), SCHEMA)
     if document.get("digest") != _digest(document):
         got = "the digest is not that of the content: the file was edited or damaged after it was recorded"
-        raise _READER.refusal(str(path), got, f"a file as {_UPDATE} writes it", is_text=True)
+        raise _READER.refusal(str(path), got, "a file as --update-baseline writes it", is_text=True)
     return _READER.decode(Baseline, document, where=str(path))
 
 

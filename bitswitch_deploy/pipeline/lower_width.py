@@ -10,6 +10,7 @@ exact.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +72,12 @@ class LoweredWidth:
     def exact(self) -> bool:
         """Whether the lowered graph has the integer codes of the canonical one."""
         return all(change.exact for change in self.changes)
+
+    def unused(self, named: frozenset[Approximation]) -> str | None:
+        """Say what was named, is not in the graph, and was not said to be left out; None where there is no such."""
+        said = set(re.findall(r"[\w-]+", " ".join(self.left_out)))
+        names = sorted({each.value for each in named - self.lowered.approximations} - said)
+        return f"{', '.join(names)}: named, and of no use to this graph" if names else None
 
 
 def lower_width(

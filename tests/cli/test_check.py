@@ -310,7 +310,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str]] = {
     "other data": (_other_data, (), 3, "another data set: data, 200 samples"),
     "other metric": (_replace("data: data.npz", "data: data.npz\nmetric: recall"), (), 3, "another metric: recall"),
     "edited baseline": (_edited, (), 3, "digest is not that of the content"),
-    "no baseline": (lambda folder: (folder / BASELINE).unlink(), (), 3, "record it: bitswitch-deploy check --update"),
+    "no baseline": (lambda folder: (folder / BASELINE).unlink(), (), 3, "record it: the same command with --update"),
     "another width": (_replace("[8, 2]", "[8, 4]"), (), 2, "digits x86-cpu w4: not in the baseline"),
     "above the master": (
         _master_of_six_bits,

@@ -22,7 +22,7 @@ from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
 from bitswitch_deploy.pipeline.checking.jobs import CheckRequest, Job
 from bitswitch_deploy.pipeline.inputs import ExportData
-from bitswitch_deploy.pipeline.lower_width import LoweredWidth, lower_width
+from bitswitch_deploy.pipeline.lower_width import lower_width
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.tensors import WidthAssignment
 
@@ -84,17 +84,9 @@ def evaluate_job(request: CheckRequest, job: Job, metric: Metric, executor: Exec
         job=job,
         graph_sha256=graph.sha256,
         approximations=tuple(sorted(each.value for each in width.lowered.approximations)),
-        notes=(*width.left_out, *_unused(job, width)),
+        notes=(*width.left_out, *filter(None, (width.unused(job.approximations or frozenset()),))),
         evaluated=evaluated,
     )
-
-
-def _unused(job: Job, width: LoweredWidth) -> Iterator[str]:
-    """What the configuration names and the graph has not, unless it was said."""
-    unused = (job.approximations or frozenset()) - width.lowered.approximations
-    names = [name for name in sorted(each.value for each in unused) if name not in " ".join(width.left_out)]
-    if names:
-        yield f"{', '.join(names)}: named, and of no use to this graph"
 
 
 @contextmanager

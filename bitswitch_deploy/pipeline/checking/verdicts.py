@@ -37,7 +37,7 @@ def require_records(baseline: Baseline, jobs: list[Job]) -> None:
                 where=job.case.label,
                 got="not in the baseline",
                 allowed=f"what was recorded: {known}",
-                do="record it too: bitswitch-deploy check --update-baseline",
+                do="record it too: the same command with --update-baseline",
             )
         require_comparable(record.conditions, job.conditions, case=job.case)
 
@@ -106,7 +106,7 @@ def _weigh(
             where=f"{job.case.label} in the baseline",
             got=str(exc),
             allowed="outcomes as this release records them",
-            do="record the baseline again: bitswitch-deploy check --update-baseline",
+            do="record the baseline again: the same command with --update-baseline",
         ) from exc
     notes = [*outcome.notes, *_changes_since(record, outcome)]
     broken = _degenerate(metric, outcome)

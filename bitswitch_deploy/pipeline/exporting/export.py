@@ -203,12 +203,15 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     # before the graph is written: sharing weights uses it up
     look = look_at_layers(master, width.canonical, width.lowered.model, samples) if samples is not None else None
     graph = _write_graph(job, f"{graph_stem(request.master)}-{assignment.label}.onnx", width)
-    unshared = job.shared.unshared(graph.path) if job.shared else ()
+    notes = [f"{change.where}: {change.what}" for change in width.changes]
+    if unused := width.unused(request.approximations):
+        notes.append(f"approximations: {unused}")
+    notes += job.shared.unshared(graph.path) if job.shared else ()
     return _Outcome(
         graph=graph,
         bits=None if assignment.overrides else assignment.default,
         exact=width.exact,
-        changes=(*(f"{change.where}: {change.what}" for change in width.changes), *unshared),
+        changes=tuple(notes),
         approximations=tuple(sorted(each.value for each in width.lowered.approximations)),
         result=width.result,
         look=look,

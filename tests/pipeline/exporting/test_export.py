@@ -285,6 +285,15 @@ def test_labels_keep_approximations_unless_agreement_is_asked_for(
     assert said[0].endswith("is excluded" if kept else "99.5 % is the limit (--min-agreement)")
 
 
+def test_an_approximation_that_a_width_has_no_use_for_is_said(tmp_path: Path) -> None:
+    """No activation of the network is signed; `full-resolution` is another name than `full-resolution-signed`."""
+    asked = frozenset({Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED})
+    (row,) = export_to(tmp_path / "p", "x86-cpu", widths=WIDTHS[1:2], approximations=asked).report.widths
+    assert row.approximations[0] == "full-resolution"
+    unused = "approximations: full-resolution-signed: named, and of no use to this graph"
+    assert [change for change in row.changes if "of no use" in change] == [unused]
+
+
 def test_an_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "mine.txt").write_text("mine")
