@@ -50,6 +50,8 @@ def check_writable(path: Path) -> None:
             reason = errno.ENOTDIR
         elif not os.access(place, os.W_OK):
             reason = errno.EACCES
+        elif len(os.fsencode(path.name)) > os.pathconf(place, "PC_NAME_MAX"):
+            reason = errno.ENAMETOOLONG
         else:
             return
         raise OSError(reason, os.strerror(reason))
@@ -76,7 +78,7 @@ def _refusing(path: Path) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path, mode: int) -> Iterator[BinaryIO]:
     # a name that no other thread, process or container has, whose numbers may be the same
-    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         # os.open applies the umask, as for any other new file
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:

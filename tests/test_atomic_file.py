@@ -18,6 +18,11 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_every_name_that_a_folder_takes_can_be_written(tmp_path: Path) -> None:
+    replace_file(tmp_path / ("a" * 255), b"data")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"data"]
+
+
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -114,6 +119,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         ("missing/file", "No such file or directory"),
         ("file/file", "Not a directory"),
         ("a\0b", "embedded null byte"),
+        ("a" * 256, "File name too long"),
     ],
 )
 def test_what_cannot_be_written_is_refused_beforehand_too(tmp_path: Path, name: str, reason: str) -> None:
@@ -126,7 +132,7 @@ def test_what_cannot_be_written_is_refused_beforehand_too(tmp_path: Path, name: 
 
 def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
-    for path in (tmp_path / "file", tmp_path / "new", Path("/dev/null")):
+    for path in (tmp_path / "file", tmp_path / "new", tmp_path / ("a" * 255), Path("/dev/null")):
         check_writable(path)
     assert (tmp_path / "file").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]

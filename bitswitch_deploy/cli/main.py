@@ -15,7 +15,15 @@ import click
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.cli.stdout import ClosedPipeError, check_stdout, guarded_stdout
-from bitswitch_deploy.errors import ERROR_SCHEMA, EXIT_BUG, EXIT_OK, BitswitchError, OutputError, UsageError
+from bitswitch_deploy.errors import (
+    ERROR_SCHEMA,
+    EXIT_BUG,
+    EXIT_OK,
+    BitswitchError,
+    OutputError,
+    UnavailableError,
+    UsageError,
+)
 
 _NAME = "bitswitch-deploy"
 _EXIT_INTERRUPTED = 130
@@ -95,14 +103,27 @@ def _exit_code() -> int:
     except ClosedPipeError:
         return _EXIT_CLOSED_PIPE
     except BitswitchError as exc:
-        _say(f"error: {exc}")
-        _print_as_json(exc)
-        return exc.exit_code
+        return _refuse(exc)
+    except MemoryError as exc:
+        return _refuse(
+            UnavailableError(
+                where=_NAME,
+                got=f"memory ran out: {exc}".rstrip(": "),
+                allowed="as much as the command takes",
+                do="take fewer samples, a smaller batch or fewer workers, or free some memory",
+            )
+        )
     except Exception:
         sys.excepthook(*sys.exc_info())
         _say("this is a bug in bitswitch-deploy: please report it with the lines above")
         return EXIT_BUG
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _refuse(error: BitswitchError) -> int:
+    _say(f"error: {error}")
+    _print_as_json(error)
+    return error.exit_code
 
 
 def _usage_error(error: click.ClickException) -> UsageError:

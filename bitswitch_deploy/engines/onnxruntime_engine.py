@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
 from bitswitch_deploy.engines.timed_calls import time_calls
-from bitswitch_deploy.errors import GraphError, InputFileError, UsageError
+from bitswitch_deploy.errors import BitswitchError, GraphError, InputFileError, UnavailableError, UsageError
+
+VERSION = str(ort.__version__)
 
 Optimisation = Literal["all", "off"]
 
@@ -28,6 +29,8 @@ _LOG_FATAL_ONLY = 4
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)
 )
+# what it says of them for want of memory
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation")
 _DTYPES = {
     f"tensor({name})": np.dtype(numpy_name)
     for name, numpy_name in (
@@ -40,21 +43,9 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """What the numbers of a session depend on, besides graph and input."""
-
-    onnxruntime: str
-    machine: str
-    cpu_features: tuple[str, ...]
-    optimisation: Optimisation
-    threads: int
-    session_options: tuple[tuple[str, str], ...]
-
-
 def host_text() -> str:
     """Processor, its instruction sets and the onnxruntime release: what results on this host depend on."""
-    return f"{platform.machine()}, {' '.join(cpu_features()) or 'features unknown'}, onnxruntime {ort.__version__}"
+    return f"{platform.machine()}, {' '.join(cpu_features()) or 'features unknown'}, onnxruntime {VERSION}"
 
 
 class OnnxRuntimeSession:
@@ -94,14 +85,6 @@ class OnnxRuntimeSession:
         if values:
             options.add_external_initializers(list(values), list(values.values()))
         self._session = _create(model, options)
-        self.environment = Environment(
-            onnxruntime=str(ort.__version__),
-            machine=platform.machine(),
-            cpu_features=cpu_features(),
-            optimisation=optimisation,
-            threads=threads,
-            session_options=tuple(sorted(session_options.items())),
-        )
         self.inputs = tuple(_signature(value, self._where) for value in self._session.get_inputs())
         self.output_names = tuple(str(value.name) for value in self._session.get_outputs())
 
@@ -151,7 +134,14 @@ class OnnxRuntimeSession:
         """The file that `profile_to` began, complete: a JSON list of Chrome trace events, times in microseconds."""
         return Path(self._session.end_profiling())
 
-    def _failure(self, exc: Exception) -> GraphError:
+    def _failure(self, exc: Exception) -> BitswitchError:
+        if any(sign in str(exc) for sign in _NO_MEMORY):
+            return UnavailableError(
+                where=self._where,
+                got=f"memory ran out in onnxruntime: {exc}",
+                allowed="as much as the graph takes for this input",
+                do="run fewer samples at a time, or free some memory",
+            )
         return GraphError(
             where=self._where,
             got=f"onnxruntime {ort.__version__} failed while running: {exc}",

@@ -39,7 +39,6 @@ class TrtexecLayer:
 
     name: str
     median_ms: float
-    average_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +167,6 @@ def parse_layers(text: str, *, where: str) -> tuple[TrtexecLayer, ...]:
                 name=str(entry["name"]),
                 # written since TensorRT 8.2
                 median_ms=float(entry.get("medianMs", entry["averageMs"])),
-                average_ms=float(entry["averageMs"]),
             )
             for entry in entries
         )

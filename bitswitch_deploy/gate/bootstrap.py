@@ -128,11 +128,6 @@ def largest_unseen(changes: Floats) -> float:
     return largest * (1 + _DOUBT / max(effective, 1.0))
 
 
-def mean_value(means: Floats) -> Floats:
-    """The metric that is the mean of one value per sample, [..., 1] -> [...]."""
-    return np.asarray(means[..., 0])
-
-
 def _share(beyond: npt.NDArray[np.bool_]) -> float:
     """Of the draws, with the data themselves as one more."""
     return float((1 + beyond.sum()) / (1 + beyond.size))

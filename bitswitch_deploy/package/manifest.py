@@ -20,7 +20,7 @@ SCHEMA: Literal["bitswitch-package/1"] = "bitswitch-package/1"
 MANIFEST = "manifest.json"
 
 # `reference`: the float network, and its data file; `record`: what an engine was built from
-Role = Literal["graph", "canonical", "reference", "weights", "index", "engine", "record", "bundle", "results", "report"]
+Role = Literal["graph", "reference", "weights", "index", "engine", "record", "bundle", "results", "report"]
 _READER = Reader(error=PackageError, do="export the package again with this release", plain_text=False)
 # Packages that were made before these keys lack them.
 _ADDED = ("preprocessing", "strict")
@@ -87,6 +87,9 @@ class Manifest:
         paths = [entry.path for entry in self.files]
         if len(paths) != len(set(paths)) or MANIFEST in paths:
             raise _refusal("files", "a path twice, or the manifest itself", "each file of the package once")
+        labels = [entry.label for entry in self.files if entry.role == "graph" and entry.label is not None]
+        if len(labels) != len(set(labels)):
+            raise _refusal("files", "two graphs with one label", "one graph for each label")
         if self.results is not None and self.results not in paths:
             raise _refusal("results", repr(self.results), "one of the files, or null")
         if self.built_on_device is not None:

@@ -23,21 +23,33 @@ from bitswitch_deploy.remote.ssh import ConnectionLostError, Finished, Say, Ssh
 
 _PLACE = ".cache/bitswitch-deploy/over-ssh"
 _PROCESS, _RECORDER, _RECORDED = ".process", ".recorder", ".recorded"
-_HASHES = (
-    "if command -v sha256sum >/dev/null 2>&1; then sha256sum -- {0}; else shasum -a 256 -- {0}; fi 2>/dev/null || :"
-)
+# a line for each file, in order: beside a name the tools escape what they print
+_HASHES = """
+hash_of() {{ if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi; }}
+for file in {0}; do {{ [ -f "$file" ] && hash_of <"$file"; }} 2>/dev/null || echo -; done
+"""
 _FULL = "No space left on device"
 _ENDING_TENTHS = 50
-# `end FILE`: end the process whose number is in it and its group, by force where they do not listen
-_DEFINE_END = f"""
+# `note PID` says which process that is: numbers come again, after a start of the system soon
+_DEFINE_NOTE = """
+born() { sed 's/^.*) //' "/proc/$1/stat" | cut -d ' ' -f 20; } 2>/dev/null
+booted() { cat /proc/sys/kernel/random/boot_id; } 2>/dev/null
+note() { echo "$1:$(born "$1"):$(booted)"; }
+"""
+# `end FILE`: end the process that is noted in it and its group, by force where they do not listen
+_DEFINE_END = f"""{_DEFINE_NOTE}
+is_noted() {{ [ -n "$p" ] && [ "$3" = "$(booted)" ] && case "$(born "$p")" in "" | "$2") ;; *) return 1 ;; esac; }}
 has_ended() {{ ! kill -s 0 -- "-$p" && ! kill -s 0 "$p"; }} 2>/dev/null
 signal() {{ kill -s "$1" -- "-$p" || kill -s "$1" "$p" || :; }} 2>/dev/null
 end() {{
-    p=$(cat "$1" 2>/dev/null) || return 0
-    signal TERM
-    n=0
-    until has_ended || [ "$n" -ge {_ENDING_TENTHS} ]; do n=$((n + 1)); sleep 0.1; done
-    has_ended || signal KILL
+    [ -f "$1" ] || return 0
+    IFS=: read -r p birth boot <"$1" || :
+    if is_noted "$p" "$birth" "$boot"; then
+        signal TERM
+        n=0
+        until has_ended || [ "$n" -ge {_ENDING_TENTHS} ]; do n=$((n + 1)); sleep 0.1; done
+        has_ended || signal KILL
+    fi
     rm -f "$1"
 }}
 """
@@ -74,7 +86,11 @@ class DeviceFolder:
         made = self._ssh.run(f"umask 077 && mkdir -p {self._quoted('.')}")
         if made.code:
             raise self._unwritable(made)
-        self._locks[0].__enter__()
+        try:
+            self._locks[0].__enter__()
+        except UnavailableError:
+            self._ssh.run(f"rmdir -- {self._quoted('.')} 2>/dev/null || :")
+            raise
         try:
             # made again: a run that was waited for has removed it
             self._ssh.run(f"umask 077 && mkdir -p {self._quoted('.')}\n{self._ending(_PROCESS, _RECORDER)}")
@@ -179,7 +195,7 @@ class DeviceFolder:
     def run(self, command: str, say: Say | None = None) -> Finished:
         """Run a command in the folder; it and what it started are ended by `end_command`."""
         # a session of its own where that can be had, so that all of it can be ended
-        start = shlex.quote(f'echo "$$" >{_PROCESS} && exec sh -c {shlex.quote(command)}')
+        start = shlex.quote(f'{_DEFINE_NOTE}note "$$" >{_PROCESS} && exec sh -c {shlex.quote(command)}')
         own = f"if command -v setsid >/dev/null 2>&1; then setsid -w sh -c {start}; else sh -c {start}; fi"
         ended = f"code=$?; rm -f {_PROCESS}; exit $code"  # the number may soon be that of another process
         try:
@@ -190,7 +206,7 @@ class DeviceFolder:
 
     def start(self, command: str) -> None:
         """Start one command that goes on printing in the folder; `stop` or `end_command` end it."""
-        recorder = f"(exec {command} >{_RECORDED} 2>/dev/null </dev/null) & echo $! >{_RECORDER}"
+        recorder = f"(exec {command} >{_RECORDED} 2>/dev/null </dev/null) & note $! >{_RECORDER}"
         self._ssh.run(f"{self._ending(_RECORDER)}cd {self._quoted('.')} && {{ {recorder}; }}")
 
     def stop(self) -> bytes:
@@ -262,13 +278,13 @@ class DeviceFolder:
         )
 
     def _hashes(self, paths: Sequence[str]) -> dict[str, str]:
-        """sha256 of each of these files that is there."""
+        """sha256 of each of these files; something else of those that are not there."""
         if not paths:
             return {}
         words = " ".join(shlex.quote(path) for path in paths)
-        done = self._ssh.run(f"cd {self._quoted('.')} && {{ {_HASHES.format(words)}; }}")
+        done = self._ssh.run(f"cd {self._quoted('.')} && {{ {_HASHES.format(words)}}}")
         lines = done.stdout.decode("utf-8", "replace").splitlines()
-        return {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+        return dict(zip(paths, (line.split(maxsplit=1)[0] for line in lines)))
 
     def _quoted(self, path: str) -> str:
         """The path as a word of the shell; the shell starts in the user's home."""

@@ -7,6 +7,7 @@ commands of a connection share one, so that the second costs no handshake. What 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -91,7 +92,7 @@ class Ssh:
         Raises:
             ConnectionLostError: the connection broke.
         """
-        finished = self._run(f"sh -c {shlex.quote(command)}", stdin=stdin, stdout=stdout, say=say)
+        finished = self._run(_in_shell(command), stdin=stdin, stdout=stdout, say=say)
         self.check_connection(finished.code, finished.stderr)
         return finished
 
@@ -100,7 +101,7 @@ class Ssh:
 
         Its code tells `check_connection` whether the connection was lost.
         """
-        words = [*self._words(), "--", self.address.host, f"sh -c {shlex.quote(command)}"]
+        words = [*self._words(), "--", self.address.host, _in_shell(command)]
         # in a session of its own: Ctrl-C is for the run, which cleans up under the lock that this command holds
         process = subprocess.Popen(
             words,
@@ -238,10 +239,24 @@ _REASONS = (
 )
 
 
+def _in_shell(command: str) -> str:
+    """The command in the POSIX shell, whatever the login shell is.
+
+    Without CDPATH, with which `cd` prints where it goes; and with 254 for an exit code that says that ssh failed.
+    """
+    told = f'[ "$code" -ne {_SSH_FAILED} ] || code={_SSH_FAILED - 1}; exit "$code"'
+    words = f"unset CDPATH; (\n{command}\n); code=$?; {told}"
+    return f"sh -c {shlex.quote(words)}"
+
+
 def _control_folder() -> tempfile.TemporaryDirectory[str]:
-    """For the socket of a connection; the path of a socket has 104 bytes on some systems, 48 of which follow here."""
-    is_long = len(os.fsencode(tempfile.gettempdir())) > 104 - 48
-    return tempfile.TemporaryDirectory(prefix="bitswitch-ssh-", dir="/tmp" if is_long else None)
+    """For the socket of a connection; the path of a socket has 104 bytes on some systems, 48 of which follow here.
+
+    ssh takes blanks, quotes and % in it for something else.
+    """
+    folder = tempfile.gettempdir()
+    is_usable = len(os.fsencode(folder)) <= 104 - 48 and re.fullmatch(r"[\w/.+-]+", folder, re.ASCII)
+    return tempfile.TemporaryDirectory(prefix="bitswitch-ssh-", dir=None if is_usable else "/tmp")
 
 
 def _follow(stream: IO[bytes] | None, lines: list[str], say: Say | None) -> None:

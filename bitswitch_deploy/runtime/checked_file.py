@@ -20,7 +20,7 @@ class CheckedFile:
     Args:
         package: the folder.
         entry: of the manifest.
-        trust: do not hash it; its size is compared all the same.
+        trust: never hash it; its size is compared all the same.
 
     Raises:
         CheckFailedError: the file is missing, no plain file, or not what the manifest says.
@@ -29,13 +29,15 @@ class CheckedFile:
     def __init__(self, package: Path, entry: FileEntry, *, trust: bool) -> None:
         self.path = package / entry.path
         self.size_bytes = entry.size_bytes
+        self._sha256 = None if trust else entry.sha256
         try:
             if not is_plain_file(package, entry.path):
                 raise self._failure("missing, or not a plain file", "the file that was exported")
-            self._state = _state(os.stat(self.path))
-            if self._state[2] != entry.size_bytes:
-                raise self._failure(f"{self._state[2]:,} bytes", f"{entry.size_bytes:,} bytes, says the manifest")
-            if not trust and hash_file(self.path)[0] != entry.sha256:
+            found = os.stat(self.path)
+            self._state, self._changed_ns = _state(found), found.st_ctime_ns
+            if found.st_size != entry.size_bytes:
+                raise self._failure(f"{found.st_size:,} bytes", f"{entry.size_bytes:,} bytes, says the manifest")
+            if not self._has_hash():
                 raise self._failure("its hash does not match the manifest", f"sha256 {entry.sha256}")
         except OSError as exc:
             raise self._failure(f"not readable: {exc.strerror}", "a readable file") from exc
@@ -82,10 +84,17 @@ class CheckedFile:
             raise self._unreadable(exc) from exc
 
     def _compare(self, found: os.stat_result) -> None:
-        if _state(found) == self._state:
+        if _state(found) == self._state and (found.st_ctime_ns == self._changed_ns or self._has_hash()):
+            self._changed_ns = found.st_ctime_ns
             return
         got = f"cut short to {found.st_size:,} bytes" if found.st_size < self.size_bytes else "replaced or written to"
         raise self._failure(f"{got} since it was loaded", f"the file of {self.size_bytes:,} bytes that was loaded")
+
+    def _has_hash(self) -> bool:
+        """Whether the content is that of the manifest. Looked at again where the file system tells of a change that is
+        none of time and size: other permissions, or a writer that set the time back.
+        """
+        return self._sha256 is None or hash_file(self.path)[0] == self._sha256
 
     def _unreadable(self, exc: OSError) -> CheckFailedError:
         return self._failure(f"not readable any more: {exc.strerror}", "the file that was loaded")

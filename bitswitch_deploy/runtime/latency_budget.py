@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 from collections import deque
+from numbers import Integral, Real
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.runtime.switcher import width_label
@@ -43,17 +44,21 @@ class LatencyBudget:
             package. One that the package lacks is refused when the first request comes.
 
     Raises:
-        UsageError: a number is out of range.
+        UsageError: a number is out of range, or something else than a number.
     """
 
     def __init__(
         self, budget_ms: float, *, window: int = 100, relax: float = 0.8, widths: tuple[int | str, ...] | None = None
     ) -> None:
-        if not (math.isfinite(budget_ms) and budget_ms > 0 and window >= 20 and 0 < relax < 1):
+        if isinstance(widths, (int, str)):
+            allowed, do = "several widths, such as (8, 4)", "write one width as (4,)"
+            raise UsageError(where="LatencyBudget: widths", got=repr(widths), allowed=allowed, do=do)
+        are_numbers = isinstance(budget_ms, Real) and isinstance(window, Integral) and isinstance(relax, Real)
+        if not (are_numbers and math.isfinite(budget_ms) and budget_ms > 0 and window >= 20 and 0 < relax < 1):
             raise UsageError(
                 where="LatencyBudget",
-                got=f"budget_ms {budget_ms}, window {window}, relax {relax}",
-                allowed="a positive budget, a window of 20 or more, relax between 0 and 1",
+                got=f"budget_ms {budget_ms!r}, window {window!r}, relax {relax!r}",
+                allowed="a positive budget, a whole window of 20 or more, relax between 0 and 1",
                 do="correct the number",
             )
         self._budget_ms, self._window, self._relax, self._widths = budget_ms, window, relax, widths

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -50,13 +51,15 @@ class RuntimeOptions:
         if isinstance(self.warm, (int, str)):
             allowed, do = "several widths, such as (8, 4)", "write one width as (4,)"
             raise UsageError(where="RuntimeOptions: warm", got=repr(self.warm), allowed=allowed, do=do)
-        if self.max_sessions < 1 or (self.memory_budget_mb is not None and self.memory_budget_mb < 1):
-            raise UsageError(
-                where="RuntimeOptions",
-                got=f"max_sessions {self.max_sessions}, memory_budget_mb {self.memory_budget_mb}",
-                allowed="1 or more",
-                do="correct the number",
-            )
+        for name in ("threads", "max_sessions", "memory_budget_mb"):
+            value = getattr(self, name)
+            if value is None and name != "max_sessions":
+                continue
+            if not isinstance(value, Integral) or value < 1:
+                allowed = "a whole number, 1 or more"
+                raise UsageError(
+                    where=f"RuntimeOptions: {name}", got=repr(value), allowed=allowed, do="correct the number"
+                )
 
 
 def load(

@@ -70,7 +70,7 @@ class OwnGraphs:
         tensors = external_tensors(graph.read(), where=str(graph.path))
         try:
             values = {each.name: each.values(data[each.location]) for each in tensors}
-        except (KeyError, ValueError) as exc:
+        except (KeyError, ValueError, OverflowError) as exc:
             raise _misfit(str(graph.path), f"tensors that {', '.join(data)} does not hold") from exc
         return LoadableGraph(model=graph.path, initializers=values)
 
@@ -195,7 +195,10 @@ class SharedGraphs:
         derived = {tensor.name for tensor, _ in self._derived(prepared.index)}
         found = external_tensors(prepared.model, where=prepared.path)
         plain = [tensor for tensor in found if tensor.name not in derived]
-        inside = (each.offset >= 0 and each.end_bytes <= self._size_bytes for each in plain)
+        inside = (
+            each.offset >= 0 and min(each.shape, default=0) >= 0 and each.end_bytes <= self._size_bytes
+            for each in plain
+        )
         if not all(inside) or any(each.location != self.index.file for each in plain):
             raise _misfit(prepared.path, f"tensors that {self.index.file} does not hold")
         self._plain[label] = plain

@@ -258,6 +258,7 @@ def _check_values(name: str, array: Array) -> None:
         do = "convert with numpy.asarray"
         raise DataError(where=where, got=type(array).__name__, allowed="a NumPy array", do=do)
     # min lets NaN through and needs no mask
+    array = array.view(np.ndarray)  # min of a masked array leaves out what the session reads
     if array.dtype.kind == "f" and array.size and np.isnan(array.min()):
         places = np.argwhere(np.isnan(array))
         got = f"{len(places)} NaN, the first at {places[0].tolist()}"

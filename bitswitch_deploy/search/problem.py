@@ -10,7 +10,7 @@ in exact integers and never by a tolerance.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
 
@@ -139,8 +139,3 @@ class Problem:
         """(width, selection) of every width that all groups offer, highest first."""
         for width in sorted(set.intersection(*(set(group.widths) for group in self.groups)), reverse=True):
             yield width, tuple(group.widths.index(width) for group in self.groups)
-
-
-def hamming(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of groups in which two selections differ."""
-    return sum(x != y for x, y in zip(a, b, strict=True))

@@ -24,12 +24,11 @@ MeasureSelections = Callable[[Sequence[Selection]], Sequence[Scores]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Refined:
-    """Where refinement ended. moves: accepted ones. tried: assignments measured on the way."""
+    """Where refinement ended. moves: accepted ones."""
 
     selection: Selection
     scores: Scores
     moves: int
-    tried: int
 
 
 def refine(
@@ -49,13 +48,12 @@ def refine(
         tries: moves that are measured in each round, those of least predicted cost.
         dominated: widths that no move ends at.
     """
-    moves = tried = 0
+    moves = 0
     seen = {selection}
     for _ in range(MAX_ROUNDS):
         nearest = neighbours(problem, selection, dominated=dominated, count=tries + len(seen))
         nearby = [each for each in nearest if each not in seen][:tries]
         seen.update(nearby)
-        tried += len(nearby)
         better = [
             (measured.mean_loss, each, measured)
             for each, measured in zip(nearby, measure(nearby))
@@ -65,4 +63,4 @@ def refine(
             break
         _, selection, scores = min(better, key=lambda each: each[:2])
         moves += 1
-    return Refined(selection=selection, scores=scores, moves=moves, tried=tried)
+    return Refined(selection=selection, scores=scores, moves=moves)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SKELETON_OPSET = 21
 SKELETON_IR_VERSION = 10
 BATCH = "batch"
+_INPUT, _OUTPUT = "input", "logits"
 
 _WEIGHT_INPUT = 1  # Conv, ConvTranspose, Gemm and MatMul all read their weight at input 1
 _OPERATORS: dict[str, Operator] = {"Conv": "Conv", "ConvTranspose": "ConvTranspose", "Gemm": "Gemm", "MatMul": "MatMul"}
@@ -67,17 +68,15 @@ class CapturedNetwork:
 def capture_skeleton(
     model: nn.Module,
     example_input: tuple[torch.Tensor, ...],
-    *,
-    input_names: tuple[str, ...] = ("input",),
-    output_names: tuple[str, ...] = ("logits",),
 ) -> CapturedNetwork:
     """Capture a float network in evaluation mode, with the first axis of every input dynamic.
+
+    The first input of the graph is `input` and its first output `logits`; further inputs are called as `forward` calls
+    them, further outputs `output_1` and so on, by their place.
 
     Args:
         model: a plain float module; of a prepared one, its `float_skeleton`.
         example_input: one tensor for each input, [batch, ...].
-        input_names: names for the first graph inputs; further ones are called as `forward` calls them.
-        output_names: names for the first graph outputs; further ones are `output_1` and so on, by their place.
 
     Raises:
         UsageError: the example is no tuple, a parameter is not float32 or has a name of these, or the module cannot be
@@ -86,10 +85,10 @@ def capture_skeleton(
     """
     check_example(example_input)
     parameters = _float_parameters(model)
-    _check_names(parameters, (*input_names, *output_names))
-    program = _export(model.eval(), example_input, input_names, output_names)
+    _check_names(parameters)
+    program = _export(model.eval(), example_input)
     graph_model = program.model
-    _name_outputs(graph_model.graph, len(output_names))
+    _name_outputs(graph_model.graph)
     _merge_aliases(graph_model.graph, _first_names(model))
     _parameters_to_inputs(graph_model.graph, parameters)
     optimizer.optimize(graph_model, input_size_limit=1024, output_size_limit=4096)
@@ -124,31 +123,26 @@ def _float_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return floats
 
 
-def _check_names(parameters: dict[str, torch.Tensor], taken: tuple[str, ...]) -> None:
+def _check_names(parameters: dict[str, torch.Tensor]) -> None:
     """Parameters become inputs of the graph by their own names."""
-    for name in taken:
+    for name in (_INPUT, _OUTPUT):
         if name in parameters:
             raise UsageError(
                 where=f"parameter {name}",
                 got="the name of an input or output of the graph",
-                allowed=f"parameters and buffers that are not called {' or '.join(taken)}",
+                allowed=f"parameters and buffers that are not called {_INPUT} or {_OUTPUT}",
                 do="rename it in the network",
             )
 
 
-def _name_outputs(graph: ir.Graph, named: int) -> None:
+def _name_outputs(graph: ir.Graph) -> None:
     """Further outputs have the names of inner values, which change with the exporter."""
     for place, value in enumerate(graph.outputs):
-        if place >= named and value not in graph.outputs[:place] and value.producer() is not None:
+        if place > 0 and value not in graph.outputs[:place] and value.producer() is not None:
             value.name = f"output_{place}"
 
 
-def _export(
-    model: nn.Module,
-    example_input: tuple[torch.Tensor, ...],
-    input_names: tuple[str, ...],
-    output_names: tuple[str, ...],
-) -> torch.onnx.ONNXProgram:
+def _export(model: nn.Module, example_input: tuple[torch.Tensor, ...]) -> torch.onnx.ONNXProgram:
     # torch.export treats a batch of one as a constant
     example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example_input)
     batch = torch.export.Dim(BATCH, min=1)
@@ -162,8 +156,8 @@ def _export(
                 verbose=False,
                 opset_version=SKELETON_OPSET,
                 dynamic_shapes=tuple({0: batch} for _ in example),
-                input_names=list(input_names),
-                output_names=list(output_names),
+                input_names=[_INPUT],
+                output_names=[_OUTPUT],
             )
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as exc:
         raise UsageError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ _LOCAL_LENGTHS = 26  # of the zip local file header: where the lengths of name a
 MAX_CLASSES = 2**31
 
 # What zipfile and NumPy raise for files that are cut, damaged, encrypted or packed in a way of their own.
-BROKEN_ARCHIVE = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+BROKEN_ARCHIVE = (
+    *(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    # of a header that is no Python literal, or one of other types
+    *(tokenize.TokenError, SyntaxError, TypeError, OverflowError),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +266,13 @@ def _labels(request: DataRequest, y: npt.NDArray[Any], n: int) -> npt.NDArray[np
             got=f"'y' has shape {list(y.shape)} for {n} samples",
             allowed=f"[{n}], one class for each sample",
             do="store y with one entry for each sample (y.reshape(-1) if it is a column)",
+        )
+    if y.shape[1:] == (request.classes,) and y.min() == 0 and (np.sort(y, axis=1)[:, -2:] == (0, 1)).all():
+        raise _error(
+            request.path,
+            got=f"'y' has shape {list(y.shape)}: one-hot, a row for each sample",
+            allowed=f"[{n}], one class for each sample",
+            do="store y.argmax(axis=1)",
         )
     classes = MAX_CLASSES if request.classes is None else request.classes
     low, high = int(y.min()), int(y.max())

@@ -162,6 +162,16 @@ def test_a_bug_keeps_its_traceback_and_exits_with_70(run: Run, monkeypatch: pyte
     assert "please report" in outcome.err
 
 
+def test_memory_that_runs_out_exits_with_4(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise MemoryError("Unable to allocate 8. TiB")
+
+    monkeypatch.setattr(main_module.cli, "main", broken)
+    outcome = run("inspect")
+    assert outcome.code == 4
+    assert "memory ran out: Unable to allocate 8. TiB\n  allowed: " in outcome.err
+
+
 def test_ctrl_c_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from bitswitch_deploy.engines.reference import PATIENT, ReferenceSession
 
@@ -18,8 +19,8 @@ def test_the_reference_computes_what_is_written(int4_matmul: bytes) -> None:
 
 
 def test_nothing_is_optimised(qdq_conv: Callable[..., bytes]) -> None:
-    session = ReferenceSession(qdq_conv())
-    assert session.environment.optimisation == "off"
-    assert session.environment.threads == 1
-    assert session.environment.session_options == tuple(PATIENT.items())
-    assert ReferenceSession(qdq_conv(), threads=2).environment.threads == 2
+    options = ReferenceSession(qdq_conv())._session.get_session_options()
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert options.intra_op_num_threads == 1
+    assert {key: options.get_session_config_entry(key) for key in PATIENT} == PATIENT
+    assert ReferenceSession(qdq_conv(), threads=2)._session.get_session_options().intra_op_num_threads == 2

@@ -64,9 +64,9 @@ def test_exported_layers_follow_the_count() -> None:
         {"name": "old", "timeMs": 8.0, "averageMs": 0.8, "percentage": 40.0},
     ]
     found = parse_layers(json.dumps([{"count": 10}, *layers]), where="t")
-    assert [(each.name, each.median_ms, each.average_ms) for each in found] == [
-        ("conv1 + relu", 1.0, 1.2),
-        ("old", 0.8, 0.8),
+    assert [(each.name, each.median_ms) for each in found] == [
+        ("conv1 + relu", 1.0),
+        ("old", 0.8),
     ]
     with pytest.raises(InputFileError, match="a layer without its times"):
         parse_layers(json.dumps([{"name": "x"}]), where="t")

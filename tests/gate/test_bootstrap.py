@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from bitswitch_deploy.gate.bootstrap import MIN_SAMPLES, BootstrapDrop, bootstrap_drop, largest_unseen, mean_value
+from bitswitch_deploy.gate.bootstrap import MIN_SAMPLES, BootstrapDrop, bootstrap_drop, largest_unseen
+from bitswitch_deploy.gate.metrics.classification import TopK
 from bitswitch_deploy.gate.metrics.segmentation import MeanIou
 from tests.gate.simulated import HISTORIES, few, most_alarms, skewed_drops
 
@@ -17,7 +18,7 @@ DRAWS = 199
 
 def _drop(drops: Array, *, draws: int = DRAWS, seed: int = 0, largest: float = 0.0) -> BootstrapDrop:
     now = np.random.default_rng(9).normal(0, 3, len(drops))
-    return bootstrap_drop((now + drops)[:, None], now[:, None], mean_value, largest=largest, draws=draws, seed=seed)
+    return bootstrap_drop((now + drops)[:, None], now[:, None], TopK(1).value, largest=largest, draws=draws, seed=seed)
 
 
 def test_the_drop_and_its_error_are_those_of_the_differences() -> None:
@@ -58,7 +59,7 @@ def test_equal_arguments_give_equal_results_and_other_seeds_nearly() -> None:
 def test_outcomes_that_did_not_change_leave_nothing_to_chance() -> None:
     rows = np.random.default_rng(2).normal(size=(100, 1))
     for now in (rows, rows * (1 + 1e-15)):
-        same = bootstrap_drop(rows, now, mean_value, draws=99, seed=0)
+        same = bootstrap_drop(rows, now, TopK(1).value, draws=99, seed=0)
         assert (same.drop, same.p_value_of_drop(0.0), same.p_value_of_exclusion(1.0)) == (0.0, 1.0, 0.01)
         assert same.interval(0.05) == (0.0, 0.0)
 
@@ -79,7 +80,7 @@ def test_what_may_be_missed_grows_with_the_change_and_shrinks_with_the_number_th
 def test_too_few_samples_are_refused() -> None:
     rows = np.zeros((MIN_SAMPLES - 1, 1))
     with pytest.raises(ValueError, match="30 or more"):
-        bootstrap_drop(rows, rows, mean_value, draws=9, seed=0)
+        bootstrap_drop(rows, rows, TopK(1).value, draws=9, seed=0)
 
 
 # Drops of mean 0. Skewed to gains: most samples lose a little, few gain much; where these are missed it looks like a

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitswitch_deploy.gate.bootstrap import bootstrap_drop, mean_value
+from bitswitch_deploy.gate.bootstrap import bootstrap_drop
 from bitswitch_deploy.gate.config import Limits
 from bitswitch_deploy.gate.judgement import Evidence, judge, samples_needed, verdicts, weigh
 from bitswitch_deploy.gate.metrics.classification import TopK
@@ -153,7 +153,7 @@ def test_with_the_samples_that_it_asks_for_a_bootstrap_finds_and_clears(kind: st
     n, found, cleared = samples_needed(evidence, limits, cases=CASES), 0, 0
     for seed in range(HISTORIES):
         sample = np.random.default_rng(seed).choice(drops, (n, 1))
-        fallen = bootstrap_drop(sample + 0.5, np.zeros((n, 1)), mean_value, draws=399, seed=seed)
+        fallen = bootstrap_drop(sample + 0.5, np.zeros((n, 1)), TopK(1).value, draws=399, seed=seed)
         found += fallen.p_value_of_drop(0.0) <= limits.alpha / CASES
         cleared += fallen.p_value_of_exclusion(1.0) <= limits.alpha
     assert least_finds(limits.power) <= found

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def _changed(manifest: Manifest, path: tuple[Any, ...], value: object) -> str:
         (("files", 0, "size_bytes"), -1, r"files\[0\]\.size_bytes: -1"),
         (("files", 0, "size_bytes"), True, r"files\[0\]\.size_bytes: True"),
         (("files", 0, "size_bytes"), 3.0, r"files\[0\]\.size_bytes: 3\.0"),
-        (("files", 0, "role"), "virus", r"files\[0\]\.role: 'virus'\n  allowed: graph, canonical"),
+        (("files", 0, "role"), "virus", r"files\[0\]\.role: 'virus'\n  allowed: graph, reference"),
         (("files", 0, "label"), 8, r"files\[0\]\.label: 8"),
         (("files", 0, "path"), 8, r"files\[0\]\.path: 8"),
         (("files", 0, "path"), "../up", r"files\[0\]\.path: '\.\./up'"),
@@ -112,6 +113,11 @@ def test_anything_else_is_refused(
         path = ("files", 1, "path")
     with pytest.raises(PackageError, match=f"manifest.json: .*{message}"):
         Manifest.from_json(_changed(manifest, path, value))
+
+
+def test_two_graphs_of_one_label_are_refused(manifest_of: Callable[..., Manifest]) -> None:
+    with pytest.raises(PackageError, match=r"files: two graphs with one label\n  allowed: one graph for each label"):
+        manifest_of((ENTRY, replace(ENTRY, path="graphs/again.onnx")))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,46 @@ def test_what_was_started_is_ended(server: Server, ssh: Ssh) -> None:
     assert server.left() == []
 
 
+@pytest.mark.parametrize("note", ["{pid}", "{pid}:{born}:another start of the system", "{pid}:1:{booted}", ""])
+def test_a_number_that_is_another_process_by_now_is_left_alone(server: Server, ssh: Ssh, note: str) -> None:
+    """A run that a power cut ended leaves its note; numbers begin again with the system."""
+    place(server).mkdir(parents=True)
+    booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        born = Path(f"/proc/{other.pid}/stat").read_text().rpartition(") ")[2].split()[19]
+        (place(server) / ".process").write_text(note.format(pid=other.pid, born=born, booted=booted))
+        with DeviceFolder(ssh, "name", print):
+            pass
+        assert other.poll() is None
+        place(server).mkdir()
+        (place(server) / ".process").write_text(f"{other.pid}:{born}:{booted}\n")
+        with DeviceFolder(ssh, "name", print):
+            assert other.wait(10) == -signal.SIGTERM
+    assert server.left() == []
+
+
+def test_a_shell_that_searches_for_folders_does_not_disturb(
+    server: Server, ssh: Ssh, files: Listed, tmp_path: Path
+) -> None:
+    """With CDPATH set, `cd` prints where it went."""
+    server.put("settings", f"export CDPATH=.:{server.home}\n")
+    with DeviceFolder(ssh, "name", print) as folder:
+        folder.upload(files, lambda _: None)
+        assert folder.run("echo here").stdout == b"here\n"
+        assert folder.names("on device") == ['on device/it\'s "b" $HOME.onnx']
+        assert folder.download(["a.onnx"], tmp_path / "back") == [tmp_path / "back/a.onnx"]
+
+
+def test_any_name_of_a_file_is_found_again(ssh: Ssh, tmp_path: Path) -> None:
+    listed = []
+    for name in ("my\\master", "two\nlines", os.fsdecode(b"\xff"), "ü ß", " -x"):
+        (tmp_path / name).write_bytes(b"abc")
+        listed.append((tmp_path / name, f"master/{name}", hashlib.sha256(b"abc").hexdigest()))
+    with DeviceFolder(ssh, "name", print) as folder:
+        assert folder.upload(listed, lambda _: None) == 5
+        assert folder.upload(listed, lambda _: None) == 0
+
+
 def test_an_interrupt_leaves_the_device_clean(server: Server, ssh: Ssh) -> None:
     sleep = f"sleep {6000 + server.port}"
 
@@ -167,6 +207,7 @@ def test_one_run_at_a_time(server: Server, ssh: Ssh, monkeypatch: pytest.MonkeyP
             DeviceFolder(other, "another name", lines.append).__enter__()
         assert running.result().stdout == b"done\n"
         assert lines == [held_lock._SAYS_WAITING]
+        assert not place(server).with_name("another name").exists()
     with Ssh(server.address, options=server.options) as other, DeviceFolder(other, "another name", print):
         pass
     assert server.left() == []

@@ -34,15 +34,23 @@ def test_a_command_its_input_output_and_code(server: Server, tmp_path: Path) -> 
     assert (tmp_path / "out").read_text().strip() == str(server.home)
 
 
-def test_a_folder_for_temporary_files_whose_name_is_long(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["x" * 90, "a b", "50%h", '"'])
+def test_a_folder_for_temporary_files_that_ssh_cannot_use(
+    server: Server, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The path of a socket has 108 bytes at most."""
-    long = tmp_path / ("x" * 90)
-    long.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    """The path of a socket has 108 bytes at most, and ssh reads it as a word of its configuration."""
+    folder = tmp_path_factory.mktemp("t") / name
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with Ssh(server.address, options=server.options) as ssh:
         assert ssh.run("true").code == 0
+
+
+def test_the_code_of_a_command_is_no_lost_connection(server: Server) -> None:
+    """255 is what ssh itself ends with."""
+    with Ssh(server.address, options=server.options) as ssh:
+        assert [ssh.run(f"exit {code}").code for code in (0, 1, 254, 255)] == [0, 1, 254, 254]
+        assert ssh.run("exec sh -c 'exit 255'").code == 254
 
 
 def test_lines_come_while_the_command_runs(server: Server) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -291,11 +292,17 @@ def test_a_named_width_that_is_gone_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     "arguments", [{"budget_ms": 0.0}, {"budget_ms": float("nan")}, {"budget_ms": 5.0, "window": 19},
-                  {"budget_ms": 5.0, "relax": 1.0}]
+                  {"budget_ms": 5.0, "relax": 1.0}, {"budget_ms": "5"}, {"budget_ms": 5.0, "window": 50.0}]
 )  # fmt: skip
-def test_numbers_out_of_range_are_refused(arguments: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="allowed: a positive budget, a window of 20 or more"):
-        LatencyBudget(**arguments)  # type: ignore[arg-type]
+def test_numbers_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="allowed: a positive budget, a whole window of 20 or more"):
+        LatencyBudget(**arguments)
+
+
+@pytest.mark.parametrize("widths", [4, "w4"])
+def test_one_width_that_is_no_list_is_refused(widths: Any) -> None:
+    with pytest.raises(UsageError, match=rf"LatencyBudget: widths: {widths!r}\n.*\n  do: write one width as \(4,\)"):
+        LatencyBudget(5.0, widths=widths)
 
 
 def test_a_width_in_between_that_is_slower_is_stepped_over() -> None:

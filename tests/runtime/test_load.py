@@ -114,6 +114,24 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -
         file.read_into(Buffer(bytearray(size)))  # type: ignore[arg-type]
 
 
+def test_a_file_that_was_written_to_and_dated_back_is_refused_and_one_with_other_permissions_is_not(
+    package: Path, packages: Packages
+) -> None:
+    name = "digits.weights" if (package / "digits.weights").exists() else "digits-w4.onnx"
+    with load(package, options=RuntimeOptions(threads=1, max_sessions=1)) as switcher:
+        (package / name).chmod(0o600)
+        switcher.switch(4)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1])[0], packages.outputs["w4"][0])
+        switcher.switch(8)
+        before = (package / name).stat()
+        with (package / name).open("r+b") as file:
+            file.seek(-9, os.SEEK_END)
+            file.write(b"\0" * 9)
+        os.utime(package / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(CheckFailedError, match="replaced or written to since it was loaded"):
+            switcher.switch(4)
+
+
 def test_a_graph_that_is_replaced_while_it_is_opened_does_not_serve(
     package: Path, packages: Packages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,10 +231,13 @@ def test_a_width_that_is_warm_twice_or_the_first_counts_once(package: Path) -> N
         assert switcher.open_widths == ("w4", "w8")
 
 
-@pytest.mark.parametrize("number", [{"max_sessions": 0}, {"memory_budget_mb": 0}])
-def test_numbers_below_one_are_refused(number: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="allowed: 1 or more"):
-        RuntimeOptions(**number)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("max_sessions", 0), ("max_sessions", None), ("max_sessions", 1.5), ("memory_budget_mb", 0), ("threads", "1")],
+)
+def test_what_is_no_whole_number_of_one_or_more_is_refused(name: str, number: Any) -> None:
+    with pytest.raises(UsageError, match=f"RuntimeOptions: {name}: {number!r}\n  allowed: a whole number, 1 or more"):
+        RuntimeOptions(**{name: number})
 
 
 @pytest.mark.parametrize(

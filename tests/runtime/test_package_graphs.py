@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from bitswitch_deploy.errors import CheckFailedError, PackageError
@@ -170,11 +171,18 @@ with load({str(data_beside)!r}, width={bits.label!r}, options=RuntimeOptions(thr
     np.testing.assert_array_equal(np.load(data_beside.parent / "y.npy"), packages.outputs[bits.label][:1])
 
 
+def _with_a_negative_size(graph: bytes) -> bytes:
+    model = onnx.load_model_from_string(graph)
+    next(tensor for tensor in model.graph.initializer if tensor.external_data).dims[0] = -1
+    return model.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("digits-w2.onnx.data", b"short", r"digits-w2.onnx: tensors that digits-w2.onnx.data does not hold"),
         ("digits-w2.onnx", b"\x3a\x07no", r"digits-w2.onnx: its protobuf does not parse"),
+        ("digits-w2.onnx", _with_a_negative_size, r"digits-w2.onnx: tensors that digits-w2.onnx.data does not hold"),
     ],
 )
 def test_a_graph_and_data_that_do_not_fit_leave_the_width(
@@ -182,10 +190,11 @@ def test_a_graph_and_data_that_do_not_fit_leave_the_width(
     packages: Packages,
     rehash: Callable[[Path, str], None],
     file: str,
-    content: bytes,
+    content: bytes | Callable[[bytes], bytes],
     message: str,
 ) -> None:
-    (data_beside / file).write_bytes(content)
+    path = data_beside / file
+    path.write_bytes(content if isinstance(content, bytes) else content(path.read_bytes()))
     rehash(data_beside, file)
     with load(data_beside, width=4, options=RuntimeOptions(threads=1)) as switcher:
         with pytest.raises(PackageError, match=message):

@@ -100,6 +100,7 @@ def test_wrong_inputs_are_refused_and_the_next_one_is_answered(package: Path, pa
             (x[:, :, :7], r"shape \[1, 1, 7, 8\]"),
             (x.astype(np.float64), r"float64\n  allowed: float32\n  do: convert with .astype"),
             (hole, r"1 NaN, the first at \[0, 0, 3, 5\]"),
+            (np.ma.masked_invalid(hole), r"1 NaN, the first at \[0, 0, 3, 5\]"),
             (x.tolist(), "list\n  allowed: a NumPy array"),
         ):
             with pytest.raises(DataError, match=message):

@@ -145,6 +145,10 @@ def test_dense_labels_keep_their_shape(request_for: Make, tmp_path: Path) -> Non
         ({"x": PIXELS, "y": np.int64(1)}, r"'y' has shape \[\] for 2 samples"),
         ({"x": PIXELS, "y": LABELS[:, None]}, r"'y' has shape \[2, 1\] for 2 samples.*\n.*\n.*reshape\(-1\)"),
         ({"x": PIXELS, "y": np.zeros((2, 0), dtype=int)}, r"'y' has shape \[2, 0\]"),
+        (
+            {"x": PIXELS, "y": np.eye(3, dtype=int)[LABELS]},
+            r"'y' has shape \[2, 3\]: one-hot.*\n.*\n.*argmax\(axis=1\)",
+        ),
         ({"x": PIXELS, "y": LABELS + 1}, "'y' holds classes from 1 to 3\n  allowed: 0 to 2"),
         ({"x": PIXELS, "y": LABELS - 1}, "'y' holds classes from -1 to 1\n  allowed: 0 to 2"),
     ],
@@ -174,6 +178,32 @@ def test_a_preprocessing_that_does_not_lead_to_the_input_is_refused(request_for:
     spec = ValueSpec(name="x", dtype="float32", shape=("n", 3, 1, 2))
     with pytest.raises(DataError, match=r"one sample has shape \[1, 1, 2\]\n  allowed: \[3, 1, 2\]"):
         read_npz(request_for(_saved(tmp_path, x=PIXELS), input_spec=spec))
+
+
+def test_labels_of_several_classes_each_are_none_of_one(request_for: Make, tmp_path: Path) -> None:
+    """They are for metrics of one's own."""
+    several = np.array([[1, 0, 1], [0, 1, 0]])
+    samples = read_npz(request_for(_saved(tmp_path, x=PIXELS, y=several)))
+    assert samples.y is not None
+    assert samples.y.tolist() == several.tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "damaged"),
+    [
+        (b"(2, 1, 2), }", b"(2, 1, 2(, }"),
+        (b"(2, 1, 2), }", b"(2, 1, 2), ,"),
+        (b"(2, 1, 2), }", b"(2, 1, 2,, }"),
+        (b"(2, 1, 2), }   ", b"(True, 1, 2), }"),
+        (b"'|u1'", b"[ 1 ]"),
+    ],
+)
+def test_a_damaged_header_is_refused(request_for: Make, tmp_path: Path, shape: bytes, damaged: bytes) -> None:
+    content = _npy(PIXELS)
+    assert shape in content
+    assert len(shape) == len(damaged)
+    with pytest.raises(DataError, match=r"not readable as NumPy arrays|is of type|claims shape"):
+        read_npz(request_for(_zipped(tmp_path, {"x.npy": content.replace(shape, damaged)})))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a zip"])

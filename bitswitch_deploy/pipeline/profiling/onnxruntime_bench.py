@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
-from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
+from bitswitch_deploy.engines.onnxruntime_engine import VERSION, OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
 from bitswitch_deploy.engines.optimized_operators import optimized_nodes
 from bitswitch_deploy.graph.external_data import runnable
@@ -58,9 +58,8 @@ class OnnxRuntimeBench:
         if master is not None:
             floats = float_graph(master)
             self._graphs[REFERENCE] = stack.enter_context(runnable(floats.model, floats.large))
-        opened = {label: self._open(label) for label in self._graphs}
-        self.sessions: Mapping[str, TimedSession] = opened
-        self.version = next(iter(opened.values())).environment.onnxruntime
+        self.sessions: Mapping[str, TimedSession] = {label: self._open(label) for label in self._graphs}
+        self.version = VERSION
 
     def ownership(self, label: str, layers: Sequence[LayerName], profile: ProfiledRuns) -> Ownership:
         """By the graph that really runs."""

@@ -63,11 +63,6 @@ class BoardRecord:
     unstable: tuple[str, ...]
     unknown: tuple[str, ...]
 
-    @property
-    def is_stable(self) -> bool:
-        """Whether nothing moved that could be seen."""
-        return not self.unstable
-
 
 def read_state(host: Host, *, with_gpus: bool = True) -> BoardState:
     """One look at the machine; `with_gpus` asks nvidia-smi, which takes tens of milliseconds."""
@@ -152,7 +147,7 @@ class BoardWatch:
         return recording.stop() if recording is not None else ""
 
     def _take_tegrastats(self, text: str) -> None:
-        for sample in parse_tegrastats(text.splitlines())[0]:
+        for sample in parse_tegrastats(text.splitlines()):
             # a GPU that idles between two turns clocks down, and that moves nothing that is measured; where the board
             # does not tell the load, as Thor, its clock says nothing
             if sample.gpu_mhz and sample.gpu_load_percent:

@@ -179,7 +179,7 @@ def test_the_board_is_part_of_the_result(whole: tuple[ProfileResult, Path]) -> N
     board = whole[0].board
     assert board.looks >= 1
     assert (board.after.clocks_locked, board.after.governors) == (False, ("powersave",))
-    assert board.is_stable
+    assert not board.unstable
 
 
 def test_a_board_that_moves_marks_the_result(packages: Packages, tmp_path: Path) -> None:
