@@ -10,21 +10,17 @@ import difflib
 import os
 import platform
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from bitswitch_deploy.board import board_names, l4t_version
 from bitswitch_deploy.errors import TargetFileError, UnavailableError, UsageError
 from bitswitch_deploy.target import Target, version_matches
+from bitswitch_deploy.yaml_file import read_yaml
 
 ALIASES = ("cpu", "jetson")
 
 _PACKAGE = Path(__file__).resolve().parent
-_MAX_PROFILE_BYTES = 64 * 1024
 # What `jetson` means away from a board: its limits fit every Orin module and the whole family has the same graphs.
 _JETSON_ELSEWHERE = "jetson-orin-nano"
 _ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
@@ -220,58 +216,7 @@ def _stack_for(target: Target, l4t: str) -> str:
 
 
 def _read_target(path: Path, *, source: str) -> Target:
-    return Target.from_mapping(_read_yaml(path, source=source), source=source)
-
-
-def _read_yaml(path: Path, *, source: str) -> object:
-    """The content of a small YAML file, with plain types only."""
-    try:
-        size = path.stat().st_size if path.is_file() else None
-        if size is None or size > _MAX_PROFILE_BYTES:
-            missing = "is not a file" if path.exists() else "there is no such file"
-            got = missing if size is None else f"{size} bytes"
-            raise _bad_file(source, got, f"a YAML file of at most {_MAX_PROFILE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        for line, key in _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), set()):
-            raise _bad_file(f"{source}:{line}", f"key {key!r} stands here a second time", "each key once")
-        return _safe_load(text)
-    except yaml.MarkedYAMLError as exc:
-        where = f"{source}:{exc.problem_mark.line + 1}" if exc.problem_mark else source
-        raise _bad_file(where, f"not YAML: {exc.problem}", "a YAML file of plain values") from exc
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        # ValueError: not UTF-8, a date that does not exist. RecursionError: thousands of nested brackets.
-        raise _bad_file(source, f"not YAML: {exc}", "a YAML file of plain values, UTF-8") from exc
-    except OSError as exc:
-        raise _bad_file(source, f"cannot be read: {exc.strerror}", "a readable file") from exc
-
-
-def _safe_load(text: str) -> object:
-    """As that of PyYAML.
-
-    Raises:
-        yaml.YAMLError, ValueError, RecursionError: it cannot be read.
-    """
-    try:
-        return yaml.safe_load(text)
-    except (LookupError, AttributeError, TypeError) as exc:
-        # out of PyYAML's constructors, for a tag that its value does not fit: `!!bool x`
-        raise yaml.YAMLError(f"a value does not fit its tag: {exc!r}") from exc
-
-
-def _repeated_keys(node: Any, seen: set[int]) -> Iterator[tuple[int, str]]:
-    """(line, key) of keys that stand twice in one mapping: PyYAML would keep the last one without a word."""
-    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-        return
-    seen.add(id(node))
-    keys: set[str] = set()
-    for entry in node.value:
-        parts = entry if isinstance(node, yaml.MappingNode) else (entry,)
-        if len(parts) == 2 and isinstance(parts[0], yaml.ScalarNode):
-            if parts[0].value in keys:
-                yield parts[0].start_mark.line + 1, parts[0].value
-            keys.add(parts[0].value)
-        for part in parts:
-            yield from _repeated_keys(part, seen)
+    return Target.from_mapping(read_yaml(path, source=source, refuse=_bad_file), source=source)
 
 
 def _bad_file(where: str, got: str, allowed: str) -> TargetFileError:

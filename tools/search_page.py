@@ -100,6 +100,8 @@ def _uniform_page(result: dict[str, Any]) -> list[str]:
                 f"{less[0]:+.4f} ({less[2]:+.4f} .. {less[1]:+.4f})",
             )
             rows.append(["", name, f"{each['top1']:.2f}", points, f"{each['p']:.2g}", f"{each['loss']:.4f}", nats])
+        if not run["random"]:
+            continue
         cells: list[str] = []
         for key, form in (("top1", ".2f"), ("loss", ".4f")):
             values = [each[key] for each in run["random"]]

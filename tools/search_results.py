@@ -318,7 +318,10 @@ def _run_average(
         "widths": dict(report.chosen.widths),
         "rank_correlation": report.rank_correlation,
         "n_candidates": report.n_candidates,
-        "on_search_samples": {each.label: _predicted(each) for each in (report.chosen, *report.uniform)},
+        "on_search_samples": {
+            "mixed": _predicted(report.chosen),
+            **{each.label: _predicted(each) for each in report.uniform},
+        },
         "n_test": len(own.loss),
         "searched": _row(own),
         "uniform": {f"w{bits}": _row(scores[each], own) for bits, each in uniform.items()},

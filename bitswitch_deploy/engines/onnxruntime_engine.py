@@ -138,7 +138,7 @@ class OnnxRuntimeSession:
         if any(sign in str(exc) for sign in _NO_MEMORY):
             return UnavailableError(
                 where=self._where,
-                got=f"memory ran out in onnxruntime: {exc}",
+                got=f"memory ran out in onnxruntime: {str(exc).strip()}",
                 allowed="as much as the graph takes for this input",
                 do="run fewer samples at a time, or free some memory",
             )

@@ -14,23 +14,20 @@ limits: {max_drop: 0.0, effect: 1.0, alpha: 0.05, power: 0.8}
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from bitswitch_deploy.errors import InputFileError
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import master_name
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS
+from bitswitch_deploy.yaml_file import read_yaml
 
 DEFAULT_NAME = "bitswitch.yaml"
 # The bootstrap draws in inverse proportion to it: below, one case alone takes millions of draws.
 MIN_ALPHA = 1e-4
-_MAX_BYTES = 1 << 20
 _APPROXIMATIONS = tuple(each.value for each in Approximation)
 _READER = Reader(error=InputFileError, do="correct the configuration: bitswitch_deploy/gate/README.md has every key")
 
@@ -119,33 +116,8 @@ def read_config(path: Path) -> CheckConfig:
     Raises:
         InputFileError: it cannot be read, is not YAML, has a key that is unknown or given twice, or a wrong value.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise ValueError(f"larger than {_MAX_BYTES >> 10} kB")
-        document = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except FileNotFoundError as exc:
+    if not path.exists():
         do = "write one: bitswitch_deploy/gate/README.md shows how; or name it: bitswitch-deploy check FILE"
-        raise InputFileError(where=str(path), got="does not exist", allowed="a YAML file", do=do) from exc
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-        reason = " ".join(str(exc).split())
-        raise _READER.refusal(str(path), f"cannot be read: {reason}", "a YAML file", is_text=True) from exc
+        raise InputFileError(where=str(path), got="does not exist", allowed="a YAML file", do=do)
+    document = read_yaml(path, source=str(path), refuse=partial(_READER.refusal, is_text=True))
     return _READER.decode(CheckConfig, document, where=str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without anchors, which can blow a file up, and with each key once."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not understood here")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice")
-        mapping: Mapping[Hashable, Any] = super().construct_mapping(node, deep)
-        return dict(mapping)

@@ -61,8 +61,10 @@ def evaluate_all(
     """
     folder = cache / evaluation.key()[: 2 * _NAME_DIGITS]
     try:
+        is_new = not cache.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        (cache / ".gitignore").write_text("*\n", encoding="utf-8")
+        if is_new:
+            (cache / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as exc:
         do = "name another folder with --cache"
         got = f"cannot be made: {exc.strerror}"

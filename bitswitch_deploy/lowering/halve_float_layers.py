@@ -9,8 +9,14 @@ from bitswitch_deploy.graph.half_precision import halve
 from bitswitch_deploy.graph.qdq import is_dequantized
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
+from bitswitch_deploy.target import Target
 
 _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def is_halved(target: Target) -> bool:
+    """Whether an export for this target tries to halve its float layers."""
+    return target.stack.typing == "strong" and HalveFloatLayers.__name__ in target.lowering
 
 
 class HalveFloatLayers(LoweringPass):

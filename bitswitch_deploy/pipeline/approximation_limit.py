@@ -32,10 +32,12 @@ class ApproximationLimit:
     min_agreement: percent of samples with the canonical graph's prediction.
     by_labels: whether it is enough, too, that labels exclude a drop of top-1 by 100 - min_agreement points. A user who
         asks for agreement means agreement.
+    set_by: what says how much, for messages.
     """
 
     min_agreement: float
     by_labels: bool = True
+    set_by: str = "--min-agreement"
 
     def judge(
         self, used: Iterable[Approximation], measured: WidthResult, *, looks: int, guess: float | None = None
@@ -52,7 +54,7 @@ class ApproximationLimit:
         text = f"{percent_rounded_down(agreement)} % agreement on {hops[0].n:,} samples"
         if agreement >= self.min_agreement:
             return choice(f"{names}: {text}", exact=False)
-        wanted = f"{self.min_agreement:g} % is the limit (--min-agreement)"
+        wanted = f"{self.min_agreement:g} % is the limit ({self.set_by})"
         largest, before = 100.0 - self.min_agreement, measured.hop("canonical").top1_percent
         labelled = self.by_labels and largest > 0 and all(hop.lost is not None for hop in hops)
         if guess is None or before is None or not labelled:

@@ -103,7 +103,7 @@ def blame_master(
                 profile,
                 data=chosen,
                 wanted=EXPORTED,
-                limit=ApproximationLimit(min_agreement=profile.quantization.min_agreement),
+                limit=ApproximationLimit(min_agreement=profile.quantization.min_agreement, set_by="of the target"),
                 progress=progress,
             )
             yield Lowered(assignment=assignment, model=embedded(width.lowered.model, width.lowered.large))

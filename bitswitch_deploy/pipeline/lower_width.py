@@ -23,6 +23,7 @@ from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
+from bitswitch_deploy.lowering.halve_float_layers import is_halved
 from bitswitch_deploy.lowering.lower import (
     CALIBRATED,
     MADE_BY,
@@ -38,6 +39,7 @@ from bitswitch_deploy.pipeline.approximation_limit import CHOICE, ApproximationL
 from bitswitch_deploy.pipeline.inputs import ExportData
 from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.validate_width import WidthValidator
+from bitswitch_deploy.search.batchnorm import is_adapted
 from bitswitch_deploy.target import Target
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
@@ -114,7 +116,14 @@ def lower_width(
     return LoweredWidth(
         canonical=canonical,
         lowered=lowered,
-        changes=(*_untrained(canonical), *changes, *_calibration(lowered, data), *verdicts, *lowered.changes),
+        changes=(
+            *_untrained(canonical),
+            *_fitted(master),
+            *changes,
+            *_calibration(lowered, data),
+            *verdicts,
+            *lowered.changes,
+        ),
         result=result if data.test else None,
     )
 
@@ -170,7 +179,7 @@ def _rungs(
     """Sets of approximations to try, fastest first; and what is not tried, with the reason."""
     able = frozenset(each for each in wanted if MADE_BY[each] in target.lowering)
     elementwise = frozenset({Approximation.ELEMENTWISE_CODES})
-    if target.stack.typing != "strong":
+    if not is_halved(target):
         able -= {Approximation.HALF_LAYERS}  # the builder has a flag for it
     if not has_elementwise(canonical, target, able):
         able -= elementwise
@@ -213,6 +222,13 @@ def _calibration(lowered: LoweredGraph, data: ExportData) -> list[Change]:
         return []
     what = "calibrated on the validation data, name other samples with --calibration"
     return [Change(by="calibration", where="ranges that were not trained", what=what, exact=True)]
+
+
+def _fitted(master: Master) -> list[Change]:
+    if not is_adapted(master):
+        return []
+    what = "statistics fitted by a search to its assignment; others lose accuracy with them"
+    return [Change(by="plan", where="BatchNormalization", what=what, exact=True)]
 
 
 def _untrained(canonical: CanonicalGraph) -> list[Change]:

@@ -28,6 +28,7 @@ from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.graph.channel_axis import channel_axis_of
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
+from bitswitch_deploy.lowering.halve_float_layers import is_halved
 from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
 from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
 from bitswitch_deploy.lowering.weight_storage import code_blocks, is_packable, is_plain_product, is_transposed
@@ -37,7 +38,7 @@ from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.problem import Row
 from bitswitch_deploy.target import Target
 
-FLOAT_BITS, FLOAT_BYTES, INDEX_BYTES = 32, 4, 4
+FLOAT_BITS, FLOAT_BYTES, HALF_BYTES, INDEX_BYTES = 32, 4, 2, 4
 NS_PER_MS = 10**6
 # Sums of times per layer that are farther from the measured whole than this predict nothing.
 MAX_TABLE_ERROR = 0.25
@@ -134,13 +135,15 @@ class Resources:
         if resource == "latency_p50_ms":
             return self._latency(target or "", text)
         stored = self._targets[target] if target is not None else None
-        return (lambda layer, bits: self._size_bytes(layer, bits, stored)), self._pinned_bytes(), 1
+        return (lambda layer, bits: self._size_bytes(layer, bits, stored)), self._pinned_bytes(stored), 1
 
     def _n_weights(self, layer: LayerSpec) -> int:
         return int(self._master.tensors[layer.weight].size)
 
-    def _pinned_bytes(self) -> int:
-        return sum(int(self._master.tensors[each.weight].nbytes) for each in self._master.spec.layers if each.pinned)
+    def _pinned_bytes(self, target: Target | None) -> int:
+        pinned = [self._master.tensors[layer.weight] for layer in self._master.spec.layers if layer.pinned]
+        size_bytes = HALF_BYTES if target is not None and is_halved(target) else FLOAT_BYTES
+        return sum(size_bytes * int(weight.size) for weight in pinned)
 
     def _size_bytes(self, layer: LayerSpec, bits: int, target: Target | None) -> int:
         shape = self._master.tensors[layer.weight].shape

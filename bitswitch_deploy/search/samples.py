@@ -148,6 +148,14 @@ def sample_digests(x: npt.NDArray[Any]) -> list[bytes]:
     return [hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in x]
 
 
+def _holds(path: Path, values: npt.NDArray[Any]) -> bool:
+    """Whether these values are in a file, as nobody has damaged it."""
+    try:
+        return np.array_equal(np.load(path, mmap_mode="r", allow_pickle=False), values)
+    except (OSError, EOFError, ValueError):
+        return False
+
+
 def store_samples(folder: Path, x: Inputs, y: Labels | None) -> SearchSamples:
     """Put samples into a folder of their own below `folder`, named by their hash; one that is there stays.
 
@@ -162,7 +170,7 @@ def store_samples(folder: Path, x: Inputs, y: Labels | None) -> SearchSamples:
     place = folder.absolute() / f"samples-{sha256[:16]}"
     make_folder(place)
     for name, values in (("y.npy", y), ("x.npy", x)):
-        if values is not None and not (place / name).is_file():
+        if values is not None and not _holds(place / name, values):
             with atomic_writer(place / name) as file:
                 np.save(file, values, allow_pickle=False)
     return SearchSamples(folder=place, n=len(x), labelled=y is not None, sha256=sha256)

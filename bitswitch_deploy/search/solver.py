@@ -68,15 +68,19 @@ def solve(problem: Problem, *, cuts: Sequence[Cut] = (), time_limit_s: float = T
         UnavailableError: time was up before any selection was found.
     """
     _check_minima(problem)
+    found = _best(problem, cuts, time_limit_s)
+    if found is None and not cuts:
+        raise _contradiction(problem, time_limit_s)
+    return found
+
+
+def _best(problem: Problem, cuts: Sequence[Cut], time_limit_s: float) -> Solution | None:
+    """What keeps the budgets in exact integers; what the solver takes for that and is none is cut off."""
     tightened = 0.0
     avoided: list[Cut] = []
     while True:
         found = _Programme(problem, [*cuts, *avoided], tightened).minimise(time_limit_s)
-        if found is None:
-            if not cuts and not avoided:
-                raise _contradiction(problem, time_limit_s)
-            return None
-        if problem.is_feasible(found.selection):
+        if found is None or problem.is_feasible(found.selection):
             return found
         avoided.append(Cut(selection=found.selection))
         if len(avoided) >= _MAX_VIOLATIONS:
@@ -173,7 +177,7 @@ def _contradiction(problem: Problem, time_limit_s: float) -> UsageError:
     at_odds = problem.caps
     for row in problem.caps:
         others = tuple(other for other in at_odds if other is not row)
-        if _Programme(replace(problem, rows=others), (), 0.0).minimise(time_limit_s) is None:
+        if _best(replace(problem, rows=others), (), time_limit_s) is None:
             at_odds = others
     *beside, row = at_odds
     groups = tuple(replace(group, costs=tuple(map(float, use))) for group, use in zip(problem.groups, row.use))

@@ -7,18 +7,18 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.training.image_folder import EVALUATION_BATCH, ImageFolder, load_image_folder
+from bitswitch_deploy.yaml_file import read_yaml
 
 _CIFAR_MOSAIC = (25, 40)  # rows, columns of tiles in one file
 _CIFAR_SIDE = 32
@@ -120,10 +120,10 @@ def load_npz_dataset(folder: Path) -> Dataset[ImageSet]:
     """
     path = folder / "dataset.yaml"
     try:
-        listing = yaml.safe_load(_read(path))
+        listing = cast("dict[str, Any]", read_yaml(path, source=str(path), refuse=_bad))
         name = str(listing["name"])
         splits = {split: dict(listing["splits"][split]) for split in ("train", "test")}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError) as exc:
         raise _bad(path, f"not a list of splits: {exc}", "name, and splits train and test of file, n, sha256") from exc
     return Dataset(train=_npz_split(folder, name, splits["train"]), test=_npz_split(folder, name, splits["test"]))
 
@@ -218,5 +218,5 @@ def _read(path: Path) -> bytes:
         raise _bad(path, f"cannot be read: {exc.strerror}", "a readable file") from exc
 
 
-def _bad(path: Path, got: str, allowed: str) -> DataError:
+def _bad(path: Path | str, got: str, allowed: str) -> DataError:
     return DataError(where=str(path), got=got, allowed=allowed, do="restore the file from where the data set came from")

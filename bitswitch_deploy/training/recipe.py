@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from bitswitch_deploy.errors import CheckpointError, InputFileError, UsageError
 from bitswitch_deploy.preprocessing import Preprocessing
@@ -17,6 +16,7 @@ from bitswitch_deploy.training.batches import Augmentation
 from bitswitch_deploy.training.distillation import Distillation
 from bitswitch_deploy.training.prepare import PrepareOptions
 from bitswitch_deploy.training.schedule import Alrs
+from bitswitch_deploy.yaml_file import read_yaml
 
 _READER = Reader(error=InputFileError, do="correct the recipe")
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -142,12 +142,7 @@ def load_recipe(name: str) -> Recipe:
     if path.parent == RECIPES and not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise UsageError(where="--recipe", got=name, allowed=f"{known}, or the path of a .yaml file", do="use one")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise InputFileError(
-            where=str(path), got=f"cannot be read: {exc}", allowed="a YAML file", do="check the path and the file"
-        ) from exc
+    content = read_yaml(path, source=str(path), refuse=partial(_READER.refusal, is_text=True))
     return _READER.decode(Recipe, content, where=str(path))
 
 

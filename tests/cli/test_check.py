@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -242,6 +243,18 @@ def test_a_named_approximation_that_the_graph_has_no_use_for_is_said(run: Run, r
     assert outcome.code == 0
     notes = {case["case"]["width"]: case["notes"] for case in json.loads(outcome.out)["cases"]}
     assert notes["w2"] == ["int8-inputs, rounded-bias: named, and of no use to this graph"]
+
+
+def test_a_target_of_another_processor_is_judged_by_the_kernels_of_this_one_and_that_is_said(
+    run: Run, repository: Path
+) -> None:
+    text = CONFIG.replace("[x86-cpu]", "[x86-cpu, arm64-cpu]").replace("[8, 2]", "[8]")
+    (repository / "bitswitch.yaml").write_text(text)
+    here = platform.machine()
+    target, arch = ("arm64-cpu", "aarch64") if here == "x86_64" else ("x86-cpu", "x86_64")
+    notes = json.loads(run("check", "--update-baseline", "--json").out)["notes"]
+    said = f"{target}: run on {here}, not on {arch}: its kernels ran, not the target's"
+    assert [note for note in notes if "kernels" in note] == [said]
 
 
 def test_every_path_starts_from_the_folder_of_the_configuration(

@@ -156,6 +156,12 @@ def test_a_function_of_the_users_own(tmp_path: Path) -> None:
     assert "sha256" in metric.identity
 
 
+def test_a_function_in_a_file_whose_name_is_taken_is_refused(tmp_path: Path) -> None:
+    name = _module(tmp_path, "statistics", "def mean(outputs, labels): return outputs[:, 0]\n")
+    with pytest.raises(UsageError, match=r"statistics is .*statistics.py already, which .* cannot take the place of"):
+        find_metric(name.replace("score", "mean"), folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

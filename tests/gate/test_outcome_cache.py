@@ -54,6 +54,16 @@ def test_threads_give_what_one_pass_gives(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / ".gitignore").read_text() == "*\n"
 
 
+def test_a_folder_that_is_there_keeps_what_git_ignores_in_it(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    task = evaluation(tmp_path, N)
+    _all(task, OneByOne(), tmp_path)
+    assert not (tmp_path / "cache" / ".gitignore").exists()
+    (tmp_path / "cache" / ".gitignore").write_text("build/\n")
+    _all(task, OneByOne(), tmp_path)
+    assert (tmp_path / "cache" / ".gitignore").read_text() == "build/\n"
+
+
 def test_what_is_known_is_not_computed_again(tmp_path: Path) -> None:
     task = evaluation(tmp_path, N)
     first = _all(task, OneByOne(), tmp_path)

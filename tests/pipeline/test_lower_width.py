@@ -252,6 +252,15 @@ def test_nothing_wanted_is_exact_and_agrees_everywhere(master: Master, data: Exp
         assert hop.agreement_percent == 100.0
 
 
+def test_a_master_that_a_search_fitted_to_its_assignment_says_so(master: Master, data: ExportData) -> None:
+    provenance = (*master.spec.provenance, ("BatchNorm statistics", "fitted by a search"))
+    spec = replace(master.spec, provenance=provenance)
+    fitted = assemble_master(spec=spec, tensors=master.tensors, skeleton=master.skeleton)
+    for each, times in ((master, 0), (fitted, 1)):
+        width, _ = lowered(each, data, EXACT)
+        assert [change.where for change in width.changes].count("BatchNormalization") == times
+
+
 def test_equal_sets_are_tried_once(master: Master, data: ExportData) -> None:
     assert lowered(master, data, frozenset({ROUNDED}), least=100.001)[1] == [{ROUNDED}, EXACT]
     assert lowered(master, data, frozenset({RESIDUAL}), least=100.001)[1] in ([{RESIDUAL}, EXACT], [{RESIDUAL}])

@@ -38,6 +38,16 @@ def test_rare_classes_give_what_they_have() -> None:
     assert np.bincount(y[draw_samples(y, 100, n_search=60, seed=0).search]).tolist() == [50, 10]
 
 
+def test_stored_samples_that_were_damaged_are_written_again(tmp_path: Path) -> None:
+    x, y = np.arange(12, dtype=np.float32).reshape(4, 3), np.arange(4)
+    stored = store_samples(tmp_path, x, y)
+    whole = (stored.folder / "x.npy").read_bytes()
+    for damaged in (whole[:-5], b"", whole[:-1] + b"\1"):
+        (stored.folder / "x.npy").write_bytes(damaged)
+        assert store_samples(tmp_path, x, y).sha256 == stored.sha256
+        assert (stored.folder / "x.npy").read_bytes() == whole
+
+
 UNBALANCED = np.repeat([0, 1, 2], [900, 900, 100])
 
 

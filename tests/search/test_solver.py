@@ -227,6 +227,17 @@ def test_budgets_are_kept_to_the_last_unit_however_large(cap: int) -> None:
     assert bits(replace(given, rows=(replace(given.rows[0], cap=cap - 1),))) == (6, 6)
 
 
+@pytest.mark.parametrize("size", [10**3, 10**9, 10**15])
+def test_budgets_that_contradict_each_other_by_one_unit_are_refused(size: int) -> None:
+    """A layer at 8 bits and one at 4 use size + 1 of b; in floating point that is size where it is large."""
+    first = Row(name="a", use=((size, 0), (size, 0)), cap=size)
+    second = Row(name="b", use=((1, size), (1, size)), cap=size)
+    given = replace(problem([(0.0, 1.0), (0.0, 1.0)], first, widths=(8, 4)), rows=(first, second))
+    with pytest.raises(UsageError, match=rf"--budget b: not possible together with a\n  allowed: {size + 1:,} or more"):
+        solve(given)
+    assert sorted(bits(replace(given, rows=(first, replace(second, cap=size + 1))))) == [4, 8]
+
+
 def test_tightening_a_budget_never_lowers_the_optimum() -> None:
     given = random_problem(11, n_layers=7, n_choices=4, n_rows=2)
     row = given.rows[0]

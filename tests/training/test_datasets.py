@@ -70,15 +70,18 @@ class TestNpz:
         with pytest.raises(DataError, match=r"not an \.npz file with x and y"):
             load_npz_dataset(tmp_path)
 
-    @pytest.mark.parametrize("text", ["name: x\n", "[1, 2]\n", "a: [\n", "name: x\nsplits: {train: 3}\n"])
+    @pytest.mark.parametrize("text", ["name: x\n", "[1, 2]\n", "name: x\nsplits: {train: 3}\n"])
     def test_a_bad_listing_is_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "dataset.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=r"dataset\.yaml: not a list of splits"):
             load_npz_dataset(tmp_path)
 
-    def test_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"dataset\.yaml: cannot be read"):
+    def test_a_listing_that_is_missing_or_no_yaml_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"nowhere/dataset\.yaml: there is no such file"):
             load_npz_dataset(tmp_path / "nowhere")
+        (tmp_path / "dataset.yaml").write_text("a: [\n", encoding="utf-8")
+        with pytest.raises(DataError, match=r"dataset\.yaml:2: not YAML"):
+            load_npz_dataset(tmp_path)
 
 
 class TestDigits:

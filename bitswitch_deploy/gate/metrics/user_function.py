@@ -77,6 +77,9 @@ def _load(name: str, folder: Path) -> tuple[Callable[..., Any], str]:
         source = Path(inspect.getfile(module)).read_bytes()
     except _RAISED as exc:  # importing a module runs it
         raise _refusal(name, f"the module cannot be imported: {_failure(exc, folder)}") from exc
+    own, found = folder / f"{module_name}.py", inspect.getfile(module)
+    if own.is_file() and not own.samefile(found):
+        raise _refusal(name, f"{module_name} is {found} already, which {own} cannot take the place of")
     function = getattr(module, function_name, None)
     if not callable(function):
         raise _refusal(name, f"{module_name} has no function {function_name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from pathlib import Path
 
@@ -83,4 +84,9 @@ def _run_notes(baseline: Baseline | None, replaced: Baseline | None, outcomes: l
     if by_graph:
         what = "judged by the lowered graph, node by node; what an engine on the device makes of it is not seen here"
         notes.append(f"{', '.join(by_graph)}: {what}")
+    here = platform.machine()
+    elsewhere = {job.case.target: job.target.arch for job in jobs if job.conditions.hop == "engine"}
+    for target, arch in elsewhere.items():
+        if arch != here:
+            notes.append(f"{target}: run on {here}, not on {arch}: its kernels ran, not the target's")
     return tuple(notes)

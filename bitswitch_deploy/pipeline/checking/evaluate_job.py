@@ -59,7 +59,7 @@ def evaluate_job(request: CheckRequest, job: Job, metric: Metric, executor: Exec
         job.target,
         data=ExportData(test=None, calibration=network.data.calibration),
         wanted=EXPORTED if job.approximations is None else job.approximations,
-        limit=ApproximationLimit(min_agreement=job.target.quantization.min_agreement)
+        limit=ApproximationLimit(min_agreement=job.target.quantization.min_agreement, set_by="of the target")
         if job.approximations is None
         else None,
         progress=progress,

@@ -11,6 +11,7 @@ import numpy as np
 from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.pipeline.inputs import bundled_samples, load_samples, number_of_classes
+from bitswitch_deploy.search.evaluate import open_session, run_batches
 from bitswitch_deploy.search.samples import (
     Drawn,
     Indices,
@@ -23,6 +24,7 @@ from bitswitch_deploy.search.samples import (
     sample_digests,
     store_samples,
 )
+from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.dataset import Dataset
 
 # As many as the search toy and ResNet-20 needed; few, because what they have by chance cancels (`search.batchnorm`).
@@ -85,7 +87,10 @@ def load_search_data(
     held_out = load_samples(master, test, limit=None) if test else pool
     _check_labels(data, pool, held_out, test)
     drawn = _draw(pool, sampling, rest_is_tested=test is None)
-    classes = number_of_classes(master) or 1
+    classes = number_of_classes(master) or _computed_classes(master, pool)
+    _check_classes(data, pool, classes)
+    if test is not None and held_out is not None:
+        _check_classes(test, held_out, classes)
     notes = check_samples(pool.y, drawn.search, classes=classes, where=str(data))
     tested = held_out.y if held_out else None
     if tested is not None and test is None:
@@ -99,6 +104,22 @@ def load_search_data(
         seen=frozenset(sample_digests(x)) | frozenset(sample_digests(x_statistics)),
         notes=(*notes, *check_test_samples(tested, classes=classes)),
     )
+
+
+def _computed_classes(master: Master, pool: Dataset) -> int:
+    """Of a network that does not say how many it has."""
+    session = open_session(master, WidthAssignment(default=master.spec.widths[0]), threads=1)
+    return int(run_batches(session, pool.source.read(0, pool.fixed_batch or 1)).shape[1])
+
+
+def _check_classes(where: Path, samples: Dataset, classes: int) -> None:
+    if samples.y is not None and int(samples.y.max()) >= classes:
+        raise DataError(
+            where=str(where),
+            got=f"classes up to {int(samples.y.max())}",
+            allowed=f"0 to {classes - 1}, as the network computes",
+            do="count classes from 0 in the order of the network's outputs, or name the master of these classes",
+        )
 
 
 def _draw(pool: Dataset, sampling: Sampling, *, rest_is_tested: bool) -> Drawn:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bitswitch_deploy.catalogue import load_target
@@ -58,7 +58,7 @@ def layer_groups(master: Master, ties: Sequence[str]) -> tuple[tuple[str, ...], 
     tied: dict[str, tuple[str, ...]] = {}
     for tie in ties:
         patterns = [word.strip() for word in tie.split(",")]
-        members = tuple(name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns))
+        members = tuple(name for name in layers if any(_is_named(name, pattern) for pattern in patterns))
         twice = [name for name in members if name in tied]
         if len(members) < 2 or twice:
             raise UsageError(
@@ -69,6 +69,11 @@ def layer_groups(master: Master, ties: Sequence[str]) -> tuple[tuple[str, ...], 
             )
         tied |= dict.fromkeys(members, members)
     return tuple(dict.fromkeys(tied.get(name, (name,)) for name in layers))
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    """In a pattern `*` alone is special; names of layers may have brackets."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
 
 
 def budget_rows(

@@ -106,6 +106,13 @@ class _Search:
         self._started = time.monotonic()
         self._request, self._progress = request, progress
         self._master = read_master(request.master)
+        if is_adapted(self._master):
+            raise UsageError(
+                where=str(request.master),
+                got="a copy that an earlier search fitted to its assignment",
+                allowed="a master as it was trained: uniform widths lose accuracy with the statistics of another",
+                do="search the master that it was made of",
+            )
         groups = layer_groups(self._master, request.ties)
         widths = widths_to_choose(self._master, request.widths)
         self._choices = Choices(groups=groups, widths=(widths,) * len(groups))

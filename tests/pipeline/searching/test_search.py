@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, DataError, UsageError
-from bitswitch_deploy.master import read_master
+from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.pipeline.inputs import load_samples, read_mixed
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.pipeline.searching.data import STATISTICS, Sampling, SearchData, load_search_data
-from bitswitch_deploy.pipeline.searching.problem import layer_groups
+from bitswitch_deploy.pipeline.searching.problem import _is_named, layer_groups
 from bitswitch_deploy.pipeline.searching.search import DEFAULT_MAX_DROP, SearchRequest, search
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.search_page import search_notes
@@ -153,6 +154,8 @@ def test_fitted_statistics_are_exported_with_a_master_of_their_own(tmp_path: Pat
     assert report.chosen.test is not None
     assert report.chosen.test.loss == pytest.approx(scores.mean_loss, rel=1e-6)
     assert report.samples.n_search + report.samples.n_test <= 1797
+    with pytest.raises(UsageError, match=r"widths.safetensors: a copy that an earlier search fitted"):
+        search(request(tmp_path, cache, "avg_bits<=2.5", master=tmp_path / "widths.safetensors"))
     # its own file is replaced
     search(request(tmp_path, cache, "avg_bits<=2.5", reestimate=True, criterion="cross_entropy"))
     assert read_master(tmp_path / "widths.safetensors").sha256 == adapted.sha256
@@ -178,6 +181,9 @@ def test_ties_hold(tmp_path: Path, cache: Path) -> None:
     assert len({width for name, width in widths.items() if name.startswith("blocks.1.")}) == 1
     master = read_master(bundled_master())
     assert len(layer_groups(master, ("blocks.1.*",))) == 5
+    assert _is_named("blocks[0].a?", "blocks[0].a?")
+    assert _is_named("blocks[0].conv", "*[0].c*v")
+    assert not _is_named("blocks0.conv", "blocks[0].conv")
     for ties, message in ((("nothing*",), "0 quantized layers"), (("blocks.*", "blocks.1.*"), "is in another tie")):
         with pytest.raises(UsageError, match=message):
             layer_groups(master, ties)
@@ -332,6 +338,24 @@ def test_data_that_cannot_be_searched_on(tmp_path: Path, cache: Path, n: int, cl
     np.savez(tmp_path / "d.npz", x=x, y=y)
     with pytest.raises(DataError, match=message):
         search(request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "d.npz"))
+
+
+def test_labels_are_checked_against_what_a_network_computes_that_does_not_say_its_classes(
+    tmp_path: Path, cache: Path
+) -> None:
+    """ONNX may leave the number of classes open."""
+    master = read_master(bundled_master())
+    open_classes = replace(master.spec.outputs[0], shape=("batch", "k"))
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(master.skeleton)
+    skeleton.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "k"
+    spec = replace(master.spec, outputs=(open_classes,), accuracy=())
+    path = tmp_path / "open.safetensors"
+    write_master(assemble_master(spec=spec, tensors=master.tensors, skeleton=skeleton), path)
+    x, y = _unsorted(300, 10)
+    np.savez(tmp_path / "d.npz", x=x, y=y + 1)
+    with pytest.raises(DataError, match=r"d.npz: classes up to 10\n  allowed: 0 to 9, as the network computes"):
+        search(request(tmp_path, cache, "avg_bits<=4", master=path, data=tmp_path / "d.npz"))
 
 
 def test_data_without_a_class_is_searched_on_with_a_warning(tmp_path: Path, cache: Path) -> None:
