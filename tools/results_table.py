@@ -137,7 +137,7 @@ def last_run(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def read_run(path: Path) -> Run | None:
     """The last run of a log that has ended; None where none has."""
     lines = last_run(read_log(path))
-    if not lines:
+    if not lines or lines[0]["event"] != "start":
         return None
     rates = [line["images_per_s"] for line in lines if line["event"] == "epoch" and line["stage"] == "joint"]
     starts = [line for line in lines if line["event"] == "start"]
@@ -168,10 +168,13 @@ def table(runs: list[Run]) -> Iterator[str]:
     """One row for each run of a recipe, and the commands."""
     if not runs:
         return
-    widths = list(runs[0].top1)
+    widths = list(next((run.top1 for run in runs if run.top1), {}))
     yield f"| length | seed | float | {' | '.join(widths)} | images/s | machine | versions |"
     yield f"|{'---|' * (len(widths) + 6)}"
     for run in runs:
+        if run.failure:
+            yield f"| {run.length} | {run.start['seed']} | failed: {run.failure} |{' |' * (len(widths) + 3)}"
+            continue
         figures = [figure([run], width) for width in widths]
         cells = [run.length, str(run.start["seed"]), figure([run], None), *figures, f"{run.images_per_s:.0f}"]
         yield f"| {' | '.join([*cells, run.machine, versions_text(run.start)])} |"

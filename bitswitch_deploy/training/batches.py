@@ -83,10 +83,17 @@ class Order:
     """Which images make up which mini-batch: every epoch a new shuffle; images left over wait for the next one.
 
     Raises:
-        UsageError: replicas that cannot have equal shares.
+        UsageError: no samples, or replicas that cannot have equal shares.
     """
 
     def __init__(self, *, samples: int, batch_size: int, seed: int) -> None:
+        if samples < 1 or batch_size < 1:
+            raise UsageError(
+                where="mini-batches",
+                got=f"{samples} samples in batches of {batch_size}",
+                allowed="1 or more of both",
+                do="hand in a data set with samples, and a size of 1 or more",
+            )
         self._samples = samples
         self._size = min(batch_size, samples)
         self._seed = seed

@@ -8,6 +8,7 @@ weight. What is left beside the parameters are the small constants of Reshape, S
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -85,7 +86,7 @@ def capture_skeleton(
     """
     check_example(example_input)
     parameters = _float_parameters(model)
-    _check_names(parameters)
+    _check_names(parameters, _arguments(model, len(example_input)))
     program = _export(model.eval(), example_input)
     graph_model = program.model
     _name_outputs(graph_model.graph)
@@ -123,14 +124,29 @@ def _float_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return floats
 
 
-def _check_names(parameters: dict[str, torch.Tensor]) -> None:
+def _arguments(model: nn.Module, n_inputs: int) -> tuple[str, ...]:
+    """What `forward` calls the inputs behind the first one."""
+    arguments = list(inspect.signature(model.forward).parameters.values())[:n_inputs]
+    starred = next((each.name for each in arguments if each.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    if starred is not None:
+        raise UsageError(
+            where=f"capture of {type(model).__name__}",
+            got=f"forward(*{starred}): inputs without names",
+            allowed="a forward with an argument for each input",
+            do="write the arguments out",
+        )
+    return tuple(each.name for each in arguments[1:])
+
+
+def _check_names(parameters: dict[str, torch.Tensor], further: tuple[str, ...]) -> None:
     """Parameters become inputs of the graph by their own names."""
-    for name in (_INPUT, _OUTPUT):
+    taken = (_INPUT, _OUTPUT, *further)
+    for name in taken:
         if name in parameters:
             raise UsageError(
                 where=f"parameter {name}",
                 got="the name of an input or output of the graph",
-                allowed=f"parameters and buffers that are not called {_INPUT} or {_OUTPUT}",
+                allowed=f"parameters and buffers that are not called {' or '.join(taken)}",
                 do="rename it in the network",
             )
 
@@ -138,8 +154,14 @@ def _check_names(parameters: dict[str, torch.Tensor]) -> None:
 def _name_outputs(graph: ir.Graph) -> None:
     """Further outputs have the names of inner values, which change with the exporter."""
     for place, value in enumerate(graph.outputs):
-        if place > 0 and value not in graph.outputs[:place] and value.producer() is not None:
-            value.name = f"output_{place}"
+        name = f"output_{place}" if place else _OUTPUT
+        if value in graph.outputs[:place] or value.producer() is None:
+            # an input that is handed out, or the same once more
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            graph.append(copy)
+            graph.outputs[place] = value = copy.outputs[0]
+        value.name = name
 
 
 def _export(model: nn.Module, example_input: tuple[torch.Tensor, ...]) -> torch.onnx.ONNXProgram:

@@ -85,6 +85,8 @@ def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
     Raises:
         CheckpointError: keys, shapes, types or values that do not fit `model`.
     """
+    if not isinstance(state, Mapping):
+        raise _bad(Path(source), type(state).__name__, "a state dict")
     wanted = model.state_dict()
     state = _unwrapped_keys(state, wanted)
     missing = [key for key in wanted if key not in state and not key.endswith(_MAY_LACK)]
@@ -116,6 +118,8 @@ def _unwrapped_keys(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapp
 
 
 def _check_tensor(key: str, value: object, wanted: Tensor, source: str) -> None:
+    if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_meta):
+        raise _bad(Path(source), f"{key}: a tensor without plain values", "dense tensors with their values")
     if not isinstance(value, Tensor) or value.shape != wanted.shape or value.dtype != wanted.dtype:
         got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise _bad(Path(source), f"{key}: {got}", f"{wanted.dtype} {tuple(wanted.shape)}")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -152,7 +152,7 @@ class _Items(TorchDataset[Any]):
         try:
             with Image.open(path) as image:
                 pixels = _evaluated(image, how) if crop is None else _random_crop(image, how, crop, place)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
+        except (OSError, ValueError, SyntaxError, RuntimeError, MemoryError, Image.DecompressionBombError) as exc:
             return f"{path}: not readable as an image ({exc})"
         return pixels, int(self._folder.labels[place]), place
 

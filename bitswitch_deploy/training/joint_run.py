@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.training.batches import Batch, BatchSource, Order
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.prepare import PreparedNetwork, set_width
-from bitswitch_deploy.training.recipe import JointSettings, check_decisions
-from bitswitch_deploy.training.replicas import replica_index
+from bitswitch_deploy.training.recipe import MAX_SEED, JointSettings, check_decisions
+from bitswitch_deploy.training.replicas import check_joined, replica_index
 from bitswitch_deploy.training.stages import JointStage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, restore_stage, run_stage
 
@@ -43,7 +45,7 @@ class SampleBatches:
 
     def __init__(self, data: Samples, *, batch_size: int, seed: int, device: torch.device | None = None) -> None:
         self._data = data
-        self._seed = seed
+        self.seed = seed
         self._device = device
         self._order = Order(samples=len(data), batch_size=batch_size, seed=seed)
         self.per_epoch = self._order.per_epoch
@@ -55,10 +57,24 @@ class SampleBatches:
     def batch(self, step: int) -> Batch:
         """The mini-batch of `step`, counted from 0."""
         places = self._order.indices(step)[self._order.share]
-        torch.manual_seed(int(np.random.SeedSequence([self._seed, 1, step, replica_index()]).generate_state(1)[0]))
-        inputs, labels = zip(*(self._data[int(place)] for place in places))
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, 1, step, replica_index()]).generate_state(1)[0]))
+        samples = [self._data[int(place)] for place in places]
+        for place, (x, label) in zip(places, samples):
+            _check_sample(int(place), x, label, like=samples[0][0])
+        inputs, labels = zip(*samples)
         parts = torch.stack(inputs), torch.tensor([int(label) for label in labels]), torch.from_numpy(places)
         return Batch(*(part.to(self._device) for part in parts))
+
+
+def _check_sample(place: int, x: object, label: int, *, like: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.shape != like.shape:
+        got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        shape = f" {list(like.shape)}" if isinstance(like, Tensor) else ""
+        allowed, do = f"float32 tensors of one shape{shape}", "preprocess and resize the samples in the data set"
+        raise DataError(where=f"sample {place}", got=got, allowed=allowed, do=do)
+    if int(label) < 0:
+        allowed, do = "classes counted from 0", "leave samples without a class out"
+        raise DataError(where=f"sample {place}", got=f"label {int(label)}", allowed=allowed, do=do)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +93,13 @@ class JointRun:
     seed: int = 0
     classes: int | None = None
     execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            allowed, do = f"0 to {MAX_SEED}", "choose another seed"
+            raise UsageError(where="JointRun", got=f"seed {self.seed}", allowed=allowed, do=do)
+        if self.state is not None:
+            object.__setattr__(self, "state", Path(self.state))
 
 
 def train_jointly(
@@ -97,10 +120,13 @@ def train_jointly(
         The network to export, on the CPU: the average of the weights where the settings keep one.
 
     Raises:
-        UsageError: the state of an earlier run is there, and this one is not to resume.
+        UsageError: the state of an earlier run is there, and this one is not to resume; several processes that are not
+            joined; a network whose output is no row of logits.
+        DataError: a sample that is not as the others, or a label beyond the logits.
         CheckpointError: that is of another network, or of other settings, samples or schedule.
         CheckFailedError: training diverged; the message names width and layer, and the state of the last epoch stays.
     """
+    check_joined()
     run = run or JointRun()
     stage = JointStage(network, settings, samples=batches.samples, execution=run.execution)
     total = settings.epochs * batches.per_epoch
@@ -120,9 +146,39 @@ def train_jointly(
         seed=run.seed,
         loss_limit=None if run.classes is None else divergence_limit(run.classes),
     )
-    run_stage(stage, batches, plan, reached)
+    with _said_in_words(stage.model):
+        run_stage(stage, batches, plan, reached)
     set_width(stage.result, network.options.widths[0])
     return replace(network, model=stage.result.cpu())
+
+
+@contextmanager
+def _said_in_words(model: nn.Module) -> Iterator[None]:
+    """Errors of torch about outputs that are no logits, and about labels that these do not have."""
+    n_classes: list[int] = []
+
+    def check(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        handle.remove()
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            got = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            allowed, do = "logits [n, classes]", "hand in a network that gives them alone"
+            raise UsageError(where=f"output of {type(model).__name__}", got=got, allowed=allowed, do=do)
+        n_classes.append(output.shape[1])
+
+    handle = model.register_forward_hook(check)
+    try:
+        yield
+    except IndexError as exc:
+        if not re.fullmatch(r"Target \d+ is out of bounds\.", str(exc)):
+            raise
+        raise DataError(
+            where="labels",
+            got=str(exc).replace("Target", "class").rstrip("."),
+            allowed=f"0 to {n_classes[0] - 1}, as the network has outputs",
+            do="count classes from 0, or give the network as many outputs",
+        ) from exc
+    finally:
+        handle.remove()
 
 
 def _decisions(
@@ -131,7 +187,7 @@ def _decisions(
     """What the steps depend on, as `recipe.stage_decisions` tells it of a recipe."""
     told: dict[str, Any] = {f"quantization.{name}": value for name, value in asdict(network.options).items()}
     told |= {name: value for name, value in asdict(settings).items() if name not in ("epochs", "learning_rate")}
-    told |= {"seed": run.seed, "samples": batches.samples}
+    told |= {"seed": run.seed, "samples": batches.samples, "seed of the mini-batches": getattr(batches, "seed", None)}
     return {name: json.dumps(value) for name, value in told.items()}
 
 

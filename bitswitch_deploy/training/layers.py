@@ -189,6 +189,15 @@ class SwitchableBatchNorm(nn.Module):
         """The BatchNorm of the width in use."""
         return self.copies[self.widths.index(self.bits)]
 
+    def __getattr__(self, name: str) -> Any:
+        """What networks read of a BatchNorm, such as `num_features`, is that of the width in use."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "copies" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.current(), name)
+
     def forward(self, input: Tensor) -> Tensor:
         """BatchNorm of the width in use, shape of `input`."""
         return cast(Tensor, self.current()(input))

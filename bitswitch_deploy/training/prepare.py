@@ -366,6 +366,13 @@ def _disable_fused_transformers(model: nn.Module) -> None:
 
 def _check_float(model: nn.Module) -> None:
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                where=path or type(model).__name__,
+                got="a scripted or traced module",
+                allowed="modules of Python, whose layers can be replaced",
+                do="hand in the network that it was made of",
+            )
         if isinstance(module, (*QUANTIZED_LAYERS, SwitchableBatchNorm)):
             raise UsageError(
                 where=path, got="a quantized layer", allowed="a float network", do="prepare the float network, once"
@@ -378,7 +385,7 @@ def _check_float(model: nn.Module) -> None:
                 do="make it permanent: remove_weight_norm, remove_spectral_norm or prune.remove",
             )
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
+        if nn.parameter.is_lazy(parameter):
             raise UsageError(
                 where=f"parameter {name}",
                 got="no shape yet, as of a lazy layer",

@@ -249,7 +249,7 @@ class ActivationQuantizer(nn.Module):
         if self._sign == _UNDECIDED:
             self._take_over_state()
         if self._sign == _UNDECIDED:
-            raise self._unseen("no width has")
+            raise self._unseen("no width has seen a")
         return self._sign == _SIGNED
 
     @property
@@ -297,7 +297,7 @@ class ActivationQuantizer(nn.Module):
         """
         for bits, done in zip(self.widths, self.seen, strict=True):
             if not done:
-                raise self._unseen(f"{bits} bits have")
+                raise self._unseen(f"{bits} bits have seen no")
         return positive(torch.stack([scale.detach() for scale in self.scales]))
 
     @torch.no_grad()
@@ -310,7 +310,7 @@ class ActivationQuantizer(nn.Module):
         """
         bits = self.widths[index]
         if not self.training:
-            raise self._unseen(f"{bits} bits have")
+            raise self._unseen(f"{bits} bits have seen no")
         size = averaged(x.abs().mean())
         if float(size) == 0.0 and any(self._seen):
             size = self._mean_of_seen(index)
@@ -363,7 +363,7 @@ class ActivationQuantizer(nn.Module):
     def _unseen(self, what: str) -> UsageError:
         return UsageError(
             where=f"input scales of layer {self.name}",
-            got=f"{what} seen no training batch with numbers other than 0",
+            got=f"{what} training batch with numbers other than 0",
             allowed="scales that every trained width has initialised",
             do="run one batch in training mode at each width, or load a checkpoint; a layer that is registered in "
             "the network but never called cannot be quantized: pin it",

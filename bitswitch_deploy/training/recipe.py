@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bitswitch_deploy.errors import CheckpointError, InputFileError, UsageError
 from bitswitch_deploy.preprocessing import Preprocessing
@@ -41,8 +42,15 @@ class StageSettings:
     weight_decay: float
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError(f"epochs {self.epochs}, batch_size {self.batch_size}, rates below what can be")
+        for name in ("epochs", "batch_size"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ValueError(f"{name} {value!r} is no whole number of 1 or more")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            text = f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}"
+            raise ValueError(f"{text}: above 0, 0 or more, and both finite")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(get_args(hint))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bitswitch_deploy.errors import UsageError
+
 
 def replica_count() -> int:
     """How many processes train together."""
@@ -32,6 +34,21 @@ def is_first_process() -> bool:
 def _process_count() -> int:
     """How many torchrun started; job systems set RANK for a process that is alone, too."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_joined() -> None:
+    """Refuse to train alone in each of several processes.
+
+    Raises:
+        UsageError: torchrun started several, and they are not joined.
+    """
+    if _process_count() > 1 and replica_count() == 1:
+        raise UsageError(
+            where="torchrun",
+            got=f"{_process_count()} processes, each of which would train a network of its own",
+            allowed="processes that are joined",
+            do="make mini-batches and train inside of `with joined_replicas(device):`, of training.replicas",
+        )
 
 
 def replica_index() -> int:

@@ -207,12 +207,15 @@ def restore_stage(stage: Stage, state: dict[str, Any], total: int, source: str) 
 def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Take over the state of an optimizer that may have been on another device, or with other execution."""
     groups = [
-        {**group, "lr": float(group["lr"]), **{name: own.get(name) for name in ("fused", "capturable")}}
+        # all but the rate is the recipe's
+        {**own, "params": group["params"], "lr": float(group["lr"])}
         for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({**saved, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
+            if name != "step" and value.shape != parameter.shape:
+                raise ValueError(f"{name} {list(value.shape)} of a parameter {list(parameter.shape)}")
             # torch's fused optimizers want the order in memory to be the same; the count of steps has its own device
             if name != "step" and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter).copy_(value)

@@ -31,6 +31,7 @@ def end(float_top1: float, *top1: float) -> dict[str, Any]:
 
 def test_the_page_of_a_few_logs(tmp_path: Path) -> None:
     log(tmp_path, "plain", end(98.0, 98.25, 97.5), joint_steps=50)
+    log(tmp_path, "also plain", {"event": "failed", "reason": "loss nan"}, seed=5)
     log(tmp_path, "a", end(98.0, 98.0, 97.0), recipe="digits+alrs-none")
     log(tmp_path, "b", end(97.0, 97.5, 95.0), recipe="digits+alrs-none", seed=2)
     log(tmp_path, "c", {"event": "failed", "reason": "loss nan"}, recipe="digits+scale-per-tensor")
@@ -52,6 +53,7 @@ def test_the_page_of_a_few_logs(tmp_path: Path) -> None:
         "| alrs-none | 1, 2 | 97.50 [97.00..98.00] | 97.75 (+0.25) [97.50..98.00] | 96.00 (-1.50) [95.00..97.00] |"
     ) in lines
     assert "| scale-per-tensor | 1 | seed 1: loss nan |" in lines
+    assert "| 60 epochs | 5 | failed: loss nan | | | | | |" in lines
     assert [line for line in lines if "ablation.py" in line] == [
         "    python tools/ablation.py --recipe digits --variants alrs-none --seeds 1,2 --threads 2 --fast -o runs",
         "    python tools/ablation.py --recipe digits --variants scale-per-tensor --seeds 1 --threads 2 --fast -o runs",

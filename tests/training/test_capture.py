@@ -213,6 +213,48 @@ def test_a_parameter_with_a_name_of_the_graph_is_refused() -> None:
         capture_skeleton(model, (torch.zeros(2, 4),))
 
 
+def test_a_parameter_with_the_name_of_an_argument_is_refused() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.mask = nn.Linear(4, 4), nn.Parameter(torch.ones(1, 4))
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return cast("Tensor", self.linear(x * self.mask * mask))
+
+    with pytest.raises(UsageError, match=r"parameter mask: the name of an input or output[\s\S]*do: rename it"):
+        capture_skeleton(Masked(), (torch.zeros(2, 4), torch.zeros(2, 4)))
+
+
+def test_inputs_without_names_are_refused() -> None:
+    class Starred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, *xs: Tensor) -> Tensor:
+            return cast("Tensor", self.linear(xs[0]))
+
+    with pytest.raises(UsageError, match=r"forward\(\*xs\): inputs without names"):
+        capture_skeleton(Starred(), (torch.zeros(2, 4),))
+
+
+@pytest.mark.parametrize("which", ["the input", "the same again"])
+def test_an_output_that_is_an_input_or_another_output_has_a_name_of_its_own(which: str) -> None:
+    class Handing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.linear(x)
+            return y, x if which == "the input" else y
+
+    captured = capture_skeleton(Handing(), (torch.zeros(2, 4),))
+    assert [value.name for value in captured.inputs] == ["input"]
+    assert [value.name for value in captured.outputs] == ["logits", "output_1"]
+
+
 def test_further_outputs_are_called_by_their_place() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -225,4 +267,4 @@ def test_further_outputs_are_called_by_their_place() -> None:
 
     captured = capture_skeleton(Heads(), (torch.zeros(2, 4), torch.zeros(2, 1)))
     assert [value.name for value in captured.inputs] == ["input", "gain"]
-    assert [value.name for value in captured.outputs][:2] == ["logits", "output_1"]
+    assert [value.name for value in captured.outputs] == ["logits", "output_1", "output_2"]

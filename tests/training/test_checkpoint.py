@@ -68,6 +68,8 @@ class TestImport:
             ("3.weight", torch.zeros(4, 4, 3, 3, dtype=torch.float64), "3.weight: torch.float64"),
             ("3.weight", torch.full((4, 4, 3, 3), float("nan")), "3.weight: NaN or infinity"),
             ("3.weight", 5, "3.weight: int"),
+            ("3.weight", torch.zeros(4, 4, 3, 3).to_sparse(), "3.weight: a tensor without plain values"),
+            ("3.weight", torch.zeros(4, 4, 3, 3, device="meta"), "3.weight: a tensor without plain values"),
             ("3.input_quantizer.scales.1", torch.tensor(float("inf")), "scales.1: NaN or infinity"),
             ("3.input_quantizer.signed", torch.tensor(7, dtype=torch.int8), "signed = 7"),
         ],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bitswitch_deploy.training
-from bitswitch_deploy.errors import CheckFailedError, CheckpointError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, CheckpointError, DataError, UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.joint_run import JointRun, SampleBatches, train_jointly
 from bitswitch_deploy.training.recipe import JointSettings
@@ -71,6 +71,57 @@ def test_a_state_is_gone_on_from_by_the_same_run_that_says_so(tmp_path: Path) ->
         train_jointly(tiny_network(), batches(), SETTINGS, replace(run, resume=False))
     with pytest.raises(CheckpointError, match='a run with distillation "in_batch"\n  allowed: distillation "none"'):
         train_jointly(tiny_network(), batches(), replace(SETTINGS, distillation="none"), run)
+    others = SampleBatches(Noisy(), batch_size=8, seed=2)
+    with pytest.raises(CheckpointError, match="seed of the mini-batches 1\n  allowed: seed of the mini-batches 2"):
+        train_jointly(tiny_network(), others, SETTINGS, run)
+
+
+@pytest.mark.parametrize(
+    ("x", "label", "message"),
+    [
+        (torch.zeros(1, 4, 4), 2, "labels: class 2 is out of bounds\n  allowed: 0 to 1, as the network has outputs"),
+        (torch.zeros(1, 4, 4), -100, "sample 9: label -100\n  allowed: classes counted from 0"),
+        (torch.zeros(1, 4, 4, dtype=torch.uint8), 0, r"sample 9: torch.uint8 \[1, 4, 4\]\n  allowed: float32 tensors"),
+        (torch.zeros(1, 5, 4), 0, r"sample 9: torch.float32 \[1, 5, 4\]\n  allowed: .* of one shape \[1, 4, 4\]"),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_named(x: Tensor, label: int, message: str) -> None:
+    class Odd(Noisy):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return (x, label) if index == 9 else (torch.zeros(1, 4, 4), index % 2)
+
+    with pytest.raises(DataError, match=message):
+        train_jointly(tiny_network(), batches(Odd()), SETTINGS)
+
+
+def test_an_output_that_is_no_row_of_logits_is_refused() -> None:
+    network = tiny_network()
+    assert isinstance(network.model, nn.Sequential)
+    network.model.append(nn.Unflatten(1, (1, 2)))
+    with pytest.raises(UsageError, match=r"a tensor \[8, 1, 2\]\n  allowed: logits \[n, classes\]"):
+        train_jointly(network, batches(), SETTINGS)
+
+
+def test_a_data_set_without_samples_is_refused() -> None:
+    class Empty(Noisy):
+        def __len__(self) -> int:
+            return 0
+
+    with pytest.raises(UsageError, match="mini-batches: 0 samples in batches of 8"):
+        SampleBatches(Empty(), batch_size=8, seed=1)
+
+
+def test_processes_that_are_not_joined_do_not_train_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"torchrun: 2 processes, each of which .*\n.*\n  do: .*joined_replicas"):
+        train_jointly(tiny_network(), batches(), SETTINGS)
+
+
+def test_a_run_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="JointRun: seed -1"):
+        JointRun(seed=-1)
+    train_jointly(tiny_network(), batches(), replace(SETTINGS, epochs=1), JointRun(state=str(tmp_path / "state")))  # type: ignore[arg-type]
+    assert (tmp_path / "state").is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

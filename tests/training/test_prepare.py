@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -274,6 +274,35 @@ class TestPrepare:
             prepare(model, (torch.zeros(2, 3),))
         model(torch.zeros(2, 3))
         assert quantized(prepare(model, (torch.zeros(2, 3),))) == ["1"]
+
+    def test_a_lazy_batchnorm_without_parameters_must_have_run(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 4), nn.LazyBatchNorm1d(affine=False), nn.Linear(4, 4), nn.Linear(4, 2))
+        with pytest.raises(UsageError, match=r"parameter 1\.running_mean: no shape yet"):
+            prepare(model, (torch.zeros(2, 3),))
+
+    def test_a_scripted_part_is_refused(self) -> None:
+        with pytest.deprecated_call():  # from torch 2.13 on
+            scripted = torch.jit.script(nn.Linear(4, 4))
+        model = nn.Sequential(nn.Linear(3, 4), scripted, nn.Linear(4, 2))
+        with pytest.raises(UsageError, match=r"1: a scripted or traced module"):
+            prepare(model, (torch.zeros(2, 3),))
+
+    def test_a_network_may_read_what_a_batchnorm_tells_of_itself(self) -> None:
+        class Reading(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.norm, self.b, self.c = (
+                    nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2),
+                )  # fmt: skip
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.norm(self.a(x)).reshape(-1, self.norm.num_features)
+                return cast("Tensor", self.c(self.b(y) * self.norm.eps))
+
+        network = prepare(Reading(), (torch.zeros(2, 3),))
+        assert network.model.train()(torch.ones(2, 3)).shape == (2, 2)
+        with pytest.raises(AttributeError, match="'BatchNorm1d' object has no attribute 'nothing'"):
+            getattr(network.model.norm, "nothing")  # noqa: B009
 
     def test_what_a_network_keeps_of_a_call_is_copied_with_it(self) -> None:
         class Keeping(nn.Module):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ import yaml
 from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.tensors import Rounding
 from bitswitch_deploy.training.networks import NETWORKS
-from bitswitch_deploy.training.recipe import RECIPES, load_recipe
+from bitswitch_deploy.training.recipe import RECIPES, JointSettings, load_recipe
 
 SUPERNET = {"epochs": 4, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0, "warmup_epochs": 0}
 JOINT = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0}
@@ -63,7 +64,8 @@ def test_unknown_name_lists_the_bundled_ones() -> None:
     [
         ({"sead": 1}, "unknown key: 'sead'"),
         ({"joint": {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0, "warmup": 3}}, "'warmup'"),
-        ({"joint": {**JOINT, "epochs": 0}}, "epochs 0"),
+        ({"joint": {**JOINT, "epochs": 0}}, "epochs 0 is no whole number of 1 or more"),
+        ({"joint": {**JOINT, "weight_decay": -1.0}}, "weight_decay -1.0: above 0, 0 or more"),
         (
             {"joint": {**JOINT, "alrs": "bracked"}},
             "joint.alrs: 'bracked'\n  allowed: none, eta, bracket, bracket_printed",
@@ -94,6 +96,24 @@ def test_unknown_name_lists_the_bundled_ones() -> None:
 def test_wrong_entries_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises((InputFileError, UsageError), match=message):
         load_recipe(edited(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"update": "perwidth"}, "update 'perwidth' is none of per_width, accumulated"),
+        ({"alrs": "etta"}, "alrs 'etta' is none of none, eta, "),
+        ({"distillation": "ps-kd"}, "distillation 'ps-kd' is none of none, ps_kd, in_batch"),
+        ({"epochs": 2.5}, "epochs 2.5 is no whole number"),
+        ({"learning_rate": float("nan")}, "learning_rate nan, weight_decay 0.0: above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate inf"),
+    ],
+)
+def test_settings_of_python_are_checked_like_those_of_a_file(changes: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.0}
+    assert JointSettings(**good).alrs == "eta"
+    with pytest.raises(ValueError, match=message):
+        JointSettings(**{**good, **changes})
 
 
 def test_not_yaml(tmp_path: Path) -> None:

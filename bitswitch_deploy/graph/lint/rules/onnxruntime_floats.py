@@ -6,9 +6,10 @@ weight runs in integers exactly when none of these names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from bitswitch_deploy.graph.lint.linted_graph import Node
 from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
 from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
     bias_add,
@@ -105,7 +106,8 @@ class FloatOutput(Rule):
     """A layer in codes whose result is not quantized by exactly one Q.
 
     Cases: Conv without Q behind (read by another operator, by several, or an output); Gemm and MatMul whose result goes
-    to a Q and to others as well, while without any Q they run in integers and write float.
+    to a Q and to others as well, or through a Relu or Clip to one reader that is none, while otherwise without a Q they
+    run in integers and write float.
     """
 
     id = "float-output"
@@ -117,9 +119,18 @@ class FloatOutput(Rule):
             tail = tail_of(graph, layer)
             result = result_of(graph, layer)
             reads = result is not None and graph.quantizers_reading(result)
-            if tail.quantizer is None and (layer.node.operator == "Conv" or reads):
+            is_float = layer.node.operator == "Conv" or reads or _is_read_once(graph, tail.activations)
+            if tail.quantizer is None and is_float:
                 do = "put Q and DQ behind it, read by all of its readers"
                 yield Breach(node=layer.node, got=tail.float_because, allowed="one Q as the only reader", do=do)
+
+
+def _is_read_once(graph: QdqGraph, activations: Sequence[Node]) -> bool:
+    """Whether onnxruntime looks for a Q behind the first of these, and takes no other reader for an answer."""
+    result = activations[0].result if activations else None
+    if result is None or graph.graph.is_output(result):
+        return False
+    return sum(node.inputs.count(result) for node in graph.graph.readers(result)) == 1
 
 
 class UnabsorbedActivation(Rule):
