@@ -26,6 +26,7 @@ from bitswitch_deploy.pipeline.blame import blame_master, blame_package
 from bitswitch_deploy.report.blame_page import SHOWN_LAYERS, print_blame
 from bitswitch_deploy.report.html.blame import blame_html
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.page import Page
 
 _SAMPLES = 256
 
@@ -70,7 +71,7 @@ def command(
     outlet.write(
         html=lambda: blame_html(result, command_line()),
         json=lambda: to_json("bitswitch-blame/1", result),
-        text=lambda: print_blame(result, sys.stdout, shown=sys.maxsize if every else SHOWN_LAYERS),
+        text=lambda: print_blame(result, Page(sys.stdout), shown=sys.maxsize if every else SHOWN_LAYERS),
     )
     return int(result.has_fault)
 

@@ -22,6 +22,7 @@ from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
 from bitswitch_deploy.pipeline.building.remote import build_there
 from bitswitch_deploy.report.build_page import print_build
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.target import MAX_WORKSPACE_MB
 
 
@@ -71,4 +72,4 @@ def command(
     if as_json:
         print(to_json("bitswitch-build/2", report))
     else:
-        print_build(report, sys.stdout)
+        print_build(report, Page(sys.stdout))

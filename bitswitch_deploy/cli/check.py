@@ -25,6 +25,7 @@ from bitswitch_deploy.report.github import annotation_lines, step_summary
 from bitswitch_deploy.report.html.check import check_html
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.junit import check_to_junit
+from bitswitch_deploy.report.page import Page
 
 _CACHE = ".bitswitch-cache"
 
@@ -81,7 +82,7 @@ def command(
     outlet.write(
         html=lambda: check_html(result, command_line()),
         json=lambda: to_json("bitswitch-check/1", result),
-        text=lambda: print_check(result, sys.stdout),
+        text=lambda: print_check(result, Page(sys.stdout)),
     )
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in annotation_lines(result):

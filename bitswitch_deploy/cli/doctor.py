@@ -10,6 +10,7 @@ from bitswitch_deploy.cli.options import json_option, progress_bar
 from bitswitch_deploy.pipeline.doctor import doctor
 from bitswitch_deploy.report.doctor_page import print_doctor
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.page import Page
 
 
 @click.command("doctor")
@@ -27,5 +28,5 @@ def command(self_test: bool, as_json: bool) -> int:
     if as_json:
         print(to_json("bitswitch-doctor/1", report))
     else:
-        print_doctor(report, sys.stdout)
+        print_doctor(report, Page(sys.stdout))
     return 0 if report.is_ok else 1

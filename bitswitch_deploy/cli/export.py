@@ -24,6 +24,7 @@ from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
 from bitswitch_deploy.report.export_page import print_report
 from bitswitch_deploy.report.export_report import ExportReport
 from bitswitch_deploy.report.json import report_to_json
+from bitswitch_deploy.report.page import Page
 
 
 @click.command("export")
@@ -88,7 +89,7 @@ def command(
     if as_json:
         print(report_to_json(report), end="")
     else:
-        print_report(report, sys.stdout)
+        print_report(report, Page(sys.stdout))
     return exit_code(report)
 
 

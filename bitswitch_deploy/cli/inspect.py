@@ -13,6 +13,7 @@ from bitswitch_deploy.cli.options import json_option
 from bitswitch_deploy.master import describe_master, read_master
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.master_page import print_master
+from bitswitch_deploy.report.page import Page
 
 
 @click.command("inspect")
@@ -24,4 +25,4 @@ def command(master: Path | None, as_json: bool) -> None:
     if as_json:
         print(to_json("bitswitch-master-summary/1", summary), end="")
     else:
-        print_master(summary, sys.stdout)
+        print_master(summary, Page(sys.stdout))

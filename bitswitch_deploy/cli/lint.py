@@ -14,6 +14,7 @@ from bitswitch_deploy.graph.lint.lint import lint
 from bitswitch_deploy.graph.lint.reading import read_graph
 from bitswitch_deploy.report.json import to_json
 from bitswitch_deploy.report.lint_page import print_lint
+from bitswitch_deploy.report.page import Page
 
 
 @click.command("lint")
@@ -37,5 +38,5 @@ def command(graph: Path, engine: str, as_json: bool) -> int:
     if as_json:
         print(to_json("bitswitch-lint/1", result))
     else:
-        print_lint(result, sys.stdout)
+        print_lint(result, Page(sys.stdout))
     return int(bool(result.errors))

@@ -31,6 +31,7 @@ from bitswitch_deploy.profiling.result import SCHEMA
 from bitswitch_deploy.profiling.statistics import MIN_TURNS
 from bitswitch_deploy.report.html.profile import profile_html
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.profile_page import print_profile
 
 _A_DAY_S = 86_400
@@ -96,7 +97,7 @@ def command(
     outlet.write(
         html=lambda: profile_html(result, package_results(package), command_line()),
         json=lambda: to_json(SCHEMA, result),
-        text=lambda: print_profile(result, sys.stdout),
+        text=lambda: print_profile(result, Page(sys.stdout)),
     )
     return int(not result.is_within_budget)
 

@@ -15,6 +15,7 @@ from bitswitch_deploy.pipeline.inputs import parse_bits
 from bitswitch_deploy.pipeline.searching.search import DEFAULT_SAMPLES, SearchRequest, search
 from bitswitch_deploy.report.html.search import search_html
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.search_page import print_search
 from bitswitch_deploy.search.budget import parse_budget
 from bitswitch_deploy.search.evaluate import BACKENDS, Workers
@@ -110,6 +111,6 @@ def command(
     outlet.write(
         html=lambda: search_html(result, command_line()),
         json=lambda: to_json("bitswitch-search/1", result),
-        text=lambda: print_search(result, sys.stdout),
+        text=lambda: print_search(result, Page(sys.stdout)),
     )
     return int(result.drop_exceeded)

@@ -10,6 +10,7 @@ import click
 from bitswitch_deploy.catalogue import ALIASES, load_target, target_names
 from bitswitch_deploy.cli.options import json_option
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.target_page import print_target, print_targets
 from bitswitch_deploy.target import Target
 
@@ -35,7 +36,7 @@ def list_targets(as_json: bool) -> None:
     if as_json:
         print(to_json("bitswitch-targets/1", listed))
     else:
-        print_targets(listed.targets, listed.aliases, sys.stdout)
+        print_targets(listed.targets, listed.aliases, Page(sys.stdout))
 
 
 @command.command("show")
@@ -47,4 +48,4 @@ def show_target(name: str, as_json: bool) -> None:
     if as_json:
         print(to_json("bitswitch-target-shown/1", resolved))
     else:
-        print_target(resolved.target, resolved.note, sys.stdout)
+        print_target(resolved.target, resolved.note, Page(sys.stdout))

@@ -18,6 +18,7 @@ from bitswitch_deploy.cli.options import (
 )
 from bitswitch_deploy.pipeline.revalidate import revalidate
 from bitswitch_deploy.report.json import to_json
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.validation_page import print_validation
 
 
@@ -40,5 +41,5 @@ def command(
     if as_json:
         print(to_json("bitswitch-validation/1", outcome), end="")
     else:
-        print_validation(outcome.result, outcome.verdicts, sys.stdout)
+        print_validation(outcome.result, outcome.verdicts, Page(sys.stdout))
     return int(any(verdict.verdict == "failed" for verdict in outcome.verdicts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TextIO
 
 from bitswitch_deploy.diagnosis.blame_result import BlameResult, LayerError, LoweredError, PartError, WidthBlame
 from bitswitch_deploy.report.page import Page
@@ -21,14 +20,13 @@ _LAYER_COLUMNS = (
 _PART_COLUMNS = (("approximate in the lowered graph", False), ("parts", True), ("worst dB", True), ("agree %", True))
 
 
-def print_blame(result: BlameResult, stream: TextIO, *, width: int | None = None, shown: int = SHOWN_LAYERS) -> None:
+def print_blame(result: BlameResult, page: Page, *, shown: int = SHOWN_LAYERS) -> None:
     """Print `result`.
 
     Args:
-        result: what to print. stream: text output. width: columns, see Page. shown: layers of each width, worst first
+        result: what to print. shown: layers of each width, worst first
             to be chosen.
     """
-    page = Page(stream, width)
     data = result.dataset
     page.title(f"{result.subject} for {result.target}")
     page.pairs([("data", f"{data.n:,} samples of {data.name} (sha256 {data.sha256[:12]})")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
 from rich.filesize import decimal
 
@@ -26,13 +25,8 @@ _NO_DATA = "-"
 _SHOWN = 3
 
 
-def print_build(report: BuildReport, stream: TextIO, *, width: int | None = None) -> None:
-    """Print `report`.
-
-    Args:
-        report: what to print. stream: text output. width: columns, see Page.
-    """
-    page = Page(stream, width)
+def print_build(report: BuildReport, page: Page) -> None:
+    """Print `report`."""
     page.title(f"Engines of {report.package}")
     page.pairs(_header(report))
     page.section("Layers of each engine")

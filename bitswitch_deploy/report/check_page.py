@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TextIO
 
 from bitswitch_deploy.gate.judgement import Verdict
 from bitswitch_deploy.gate.paired_counts import MAX_SAMPLES
@@ -29,13 +28,8 @@ _COLUMNS = (
 )
 
 
-def print_check(result: CheckResult, stream: TextIO, *, width: int | None = None) -> None:
-    """Print what was found.
-
-    Args:
-        result: what to print. stream: text output. width: columns, see Page.
-    """
-    page = Page(stream, width)
+def print_check(result: CheckResult, page: Page) -> None:
+    """Print what was found."""
     page.title(headline(result))
     page.pairs(check_facts(result))
     page.section(f"Cases, {result.metric} in {result.unit}")

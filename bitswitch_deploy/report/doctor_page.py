@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TextIO
-
 from bitswitch_deploy.report.build_page import device_text
 from bitswitch_deploy.report.doctor_report import DoctorReport
 from bitswitch_deploy.report.page import Page
 
 
-def print_doctor(report: DoctorReport, stream: TextIO, *, width: int | None = None) -> None:
-    """Print `report`.
-
-    Args:
-        report: what to print. stream: text output. width: columns, see Page.
-    """
-    page = Page(stream, width)
+def print_doctor(report: DoctorReport, page: Page) -> None:
+    """Print `report`."""
     page.title(f"bitswitch-deploy {report.version}, Python {report.python}, {report.system}")
     page.pairs([("device", device_text(report.device))])
     page.section("Parts")

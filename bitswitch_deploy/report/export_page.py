@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
 from rich.filesize import decimal
 
@@ -23,15 +22,8 @@ Cell = tuple[str, str]
 Note = tuple[str, str]
 
 
-def print_report(report: ExportReport, stream: TextIO, *, width: int | None = None) -> None:
-    """Print `report` to `stream`.
-
-    Args:
-        report: what to print.
-        stream: text output, a terminal or not; see Page.
-        width: columns; None takes those of the terminal, or 80 where there is none.
-    """
-    page = Page(stream, width)
+def print_report(report: ExportReport, page: Page) -> None:
+    """Print `report`."""
     hidden = _hidden_columns(page, report.widths)
     _print_header(page, report, files="file" in hidden)
     _print_widths(page, report.widths, hidden)

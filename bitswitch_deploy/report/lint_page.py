@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
 from bitswitch_deploy.graph.lint.finding import Finding, LintResult
 from bitswitch_deploy.report.page import Page
@@ -13,13 +12,8 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 _SHOWN = 5
 
 
-def print_lint(result: LintResult, stream: TextIO, *, width: int | None = None) -> None:
-    """Print the findings by rule and mend, errors first.
-
-    Args:
-        result: what was found. stream: text output. width: columns, see Page.
-    """
-    page = Page(stream, width)
+def print_lint(result: LintResult, page: Page) -> None:
+    """Print the findings by rule and mend, errors first."""
     page.title(f"{result.graph}: {_summary(result)}")
     page.paragraph(
         f"looked at {result.quantizers} Q, {result.dequantizers} DQ and {result.weighted} weighted layers, "

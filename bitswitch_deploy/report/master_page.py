@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TextIO
-
 from bitswitch_deploy.graph.canonical import CANONICAL_OPSET
 from bitswitch_deploy.master.summary import LayerSummary, MasterSummary
 from bitswitch_deploy.report.page import Page
@@ -19,13 +17,8 @@ _LAYER_COLUMNS = (
 _WIDTH_COLUMNS = (("width", True), ("weights, packed", True), ("top-1", True), ("samples", True), ("data", False))
 
 
-def print_master(summary: MasterSummary, stream: TextIO, *, width: int | None = None) -> None:
-    """Print what is in a master.
-
-    Args:
-        summary: what to print. stream: text output. width: columns, see Page.
-    """
-    page = Page(stream, width)
+def print_master(summary: MasterSummary, page: Page) -> None:
+    """Print what is in a master."""
     page.title(f"Master of {summary.bits} bits, {summary.n_parameters:,} parameters, {summary.n_quantized:,} in codes")
     exported = "" if summary.opset == CANONICAL_OPSET else f" (this release exports {CANONICAL_OPSET} only)"
     pairs = [

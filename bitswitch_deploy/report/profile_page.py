@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TextIO
 
 from bitswitch_deploy.profiling.board.state import BoardRecord, Span
 from bitswitch_deploy.profiling.result import CandidateResult, ProfileResult
@@ -13,13 +12,8 @@ _COLUMNS = ("p50", "p90", "p95", "p99", "mean")
 _SHOWN_LAYERS = 5
 
 
-def print_profile(result: ProfileResult, stream: TextIO, *, width: int | None = None) -> None:
-    """Print a profile.
-
-    Args:
-        result: what was measured. stream: text output. width: columns, see Page.
-    """
-    page = Page(stream, width)
+def print_profile(result: ProfileResult, page: Page) -> None:
+    """Print a profile."""
     page.title(f"{result.package} in {result.engine} {result.engine_version}")
     page.pairs(profile_facts(result))
     for batch in dict.fromkeys(each.batch_size for each in result.candidates):

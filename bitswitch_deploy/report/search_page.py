@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TextIO
 
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.search_report import Assigned, Measured, SearchReport
@@ -22,13 +21,8 @@ _METHODS = {
 }
 
 
-def print_search(report: SearchReport, stream: TextIO, *, width: int | None = None) -> None:
-    """Print a search.
-
-    Args:
-        report: what was found. stream: text output. width: columns, see Page.
-    """
-    page = Page(stream, width)
+def print_search(report: SearchReport, page: Page) -> None:
+    """Print a search."""
     metric = "top-1" if report.samples.labelled else "agreement"
     page.title(search_title(report))
     page.pairs(search_facts(report))

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TextIO
 
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.target import Target
 
 
-def print_targets(
-    targets: Sequence[Target], aliases: Sequence[str], stream: TextIO, *, width: int | None = None
-) -> None:
+def print_targets(targets: Sequence[Target], aliases: Sequence[str], page: Page) -> None:
     """Print one line for each target.
 
     Args:
-        targets: what to print. aliases: other names. stream: text output. width: columns, see Page.
+        targets: what to print. aliases: other names.
     """
-    page = Page(stream, width)
     rows = []
     for target in targets:
         stacks = ", ".join(f"{stack.name}*" if stack == target.stack else stack.name for stack in target.stacks)
@@ -27,13 +23,12 @@ def print_targets(
     page.paragraph(f"aliases: {', '.join(aliases)}; another stack: NAME@STACK; your own: the path of a YAML file")
 
 
-def print_target(target: Target, note: str | None, stream: TextIO, *, width: int | None = None) -> None:
+def print_target(target: Target, note: str | None, page: Page) -> None:
     """Print one target with the stack that is selected.
 
     Args:
-        target: what to print. note: how it was found. stream: text output. width: columns, see Page.
+        target: what to print. note: how it was found.
     """
-    page = Page(stream, width)
     page.title(f"{target.name}: {target.title}")
     quantization, stack = target.quantization, target.stack
     containers = ", ".join(f"{operator} {_container(value)}" for operator, value in quantization.weight_containers)

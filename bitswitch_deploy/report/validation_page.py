@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TextIO
 
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.validation.hops import HopResult, ValidationResult, Verdict, percent_rounded_down
@@ -18,15 +17,12 @@ _COLUMNS = (
 )
 
 
-def print_validation(
-    result: ValidationResult, verdicts: Sequence[Verdict], stream: TextIO, *, width: int | None = None
-) -> None:
+def print_validation(result: ValidationResult, verdicts: Sequence[Verdict], page: Page) -> None:
     """Print what was measured and judged.
 
     Args:
-        result: all hops. verdicts: judgements on them. stream: text output. width: columns, see Page.
+        result: all hops. verdicts: judgements on them.
     """
-    page = Page(stream, width)
     page.title(f"{result.dataset.n:,} samples of {result.dataset.name} (sha256 {result.dataset.sha256[:12]})")
     judged = {(verdict.label, verdict.hop): verdict for verdict in verdicts}
     hops = [hop for each in result.widths for hop in each.hops]

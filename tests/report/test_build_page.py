@@ -6,6 +6,7 @@ from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.read_back import NodePrecision, ReadBack, UnfusedQuantizer
 from bitswitch_deploy.report.build_page import device_text, print_build
 from bitswitch_deploy.report.build_report import BuildReport, EngineRow
+from bitswitch_deploy.report.page import Page
 
 NODES = tuple(NodePrecision(node=f"conv{i}", operator="Conv", precision="int8") for i in range(4))
 FELL_BACK = tuple(NodePrecision(node=name, operator="Conv", precision="fp16") for name in ("back1", "back2", "back3"))
@@ -29,7 +30,7 @@ def page(**changes: object) -> str:
         engines=(EngineRow(label="w8", **values | changes),),  # type: ignore[arg-type]
     )
     stream = io.StringIO()
-    print_build(report, stream, width=140)
+    print_build(report, Page(stream, 140))
     return stream.getvalue()
 
 

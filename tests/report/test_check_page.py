@@ -7,12 +7,13 @@ from typing import Any
 from bitswitch_deploy.gate.baseline import Case
 from bitswitch_deploy.gate.config import Limits
 from bitswitch_deploy.report.check_page import print_check
+from bitswitch_deploy.report.page import Page
 from tests.report.check_results import CASES, check_result
 
 
 def _page(**changes: Any) -> str:
     stream = io.StringIO()
-    print_check(check_result(**changes), stream, width=100)
+    print_check(check_result(**changes), Page(stream, 100))
     return stream.getvalue()
 
 
@@ -30,7 +31,7 @@ def test_one_line_for_each_case() -> None:
 
 def test_it_fits_a_log_of_80_columns() -> None:
     stream = io.StringIO()
-    print_check(check_result(), stream)
+    print_check(check_result(), Page(stream))
     assert max(map(len, stream.getvalue().splitlines())) <= 80
     assert "too few samples to tell\n" in stream.getvalue()
 

@@ -7,12 +7,13 @@ import pytest
 
 from bitswitch_deploy.report.export_page import print_report
 from bitswitch_deploy.report.export_report import ExportReport, WidthRow
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.validation.dataset import DatasetSummary
 
 
 def _lines(report: ExportReport, width: int = 80) -> list[str]:
     stream = io.StringIO()
-    print_report(report, stream, width=width)
+    print_report(report, Page(stream, width))
     return stream.getvalue().splitlines()
 
 
@@ -181,7 +182,7 @@ def test_duration(report: ExportReport, seconds: float, shown: str) -> None:
 def test_a_log_in_ascii(report: ExportReport) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
-    print_report(report, stream)
+    print_report(report, Page(stream))
     text = raw.getvalue().decode("ascii")
     assert "  w2     312.4 kB    92.25      92.20  ! 88.89       -  99.99  exact\n" in text
     assert f"\n  {'-' * 67}\n" in text

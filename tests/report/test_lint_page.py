@@ -4,6 +4,7 @@ import io
 
 from bitswitch_deploy.graph.lint.finding import Finding, LintResult
 from bitswitch_deploy.report.lint_page import print_lint
+from bitswitch_deploy.report.page import Page
 
 
 def finding(node: str, **changes: object) -> Finding:
@@ -32,7 +33,7 @@ def page(*findings: Finding, quantizers: int = 2, dequantizers: int = 3) -> list
         findings=findings,
     )
     stream = io.StringIO()
-    print_lint(result, stream, width=100)
+    print_lint(result, Page(stream, 100))
     return stream.getvalue().splitlines()
 
 

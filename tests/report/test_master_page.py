@@ -8,6 +8,7 @@ from io import StringIO
 from bitswitch_deploy.catalogue import bundled_master
 from bitswitch_deploy.master import describe_master, read_master
 from bitswitch_deploy.report.master_page import print_master
+from bitswitch_deploy.report.page import Page
 
 
 def test_every_accuracy_of_a_width_is_shown() -> None:
@@ -16,7 +17,7 @@ def test_every_accuracy_of_a_width_is_shown() -> None:
     other = replace(first.accuracy[0], value=12.34, n=77, dataset="elsewhere")
     widths = (replace(first, accuracy=(*first.accuracy, other)), replace(second, accuracy=()))
     stream = StringIO()
-    print_master(replace(summary, widths=widths), stream)
+    print_master(replace(summary, widths=widths), Page(stream))
     lines = [line.split() for line in stream.getvalue().splitlines()]
     size = f"{first.weight_size_bytes:,}"
     recorded = first.accuracy[0]

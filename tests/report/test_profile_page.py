@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bitswitch_deploy.profiling.result import ProfileResult
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.profile_page import milliseconds_beside, print_profile, throughput
 from tests.profiling.results import candidate
 from tests.report.profile_results import RESULT
@@ -15,7 +16,7 @@ from tests.report.profile_results import RESULT
 
 def page(result: ProfileResult) -> str:
     stream = io.StringIO()
-    print_profile(result, stream, width=100)
+    print_profile(result, Page(stream, 100))
     return stream.getvalue()
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.search_page import print_search, search_notes
 from bitswitch_deploy.report.search_report import BudgetUse
 from bitswitch_deploy.search.statistics import Interval
@@ -15,7 +16,7 @@ from tests.report.search_results import report
 
 def page() -> str:
     stream = io.StringIO()
-    print_search(report(), stream, width=120)
+    print_search(report(), Page(stream, 120))
     return stream.getvalue()
 
 
@@ -82,7 +83,7 @@ def test_no_number_is_cut_off_in_a_log_of_80_columns() -> None:
     samples = replace(found.samples, labelled=False)
     stream = io.StringIO()
     found = replace(found, chosen=chosen, uniform=(chosen, chosen), budgets=budgets, samples=samples)
-    print_search(replace(found, table_checks=(replace(check, target="jetson-orin-nano"),)), stream)
+    print_search(replace(found, table_checks=(replace(check, target="jetson-orin-nano"),)), Page(stream))
     lines = [line.split() for line in stream.getvalue().splitlines()]
     first = ["1.235", "87.65", "76.5", "..", "98.7", "-12.34", "+-11.11", "-12.34", "+-11.11", "1.2e-17"]
     assert [line[2:] for line in lines if line[:2] == ["mixed", "*"] and ".." in line] == [first]
@@ -92,13 +93,13 @@ def test_no_number_is_cut_off_in_a_log_of_80_columns() -> None:
 
 def test_a_uniform_width_that_was_chosen_stands_there_once() -> None:
     stream = io.StringIO()
-    print_search(replace(report(), chosen=report().uniform[1], front=()), stream)
+    print_search(replace(report(), chosen=report().uniform[1], front=()), Page(stream))
     rows = stream.getvalue().split("Final test")[1].split("chosen;")[0].splitlines()
     assert [line.split()[0] for line in rows if ".." in line] == ["w2", "w8"]
 
 
 def test_a_hash_stands_beside_its_own_file() -> None:
     stream = io.StringIO()
-    print_search(replace(report(), reestimated=True), stream)
+    print_search(replace(report(), reestimated=True), Page(stream))
     text = " ".join(stream.getvalue().split())
     assert f"sha256 {'a' * 12}; with the statistics of this assignment: m [4].safetensors" in text

@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 
+from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.validation_page import _cells, print_validation
 from bitswitch_deploy.validation.dataset import DatasetSummary
 from bitswitch_deploy.validation.hops import HopResult, ValidationResult, Verdict, WidthResult
@@ -28,7 +29,7 @@ def test_what_failed_is_told_from_what_is_not_judged(
         Verdict(label="w4", hop="engine", verdict=verdict, drop_points=None, reason=f"it is {verdict}")
         for verdict in verdicts
     ]
-    print_validation(RESULT, judged, page)
+    print_validation(RESULT, judged, Page(page))
     lines = page.getvalue().splitlines()
     assert [line for line in lines if line in ("Failed", "Not judged", "Not ok")] == titles
     assert [line for line in lines if "it is" in line] == [f"  w4 engine  it is {title.lower()}" for title in titles]
@@ -43,7 +44,7 @@ def test_the_table_has_a_line_for_each_hop() -> None:
     result = ValidationResult(dataset=RESULT.dataset, widths=(WidthResult(label="w4", bits=4, hops=hops),))
     failed = Verdict(label="w4", hop="lowered", verdict="failed", drop_points=8.5, reason="too low")
     page = io.StringIO()
-    print_validation(result, [failed], page)
+    print_validation(result, [failed], Page(page))
     lines = [line.split() for line in page.getvalue().splitlines() if line.strip().startswith("w4")]
     # the reason follows the table
     assert lines == [

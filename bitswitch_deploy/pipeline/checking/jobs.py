@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.catalogue import bundled_master, is_target_file, load_target, split_stack
 from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.gate.baseline import Case, Conditions
 from bitswitch_deploy.gate.config import CheckConfig, width_label
@@ -122,7 +122,7 @@ def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterat
     preprocessing = network.master.spec.preprocessing
     text = json.dumps(asdict(preprocessing) if preprocessing else None, sort_keys=True)
     for name in request.config.targets:
-        is_path = "/" in name or name.partition("@")[0].endswith((".yaml", ".yml"))
+        is_path = is_target_file(split_stack(name)[0])
         target = load_target(str(request.folder / name) if is_path else name).target
         check_passes(target)
         conditions = Conditions(
