@@ -1,7 +1,8 @@
 """Read a data set from an .npz file with `x` and, for accuracy, `y`.
 
 `x` integer: raw pixels 0..255, [n, H, W] or [n, H, W, C], preprocessed as the master says, a batch at a time.
-`x` floating: ready for the network, [n, ...] with the shape of its input.
+`x` floating: ready for the network, [n, ...] with the shape of its input. So is an integer `x` where the network reads
+whole numbers, such as words of a text.
 `y` integer: class of each sample, [n]; [n, ...] labels each position of a dense output.
 
 Nothing in the file is executed (no pickles), and sizes are checked before an array is read.
@@ -34,6 +35,8 @@ BLOCK_BYTES = 2**20
 # Smaller arrays are read: a mapping would only make a file that is overwritten meanwhile a danger.
 MAPPED_BYTES = 2**24
 _LOCAL_LENGTHS = 26  # of the zip local file header: where the lengths of name and extra field stand
+# Of inputs that are no measured values: words, categories.
+_WHOLE = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 # Above any number of classes; keeps labels inside int64 when the number is not known.
 MAX_CLASSES = 2**31
 
@@ -47,16 +50,16 @@ BROKEN_ARCHIVE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArraySource:
-    """Samples in memory: raw pixels uint8 [n, H, W, C] with a preprocessing, or inputs float32 [n, ...]."""
+    """Samples in memory: raw pixels uint8 [n, H, W, C] with a preprocessing, or inputs as the network reads them."""
 
-    x: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+    x: npt.NDArray[Any]
     preprocessing: Preprocessing | None
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Samples start..stop-1, float32 [stop - start, ...]."""
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Samples start..stop-1 as network inputs, [stop - start, ...]."""
         part = self.x[start:stop]
         if self.preprocessing is None:
-            return part.astype(np.float32, copy=False)
+            return part
         return self.preprocessing.apply(part.astype(np.uint8, copy=False))
 
 
@@ -64,7 +67,8 @@ def content_sha256(x: npt.NDArray[Any], y: npt.NDArray[Any] | None) -> str:
     """Identity of a data set in arrays, independent of the file that holds it.
 
     SHA-256 of the line `x <dtype> <shape>`, the bytes of x, and the same for y where there is one; C order,
-    little-endian. `x` is uint8 [n, H, W, C] for raw pixels, float32 otherwise; `y` counts as int64.
+    little-endian. `x` is uint8 [n, H, W, C] for raw pixels, of the type that the
+    network reads otherwise; `y` counts as int64.
     """
     digest = hashlib.sha256()
     for name, array in (("x", x), ("y", None if y is None else y.astype(np.int64))):
@@ -196,9 +200,7 @@ def _check_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -
         )
 
 
-def _inputs(
-    request: DataRequest, x: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.float32], Preprocessing | None]:
+def _inputs(request: DataRequest, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Preprocessing | None]:
     if x.ndim == 0 or x.size == 0:
         raise _error(
             request.path,
@@ -206,6 +208,8 @@ def _inputs(
             allowed="[n, ...] with n at least 1",
             do="store at least one sample",
         )
+    if request.input_spec.dtype in _WHOLE:
+        return _whole_numbers(request, x), None
     if x.dtype.kind != "f":
         preprocessing = request.needed_preprocessing()
         return _pixels(request, x, preprocessing), preprocessing
@@ -222,6 +226,21 @@ def _inputs(
             do="repair or remove these samples",
         )
     return inputs, None
+
+
+def _whole_numbers(request: DataRequest, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    wanted = np.dtype(request.input_spec.dtype)
+    request.check_sample(x.shape[1:])
+    limits = np.iinfo(wanted)
+    low, high = x.min(), x.max()
+    if x.dtype.kind == "f" or int(low) < limits.min or int(high) > limits.max:
+        raise _error(
+            request.path,
+            got=f"'x' is of type {x.dtype}" if x.dtype.kind == "f" else f"'x' holds numbers from {low} to {high}",
+            allowed=f"whole numbers of type {wanted}, as input '{request.input_spec.name}' of the master",
+            do=f"store x.astype(numpy.{wanted})",
+        )
+    return x.astype(wanted, copy=False)
 
 
 def _not_finite(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:

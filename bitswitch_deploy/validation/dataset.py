@@ -47,7 +47,7 @@ class Dataset:
 
     y: class of each sample, int64 [n]; [n, ...] for dense outputs; None without labels.
     sha256, file_sha256: see DatasetSummary.
-    source: inputs, float32 [n, ...], read and preprocessed when asked for.
+    source: inputs [n, ...], read and preprocessed when asked for.
     fixed_batch: the only batch size that the network takes; None takes any.
     """
 

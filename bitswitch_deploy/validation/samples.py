@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,8 @@ from bitswitch_deploy.preprocessing import Preprocessing
 class SampleSource(Protocol):
     """Where network inputs come from, a slice at a time."""
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Samples start..stop-1 as network inputs, float32 [stop - start, ...]."""
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Samples start..stop-1 as network inputs, [stop - start, ...]: float32, or of its type of whole numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

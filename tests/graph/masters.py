@@ -78,7 +78,8 @@ def build(
 
 def _value(value: onnx.ValueInfoProto) -> ValueSpec:
     shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    return ValueSpec(name=value.name, dtype="float", shape=shape)
+    dtype = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return ValueSpec(name=value.name, dtype=dtype, shape=shape)
 
 
 def _filled(spec: MasterSpec, skeleton: onnx.ModelProto, given: Mapping[str, Any]) -> dict[str, Array]:

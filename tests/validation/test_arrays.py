@@ -63,6 +63,39 @@ def test_integer_type_and_channel_axis_do_not_matter(request_for: Make, tmp_path
     assert other.sha256 == plain.sha256
 
 
+@pytest.mark.parametrize(("wanted", "stored"), [("int64", "u1"), ("int64", "<i8"), ("int32", ">i8")])
+def test_whole_numbers_are_used_as_they_are_where_the_network_reads_them(
+    request_for: Make, tmp_path: Path, wanted: str, stored: str
+) -> None:
+    words = ValueSpec(name="words", dtype=wanted, shape=("n", 3))
+    x = np.array([[1, 2, 3], [7, 0, 5]], dtype=stored)
+    samples = read_npz(request_for(_saved(tmp_path, x=x, y=LABELS), input_spec=words, preprocessing=None))
+    assert samples.source.read(0, 2).dtype == wanted
+    assert samples.source.read(0, 2).tolist() == [[1, 2, 3], [7, 0, 5]]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            np.ones((2, 3), np.float32),
+            "'x' is of type float32\n  allowed: whole numbers of type int32, as",
+        ),
+        (
+            np.full((2, 3), 2**31),
+            "'x' holds numbers from 2147483648 to 2147483648\n",
+        ),
+        (np.ones((2, 4), int), r"one sample has shape \[4\]\n  allowed: \[3\]"),
+    ],
+)
+def test_what_is_no_whole_number_of_the_type_is_refused(
+    request_for: Make, tmp_path: Path, x: np.ndarray[Any, Any], message: str
+) -> None:
+    words = ValueSpec(name="words", dtype="int32", shape=("n", 3))
+    with pytest.raises(DataError, match=message):
+        read_npz(request_for(_saved(tmp_path, x=x), input_spec=words, preprocessing=None))
+
+
 def test_colour_pixels_become_channels(request_for: Make, tmp_path: Path) -> None:
     how = Preprocessing(colour="RGB", size=(1, 1), divide_by=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     spec = ValueSpec(name="x", dtype="float32", shape=("n", 3, 1, 1))

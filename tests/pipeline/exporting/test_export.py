@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bitswitch_deploy.catalogue import bundled_file, bundled_master, sample_set
-from bitswitch_deploy.errors import CheckFailedError, TargetFileError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, GraphError, TargetFileError, UsageError
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
@@ -247,6 +247,35 @@ def test_without_data_the_graphs_are_exported_and_the_gap_is_said(tmp_path: Path
     (step,) = (step for step in report.not_done if step.what == "validation")
     assert step.command == f"bitswitch-deploy validate {tmp_path / 'p'} --data PATH"
     assert any("no calibration samples" in change for change in report.widths[0].changes)
+
+
+WORDS = """
+net (int64[n, 4] words, float[9, 8] "table.values", float[8, 8] "mix.weight", float[32, 3] "fc.weight")
+    => (float[n, 3] logits)
+{
+    a = Gather ("table.values", words)
+    b = Relu (a)
+    c = MatMul (b, "mix.weight")
+    d = Relu (c)
+    e = Flatten (d)
+    logits = Gemm (e, "fc.weight")
+}
+"""
+
+
+def test_a_network_of_words_is_measured_on_words(tmp_path: Path) -> None:
+    master = masters.build(WORDS, [masters.layer("mix", "MatMul"), masters.layer("fc", "Gemm", activation="pinned")])
+    write_master(master, tmp_path / "words.safetensors")
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 9, (64, 4))
+    np.savez(tmp_path / "words.npz", x=x.astype(np.uint8), y=rng.integers(0, 3, 64))
+    options = {"master": tmp_path / "words.safetensors", "data": tmp_path / "words.npz"}
+    (row,) = export_to(tmp_path / "p", "x86-cpu", widths=WIDTHS[:1], **options).report.widths
+    assert row.hops[1].n == row.hops[2].n == row.hops[3].n == 64
+    assert row.hops[3].agreement_percent == 100.0
+    np.savez(tmp_path / "words.npz", x=np.full((64, 4), 9))
+    with pytest.raises(GraphError, match=r"indices element out of data bounds, idx=9"):
+        export_to(tmp_path / "q", "x86-cpu", widths=WIDTHS[:1], **options)
 
 
 def test_own_data_without_calibration_samples_is_reported(tmp_path: Path) -> None:
