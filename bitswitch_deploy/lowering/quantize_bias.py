@@ -27,6 +27,7 @@ from bitswitch_deploy.graph.qdq import (
 )
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.bias_codes import LARGEST_CODE, Accumulator, BiasFit, fit_bias, largest_shift
+from bitswitch_deploy.lowering.free_products import free_products
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
 
 _BIAS_INPUT = 2
@@ -71,9 +72,9 @@ class QuantizeBias(LoweringPass):
     bias nevertheless. A copy that is handed out instead keeps it from that.
     Cases: Conv, ungrouped ConvTranspose, Gemm; a MatMul and its Add, which onnxruntime makes a Gemm of: this bias stays
     float, but is a whole number of steps; a Gemm with float output, whose bias moves behind it, since onnxruntime runs
-    it in integers only without a float bias; an output of the graph on the way to a Q; weight scale per tensor and per
-    channel, of either sign; output codes with and without Clip, directly behind or behind Relu, Clip and data movement;
-    one bias for several layers.
+    it in integers only without a float bias; a product without one, whose activation stays float (`free_products`); an
+    output of the graph on the way to a Q; weight scale per tensor and per channel, of either sign; output codes with
+    and without Clip, directly behind or behind Relu, Clip and data movement; one bias for several layers.
     Left alone: other layers whose input, weight or output is not in codes, scales per block or along another axis, a
     bias that differs within a channel, a bias that depends on data. Left alone, and recorded as inexact: a bias that is
     computed from constants, a weight that several nodes read, Gemm with alpha or beta, grouped ConvTranspose with one
@@ -86,6 +87,7 @@ class QuantizeBias(LoweringPass):
         found = [layer for node in graph.nodes if (layer := _integer_layer(graph, node, codes)) is not None]
         layers = [layer for layer in found if layer.thresholds is not None]
         freed = [layer for layer in found if layer.thresholds is None and _keep_bias(graph, layer)]
+        freed_products = free_products(graph)
         fits, kept = [], []
         for layer in layers:
             obstacle = _obstacle(graph, layer)
@@ -108,7 +110,7 @@ class QuantizeBias(LoweringPass):
         if moved:
             what = f"int32 rounding moves a code threshold in {moved} of {channels} channels"
             self.record("biases", what, exact=False, approximation=Approximation.ROUNDED_BIAS)
-        return bool(fits or kept or freed)
+        return bool(fits or kept or freed) or freed_products
 
     @property
     def _may_round(self) -> bool:
