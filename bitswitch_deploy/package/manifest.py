@@ -118,7 +118,12 @@ class Manifest:
         if missing:
             # a manifest is written whole: an absent key is damage, also where the field has a default
             raise _READER.refusal(where, f"no key {', '.join(missing)}", "every key of the schema", is_text=True)
-        return _READER.decode(cls, document, where=where)
+        try:
+            return _READER.decode(cls, document, where=where)
+        except PackageError as exc:
+            # of a value that `cls` itself refuses, which does not know the folder
+            place = f"{where}{exc.where.removeprefix(MANIFEST)}" if exc.where.startswith(f"{MANIFEST}: ") else exc.where
+            raise PackageError(where=place, got=exc.got, allowed=exc.allowed, do=exc.do) from exc
 
 
 def is_inside(path: str) -> bool:

@@ -111,8 +111,9 @@ def test_anything_else_is_refused(
     # files are sorted: entry 0 is a.json, so the other one is made to clash with it
     if path == ("files", 0, "path") and value == "a.json":
         path = ("files", 1, "path")
-    with pytest.raises(PackageError, match=f"manifest.json: .*{message}"):
-        Manifest.from_json(_changed(manifest, path, value))
+    for where in ("manifest.json", "there/manifest.json"):
+        with pytest.raises(PackageError, match=f"^{where}: .*{message}"):
+            Manifest.from_json(_changed(manifest, path, value), where=where)
 
 
 def test_two_graphs_of_one_label_are_refused(manifest_of: Callable[..., Manifest]) -> None:
