@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,17 @@ def test_a_function_of_the_users_own(tmp_path: Path) -> None:
     assert "sha256" in metric.identity
 
 
-def test_a_function_in_a_file_whose_name_is_taken_is_refused(tmp_path: Path) -> None:
-    name = _module(tmp_path, "statistics", "def mean(outputs, labels): return outputs[:, 0]\n")
-    with pytest.raises(UsageError, match=r"statistics is .*statistics.py already, which .* cannot take the place of"):
-        find_metric(name.replace("score", "mean"), folder=tmp_path)
+def test_a_function_in_a_file_whose_name_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `statistics` is by Python's own."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "there")
+    _module(tmp_path / "there", "own_metric_taken", "")
+    importlib.import_module("own_metric_taken")
+    name = _module(tmp_path, "own_metric_taken", "def score(outputs, labels): return outputs[:, 0]\n")
+    with pytest.raises(
+        UsageError, match=r"own_metric_taken is .*there/own_metric_taken.py already, which .* cannot take"
+    ):
+        find_metric(name, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
