@@ -164,9 +164,7 @@ def test_a_function_in_a_file_whose_name_is_taken_is_refused(tmp_path: Path, mon
     _module(tmp_path / "there", "own_metric_taken", "")
     importlib.import_module("own_metric_taken")
     name = _module(tmp_path, "own_metric_taken", "def score(outputs, labels): return outputs[:, 0]\n")
-    with pytest.raises(
-        UsageError, match=r"own_metric_taken is .*there/own_metric_taken.py already"
-    ):
+    with pytest.raises(UsageError, match=r"own_metric_taken is .*there/own_metric_taken.py already"):
         find_metric(name, folder=tmp_path)
 
 
