@@ -42,9 +42,18 @@ MAX_CLASSES = 2**31
 
 # What zipfile and NumPy raise for files that are cut, damaged, encrypted or packed in a way of their own.
 BROKEN_ARCHIVE = (
-    *(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
     # of a header that is no Python literal, or one of other types
-    *(tokenize.TokenError, SyntaxError, TypeError, OverflowError),
+    tokenize.TokenError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
 )
 
 
