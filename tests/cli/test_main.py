@@ -151,25 +151,24 @@ def test_what_is_not_here_exits_with_4(run: Run, tmp_path: Path) -> None:
     assert "build_on_device.sh" in outcome.err
 
 
-def test_a_bug_keeps_its_traceback_and_exits_with_70(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RuntimeError("this is broken"), 70, ["RuntimeError: this is broken", "please report"]),
+        (MemoryError("Unable to allocate"), 4, ["memory ran out: Unable to allocate\n  allowed: "]),
+    ],
+)
+def test_a_bug_keeps_its_traceback_and_memory_that_runs_out_is_none(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, said: list[str]
+) -> None:
     def broken(**_: object) -> None:
-        raise RuntimeError("this is broken")
+        raise error
 
     monkeypatch.setattr(main_module.cli, "main", broken)
     outcome = run("inspect")
-    assert outcome.code == 70
-    assert "RuntimeError: this is broken" in outcome.err
-    assert "please report" in outcome.err
-
-
-def test_memory_that_runs_out_exits_with_4(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(**_: object) -> None:
-        raise MemoryError("Unable to allocate 8. TiB")
-
-    monkeypatch.setattr(main_module.cli, "main", broken)
-    outcome = run("inspect")
-    assert outcome.code == 4
-    assert "memory ran out: Unable to allocate 8. TiB\n  allowed: " in outcome.err
+    assert outcome.code == code
+    assert all(text in outcome.err for text in said)
+    assert ("Traceback" in outcome.err) is (code == 70)
 
 
 def test_ctrl_c_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

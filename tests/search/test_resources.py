@@ -106,11 +106,15 @@ def test_bytes_without_a_target_are_packed_without_gaps() -> None:
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_bytes_of_a_target_are_those_of_its_graphs(name: str, bits: int) -> None:
     master, target = every_operator(), load_target(name).target
-    budget = row(master, f"bytes<=1M@{name}", target=target)
-    used, n_pinned = budget.use, sum(master.tensors[each.weight].size for each in master.spec.layers if each.pinned)
-    assert budget.base == (2 if name == "rtx" else 4) * n_pinned
+    used = row(master, f"bytes<=1M@{name}", target=target).use
     for each, of_layer in zip(master.spec.layers, used):
         assert of_layer[WIDTHS.index(bits)] == sum(_stored_bytes(master, each.weight, bits, target)), each.name
+
+
+@pytest.mark.parametrize(("name", "size_bytes"), [("rtx", 2), ("x86-cpu", 4), ("jetson-orin-nano", 4)])
+def test_pinned_layers_are_float16_where_exports_halve_them(name: str, size_bytes: int) -> None:
+    budget = row(two_blocks(), f"bytes<=1M@{name}", target=load_target(name).target)
+    assert budget.base == size_bytes * (72 + 12)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

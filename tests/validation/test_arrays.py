@@ -85,6 +85,7 @@ def test_whole_numbers_are_used_as_they_are_where_the_network_reads_them(
             np.full((2, 3), 2**31),
             "'x' holds numbers from 2147483648 to 2147483648\n",
         ),
+        (np.full((2, 3), -(2**31) - 1), "'x' holds numbers from -2147483649 to -2147483649\n"),
         (np.ones((2, 4), int), r"one sample has shape \[4\]\n  allowed: \[3\]"),
     ],
 )
