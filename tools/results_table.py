@@ -191,9 +191,9 @@ def train_command(run: Run) -> str:
     words = [start, "tools/train_master.py --recipe", run.recipe, *run.data, "--seed", seed, *run.options]
     output = f"{run.recipe}-seed{seed}.safetensors"
     if "started_from" in run.start:
-        origin_state = state_name(run.start["started_from"]["runs"][-1])
-        words += ["--start-from", origin_state]
-        output = output if origin_state != f"{output}.state" else f"again-{output}"
+        began_with = origin_file(run.start["started_from"])
+        words += ["--start-from", began_with]
+        output = output if began_with not in (output, f"{output}.state") else f"again-{output}"
     return " ".join([*words, "-o", output])
 
 
@@ -241,10 +241,18 @@ def beginning(run: Run) -> str:
 
 
 def carried(began: dict[str, Any]) -> str:
-    """The state file whose weights a run began with."""
+    """The file whose weights a run began with."""
+    if "master" in began:
+        before = began["runs"][-1].get("recipe", "a run that is not known")
+        return f"the master `{began['master']}` (sha256 {began['master_sha256'][:12]}), which {before} had made"
     origins = ", then ".join(origin(run) for run in began["runs"])
     place = f"another run, behind its mini-batch {began['step']:,}: {origins}"
     return f"{place}. `--keep-state` leaves that file, `{state_name(began['runs'][-1])}`"
+
+
+def origin_file(began: dict[str, Any]) -> str:
+    """The state file or master whose weights a run began with."""
+    return began["master"] if "master" in began else state_name(began["runs"][-1])
 
 
 def state_name(run: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ CALIBRATION = Path(__file__).resolve().parent.parent / "calibration"
 @click.option(
     "--start-from",
     type=click.Path(path_type=Path),
-    help="State file of another run, at these or other widths, whose weights to begin with.",
+    help="State file or master of another run, at these or other widths, whose weights to begin with.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the state file beside the output (<output>.state).")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Replaces the seed of the recipe.")

@@ -25,6 +25,7 @@ READER = Reader(error=MasterError, do=MEND_WRITER)
 
 Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 Container = Literal["uint8", "int8"]
+ActivationKind = Literal["unsigned", "signed", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class LayerSpec:
     operator: Operator
     weight: str
     granularity: Granularity
-    activation: Literal["unsigned", "signed", "none"]
+    activation: ActivationKind
     pinned: bool = False
 
     @property

@@ -83,7 +83,7 @@ def _unfit(saved: Mapping[str, Any], decided: Mapping[str, Any], source: str) ->
 def _translated(state: Mapping[str, Any], before: Sequence[int], network: PreparedNetwork) -> dict[str, Any]:
     """A state dict of `network` at widths `before`, highest first, as one at its own widths; what is wrong stays."""
     now = network.options.widths
-    source_of = [_source(bits, before) for bits in now]
+    source_of = sources_of(now, before)
     result = dict(state)
     for path, module in network.model.named_modules(remove_duplicate=False):
         if isinstance(module, WeightQuantizer):
@@ -113,6 +113,6 @@ def _reorder(state: dict[str, Any], prefix: str, source_of: Sequence[int]) -> No
                 state[f"{prefix}{index}{dot}{rest}"] = value
 
 
-def _source(bits: int, before: Sequence[int]) -> int:
-    """Place of the width that `bits` takes over from: itself, the nearest above, or the highest."""
-    return max(index for index, width in enumerate(before) if width >= bits or index == 0)
+def sources_of(now: Sequence[int], before: Sequence[int]) -> list[int]:
+    """For each of `now` its place in `before`, highest first: the width itself, the nearest above, or the highest."""
+    return [max(index for index, width in enumerate(before) if width >= bits or index == 0) for bits in now]

@@ -92,7 +92,7 @@ def load_state(state: Mapping[str, Any], model: nn.Module, source: str) -> None:
     missing = [key for key in wanted if key not in state and not key.endswith(_MAY_LACK)]
     unknown = [str(key) for key in state if key not in wanted]
     if missing or unknown:
-        got = f"missing {_shorten(missing)}; unknown {_shorten(unknown)}"
+        got = f"missing {first_names(missing)}; unknown {first_names(unknown)}"
         raise _bad(Path(source), got, f"the {len(wanted)} entries of this {type(model).__name__}")
     for key, value in state.items():
         _check_tensor(key, value, wanted[key], source)
@@ -127,7 +127,8 @@ def _check_tensor(key: str, value: object, wanted: Tensor, source: str) -> None:
         raise _bad(Path(source), f"{key}: NaN or infinity", "finite numbers")
 
 
-def _shorten(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
+    """Up to five names, for a message, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
 
 

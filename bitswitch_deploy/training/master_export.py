@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitswitch_deploy.master import Master, assemble_master, write_master
-from bitswitch_deploy.master.spec import LayerSpec, MasterSpec, MeasuredAccuracy
+from bitswitch_deploy.master.spec import ActivationKind, LayerSpec, MasterSpec, MeasuredAccuracy
 from bitswitch_deploy.preprocessing import Preprocessing
 from bitswitch_deploy.tensors import PER_TENSOR, Granularity
 from bitswitch_deploy.training.capture import CapturedLayer, CapturedNetwork, capture_skeleton, check_layers
@@ -79,13 +79,8 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
         GraphError: a quantized layer does not appear in the exported graph as one operator.
         MasterError: a value is not finite.
     """
-    modules = dict(network.model.named_modules())
-    skeleton = float_skeleton(network.model).cpu().eval()
-    check_example(example_input)
-    captured = capture_skeleton(skeleton, tuple(each.cpu() for each in example_input))
-    check_layers(captured, (path for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS)))
-    floats = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
-    contents = _collect(captured, modules, floats)
+    captured = capture_prepared(network.model, example_input)
+    contents = _collect(captured, network.model)
     options = network.options
     spec = MasterSpec(
         bits=options.widths[0],
@@ -105,8 +100,23 @@ def build_master(network: PreparedNetwork, example_input: tuple[Tensor, ...], re
     return assemble_master(spec=spec, tensors=contents.tensors, skeleton=captured.model)
 
 
-def _collect(captured: CapturedNetwork, modules: dict[str, nn.Module], floats: dict[str, Tensor]) -> _Contents:
-    """Take every parameter of the captured graph from where it lives: a quantizer, a BatchNorm copy, the skeleton."""
+def capture_prepared(model: nn.Module, example_input: tuple[Tensor, ...]) -> CapturedNetwork:
+    """The skeleton of a prepared network, as its master has it.
+
+    Raises:
+        UsageError, GraphError: as `build_master`.
+    """
+    check_example(example_input)
+    captured = capture_skeleton(float_skeleton(model).cpu().eval(), tuple(each.cpu() for each in example_input))
+    named = model.named_modules()
+    check_layers(captured, (path for path, module in named if isinstance(module, QUANTIZED_LAYERS)))
+    return captured
+
+
+def _collect(captured: CapturedNetwork, model: nn.Module) -> _Contents:
+    """Take every parameter of the captured graph from where it lives: a quantizer, a BatchNorm copy, the network."""
+    modules = dict(model.named_modules())
+    floats = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     contents = _Contents()
     for layer in captured.layers:
         module = modules.get(layer.name)
@@ -130,19 +140,9 @@ def _collect(captured: CapturedNetwork, modules: dict[str, nn.Module], floats: d
 
 
 def _add_quantized(contents: _Contents, layer: CapturedLayer, module: QuantizedLayer) -> None:
-    quantizer = module.weight_quantizer
+    quantizer, inputs = module.weight_quantizer, module.input_quantizer
     codes = quantizer.codes(module.weight, quantizer.bits)
-    granularity = quantizer.granularity
-    if granularity.kind == "per_channel":
-        granularity = Granularity(kind="per_channel", axis=layer.channel_axis)
-    inputs = module.input_quantizer
-    spec = LayerSpec(
-        name=layer.name,
-        operator=layer.operator,
-        weight=layer.weight,
-        granularity=granularity,
-        activation=inputs.codes_kind,
-    )
+    spec = quantized_spec(layer, module, inputs.codes_kind)
     contents.layers.append(spec)
     contents.tensors[layer.weight] = _array(codes.T if layer.transposed else codes)
     contents.tensors[spec.weight_scale] = _array(quantizer.exported_scale())
@@ -151,17 +151,34 @@ def _add_quantized(contents: _Contents, layer: CapturedLayer, module: QuantizedL
 
 
 def _add_pinned(contents: _Contents, layer: CapturedLayer, weight: Tensor) -> None:
-    contents.layers.append(
-        LayerSpec(
-            name=layer.name,
-            operator=layer.operator,
-            weight=layer.weight,
-            granularity=PER_TENSOR,
-            activation="none",
-            pinned=True,
-        )
-    )
+    contents.layers.append(pinned_spec(layer))
     contents.tensors[layer.weight] = _array(weight.T if layer.transposed else weight)
+
+
+def quantized_spec(layer: CapturedLayer, module: QuantizedLayer, activation: ActivationKind) -> LayerSpec:
+    """What a master says of a quantized layer. activation: the codes of its input."""
+    granularity = module.weight_quantizer.granularity
+    if granularity.kind == "per_channel":
+        granularity = Granularity(kind="per_channel", axis=layer.channel_axis)
+    return LayerSpec(
+        name=layer.name,
+        operator=layer.operator,
+        weight=layer.weight,
+        granularity=granularity,
+        activation=activation,
+    )
+
+
+def pinned_spec(layer: CapturedLayer) -> LayerSpec:
+    """What a master says of a layer that stays in float."""
+    return LayerSpec(
+        name=layer.name,
+        operator=layer.operator,
+        weight=layer.weight,
+        granularity=PER_TENSOR,
+        activation="none",
+        pinned=True,
+    )
 
 
 def _array(tensor: Tensor) -> npt.NDArray[np.generic]:

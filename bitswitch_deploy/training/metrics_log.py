@@ -10,7 +10,8 @@
 A run that was interrupted and went on has another "start" with the step that it went on from. A "start" at a step above
 0 has `parent`: the stage that the step counts in, and the `runs` that the state file comes from, each with what its own
 "start" said ({}: one that an older version did not record). A run that begins anew adds to an old log, with a "start"
-at step 0 and no `parent`: the lines from the last one of these are the last run. A "start" that nothing follows is a
+at step 0 and no `parent`: the lines from the last one of these are the last run. Its `started_from` names the state or
+master whose weights it began with, and the runs behind that. A "start" that nothing follows is a
 command that failed before its first mini-batch. Float weights are named where they were read. Top-1 is in percent of
 the test split, `seconds` is time spent training since the line before (measuring and saving left out).
 """

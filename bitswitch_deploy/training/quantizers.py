@@ -246,11 +246,16 @@ class ActivationQuantizer(nn.Module):
         Raises:
             UsageError: no batch has decided it yet.
         """
-        if self._sign == _UNDECIDED:
-            self._take_over_state()
-        if self._sign == _UNDECIDED:
+        if not self.has_sign:
             raise self._unseen("no width has seen a")
         return self._sign == _SIGNED
+
+    @property
+    def has_sign(self) -> bool:
+        """Whether a batch or `prepare` has decided whether codes are signed."""
+        if self._sign == _UNDECIDED:
+            self._take_over_state()
+        return self._sign != _UNDECIDED
 
     @property
     def codes_kind(self) -> Literal["signed", "unsigned"]:

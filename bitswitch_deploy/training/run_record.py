@@ -21,6 +21,9 @@ _OF_A_RUN = (
     *("recipe", "seed", "float_checkpoint", "float_checkpoint_sha256", "joint_steps", "threads", "fast"),
     *("precision", "replicas", "device", "host", "versions"),
 )
+_USUAL = {"device": "cpu", "precision": "float32", "replicas": "1"}  # what a master does not tell of
+_VERSIONS = ("python", "torch", "numpy")  # what it tells of
+_NEXT = ", then "
 
 
 def circumstances(session: Session, saved: dict[str, Any]) -> dict[str, Any]:
@@ -66,14 +69,24 @@ def parent_entry(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def origin_entry(origin: dict[str, Any]) -> dict[str, Any]:
-    """For the log: the state whose weights a run begins with, and the runs that it comes from."""
-    entry = {"stage": origin.get("stage"), "step": origin.get("step"), "runs": _runs(origin)}
-    return {"started_from": entry} if origin else {}
+    """For the log: the state or master whose weights a run begins with, and the runs that it comes from."""
+    told = {name: origin[name] for name in ("stage", "step", "master", "master_sha256") if name in origin}
+    return {"started_from": {**told, "runs": _runs(origin)}} if origin else {}
 
 
 def _runs(state: dict[str, Any]) -> list[dict[str, Any]]:
+    if "provenance" in state:
+        return [_run_of(state["provenance"])]
     found: list[dict[str, Any]] = state.get("runs", [{}])
     return found
+
+
+def _run_of(provenance: dict[str, str]) -> dict[str, Any]:
+    """What `provenance_of` made a text of; where it tells of several runs, each entry does."""
+    entries = {name: provenance[name] for name in ("recipe", "seed", "joint_steps") if name in provenance}
+    usual = {name: provenance.get(name, value) for name, value in _USUAL.items()} if entries else {}
+    versions = {name: provenance[name] for name in _VERSIONS if name in provenance}
+    return entries | usual | ({"versions": versions} if versions else {})
 
 
 def provenance_of(session: Session, runs: list[dict[str, Any]], float_top1: float) -> tuple[tuple[str, str], ...]:
@@ -83,18 +96,16 @@ def provenance_of(session: Session, runs: list[dict[str, Any]], float_top1: floa
     steps = [("joint_steps", _in_order(counts))] if any("joint_steps" in run for run in known) else []
     settings = session.recipe.supernet
     supernet = () if settings is None else (("supernet", f"{settings.draw}, {settings.batchnorm}"),)
-    # only what differs from one process with one thread on a CPU
-    usual = {"device": "cpu", "precision": "float32", "replicas": "1"}
-    told = {key: _in_order(run.get(key) for run in runs) for key in ("recipe", *usual)}
+    told = {key: _in_order(run.get(key) for run in runs) for key in ("recipe", *_USUAL)}
     versions = [run.get("versions", {}) for run in runs]
     return (
         ("recipe", told["recipe"]),
         ("seed", _in_order(run.get("seed") for run in known)),
         *steps,
         *supernet,
-        *((key, told[key]) for key in usual if told[key] != usual[key]),
+        *((key, told[key]) for key, usual in _USUAL.items() if told[key] != usual),
         ("float_top1", f"{float_top1:.2f}"),
-        *((name, _in_order(each.get(name) for each in versions)) for name in ("python", "torch", "numpy")),
+        *((name, _in_order(each.get(name) for each in versions)) for name in _VERSIONS),
     )
 
 
@@ -113,4 +124,5 @@ def _device_text(device: torch.device) -> str:
 def _in_order(values: Iterable[Any]) -> str:
     """Values of runs, each once where it stays the same; None is one that is not known."""
     texts = ["unknown" if value is None else str(value) for value in values]
-    return ", then ".join(text for text, _ in groupby(texts))
+    each = (entry for text in texts for entry in text.split(_NEXT))
+    return _NEXT.join(entry for entry, _ in groupby(each))

@@ -25,6 +25,7 @@ from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_sp
 from bitswitch_deploy.training.evaluation import MixedAccuracy, draw_subnets, measure_subnets, measure_widths, top1
 from bitswitch_deploy.training.execution import settle_torch
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
+from bitswitch_deploy.training.master_import import import_master
 from bitswitch_deploy.training.metrics_log import MetricsLog
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_width
@@ -38,7 +39,7 @@ from bitswitch_deploy.training.recipe import (
 from bitswitch_deploy.training.replicas import from_first, joined_replicas, replica_index
 from bitswitch_deploy.training.roulette import sensitive_layers
 from bitswitch_deploy.training.run_record import circumstances, origin_entry, parent_entry, provenance_of, runs_behind
-from bitswitch_deploy.training.run_state import TRAINED_STAGES, origin_state, saved_state, saved_top1
+from bitswitch_deploy.training.run_state import MASTER, TRAINED_STAGES, origin_state, saved_state, saved_top1
 from bitswitch_deploy.training.sensitivity import (
     MIN_SAMPLES,
     measured_sensitivities,
@@ -89,7 +90,7 @@ def _run(session: Session) -> TrainedNetwork:
     is_first = replica_index() == 0
     saved = from_first(saved_state(session) if is_first else None)
     origin = from_first(origin_state(session, saved) if is_first else None)
-    if origin:
+    if origin and origin["stage"] != MASTER:
         check_decisions(origin.get("decisions"), _data_decisions(dataset), str(session.start_from))
     started = circumstances(session, saved)
     log = MetricsLog(session.log if is_first else None)
@@ -98,7 +99,9 @@ def _run(session: Session) -> TrainedNetwork:
     log.write("start", **started, step=saved.get("step", 0), **parent_entry(saved), **origin_entry(origin))
     model, float_top1 = run.float_network(model)
     prepared = prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
-    if origin:
+    if session.start_from is not None and origin.get("stage") == MASTER:
+        import_master(session.start_from, prepared, (_example(recipe),))
+    elif origin:
         carry_over(origin, prepared, recipe, str(session.start_from))
     run.log.write("prepared", layers={each.name: f"{each.decision}: {each.reason}" for each in prepared.report})
     network, accuracy = run.train_jointly(prepared, float_top1)

@@ -1,17 +1,22 @@
-"""The state files that a run finds: its own, to go on from, and that of another run whose weights it begins with."""
+"""The files that a run finds: its own state, to go on from, and a state or master whose weights it begins with."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from bitswitch_deploy.errors import CheckpointError, UsageError
+from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.carry_over import trained_widths
 from bitswitch_deploy.training.checkpoint import load_checkpoint
+from bitswitch_deploy.training.master_import import is_master
+from bitswitch_deploy.training.recipe import Recipe
 from bitswitch_deploy.training.session import Session
 from bitswitch_deploy.training.stages import FloatStage, JointStage
 from bitswitch_deploy.training.supernet import SupernetStage
 
+MASTER = "master"  # in place of a stage: the weights of a finished run
 TRAINED_STAGES = (JointStage.name, SupernetStage.name)  # a state of these has the float network's weights in it
 
 
@@ -69,9 +74,11 @@ def _check_state(saved: dict[str, Any], session: Session) -> None:
 def origin_state(session: Session, saved: dict[str, Any]) -> dict[str, Any]:
     """The state whose weights a run takes that begins; empty where it goes on, or begins from a float network.
 
+    Of a master it is what the file tells of its run, with stage MASTER; the weights stay in the file.
+
     Raises:
         UsageError: it is to begin from two things.
-        CheckpointError: the state cannot be read, or fits no run of the recipe.
+        CheckpointError: the state cannot be read, or fits no run of the recipe. MasterError: nor can the master.
     """
     if session.start_from is None:
         return {}
@@ -91,9 +98,47 @@ def origin_state(session: Session, saved: dict[str, Any]) -> dict[str, Any]:
         )
     if saved:
         return {}
+    if is_master(session.start_from):
+        return _told_by_master(session.start_from, session.recipe)
     origin = load_checkpoint(session.start_from)
     trained_widths(origin, session.recipe, str(session.start_from))
     return origin
+
+
+def _told_by_master(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """The entries of a state that a master has, too: top-1 of its float network, and the runs that it comes from."""
+    master = read_master(path)
+    if master.spec.preprocessing != recipe.preprocessing:
+        raise CheckpointError(
+            where=str(path),
+            got=f"{master.spec.preprocessing}",
+            allowed=f"{recipe.preprocessing}, as recipe {recipe.name} says",
+            do="begin with a master that was trained on inputs of the same preprocessing",
+        )
+    told = dict(master.spec.provenance)
+    return {
+        "stage": MASTER,
+        "master": path.name,
+        "master_sha256": master.sha256,
+        "float_top1": _told_top1(told, path),
+        "provenance": told,
+    }
+
+
+def _told_top1(provenance: dict[str, str], path: Path) -> float:
+    text = provenance.get("float_top1", "not told")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise CheckpointError(
+            where=str(path),
+            got=f"float_top1 {text} in its provenance",
+            allowed="top-1 of its float network in percent, which the widths are compared with",
+            do="write it with provenance=(('float_top1', '91.73'),) in save_master, or go on with train_jointly",
+        )
+    return value
 
 
 def saved_top1(saved: dict[str, Any], source: Path) -> float:

@@ -16,8 +16,8 @@ class Session:
     data: folder that holds the data set, as a folder of its name or itself, and `recipe.float_checkpoint`.
     state: file that the run is saved to on the way. resume: go on from there if it exists.
     checkpoint: trained float weights to start from instead of those of the recipe.
-    start_from: state file of another run, at these or other widths, whose weights the joint stage begins with
-        (`carry_over`), in place of a float network.
+    start_from: state file or master of another run, at these or other widths, whose weights the joint stage begins
+        with (`carry_over`, `master_import`), in place of a float network.
     joint_steps: length of the joint stage in mini-batches, instead of the recipe's epochs.
     threads: of torch; two runs are equal only with the same number.
     save_every: epochs between two lines of the log, before each of which the run is saved and measured.

@@ -155,6 +155,19 @@ def test_a_run_that_began_with_weights_of_another(tmp_path: Path) -> None:
     assert "39,100: a run that is not known. `--keep-state` leaves that file, `STATE`.\n" in page(runs(tmp_path))
 
 
+def test_a_run_that_began_with_a_master(tmp_path: Path) -> None:
+    runs_before = [{"recipe": "lower, then wider", "seed": "3"}]
+    began = {"stage": "master", "master": "r.safetensors", "master_sha256": "ab" * 32, "runs": runs_before}
+    log(tmp_path, "a", end(98.0, 98.0, 97.0), started_from=began)
+    text = page(runs(tmp_path))
+    assert (
+        "(seed 1) began with weights of the master `r.safetensors` (sha256 abababababab), which lower, then wider had"
+    ) in text
+    assert "--start-from r.safetensors -o digits-seed1.safetensors\n" in text
+    log(tmp_path, "a", end(98.0, 98.0, 97.0), started_from=began | {"master": "digits-seed1.safetensors"})
+    assert "--start-from digits-seed1.safetensors -o again-digits-seed1.safetensors\n" in page(runs(tmp_path))
+
+
 def test_options_that_changed_on_the_way(tmp_path: Path) -> None:
     path = log(tmp_path, "a", end(98.0, 98.0, 97.0), recipe="digits+a")
     first, *rest = path.read_text(encoding="utf-8").splitlines()

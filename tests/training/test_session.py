@@ -26,7 +26,7 @@ from click.testing import CliRunner
 
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError, InputFileError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
-from bitswitch_deploy.master import read_master, write_master
+from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
@@ -388,6 +388,60 @@ def test_a_run_begins_with_the_weights_of_another_at_other_widths(tmp_path: Path
     weights, before = trained.network.model.state_dict(), load_checkpoint(begun)["model"]
     name = "blocks.0.conv1.weight"
     assert float((weights[name] - before[name]).abs().max()) <= 3 * 2 * 2 * SHORT.joint.learning_rate
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: Path, begun: Path) -> tuple[Path, TrainedNetwork]:
+    """The master of a short run, and its network."""
+    path = tmp_path_factory.mktemp("finished") / "short.safetensors"
+    session = Session(recipe=SHORT, data=data, state=path.with_name("state"), checkpoint=begun.with_name("float.pt"))
+    trained = run_session(replace(session, joint_steps=4))
+    write_master(trained.master, path)
+    return path, trained
+
+
+def test_a_run_begins_with_a_master(tmp_path: Path, data: Path, finished: tuple[Path, TrainedNetwork]) -> None:
+    path, before = finished
+    log = tmp_path / "log.jsonl"
+    recipe = replace(SHORT, name="again", seed=7)
+    session = Session(recipe=recipe, data=data, state=tmp_path / "state", start_from=path, log=log, joint_steps=2)
+    trained = run_session(session)
+    assert trained.float_top1 == pytest.approx(before.float_top1, abs=0.005)
+    (line,) = start_lines(log)
+    began = line["started_from"]
+    assert (began["stage"], began["master"], began["master_sha256"]) == ("master", path.name, before.master.sha256)
+    made = dict(trained.master.spec.provenance)
+    assert (made["recipe"], made["joint_steps"], made["seed"]) == ("digits, then again", "4, then 2", "1, then 7")
+    assert made["torch"] == str(torch.__version__)
+    codes = [each.master.tensors["blocks.0.conv1.weight"].astype(int) for each in (before, trained)]
+    assert 0 < np.median(abs(codes[0] - codes[1])) <= 4  # two steps lead nowhere else
+    # and once more, from what that one wrote: each run is told once
+    write_master(trained.master, tmp_path / "again.safetensors")
+    third = run_session(
+        replace(session, state=tmp_path / "third", start_from=tmp_path / "again.safetensors", recipe=lower())
+    )
+    made = dict(third.master.spec.provenance)
+    assert (made["recipe"], made["seed"]) == ("digits, then again, then lower", "1, then 7, then 1")
+
+
+def test_a_run_does_not_begin_with_a_master_that_does_not_fit(
+    tmp_path: Path, data: Path, finished: tuple[Path, TrainedNetwork]
+) -> None:
+    path, before = finished
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", start_from=path)
+    uint8 = replace(SHORT, quantization=replace(SHORT.quantization, activation_container="uint8"))
+    with pytest.raises(CheckpointError, match="activation_container: int8"):
+        run_session(replace(session, recipe=uint8))
+    shifted = replace(SHORT, preprocessing=replace(SHORT.preprocessing, divide_by=255.0))
+    with pytest.raises(CheckpointError, match=r"divide_by=16\.0.*\n?.*divide_by=255\.0"):
+        run_session(replace(session, recipe=shifted))
+    for told, message in (((), "float_top1 not told"), ((("float_top1", "nan"),), "float_top1 nan")):
+        spec = replace(before.master.spec, provenance=told)
+        untold = assemble_master(spec=spec, tensors=before.master.tensors, skeleton=before.master.skeleton)
+        write_master(untold, tmp_path / "untold.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            run_session(replace(session, start_from=tmp_path / "untold.safetensors"))
+    assert not session.state.exists()
 
 
 def test_a_killed_run_that_began_with_another_goes_on_to_the_same_master(
