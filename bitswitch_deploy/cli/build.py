@@ -18,7 +18,7 @@ from bitswitch_deploy.cli.options import (
     ssh_config_option,
 )
 from bitswitch_deploy.pipeline.building.build import BuildRequest, build
-from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions
+from bitswitch_deploy.pipeline.building.engine_recipe import MAX_TIMEOUT_MIN, EngineOptions
 from bitswitch_deploy.pipeline.building.remote import build_there
 from bitswitch_deploy.report.build_page import print_build
 from bitswitch_deploy.report.json import to_json
@@ -30,7 +30,9 @@ from bitswitch_deploy.target import MAX_WORKSPACE_MB
 @click.argument("package", type=PATH)
 @package_target_option
 @click.option("--force", is_flag=True, help="Build engines again that are up to date.")
-@click.option("--fp32", is_flag=True, help="No float16 in the quantized engines; the reference stays float16.")
+@click.option(
+    "--fp32", is_flag=True, help="Neither float16 nor TF32 in the quantized engines; the reference stays float16."
+)
 @click.option("--dla", is_flag=True, help="Run what it can on DLA core 0, batch 1, and the rest on the GPU.")
 @click.option(
     "--workspace",
@@ -42,7 +44,7 @@ from bitswitch_deploy.target import MAX_WORKSPACE_MB
 @click.option(
     "--timeout",
     "timeout_min",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_TIMEOUT_MIN),
     default=120,
     show_default=True,
     metavar="MINUTES",

@@ -4,7 +4,7 @@
 #
 #   ./build_on_device.sh                build what is missing or out of date
 #   ./build_on_device.sh --force        build everything again
-#   ./build_on_device.sh --fp32         no float16 in the quantized engines
+#   ./build_on_device.sh --fp32         neither float16 nor TF32 in the quantized engines
 #   ./build_on_device.sh --dla          run what it can on DLA core 0, batch 1, and the rest on the GPU
 #   ./build_on_device.sh --workspace N  memory for trying tactics, in MB
 #   ./build_on_device.sh --timeout N    give one engine N minutes (default: 120)
@@ -149,6 +149,9 @@ choose_flags() { # role
                 names="$names $flag" flags="$flags --$(printf '%s' "$flag" | tr '[:upper:]' '[:lower:]')"
             fi
         done
+    fi
+    if [ "$fp32" = yes ] && [ "$1" != reference ]; then
+        names="$names NO_TF32" flags="$flags --noTF32"
     fi
     if [ "$dla" = yes ]; then
         names="$names GPU_FALLBACK" flags="$flags --useDLACore=0 --allowGPUFallback"
@@ -365,7 +368,7 @@ usage() {
     refuse 2 "unknown arguments: $*. Allowed: --force, --fp32, --dla, --workspace MB, --timeout MINUTES"
 }
 
-force=no fp32=no dla=no minutes=120
+force=no dla=no minutes=120
 while [ $# -gt 0 ]; do
     case $1 in
     --force) force=yes ;;
@@ -373,7 +376,7 @@ while [ $# -gt 0 ]; do
     --dla) dla=yes ;;
     --workspace | --timeout)
         case ${2-} in
-        '' | *[!0-9]* | 0*) usage "$@" ;;
+        '' | *[!0-9]* | 0* | ????????*) usage "$@" ;;
         esac
         if [ "$1" = --workspace ]; then
             workspace_mb=$2

@@ -18,8 +18,6 @@ from bitswitch_deploy.graph.external_data import data_name
 from bitswitch_deploy.target import Target
 
 SCRIPT = "build_on_device.sh"
-# Held in the folder of engines while a build runs, by the script and by `bitswitch-deploy build`.
-LOCK = ".lock"
 
 _SETTINGS = "#@SETTINGS@"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
@@ -28,11 +26,17 @@ _SAFE_INPUT = re.compile(r"[A-Za-z0-9_./:-]+")
 
 
 def write_bundle(
-    folder: Path, graphs: tuple[tuple[str, str, str], ...], target: Target, profile: tuple[ShapeRange, ...]
+    folder: Path,
+    graphs: tuple[tuple[str, str, str], ...],
+    target: Target,
+    profile: tuple[ShapeRange, ...],
+    *,
+    fp32: bool = False,
 ) -> tuple[str, ...]:
     """Write the script that builds an engine for each (label, role, file name) of `graphs`, relative to `folder`.
 
     role: `reference` for the float network, which is built as FP16, `graph` for the others.
+    fp32: as if each call of the script had that option.
 
     Returns:
         The names written in `folder`. The same arguments give the same bytes.
@@ -51,7 +55,9 @@ def write_bundle(
         )
     read = [_Graph(folder, label, role, file, profile) for label, role, file in graphs]
     text = resources.files("bitswitch_deploy.engines").joinpath(SCRIPT).read_text(encoding="utf-8")
-    replace_file(folder / SCRIPT, text.replace(_SETTINGS, _settings(target, profile, read)).encode(), executable=True)
+    replace_file(
+        folder / SCRIPT, text.replace(_SETTINGS, _settings(target, profile, read, fp32=fp32)).encode(), executable=True
+    )
     return (SCRIPT,)
 
 
@@ -64,7 +70,7 @@ def holds_half(graph: onnx.GraphProto) -> bool:
     )
 
 
-def _settings(target: Target, profile: tuple[ShapeRange, ...], graphs: list[_Graph]) -> str:
+def _settings(target: Target, profile: tuple[ShapeRange, ...], graphs: list[_Graph], *, fp32: bool) -> str:
     workspace = target.limits.max_workspace_mb
     shapes = shape_texts(profile) or ("", "", "")
     values = {
@@ -74,6 +80,7 @@ def _settings(target: Target, profile: tuple[ShapeRange, ...], graphs: list[_Gra
         "boards": " ".join(target.detect.compatible),
         "workspace_mb": "" if workspace is None else str(workspace),
         "legacy_flags": " ".join(target.engine.builder_flags_legacy),
+        "fp32": "yes" if fp32 else "no",
         "dla_rules": " ".join(_numeric_rule(rule) for rule in target.device.dla_tensorrt),
         "has_half": "yes" if any(graph.has_half and graph.role == "graph" for graph in graphs) else "no",
         "min_shapes": shapes[0],

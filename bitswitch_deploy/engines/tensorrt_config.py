@@ -28,6 +28,7 @@ class BuildSettings:
     compute_capabilities: GPUs to build for, `SM89`; tensorrt_rtx only, empty means any that it supports.
     profile: shapes of the inputs that leave dimensions open.
     legacy_flags: builder flags of weakly typed networks (TensorRT before 10.12), ignored by newer ones.
+    tf32: whether float32 layers may be computed in TF32, which has the 10 bits of float16.
     timing_cache: file to read and to update, which makes the next build faster; tensorrt only.
     dla_core: run what it can on this DLA core and the rest on the GPU; None uses the GPU alone.
     limit_s: seconds that the build may take, by default as long as build_on_device.sh gives an engine.
@@ -38,6 +39,7 @@ class BuildSettings:
     compute_capabilities: tuple[str, ...] = ()
     profile: tuple[ShapeRange, ...] = ()
     legacy_flags: tuple[str, ...] = ("INT8", "FP16")
+    tf32: bool = True
     timing_cache: Path | None = None
     dla_core: int | None = None
     limit_s: float = 120 * 60
@@ -56,7 +58,11 @@ def network_typing(trt: Any) -> Typing:
 def flags_of(trt: Any, settings: BuildSettings) -> tuple[str, ...]:
     """Names of what decides precision and device of a build, sorted, as they are recorded."""
     flags = {"STRONGLY_TYPED"} if network_typing(trt) == "strong" else set(settings.legacy_flags)
-    return tuple(sorted(flags | ({"GPU_FALLBACK"} if settings.dla_core is not None else set())))
+    if settings.dla_core is not None:
+        flags.add("GPU_FALLBACK")
+    if not settings.tf32:
+        flags.add("NO_TF32")
+    return tuple(sorted(flags))
 
 
 def configure(
@@ -73,6 +79,8 @@ def configure(
     if network_typing(trt) == "weak":
         for name in settings.legacy_flags:
             config.set_flag(getattr(trt.BuilderFlag, name))
+    if not settings.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     # the engine inspector says nothing about types otherwise
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _set_compute_capabilities(trt, config, settings.compute_capabilities, where)

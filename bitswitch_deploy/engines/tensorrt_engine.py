@@ -9,6 +9,7 @@ against a stand-in only: no one has seen them on a board yet.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from bitswitch_deploy.engines.tensorrt_log import (
     errors_of,
     warnings_of,
 )
-from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger
-from bitswitch_deploy.engines.timing_cache import read_timing_cache
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger, register_plugins
+from bitswitch_deploy.engines.timing_cache import TIMING_CACHE_SUFFIX, read_timing_cache
 from bitswitch_deploy.errors import GraphError, OutputError, UnavailableError, UsageError
 
 Progress = Callable[[float], None]
@@ -72,6 +73,7 @@ def build_engine(
     logger = recording_logger(trt, messages)
     builder = _builder(trt, logger, where)
     typing = network_typing(trt)
+    register_plugins(trt, logger)
     network = builder.create_network(_creation_flags(trt, typing))
     _parse(trt, network, logger, model, messages, where)
     config = builder.create_builder_config()
@@ -110,7 +112,9 @@ def inspect_engine(plan: bytes, *, module: Module) -> str:
     trt = load_module(module)
     messages: list[LogMessage] = []
     # a variable of its own: the runtime must outlive the engine
-    runtime = trt.Runtime(recording_logger(trt, messages))
+    logger = recording_logger(trt, messages)
+    register_plugins(trt, logger)
+    runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise UnavailableError(
@@ -141,8 +145,8 @@ def _creation_flags(trt: Any, typing: Typing) -> int:
 
 def _parse(trt: Any, network: Any, logger: Any, model: bytes | Path, messages: list[LogMessage], where: str) -> None:
     parser = trt.OnnxParser(network, logger)
-    # external data is found next to a file only
-    if not (parser.parse(model) if isinstance(model, bytes) else parser.parse_from_file(str(model))):
+    # external data is found next to a file only; a path is bytes, which need not be text
+    if not (parser.parse(model) if isinstance(model, bytes) else parser.parse_from_file(os.fsencode(model))):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise GraphError(
             where=where,
@@ -241,6 +245,13 @@ def _load_timing_cache(trt: Any, config: Any, path: Path | None, where: str) -> 
     cache = config.create_timing_cache(content)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return ()
+    if path.suffix != TIMING_CACHE_SUFFIX:
+        raise UsageError(
+            where="--timing-cache",
+            got=f"{path}, which is no timing cache, or of another device or TensorRT",
+            allowed=f"a cache of this device, a new file, or one named *{TIMING_CACHE_SUFFIX}, which is started again",
+            do="name another file: this one stays as it is",
+        )
     config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     reason = "damaged" if cache is None else "of another device or TensorRT"
     return (f"timing cache {path} is {reason}: not used, started again",)

@@ -45,6 +45,15 @@ def release_of(version: str) -> str:
     return ".".join(re.findall(r"\d+", version)[:3])
 
 
+def register_plugins(trt: Any, logger: Any) -> None:
+    """Make the vendor's own plugins known, as trtexec does: before 10 InstanceNormalization is one, RoiAlign later too.
+
+    A process does it before it parses a graph with such operators, and before it loads such an engine.
+    """
+    if trt.__name__ == "tensorrt":
+        trt.init_libnvinfer_plugins(logger, "")
+
+
 def recording_logger(trt: Any, messages: MutableSequence[LogMessage]) -> Any:
     """A logger of the vendor's kind that appends to `messages`, of the many verbose ones those that list the layers."""
 

@@ -17,7 +17,7 @@ from bitswitch_deploy.engines.cuda_memory import Cuda, DeviceBuffer
 from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
 from bitswitch_deploy.engines.runtime_cache import runtime_cache_of
 from bitswitch_deploy.engines.tensorrt_log import LogMessage, errors_of
-from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger
+from bitswitch_deploy.engines.tensorrt_module import Module, load_module, recording_logger, register_plugins
 from bitswitch_deploy.errors import BitswitchError, DataError, GraphError, UnavailableError
 
 # (layer of the engine, ms) of one run, in order
@@ -49,6 +49,7 @@ class TensorRtDevice:
         self.reading = threading.Lock()
         # the runtime must outlive its engines, and the logger the runtime
         self._logger = recording_logger(self.trt, self.messages)
+        register_plugins(self.trt, self._logger)
         self.runtime = self.trt.Runtime(self._logger)
         self.runtime_cache = runtime_cache_of(self.trt)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.errors import OutputError
 
+TIMING_CACHE_SUFFIX = ".timing"
 _FOLDER = "bitswitch-deploy"
 
 
@@ -31,7 +32,7 @@ def cache_folder() -> Path | None:
 def timing_cache_name(device: DeviceFacts, *, version: str) -> str:
     """The name of the cache of this device; build_on_device.sh composes the same one."""
     parts = ("tensorrt", version, device.module or device.arch, device.power_mode or "")
-    return f"{'-'.join(_safe(part) for part in parts if part)}.timing"
+    return "-".join(_safe(part) for part in parts if part) + TIMING_CACHE_SUFFIX
 
 
 def writable_cache_folder() -> Path | None:

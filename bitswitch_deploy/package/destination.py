@@ -17,6 +17,7 @@ from bitswitch_deploy.package.files import all_files, is_plain_file
 from bitswitch_deploy.package.manifest import MANIFEST
 
 _log = logging.getLogger(__name__)
+BUILD_LOCK = ".lock"  # held in the folder of engines while a build runs, by the script and by `bitswitch-deploy build`
 _ANY_SCHEMA = "bitswitch-package/"
 _SHOWN_FILES = 5
 
@@ -74,13 +75,34 @@ def check_all_listed(package: Path) -> None:
     entries = values.get("files")
     # what another release lists may be anything
     listed = [entry.get("path") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    unlisted = sorted(set(all_files(package)) - {MANIFEST, *map(str, listed)})
+    lock = f"{values.get('built_on_device')}/{BUILD_LOCK}"
+    unlisted = sorted(set(all_files(package)) - {MANIFEST, lock, *map(str, listed)})
+    if _is_locked(package / lock):
+        got, allowed = "is in use by a build of its engines", "a package that nobody works on"
+        raise _refusal(package, got, allowed, "wait for it, or choose another destination")
     if unlisted:
         names = ", ".join(unlisted[:_SHOWN_FILES])
         more = f" and {len(unlisted) - _SHOWN_FILES} more" if len(unlisted) > _SHOWN_FILES else ""
         allowed = "with --force, a package that holds nothing but what was exported"
         do = "move these files away or delete them (`build` makes engines again), or choose another destination"
         raise _refusal(package, f"holds files that no export wrote: {names}{more}", allowed, do)
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether somebody holds the lock of a file, which need not be there."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_package(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.catalogue import load_target
@@ -54,6 +54,14 @@ _TRTEXEC_ONE = ("--engine", "trtexec", "--widths", "8")
 # Blanks belong to a path inside of quotes; outside of them where what follows is part of a path as well.
 _QUOTED_PATH = re.compile(r"""(['"])(?:~|\.\.\.)?/[^'"\n]*\1""")
 _PATH = re.compile(r"""(?<![\w.])(?:~|\.\.\.)?/[^\s'":,;]*(?: [^\s\d/'":,;][^\s/'":,;]*/[^\s'":,;]*)*""")
+_OPEN_CUDA = """
+from bitswitch_deploy.engines.cuda_memory import Cuda
+from bitswitch_deploy.errors import UnavailableError
+try:
+    Cuda()
+except UnavailableError as exc:
+    raise SystemExit(f"{exc.got}\\n{exc.do}")
+"""
 _RUN = """
 import json, sys, time
 import numpy as np
@@ -124,7 +132,13 @@ def _tensorrt(device: DeviceFacts) -> list[Finding]:
     if program is None:
         do = "sudo apt install tensorrt" if device.is_tegra else "nothing: it is for the board"
         return [python, Finding(name="trtexec", what=what, state="missing", detail="not found", do=do)]
-    version = parse_version(_run((program, "--help"), _IMPORT_SECONDS).output)
+    asked = _run((program, "--help"), _IMPORT_SECONDS)
+    version = parse_version(asked.output)
+    if version is None and asked.code != 0:
+        said = asked.error.strip().splitlines()
+        detail = said[-1] if said else f"ends with code {asked.code}"
+        do = "install the TensorRT that it belongs to, or remove it from PATH"
+        return [python, Finding(name="trtexec", what=what, state="broken", detail=detail, do=do)]
     return [python, Finding(name="trtexec", what=what, state="here", detail=version or "version unknown")]
 
 
@@ -132,7 +146,7 @@ def _board(device: DeviceFacts) -> list[Finding]:
     if not device.is_tegra:
         what = "running engines here"
         if device.module is not None:
-            return [Finding(name="NVIDIA GPU", what=what, state="here", detail=device.module)]
+            return [Finding(name="NVIDIA GPU", what=what, state="here", detail=device.module), _cuda(what)]
         do = "nothing, unless one is built in: then install its driver"
         return [Finding(name="NVIDIA GPU", what=what, state="missing", detail="none found", do=do)]
     try:
@@ -146,7 +160,17 @@ def _board(device: DeviceFacts) -> list[Finding]:
         else Finding(name=name, what=what, state="missing", detail="not found", do="sudo apt install nvidia-l4t-tools")
         for name, what in (("nvpmodel", "name of the power mode"), ("tegrastats", "temperature, clocks and power"))
     ]
-    return [found, *tools]
+    return [found, _cuda("running engines from Python"), *tools]
+
+
+def _cuda(what: str) -> Finding:
+    """Whether CUDA can be used, which nvidia-smi does not tell: tried in another process, as imports are."""
+    tried = _run((sys.executable, "-c", _OPEN_CUDA), _IMPORT_SECONDS)
+    if tried.code == 0:
+        return Finding(name="CUDA", what=what, state="here", detail="found")
+    detail, do = [*tried.error.strip().splitlines(), "", ""][:2]
+    state: Literal["missing", "broken"] = "missing" if "libcudart" in detail else "broken"
+    return Finding(name="CUDA", what=what, state=state, detail=detail or f"ends with code {tried.code}", do=do)
 
 
 # --- self-test -----------------------------------------------------------------------------------------------------
@@ -192,7 +216,7 @@ def _steps(folder: Path, device: DeviceFacts) -> list[tuple[str, tuple[str, ...]
     elif importlib.util.find_spec("tensorrt_rtx") is not None:
         export = (*tool, "export", "--target", "rtx", "--bits", "8", "--output", engines, "--json")
         steps.append(("export for RTX, engines built", export, _TRIAL_SECONDS))
-        if device.sm is not None:
+        if f"SM{(device.sm or '').replace('.', '')}" in load_target("rtx").target.engine.compute_capabilities:
             steps.append(("run an engine", (sys.executable, "-c", _RUN, engines), _TRIAL_SECONDS))
             steps.append(("time its layers", (*timed, *table), _TRIAL_SECONDS))
     return steps

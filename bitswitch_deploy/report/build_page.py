@@ -71,7 +71,10 @@ def _cells(row: EngineRow) -> Sequence[str]:
 def _legend() -> Iterable[tuple[str, str]]:
     yield "int8", "convolutions and matrix products that compute in integers"
     yield "fell back", "quantized in the graph, and not in the engine"
-    yield "in float", "left in float by the graph: layers that training pinned, all of the reference"
+    yield (
+        "in float",
+        "left in float by the graph: pinned and weight-only layers, products of activations, the reference",
+    )
     yield "Q/DQ apart", "not taken in by such a layer: in kernels of their own or together with elementwise operators"
     yield _NO_DATA, "not read back: see Notes"
 

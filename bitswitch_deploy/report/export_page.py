@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.filesize import decimal
 
-from bitswitch_deploy.report.export_report import ExportReport, NotDone, WidthRow
+from bitswitch_deploy.report.export_report import ExportReport, NotDone, Note, WidthRow, not_judged, notes_of
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.validation.dataset import DatasetSummary
 from bitswitch_deploy.validation.hops import HOPS, Hop, Verdict, percent_rounded_down
@@ -19,7 +19,6 @@ NO_DATA = "-"
 SHOWN_CLASSES = 5
 
 Cell = tuple[str, str]
-Note = tuple[str, str]
 
 
 def print_report(report: ExportReport, page: Page) -> None:
@@ -28,7 +27,7 @@ def print_report(report: ExportReport, page: Page) -> None:
     _print_header(page, report, files="file" in hidden)
     _print_widths(page, report.widths, hidden)
     _print_verdicts(page, [verdict for row in report.widths for verdict in row.verdicts])
-    notes = _grouped(_notes(report.widths))
+    notes = notes_of(report.widths)
     if notes:
         page.section("Notes")
         page.pairs(notes)
@@ -140,30 +139,8 @@ def _print_verdicts(page: Page, verdicts: Sequence[Verdict]) -> None:
         worst = max(passed, key=lambda verdict: verdict.drop_points or 0.0)
         number = f"{len(passed)} of {len(verdicts)} hops"
         rows.append(("ok", f"{number}, nearest to the limit is {worst.label} {worst.hop}: {worst.reason}"))
-    unjudged = [(v.label, f"{v.hop}: {v.reason}") for v in verdicts if v.verdict == "not judged"]
-    rows += [("not judged", f"{labels} {text}") for labels, text in _grouped(unjudged)]
+    rows += [("not judged", f"{labels} {text}") for labels, text in not_judged(verdicts)]
     page.pairs(rows)
-
-
-def _notes(rows: Iterable[WidthRow]) -> list[Note]:
-    """(label, sentence), in the order of reading: what lowering did, the hops, the engine."""
-    notes = []
-    for row in rows:
-        # Why there is no engine is also why it did not run.
-        hops = [hop for hop in row.hops if hop.note and not (hop.hop == "engine" and hop.n == 0 and row.engine)]
-        notes += [(row.label, f"lowered: {change}") for change in row.changes]
-        notes += [] if row.hops else [(row.label, "accuracy: not measured at any hop")]
-        notes += [(row.label, f"{hop.hop}: {hop.note}") for hop in hops]
-        notes += [(row.label, f"engine: {row.engine}")] if row.engine else []
-    return notes
-
-
-def _grouped(notes: Iterable[Note]) -> list[Note]:
-    """Each sentence once, with the labels of the widths that it holds for."""
-    holders: dict[str, list[str]] = {}
-    for label, sentence in notes:
-        holders.setdefault(sentence, []).append(label)
-    return [(" ".join(labels), sentence) for sentence, labels in holders.items()]
 
 
 def _print_not_done(page: Page, steps: Sequence[NotDone]) -> None:

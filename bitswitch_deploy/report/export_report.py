@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bitswitch_deploy.validation.dataset import DatasetSummary
 from bitswitch_deploy.validation.hops import HopResult, Verdict
+
+# labels of the widths that it holds for, and a sentence
+Note = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +72,29 @@ class ExportReport:
     host: str = ""
     shared_weights: str = ""
     shared_bytes: int = 0
+
+
+def notes_of(widths: Iterable[WidthRow]) -> list[Note]:
+    """What there is to say about the widths: what lowering did, the hops, the engine; each sentence once."""
+    notes = []
+    for row in widths:
+        # Why there is no engine is also why it did not run.
+        hops = [hop for hop in row.hops if hop.note and not (hop.hop == "engine" and hop.n == 0 and row.engine)]
+        notes += [(row.label, f"lowered: {change}") for change in row.changes]
+        notes += [] if row.hops else [(row.label, "accuracy: not measured at any hop")]
+        notes += [(row.label, f"{hop.hop}: {hop.note}") for hop in hops]
+        notes += [(row.label, f"engine: {row.engine}")] if row.engine else []
+    return _grouped(notes)
+
+
+def not_judged(verdicts: Iterable[Verdict]) -> list[Note]:
+    """Hops whose accuracy nobody judged, and why."""
+    return _grouped((each.label, f"{each.hop}: {each.reason}") for each in verdicts if each.verdict == "not judged")
+
+
+def _grouped(notes: Iterable[Note]) -> list[Note]:
+    """Each sentence once, with the labels of the widths that it holds for."""
+    holders: dict[str, list[str]] = {}
+    for label, sentence in notes:
+        holders.setdefault(sentence, []).append(label)
+    return [(" ".join(labels), sentence) for sentence, labels in holders.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import sys
 import types
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ import pytest
 FLAGS = {
     # `__version__` has four numbers since 10.8
     # name: (creation flags, builder flags); the integers are those of the headers, and moved in 11.0
-    "8.5.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "8.6.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "10.0.0b6": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "10.3.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "10.12.0.36": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "10.16.2.10": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3}),
-    "11.4.1.106": ({"STRONGLY_TYPED": 0}, {"REFIT": 0, "GPU_FALLBACK": 1}),
+    "8.5.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3, "TF32": 7}),
+    "8.6.2": ({"EXPLICIT_BATCH": 0}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3, "TF32": 7}),
+    "10.0.0b6": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3, "TF32": 7}),
+    "10.3.0": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3, "TF32": 7}),
+    "10.12.0.36": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3, "TF32": 7}),
+    "10.16.2.10": ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"FP16": 0, "INT8": 1, "GPU_FALLBACK": 3, "TF32": 7}),
+    "11.4.1.106": ({"STRONGLY_TYPED": 0}, {"REFIT": 0, "GPU_FALLBACK": 1, "TF32": 5}),
 }
 
 
@@ -74,6 +75,9 @@ def _config(record: Record) -> type:
 
         def set_flag(self, flag: enum.IntEnum) -> None:
             record.calls.append(("flag", flag.name))
+
+        def clear_flag(self, flag: enum.IntEnum) -> None:
+            record.calls.append(("clear", flag.name))
 
         def can_run_on_DLA(self, layer: Any) -> bool:
             record.calls.append(("asked about", layer.name, tuple(layer.input.shape)))
@@ -150,8 +154,8 @@ def _parser(record: Record, version: str) -> type:
             record.calls.append(("parse", model))
             return not record.parser_errors
 
-        def parse_from_file(self, path: str) -> bool:
-            record.calls.append(("parse_from_file", path))
+        def parse_from_file(self, path: bytes) -> bool:
+            record.calls.append(("parse_from_file", os.fsdecode(path)))
             return not record.parser_errors
 
         def get_error(self, index: int) -> types.SimpleNamespace:
@@ -175,6 +179,7 @@ def stand_in(version: str, record: Record) -> Any:
     module.MemoryPoolType = types.SimpleNamespace(WORKSPACE="workspace")
     module.ProfilingVerbosity = types.SimpleNamespace(DETAILED="detailed")
     module.DeviceType = types.SimpleNamespace(DLA="dla")
+    module.init_libnvinfer_plugins = lambda logger, namespace: record.calls.append(("plugins", namespace))
     module.Builder, module.OnnxParser = _builder(record), _parser(record, version)
     module.Runtime = lambda logger: types.SimpleNamespace(
         deserialize_cuda_engine=lambda plan: _engine(plan, record, logger)

@@ -45,6 +45,7 @@ class Device:
     failing: set[str] = field(default_factory=set)
     gpu: str = "one GPU"
     streams: int = 0
+    has_plugins: bool = False
 
     @property
     def allocated(self) -> list[int]:
@@ -217,7 +218,14 @@ def _tensorrt(device: Device, name: str) -> types.ModuleType:
             raise AttributeError("module 'numpy' has no attribute 'bool'")
         return np.dtype(name)
 
+    def init_libnvinfer_plugins(logger: Any, namespace: str) -> bool:
+        device.has_plugins = True
+        return True
+
     def runtime(logger: Any) -> types.SimpleNamespace:
+        # trtexec makes engines with plugins, which nobody else can load without this
+        assert device.has_plugins or name == "tensorrt_rtx"
+
         def deserialize(data: bytes) -> Engine | None:
             device.calls.append(("load", len(data)))
             if "load" in device.failing:
@@ -228,6 +236,7 @@ def _tensorrt(device: Device, name: str) -> types.ModuleType:
         return types.SimpleNamespace(deserialize_cuda_engine=deserialize)
 
     module.nptype, module.Runtime = nptype, runtime
+    module.init_libnvinfer_plugins = init_libnvinfer_plugins
     if not device.release.startswith("8."):
         module.ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="user managed")
     return module  # type: ignore[no-any-return]

@@ -308,7 +308,10 @@ def test_a_dotted_banner_is_read(board: Board) -> None:
     assert "TensorRT 11.1.0 on this board" in board.run().stderr
 
 
-@pytest.mark.parametrize("arguments", [["--fast"], [""], ["--workspace"], ["--timeout", "0"], ["--workspace", "1G"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--fast"], [""], ["--workspace"], ["--timeout", "0"], ["--workspace", "1G"], ["--timeout", "99999999"]],
+)
 def test_other_arguments_are_refused(board: Board, arguments: list[str]) -> None:
     result = board.run(*arguments)
     assert result.returncode == 2
@@ -511,7 +514,14 @@ def test_fp32_leaves_out_the_flag_but_for_the_reference(board: Board) -> None:
     assert board.run("--fp32").returncode == 0
     assert board.arguments().count("--fp16") == 1
     assert board.arguments().count("--int8") == 2
-    assert record_at(board, "w8").recipe.flags == ("INT8",)
+    assert board.arguments().count("--noTF32") == 2
+    assert record_at(board, "w8").recipe.flags == ("INT8", "NO_TF32")
+
+
+def test_the_bundle_of_a_strict_export_has_the_option_always(board: Board, target_with: Callable[..., Target]) -> None:
+    write_bundle(board.package, (("w8", "graph", "net-w8.onnx"),), target_with(), (BATCHES,), fp32=True)
+    assert board.run().returncode == 0
+    assert record_at(board, "w8").recipe.flags == ("INT8", "NO_TF32")
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.16.2"])

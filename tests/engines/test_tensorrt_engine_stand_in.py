@@ -81,7 +81,16 @@ def test_workspace_is_in_bytes_and_optional(orin: Record) -> None:
     assert ("workspace", "workspace", 3 * 2**20) in orin.calls
     orin.calls.clear()
     _build()
-    assert [call[0] for call in orin.calls] == ["network", "parse", "flag", "flag", "build", "step"]
+    assert [call[0] for call in orin.calls] == [
+        "plugins",
+        "network",
+        "parse",
+        "flag",
+        "flag",
+        "build",
+        "step",
+        "plugins",
+    ]
 
 
 def test_the_profile_reaches_the_builder(orin: Record) -> None:
@@ -108,11 +117,30 @@ def test_a_profile_that_the_builder_refuses_is_said(orin: Record) -> None:
 def test_a_timing_cache_that_is_of_no_use_is_started_again(
     orin: Record, tmp_path: Path, content: bytes, reason: str, handed_over: list[bytes]
 ) -> None:
-    cache = tmp_path / "timing.cache"
+    cache = tmp_path / "cache.timing"
     cache.write_bytes(content)
     assert _build(timing_cache=cache).notes == (f"timing cache {cache} is {reason}: not used, started again",)
     assert [call[1] for call in orin.calls if call[0] == "cache"] == handed_over
     assert cache.read_bytes() == b"new cache"
+
+
+@pytest.mark.parametrize("content", [b"of another board", b"cut sh"])
+def test_a_file_that_may_be_something_else_is_not_replaced_by_a_timing_cache(
+    orin: Record, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "net.safetensors").write_bytes(content)
+    with pytest.raises(UsageError, match=r"net\.safetensors, which is no timing cache"):
+        _build(timing_cache=tmp_path / "net.safetensors")
+    assert (tmp_path / "net.safetensors").read_bytes() == content
+    assert not [call for call in orin.calls if call[0] == "build"]
+
+
+def test_tf32_is_switched_off_where_float32_is_asked_for(orin: Record) -> None:
+    _build(tf32=False)
+    assert ("clear", "TF32") in orin.calls
+    orin.calls.clear()
+    _build()
+    assert "clear" not in [call[0] for call in orin.calls]
 
 
 def test_the_timing_cache_is_read_and_updated(orin: Record, tmp_path: Path) -> None:
@@ -230,6 +258,8 @@ def test_a_dla_core_that_is_not_there_is_refused(orin: Record) -> None:
 def test_flags_are_recorded_by_name() -> None:
     settings = BuildSettings(dla_core=0)
     assert flags_of(stand_in("8.5.2", Record()), settings) == ("FP16", "GPU_FALLBACK", "INT8")
+    precise = BuildSettings(legacy_flags=("INT8",), tf32=False)
+    assert flags_of(stand_in("8.5.2", Record()), precise) == ("INT8", "NO_TF32")
     assert flags_of(stand_in("11.4.1.106", Record()), BuildSettings()) == ("STRONGLY_TYPED",)
 
 

@@ -94,6 +94,46 @@ def test_trtexec_tells_its_version(quick: None, tmp_path: Path, monkeypatch: pyt
     assert finding(examined(monkeypatch, ORIN), "trtexec").detail == "10.3.0"
 
 
+def test_a_trtexec_that_does_not_run_is_broken(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "libnvinfer.so.10: cannot open shared object file"
+    (tmp_path / "trtexec").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 127\n")
+    (tmp_path / "trtexec").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}")
+    found = finding(examined(monkeypatch, ORIN), "trtexec")
+    assert (found.state, found.detail) == ("broken", said)
+
+
+@pytest.mark.parametrize(
+    ("got", "state"),
+    [("no CUDA runtime library (libcudart)", "missing"), ("error 35: the driver is too old", "broken")],
+)
+def test_a_gpu_whose_cuda_cannot_be_used_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, got: str, state: str
+) -> None:
+    """In a process that finds this in the place of our own."""
+    folder = tmp_path / "bitswitch_deploy" / "engines"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").touch()
+    (folder.parent / "errors.py").write_text("class UnavailableError(Exception): got, do = " + repr((got, "mend it")))
+    (folder / "cuda_memory.py").write_text(
+        "from bitswitch_deploy.errors import *\ndef Cuda(): raise UnavailableError\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = module._cuda("running engines here")
+    assert (found.state, found.detail, found.do) == (state, got, "mend it")
+
+
+@pytest.mark.parametrize(
+    ("sm", "is_run"), [("8.9", True), ("12.0", True), ("9.0", False), ("7.5", False), (None, False)]
+)
+def test_engines_are_run_on_gpus_that_they_are_built_for(tmp_path: Path, sm: str | None, is_run: bool) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    names = [name for name, _, _ in module._steps(tmp_path, DeviceFacts(arch="x86_64", module="a GPU", sm=sm))]
+    assert "export for RTX, engines built" in names
+    assert ("run an engine" in names) == is_run
+
+
 def test_a_jetson_in_a_container_is_one(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It need not show the release of Jetson Linux."""
     monkeypatch.setenv("PATH", os.devnull)

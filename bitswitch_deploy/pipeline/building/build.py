@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from bitswitch_deploy.atomic_file import replace_file
-from bitswitch_deploy.engines.bundle import LOCK, SCRIPT
+from bitswitch_deploy.engines.bundle import SCRIPT
 from bitswitch_deploy.engines.device_facts import DeviceFacts, device_facts
 from bitswitch_deploy.engines.dla import check_dla
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, Recipe, read_record, record_path
@@ -22,6 +22,7 @@ from bitswitch_deploy.engines.tensorrt_engine import EngineBuild, build_engine
 from bitswitch_deploy.engines.tensorrt_module import Module, load_module, release_of
 from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_name, writable_cache_folder
 from bitswitch_deploy.errors import OutputError, PackageError, UnavailableError, UsageError
+from bitswitch_deploy.package.destination import BUILD_LOCK
 from bitswitch_deploy.package.engine_files import graph_files
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
@@ -35,7 +36,6 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     graph_inputs,
     recipe_of,
     record_of,
-    without_half,
 )
 from bitswitch_deploy.pipeline.building.engine_step import start_build, why_not_here
 from bitswitch_deploy.pipeline.building.kept_layers import EngineFacts, facts_of, keep_facts, kept_facts
@@ -75,7 +75,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
         OutputError: the folder or the timing cache cannot be written.
     """
     job = _job(request)
-    if request.options.fp32:
+    if job.options.fp32:
         _check_fp32(job)
     with build_lock(job.folder):
         rows = tuple(_engine(job, entry, progress) for entry in job.entries)
@@ -92,9 +92,13 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What every engine of one build needs. entries: graphs, the reference first, then from the widest on."""
+    """What every engine of one build needs. entries: graphs, the reference first, then from the widest on.
+
+    options: those of the request; what `--strict` exported has no float16 either.
+    """
 
     request: BuildRequest
+    options: EngineOptions
     target: Target
     manifest: Manifest
     entries: tuple[FileEntry, ...]
@@ -108,7 +112,7 @@ class _Job:
 def _job(request: BuildRequest) -> _Job:
     manifest = read_manifest(request.package)
     target = package_target(manifest, request.target)
-    target = without_half(target) if manifest.strict else target
+    _check_engine(manifest, target)
     module = _checked_module(request, target)
     version, device = release_of(str(load_module(module).__version__)), device_facts()
     if request.options.dla:
@@ -124,6 +128,7 @@ def _job(request: BuildRequest) -> _Job:
         raise UsageError(where="--timing-cache", got=f"a cache for {module}", allowed=allowed, do=do)
     return _Job(
         request=request,
+        options=replace(request.options, fp32=request.options.fp32 or manifest.strict),
         target=target,
         manifest=manifest,
         entries=tuple(sorted(entries, key=lambda entry: (entry.role != "reference", _narrowness(entry)))),
@@ -133,6 +138,22 @@ def _job(request: BuildRequest) -> _Job:
         folder=request.package / (manifest.built_on_device or BUILD_FOLDER),
         timing_cache=cache,
     )
+
+
+def _check_engine(manifest: Manifest, target: Target) -> None:
+    """Refuse graphs that were made for another engine: what came out would take the place of the package's own.
+
+    Raises:
+        UsageError: they were.
+    """
+    made_for = dict(manifest.stack).get("engine", target.engine.name)
+    if target.engine.name != made_for:
+        raise UsageError(
+            where="--target",
+            got=f"{target.name}, whose engines {target.engine.name} builds",
+            allowed=f"{manifest.target}, or another target for {made_for}, which the graphs of this package are for",
+            do="leave it out, or export for that target",
+        )
 
 
 def _checked_module(request: BuildRequest, target: Target) -> Module:
@@ -166,7 +187,7 @@ def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     label, graph = entry.label or entry.path, job.request.package / entry.path
     advance = start_build(progress, label)
     hashes = _graph_hashes(job, entry)
-    options, model = job.request.options, onnx.load(str(graph), load_external_data=False)
+    options, model = job.options, onnx.load(str(graph), load_external_data=False)
     settings = build_settings(label, role, job.target, engine_profile(graph_inputs(graph), options), options)
     recipe = recipe_of(hashes, job.module, settings, job.device)
     path = job.folder / f"{Path(entry.path).stem}.engine"
@@ -261,7 +282,7 @@ def build_lock(folder: Path) -> Iterator[None]:
     """
     _make_folder(folder)
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / BUILD_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as exc:
         raise _unwritable(folder, exc) from exc
     try:

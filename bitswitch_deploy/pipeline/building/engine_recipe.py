@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -25,13 +25,16 @@ from bitswitch_deploy.target import Target
 BATCH_RANGE = (1, 1, 32)
 # DLA takes static shapes only.
 _DLA_BATCH = (1, 1, 1)
+MAX_TIMEOUT_MIN = 7 * 24 * 60
 _HALF_FLAG = "FP16"
 _TOOL = "bitswitch-deploy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What a user may ask of a build. fp32: no float16 in the quantized engines. dla: use DLA core 0.
+    """What a user may ask of a build. dla: use DLA core 0.
+
+    fp32: neither float16 nor TF32, which has no more bits, in the quantized engines.
 
     workspace_mb: None takes the target's limit. timeout_min: for each engine.
     """
@@ -53,12 +56,6 @@ def engine_module(target: Target) -> Module:
     return target.engine.name
 
 
-def without_half(target: Target) -> Target:
-    """The target, whose builder keeps float layers of weakly typed networks in float32, as `--strict` wants them."""
-    flags = tuple(flag for flag in target.engine.builder_flags_legacy if flag != _HALF_FLAG)
-    return replace(target, engine=replace(target.engine, builder_flags_legacy=flags))
-
-
 def engine_profile(inputs: Sequence[ValueSpec], options: EngineOptions) -> tuple[ShapeRange, ...]:
     """Shapes that engines are built for.
 
@@ -73,9 +70,10 @@ def build_settings(
 ) -> BuildSettings:
     """Settings of one engine, without a timing cache. The reference is always float16, whatever `options.fp32` says."""
     flags: tuple[str, ...] = target.engine.builder_flags_legacy
+    is_precise = options.fp32 and role != "reference"
     if role == "reference":
         flags = (_HALF_FLAG,)
-    elif options.fp32:
+    elif is_precise:
         flags = tuple(flag for flag in flags if flag != _HALF_FLAG)
     return BuildSettings(
         label=label,
@@ -83,6 +81,7 @@ def build_settings(
         compute_capabilities=target.engine.compute_capabilities,
         profile=profile,
         legacy_flags=flags,
+        tf32=not is_precise,
         dla_core=0 if options.dla else None,
         limit_s=60 * options.timeout_min,
     )

@@ -59,7 +59,12 @@ class EngineOutcome:
 
 
 def make_engines(
-    writer: PackageWriter, graphs: Sequence[GraphFile], target: Target, inputs: Sequence[ValueSpec], progress: Progress
+    writer: PackageWriter,
+    graphs: Sequence[GraphFile],
+    target: Target,
+    inputs: Sequence[ValueSpec],
+    options: EngineOptions,
+    progress: Progress,
 ) -> EngineOutcome:
     """Build the engines that can be built on this host into the package, and the bundle for those that cannot.
 
@@ -69,14 +74,14 @@ def make_engines(
     """
     if target.engine.name == "onnxruntime":
         return _onnxruntime_outcome(writer.folder, graphs, target)
-    profile = engine_profile(inputs, EngineOptions())
+    profile = engine_profile(inputs, options)
     if target.engine.build == "on_device":
         files = tuple((graph.label, graph.role, graph.path) for graph in graphs)
-        for name in write_bundle(writer.folder, files, target, profile):
+        for name in write_bundle(writer.folder, files, target, profile, fp32=options.fp32):
             writer.add(name, role="bundle")
     reason = why_not_here(target)
     if reason is None:
-        return _build_here(writer, graphs, target, profile, progress)
+        return _build_here(writer, graphs, target, profile, options, progress)
     texts = tuple(f"not built here: {reason}" for graph in graphs if graph.role == "graph")
     not_done = _not_done(writer.destination, target, reason)
     return EngineOutcome(texts=texts, not_done=not_done, built_on_device=BUILD_FOLDER)
@@ -135,6 +140,7 @@ def _build_here(
     graphs: Sequence[GraphFile],
     target: Target,
     profile: tuple[ShapeRange, ...],
+    options: EngineOptions,
     progress: Progress,
 ) -> EngineOutcome:
     """An engine for each graph, until one cannot be built here: the package and the engines that are done stay."""
@@ -143,7 +149,7 @@ def _build_here(
     reason: str | None = None
     for graph in graphs:
         if reason is None:
-            settings = build_settings(graph.label, graph.role, target, profile, EngineOptions())
+            settings = build_settings(graph.label, graph.role, target, profile, options)
             try:
                 build = _build_into(writer, graph, module, settings, start_build(progress, graph.label))
                 model = onnx.load(str(writer.folder / graph.path), load_external_data=False)

@@ -86,7 +86,9 @@ def kept_facts(engine: Path, model: onnx.ModelProto) -> EngineFacts:
         path = _vendors_path(engine)
         if path.is_file():
             layers = layers_of_json(path.read_text(encoding="utf-8"), where=str(path))
-            return EngineFacts(engine_sha256=sha256, layers=read_back(model, layers))
+            return EngineFacts(
+                engine_sha256=sha256, layers=read_back(model, layers), gpu_fallback=_told_fallback(engine)
+            )
     except (PackageError, GraphError, OSError, UnicodeDecodeError):
         pass
     return EngineFacts(engine_sha256=sha256, layers=None, notes=("layers not known: build it again with --force",))
@@ -95,6 +97,12 @@ def kept_facts(engine: Path, model: onnx.ModelProto) -> EngineFacts:
 def kept_layers(engine: Path, model: onnx.ModelProto) -> ReadBack | None:
     """The layers of `kept_facts`."""
     return kept_facts(engine, model).layers
+
+
+def _told_fallback(engine: Path) -> tuple[str, ...]:
+    """What trtexec said of layers that DLA leaves to the GPU, as build_on_device.sh keeps it."""
+    path = engine.with_suffix(".gpu-fallback.txt")
+    return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.is_file() else ()
 
 
 def _vendors_path(engine: Path) -> Path:

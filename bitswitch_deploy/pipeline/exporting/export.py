@@ -24,7 +24,7 @@ from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.approximation_limit import ApproximationLimit
-from bitswitch_deploy.pipeline.building.engine_recipe import without_half
+from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions, engine_profile
 from bitswitch_deploy.pipeline.building.engine_step import EngineOutcome, make_engines
 from bitswitch_deploy.pipeline.exporting.shared_weights import SharedWeights, check_sharing
 from bitswitch_deploy.pipeline.graph_files import GraphFile, graph_stem, write_graph, write_reference
@@ -92,6 +92,9 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     master = read_master(request.master)
     for assignment in request.widths:
         plan_canonical(master, assignment)  # what does not fit is refused before the first is worked on
+    options = EngineOptions(fp32=request.strict)
+    if target.engine.name != "onnxruntime":
+        engine_profile(master.spec.inputs, options)
     data = load_export_data(master, data=request.data, calibration=request.calibration)
     with PackageWriter(request.output, force=request.force) as writer:
         shared = SharedWeights(writer, master, graph_stem(request.master)) if request.shared_weights else None
@@ -100,8 +103,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         outcomes = [_export_width(job, each) for each in request.widths]
         weights = shared.finish() if shared else ""
         graphs = [*(outcome.graph for outcome in outcomes), *references]
-        built_for = without_half(target) if request.strict else target
-        engines = make_engines(writer, graphs, built_for, master.spec.inputs, progress)
+        engines = make_engines(writer, graphs, target, master.spec.inputs, options, progress)
         rows = _rows(request, master, outcomes, engines, data.test)
         report = ExportReport(
             target=target.name,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bitswitch_deploy.diagnosis.layer_look import LayerLook
 from bitswitch_deploy.package.manifest import FileEntry
-from bitswitch_deploy.report.export_report import ExportReport
+from bitswitch_deploy.report.export_report import ExportReport, not_judged, notes_of
 from bitswitch_deploy.report.html.accuracy import accuracy_section, size_section
 from bitswitch_deploy.report.html.document import (
     Block,
@@ -63,7 +63,9 @@ def export_html(content: ExportContent) -> str:
 
 
 def _notes(export: ExportReport, *, looked: bool) -> Section:
-    changes = [Item(strong=each.label, text=change) for each in export.widths for change in each.changes]
+    notes = [Item(strong=labels, text=text) for labels, text in notes_of(export.widths)]
+    unjudged = not_judged(verdict for width in export.widths for verdict in width.verdicts)
+    notes += [Item(strong=f"{labels} not judged", text=text) for labels, text in unjudged]
     left = [Item(strong="not done", text=f"{step.what}: {step.why}", command=step.command) for step in export.not_done]
     blocks: list[Block] = []
     if not looked:
@@ -72,8 +74,9 @@ def _notes(export: ExportReport, *, looked: bool) -> Section:
             "bitswitch-deploy blame PACKAGE --data PATH does it."
         )
         blocks.append(Paragraph(text=why))
-    blocks += listed(*changes, *left)
-    return Section(name="notes", title="Not exact, or not done", blocks=tuple(blocks) or (Paragraph(text="Nothing."),))
+    blocks += listed(*notes, *left)
+    title = "Notes, and what was not done"
+    return Section(name="notes", title=title, blocks=tuple(blocks) or (Paragraph(text="Nothing."),))
 
 
 def _files(files: Sequence[FileEntry]) -> tuple[Block, ...]:

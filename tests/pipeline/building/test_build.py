@@ -15,7 +15,6 @@ import onnx
 import pytest
 
 from bitswitch_deploy.catalogue import load_target
-from bitswitch_deploy.engines.bundle import LOCK
 from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, read_record, record_path
 from bitswitch_deploy.engines.shape_range import ShapeRange
@@ -27,12 +26,15 @@ from bitswitch_deploy.errors import (
     PackageError,
     TargetFileError,
     UnavailableError,
+    UsageError,
 )
+from bitswitch_deploy.package.destination import BUILD_LOCK, check_all_listed
 from bitswitch_deploy.package.files import hash_file
 from bitswitch_deploy.package.verify import read_manifest, verify_package
-from bitswitch_deploy.pipeline.building.build import BuildRequest, build
+from bitswitch_deploy.pipeline.building.build import BuildRequest, build, build_lock
 from bitswitch_deploy.pipeline.building.engine_recipe import EngineOptions, build_settings
 from bitswitch_deploy.pipeline.building.engine_step import engine_text, why_not_here
+from bitswitch_deploy.pipeline.building.kept_layers import facts_path
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.report.build_report import BuildReport
 from bitswitch_deploy.tensors import WidthAssignment
@@ -184,7 +186,7 @@ def test_what_was_exported_with_strict_is_built_without_float16(board: Record, p
     built(package)
     flags = {label: read_record(package / BUILD_FOLDER / f"digits-{label}.engine") for label in LABELS}
     assert {label: record.recipe.flags for label, record in flags.items() if record is not None} == {
-        label: ("FP16",) if label == "fp16" else ("INT8",) for label in LABELS
+        label: ("FP16",) if label == "fp16" else ("INT8", "NO_TF32") for label in LABELS
     }
 
 
@@ -271,6 +273,7 @@ def test_another_device_is_another_engine(board: Record, package: Path, monkeypa
 def test_fp32_spares_the_reference(board: Record, package: Path) -> None:
     built(package, options=EngineOptions(fp32=True))
     assert board.flags() == ["FP16", "INT8", "INT8"]
+    assert board.calls.count(("clear", "TF32")) == 2
 
 
 def test_dla_is_static_and_lists_what_falls_back(board: Record, package: Path) -> None:
@@ -340,7 +343,7 @@ def test_a_graph_that_the_builder_refuses_leaves_the_others(board: Record, packa
 
 def test_two_builds_at_once_are_refused(board: Record, package: Path) -> None:
     (package / BUILD_FOLDER).mkdir()
-    with (package / BUILD_FOLDER / LOCK).open("w") as file:
+    with (package / BUILD_FOLDER / BUILD_LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UnavailableError, match="another build is running in this package"):
             built(package)
@@ -423,6 +426,40 @@ def test_packages_without_a_reference_build_as_well(board: Record, package: Path
 def test_an_unknown_target_is_refused(board: Record, package: Path) -> None:
     with pytest.raises(TargetFileError, match="there is no such file"):
         built(package, target="./nothing.yaml")
+
+
+def test_a_target_of_another_engine_is_refused(board: Record, package: Path) -> None:
+    built(package)
+    engine = package / BUILD_FOLDER / "digits-w8.engine"
+    before = engine.read_bytes()
+    with pytest.raises(UsageError, match=r"--target: rtx, whose engines tensorrt_rtx builds\n.*target for tensorrt,"):
+        built(package, target="rtx", force=True)
+    assert engine.read_bytes() == before
+
+
+def test_a_package_that_was_built_can_be_exported_again_and_not_meanwhile(board: Record, package: Path) -> None:
+    with build_lock(package / BUILD_FOLDER), pytest.raises(UsageError, match="is in use by a build of its engines"):
+        check_all_listed(package)
+    check_all_listed(package)
+
+
+def test_a_path_need_not_be_text(board: Record, package: Path) -> None:
+    odd = package.rename(package.with_name("p\udce4ck"))
+    assert states(built(odd)) == [(label, "built") for label in LABELS]
+
+
+def test_what_trtexec_left_to_the_gpu_is_told(board: Record, package: Path) -> None:
+    """By the script, which keeps what the log says."""
+    built(package)
+    engine = package / BUILD_FOLDER / "digits-w8.engine"
+    facts_path(engine).unlink()
+    engine.with_suffix(".layers.json").write_text(json.dumps({"Layers": [CONVOLUTION]}))
+    engine.with_suffix(".gpu-fallback.txt").write_text("layer a: falling back to GPU\nlayer b: falling back to GPU\n")
+    (row,) = [row for row in built(package).engines if row.label == "w8"]
+    assert (row.state, row.gpu_fallback) == (
+        "up to date",
+        ("layer a: falling back to GPU", "layer b: falling back to GPU"),
+    )
 
 
 def test_why_a_board_is_not_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_strict_engines_are_built_without_float16(tmp_path: Path, strict: bool) 
     """But for the reference, which is float16. TensorRT before 10.12 chooses types itself where the flag lets it."""
     package = export_to(tmp_path / "p", "jetson", strict=strict, widths=WIDTHS[:1]).package
     script = (package / "build_on_device.sh").read_text()
-    assert ("legacy_flags=INT8\n" in script) is strict
+    assert ("fp32=yes\n" in script) is strict
     assert read_manifest(package).strict is strict
 
 

@@ -34,6 +34,10 @@ def test_everything_that_an_export_has_to_say(report: ExportReport) -> None:
         "92.15",
         "activations re-scaled from 0..255 to 0..127: 0.05 points of top-1",
         "only the board can build them",
+        "trained: recorded by the trainer on this data set",
+        "engine: not built here: a Jetson builds its own",
+        "not judged",
+        "engine: not run: no TensorRT here",
         "build_engines.sh --widths 8,2",
         "codes -128 to 127",
         "bitswitch-deploy export --master &#39;my file&#39;",
@@ -98,7 +102,11 @@ def test_a_page_without_data_and_without_anything_left_to_do(report: ExportRepor
     looked_at = export_html(
         ExportContent(title="a", report=bare, looks=(LayerLook(label="w8", n=32, parts=(), statistics=()),))
     )
-    assert "<p>Nothing.</p>" in looked_at
+    assert "accuracy: not measured at any hop" in looked_at
+    silent = replace(bare, widths=tuple(replace(row, hops=report.widths[0].hops[1:2], engine="") for row in rows))
+    assert "<p>Nothing.</p>" in export_html(
+        ExportContent(title="a", report=silent, looks=(LayerLook(label="w8", n=32, parts=(), statistics=()),))
+    )
     assert "Layers were not looked at" not in looked_at
 
 
