@@ -11,11 +11,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from bitswitch_deploy.graph.channel_axis import channel_axis
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import WeightPattern, match_weight, reads_codes
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass
-from bitswitch_deploy.lowering.weight_storage import is_packable
+from bitswitch_deploy.lowering.weight_storage import block_size_of, is_packable
 from bitswitch_deploy.quantization import pack_int2, pack_int4
 
 # onnx has INT2 since 1.20, and only opset 25 and newer read it
@@ -24,12 +23,14 @@ _PACK = {"int4": pack_int4, "int2": pack_int2}
 
 
 class PackWeights(LoweringPass):
-    """Store codes as INT4 or INT2 where the target's container table says so. Exact.
+    """Store codes of layers with float inputs as INT4 or INT2 where the target's container table says so. Exact.
 
     The packed initializer is made here and handed through untouched: onnx-graphsurgeon 0.6.1 writes one byte per
-    INT4 value. Cases: the table names int8 (nothing to do), int4 or int2; behind activations in codes, a scale per
-    tensor becomes one per channel, all equal. Left in int8, and recorded: an odd last dimension, which TensorRT refuses
-    for packed types; codes with factors, whose products may leave the narrow type.
+    INT4 value. Cases: the table names int8 (nothing to do), int4 or int2. The scales of a matrix are written once for
+    each block of inputs, all equal: TensorRT for RTX 1.7.1 multiplies by such codes as they are, and makes a float
+    matrix of others in front of the product. Left in int8: layers whose input is in codes, as it would make int8 of
+    the weight in every run; and, recorded, an odd last dimension, which TensorRT refuses for packed types; codes with
+    factors, whose products may leave the narrow type.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -37,15 +38,15 @@ class PackWeights(LoweringPass):
         modified = False
         for node in graph.nodes:
             weight = match_weight(node.inputs[1]) if len(node.inputs) > 1 else None
-            if weight is None or weight.codes.name not in self.context.weight_bits:
+            if weight is None or weight.codes.name not in self.context.weight_bits or reads_codes(node):
                 continue
             bits = self.context.weight_bits[weight.codes.name]
             container = self.context.target.quantization.weight_container(node.op, bits)
             if container != "int8" and np.dtype(weight.codes.dtype) == np.int8:
-                modified |= self._pack(node, weight, container)
+                modified |= self._pack(weight, container, as_blocks=node.op == "MatMul")
         return modified
 
-    def _pack(self, node: gs.Node, weight: WeightPattern, container: str) -> bool:
+    def _pack(self, weight: WeightPattern, container: str, *, as_blocks: bool) -> bool:
         codes, dequantize = weight.codes, weight.dequantize
         shape = tuple(codes.shape)
         if not is_packable(shape):
@@ -57,11 +58,10 @@ class PackWeights(LoweringPass):
             )
             return False
         scale, zero_point = dequantize.inputs[1:3]
-        if np.ndim(scale.values) == 0 and reads_codes(node):
-            # TensorRT for RTX 1.7.1 does not build int8 activations of rank 3 times int4 weights of a single scale
-            axis = channel_axis(node, len(shape))
-            dequantize.attrs["axis"] = axis
-            scale.values = np.full(shape[axis], scale.values, np.float32)
+        block_size = block_size_of(shape) if as_blocks and not weight.is_blocked else None
+        if block_size is not None:
+            dequantize.attrs |= {"axis": 0, "block_size": block_size}
+            scale.values = np.array(np.broadcast_to(scale.values, (shape[0] // block_size, shape[1])), np.float32)
         if isinstance(codes, LargeConstant):
             dequantize.inputs[0] = LargeConstant(codes.name, _PackedCodes(codes.tensor, container))
         else:

@@ -49,6 +49,13 @@ def is_packable(shape: tuple[int, ...]) -> bool:
     return shape[-1] % 2 == 0
 
 
+def block_size_of(shape: tuple[int, ...]) -> int | None:
+    """Inputs of a matrix [inputs, outputs] in one of the equal blocks that it is packed in; None where it has none."""
+    if len(shape) != 2:
+        return None
+    return next((size for size in (128, 64, 32, 16) if shape[0] % size == 0), None)
+
+
 def is_plain_product(operator: str, attributes: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
     """Whether a layer is input times matrix (plus bias) and nothing else, which has `code_blocks` on float inputs."""
     factors = (float(attributes.get("alpha", 1.0)), float(attributes.get("beta", 1.0)), attributes.get("transA", 0))

@@ -25,13 +25,18 @@ from typing import Any
 import onnx
 
 from bitswitch_deploy.errors import InputFileError, UsageError
-from bitswitch_deploy.graph.channel_axis import channel_axis_of
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
 from bitswitch_deploy.lowering.halve_float_layers import is_halved
 from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
 from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
-from bitswitch_deploy.lowering.weight_storage import code_blocks, is_packable, is_plain_product, is_transposed
+from bitswitch_deploy.lowering.weight_storage import (
+    block_size_of,
+    code_blocks,
+    is_packable,
+    is_plain_product,
+    is_transposed,
+)
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import LayerSpec
 from bitswitch_deploy.search.budget import Budget
@@ -155,10 +160,11 @@ class Resources:
         attributes = self._attributes[layer.weight]
         if not _is_rewritten(layer, attributes, shape, target):
             container_bits = _container_bits(layer, bits, shape, target)
-            if container_bits < 8 and layer.granularity.kind == "per_tensor" and layer.activation != "none":
-                trans_b = is_transposed(attributes)
-                n_scales = shape[channel_axis_of(layer.operator, trans_b=trans_b, rank=len(shape))]
-            return math.ceil(n_weights * container_bits / 8) + _scales_bytes(n_scales, container_bits)
+            scale_bytes = HALF_BYTES if layer.activation == "none" and is_halved(target) else FLOAT_BYTES
+            block_size = block_size_of(shape) if layer.operator == "MatMul" and container_bits < 8 else None
+            if block_size is not None and layer.granularity.kind != "per_block":
+                n_scales = n_weights // block_size
+            return math.ceil(n_weights * container_bits / 8) + _scales_bytes(n_scales, container_bits, scale_bytes)
         block_size = layer.granularity.block_size
         blocks = code_blocks(shape, transposed=is_transposed(attributes), bits=bits, block_size=block_size)
         if blocks is not None:
@@ -205,12 +211,12 @@ def _is_rewritten(layer: LayerSpec, attributes: Mapping[str, Any], shape: tuple[
 def _container_bits(layer: LayerSpec, bits: int, shape: tuple[int, ...], target: Target) -> int:
     """Bits that one code takes in a graph of the target, as PackWeights stores it."""
     container = int(target.quantization.weight_container(layer.operator, bits).removeprefix("int"))
-    return container if is_packable(shape) else 8
+    return container if is_packable(shape) and layer.activation == "none" else 8
 
 
-def _scales_bytes(n_scales: int, container_bits: int) -> int:
+def _scales_bytes(n_scales: int, container_bits: int, scale_bytes: int = FLOAT_BYTES) -> int:
     """Of scales, and of the zero-point that stands beside each of them in the type of the codes."""
-    return FLOAT_BYTES * n_scales + math.ceil(n_scales * container_bits / 8)
+    return scale_bytes * n_scales + math.ceil(n_scales * container_bits / 8)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -77,6 +77,23 @@ def test_a_product_of_two_activations_is_halved() -> None:
     assert [node.output[0].endswith(".half") for node in products] == [False, True]
 
 
+@pytest.mark.parametrize(("scale", "halved"), [(2**-10, True), (2**-20, False)])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_layer_of_which_only_the_weight_is_in_codes_is_halved(bits: int, scale: float, halved: bool) -> None:
+    """With scales in float16, where these are exact enough; else what comes out of the codes is cast."""
+    text = 'net (float[n, 64] x, float[64, 6] "a.weight") => (float[n, 6] y) { y = MatMul (x, "a.weight") }'
+    scales = np.full(6, scale * 2.0 ** (bits - 8), np.float32)
+    master = build(text, (layer("a", "MatMul", per_channel(1), "none"),), tensors={"a.weight.scale": scales})
+    model = canonical(master, bits).model
+    result = applied("HalveFloatLayers", model, STRONG, approximations=EXPORTED)
+    (dequantize,) = [node for node in result.model.graph.node if node.op_type == "DequantizeLinear"]
+    assert dequantize.input[1] == ("a.weight.scale.half" if halved else "a.weight.scale")
+    assert operators(result.model).count("Cast") == (2 if halved else 3)
+    x = np.random.default_rng(3).normal(0, 1, (4, 64)).astype(np.float32)
+    expected = run(model, x)
+    np.testing.assert_allclose(run(result.model, x), expected, rtol=0.01, atol=0.002 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("target", "allowed"), [(WEAK, EXPORTED), (STRONG, EXACT)])
 def test_it_is_left_to_the_builder_or_to_the_user(
     master: Master, target: Any, allowed: frozenset[Approximation]

@@ -8,9 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
+from bitswitch_deploy.engines.tensorrt_config import BuildSettings
+from bitswitch_deploy.engines.tensorrt_engine import build_engine
 from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.lowering.approximation import EXPORTED
+from bitswitch_deploy.lowering.lower import lower
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.tensors import PER_TENSOR, Granularity
+from bitswitch_deploy.tensors import PER_TENSOR, Granularity, WidthAssignment
 from tests.graph.masters import build, layer, per_block, per_channel
 from tests.graph.running import look, needs_current_onnxruntime, run
 from tests.lowering.lowered import Applied, applied, canonical, lowered, profile
@@ -124,7 +129,7 @@ def test_the_last_of_four_dimensions_counts(kernel: tuple[int, ...], kept: bool)
         f'net (float[n, {kernel[1]}, 5, 5] x, float[{", ".join(map(str, kernel))}] "a.weight") => (float[n, 6, h, w] y)'
         ' { y = Conv (x, "a.weight") }'
     )
-    _, result = packed(build(conv, (layer("a"),)), 4, CONVOLUTIONS)
+    _, result = packed(build(conv, (layer("a", activation="none"),)), 4, CONVOLUTIONS)
     assert result.modified is not kept
     assert [change.exact for change in result.changes] == ([True] if kept else [])
 
@@ -169,7 +174,7 @@ def test_codes_with_factors_stay_int8() -> None:
         ' { a = Conv (x, "a.weight") y = BatchNormalization (a, "n.gamma", "n.beta", "n.mean", "n.var") }'
     )
     for gamma, kept in ((-1.0, True), (1.0, False)):
-        master = build(conv, (layer("a"),), tensors={"n.gamma": np.full((6,), gamma)})
+        master = build(conv, (layer("a", activation="none"),), tensors={"n.gamma": np.full((6,), gamma)})
         before, after = lowered(master, 4, CONVOLUTIONS)
         assert proto(after.model, "a.weight").data_type == (onnx.TensorProto.INT8 if kept else onnx.TensorProto.INT4)
         said = [(change.what, change.exact) for change in after.changes if change.by == "PackWeights"]
@@ -188,9 +193,44 @@ def test_whole_target() -> None:
     np.testing.assert_array_equal(run(after.model, x), run(before.model, x))
 
 
-def test_a_vector_behind_codes() -> None:
-    vector = 'net (float[n, 6] x, float[6] "a.weight") => (float[n] y) { y = MatMul (x, "a.weight") }'
-    before, result = packed(build(vector, (layer("a", "MatMul", activation="signed"),)), 4, INT4)
-    assert proto(result.model, "a.weight").data_type == onnx.TensorProto.INT4
-    x = np.eye(6, dtype=np.float32)
+@pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(1)], ids=lambda each: each.kind)
+@pytest.mark.parametrize(("rows", "size"), [(256, 128), (192, 64), (96, 32), (48, 16), (40, None)])
+def test_scales_are_said_for_each_block_of_inputs(rows: int, size: int | None, granularity: Granularity) -> None:
+    before, result = packed(master_of(granularity, rows=rows), 4, INT4)
+    assert (result.modified, result.changes) == (True, [])
+    (dequantize,) = [node for node in result.model.graph.node if node.op_type == "DequantizeLinear"]
+    attributes = {each.name: each.i for each in dequantize.attribute}
+    assert attributes.get("block_size") == size
+    shape = granularity.scale_shape((rows, 6)) if size is None else (rows // size, 6)
+    assert tuple(proto(result.model, "a.weight.scale").dims) == shape
+    assert tuple(proto(result.model, "a.weight.zero_point").dims) == shape
+    x = np.eye(rows, dtype=np.float32)
     np.testing.assert_array_equal(run(result.model, x), run(before, x))
+
+
+@pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(1)], ids=lambda each: each.kind)
+def test_an_engine_multiplies_by_packed_weights_as_they_are(granularity: Granularity) -> None:
+    """It makes no float matrix of them in front of the product."""
+    pytest.importorskip("tensorrt_rtx")
+    after = lower(
+        canonical_graph(master_of(granularity, columns=64, rows=256), WidthAssignment(default=4)),
+        INT4,
+        ranges={},
+        approximations=EXPORTED,
+    )
+    after.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 16
+    settings = BuildSettings(compute_capabilities=("SM89",))
+    layers = build_engine(after.model.SerializeToString(), module="tensorrt_rtx", settings=settings).layers
+    assert [each.inputs for each in layers if "int4" in each.weights] == [("fp16",)]
+
+
+@pytest.mark.parametrize("columns", [6, None])
+def test_behind_codes_they_stay_int8(columns: int | None) -> None:
+    """An engine would make int8 of them in each run."""
+    shape, result_shape = ("6", "n") if columns is None else (f"6, {columns}", f"n, {columns}")
+    net = (
+        f'net (float[n, 6] x, float[{shape}] "a.weight") => (float[{result_shape}] y) {{ y = MatMul (x, "a.weight") }}'
+    )
+    _, result = packed(build(net, (layer("a", "MatMul", activation="signed"),)), 4, INT4)
+    assert (result.modified, result.changes) == (False, [])
+    assert proto(result.model, "a.weight").data_type == onnx.TensorProto.INT8

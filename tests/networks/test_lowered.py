@@ -21,6 +21,7 @@ from bitswitch_deploy.graph.canonical import CanonicalGraph, canonical_graph
 from bitswitch_deploy.lowering.approximation import EXACT
 from bitswitch_deploy.lowering.lower import LoweredGraph, lower
 from bitswitch_deploy.target import Target
+from bitswitch_deploy.tensors import WidthAssignment
 from tests.networks.assignments import MIXED, all_targets, assignment, graph_forms
 from tests.networks.comparing import agreement, relative_errors, wrong_weights
 from tests.networks.forced_codes import TIE, canonical_run, forced_run
@@ -176,8 +177,13 @@ def test_every_target_and_stack(sample: Callable[[str], Sample], name: str) -> N
         assert lower(canonical, target, ranges={}).model.SerializeToString(deterministic=True) in known, target.name
 
 
-def test_weights_of_vit_are_packed_for_rtx(sample: Callable[[str], Sample]) -> None:
-    made = sample("vit")
-    model = lower(canonical_graph(made.master, assignment(made.master, 4)), FORMS["rtx@rtx-1"], ranges={}).model
+@pytest.mark.parametrize(("name", "is_packed"), [("vit-weight-only", True), ("vit", False)])
+def test_weights_of_layers_with_float_inputs_are_packed_for_rtx(
+    sample: Callable[[str], Sample], name: str, is_packed: bool
+) -> None:
+    made = sample(name)
+    model = lower(canonical_graph(made.master, WidthAssignment(default=4)), FORMS["rtx@rtx-1"], ranges={}).model
     packed = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT4}
-    assert {f"blocks.0.{name}.weight" for name in ("attn.qkv", "attn.proj", "fc1", "fc2")} <= packed
+    layers = [layer for layer in made.master.spec.layers if layer.activation == "none" and not layer.pinned]
+    assert packed == {name for layer in layers for name in (layer.weight, f"{layer.weight}.zero_point")}
+    assert bool(packed) is is_packed

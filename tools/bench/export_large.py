@@ -44,10 +44,14 @@ _SAMPLE_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Size of the network: `blocks` transformer blocks of width `dim`; one has 12 * dim^2 weights."""
+    """Size of the network: `blocks` transformer blocks of width `dim`; one has 12 * dim^2 weights.
+
+    weight_only: inputs of layers stay float.
+    """
 
     dim: int
     blocks: int
+    weight_only: bool = False
 
     @property
     def weights(self) -> int:
@@ -148,6 +152,9 @@ def write_synthetic(index: Path, shape: Shape, *, shard_size_bytes: int = 1 << 2
     with tempfile.TemporaryDirectory(dir=index.parent) as folder:
         tensors = {name: tensor for layer in layers for name, tensor in _tensors(layer, Path(folder), random)}
         tensors |= {f"{name}.bias": np.zeros(n, np.float32) for name, _, n in layers}
+        if not shape.weight_only:
+            steps = np.array([4 / 2 ** (bits - 1) for bits in WIDTHS], np.float32)
+            tensors |= {f"{name}.input.scale": steps for name, _, _ in layers}
         spec = _spec(layers, shape)
         write_master(
             assemble_master(spec=spec, tensors=tensors, skeleton=_skeleton(shape, layers)),
@@ -173,7 +180,6 @@ def _tensors(layer: tuple[str, int, int], folder: Path, random: np.random.Genera
     weight[:] = random.integers(-128, 128, (rows, columns), dtype=np.int8)
     yield f"{name}.weight", np.asarray(weight)
     yield f"{name}.weight.scale", np.full(columns, 1 / 128 / rows**0.5, np.float32)
-    yield f"{name}.input.scale", np.array([4 / 2 ** (bits - 1) for bits in WIDTHS], np.float32)
 
 
 def _spec(layers: list[tuple[str, int, int]], shape: Shape) -> MasterSpec:
@@ -186,7 +192,11 @@ def _spec(layers: list[tuple[str, int, int]], shape: Shape) -> MasterSpec:
         activation_container="int8",
         layers=tuple(
             LayerSpec(
-                name=name, operator="MatMul", weight=f"{name}.weight", granularity=per_output, activation="signed"
+                name=name,
+                operator="MatMul",
+                weight=f"{name}.weight",
+                granularity=per_output,
+                activation="none" if shape.weight_only else "signed",
             )
             for name, _, _ in layers
         ),
