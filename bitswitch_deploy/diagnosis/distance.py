@@ -52,7 +52,7 @@ class Distance:
     def add(self, reference: Array, other: Array) -> None:
         """Add one batch, two arrays of one shape."""
         # float32 products: their rounding is a millionth of a sum, and tensors are large
-        r, o = np.ravel(reference), np.ravel(other)
+        r, o = np.ravel(_floats(reference)), np.ravel(_floats(other))
         d = o - r
         self._rr += float(r @ r)
         self._oo += float(o @ o)
@@ -71,16 +71,19 @@ class Distance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelError:
-    """The worst channel of a tensor: its index, and its gain, offset and noise; see the module."""
+    """The worst channel of a tensor: its index, its gain, offset and noise (see the module), of how many values."""
 
     channel: int
     gain: float
     offset: float
     noise_db: float
+    values: int
 
 
 class ChannelDistance:
     """Collects the distance of one tensor for each of its channels.
+
+    A tensor of less than two axes, or with another number of channels in another batch, is one channel.
 
     Args:
         axis: of the channels.
@@ -93,7 +96,11 @@ class ChannelDistance:
 
     def add(self, reference: Array, other: Array) -> None:
         """Add one batch, two arrays [n, ...] of one shape."""
-        r, d = self._by_channel(reference), self._by_channel(other - reference)
+        r = self._by_channel(_floats(reference))
+        d = self._by_channel(_floats(other)) - r
+        if self._sums is not None and self._sums.shape[1] != len(r):
+            self._n *= self._sums.shape[1]
+            self._sums, r, d = self._sums.sum(1, keepdims=True), r.reshape(1, -1), d.reshape(1, -1)
         sums = np.zeros((5, len(r)))
         sums[:2] = r.sum(1, dtype=np.float64), np.einsum("ij,ij->i", r, r)
         if d.any():
@@ -114,15 +121,24 @@ class ChannelDistance:
         varies = bool((variance > _NO_VARIANCE * rr).any())
         least = _LEAST_VARIANCE * float(variance.mean()) if varies else float(rr.mean())
         held = np.maximum(variance, max(least, np.finfo(np.float32).tiny))
-        offset = d / np.sqrt(held)
+        # a rounded bias may be off by what is much for a channel that hardly varies, and little for whoever reads it
+        offset = d / np.sqrt(np.where(variance < least, np.maximum(held, variance.mean()), held))
         worst = int(np.argmax(noise / held + offset * offset))
         return ChannelError(
             channel=worst,
             gain=float(1.0 + covariance[worst] / held[worst]),
             offset=float(offset[worst]),
             noise_db=decibel(float(held[worst]), float(noise[worst])),
+            values=self._n,
         )
 
     def _by_channel(self, values: Array) -> Array:
+        if values.ndim < 2 or (self._sums is not None and self._sums.shape[1] == 1):
+            return values.reshape(1, -1)
         moved = np.moveaxis(values, self._axis, 0)
         return moved.reshape(moved.shape[0], -1)
+
+
+def _floats(values: Array) -> Array:
+    """Values that can be subtracted: of whole numbers and truth values float64, of floats themselves."""
+    return values if values.dtype.kind == "f" else values.astype(np.float64)

@@ -93,17 +93,17 @@ class InputObserver:
     """Collects the statistics of one input, batch by batch.
 
     Args:
-        plan: of the activation.
+        plan: of the activation. channel_axis: of the tensor.
     """
 
-    def __init__(self, plan: ActivationPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: ActivationPlan, *, channel_axis: int) -> None:
+        self._plan, self._axis = plan, channel_axis
         self._counts = np.zeros(plan.codes.high - plan.codes.low + 1, np.int64)
         self._peak, self._saturated, self._seen = 0.0, 0, 0
         self._alive: npt.NDArray[np.bool_] | None = None
 
     def add(self, source: Array, dequantized: Array) -> None:
-        """Add one batch: the float input [n, channels, ...] ([..., channels] up to rank 3), and what became of it."""
+        """Add one batch: the float input, and what became of it."""
         plan, low = self._plan, self._plan.codes.low
         codes = np.rint(dequantized / np.float32(plan.scale)).astype(np.int16)
         self._counts += np.bincount(codes.ravel() - low, minlength=self._counts.size)
@@ -111,7 +111,7 @@ class InputObserver:
         self._saturated += int(np.count_nonzero(beyond))
         self._seen += source.size
         self._peak = max(self._peak, float(np.abs(source).max(initial=0.0)))
-        axis = 1 if codes.ndim > 3 else codes.ndim - 1
+        axis = self._axis % codes.ndim
         alive = codes.any(tuple(index for index in range(codes.ndim) if index != axis))
         self._alive = alive if self._alive is None else self._alive | alive
 

@@ -99,7 +99,7 @@ class LoweredComparison:
     def _add_effects(self, x: Array, y: Array | None, reference: Tensors, own: Tensors) -> None:
         for name, effect in self._effects.items():
             tensor = self._stands_for(name)
-            if tensor is not None:
+            if tensor is not None and reference[tensor].shape == own[name].shape:
                 is_same = _is_same(reference[tensor], own[name])
                 output = reference[self._output] if is_same else self._overridden.run(x, {tensor: own[name]})
                 effect.add(output, reference[self._output], y)
@@ -109,6 +109,8 @@ class LoweredComparison:
         self._whole.add(output, reference[self._output], y)
         given: Tensors = {}
         for tensor, dequantized in self._codes.items():
+            if values[dequantized].shape != reference[tensor].shape:
+                continue
             given[tensor] = values[dequantized]
             distance, effect = self._together[tensor]
             distance.add(reference[tensor], values[dequantized])
@@ -121,9 +123,13 @@ class LoweredComparison:
     def result(self) -> LoweredErrors:
         """Everything about the batches so far."""
         errors = self._parts.result()
-        effects = {name: each.result() for name, each in self._effects.items()}
+        effects = {name: found for name, each in self._effects.items() if (found := each.result()).n}
         layer_of = {cut.tensor: cut.layer for cut in self._cut.cuts}
-        together = {name: (distance.result(), effect.result()) for name, (distance, effect) in self._together.items()}
+        together = {
+            name: (distance.result(), found)
+            for name, (distance, effect) in self._together.items()
+            if (found := effect.result()).n
+        }
         return LoweredErrors(
             lowered=self._whole.result(),
             lowered_layers=tuple(

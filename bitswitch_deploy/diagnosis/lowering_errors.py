@@ -7,7 +7,7 @@ codes, finer or fewer steps in the trained range), *fault* (nothing that a lower
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bitswitch_deploy.diagnosis.cuts import AddedCodes, Cut, CutGraph
 from bitswitch_deploy.diagnosis.distance import ChannelDistance, ChannelError, Distance, TensorError
 from bitswitch_deploy.diagnosis.levels import Levels, LevelSet
+from bitswitch_deploy.graph.plan import ActivationPlan
 from bitswitch_deploy.lowering.ranges import RangeObserver, best_scale
 
 Array = npt.NDArray[Any]
@@ -32,6 +33,8 @@ _EXACT_OFFSET, _FAULT_OFFSET = 1e-3, 0.3
 # of the calibration; that it is another one for other samples is no fault of the graph.
 _ADDED_FAULT_DB, _SCALE_OFF = 15.0, 1.6
 _SAME = 0.01
+# Of fewer values of a channel the deviation is not known well enough to hold a bias against it.
+_LEAST_VALUES = 32
 # Of scales that are the same number, one of them read off the values that it makes.
 _SAME_SCALE = 1e-4
 _INT8_MAX = 127
@@ -59,11 +62,13 @@ class LoweringErrors:
 
     Args:
         cut: the cuts of the lowered graph.
-        highest: largest code of each layer's input in the canonical graph, by the name of the dequantized tensor.
+        plans: of each layer's input in the canonical graph, by the name of the dequantized tensor.
+        scales: of the same in the lowered graph, where a DequantizeLinear says it.
     """
 
-    def __init__(self, cut: CutGraph, highest: Mapping[str, int]) -> None:
-        self._highest = highest
+    def __init__(self, cut: CutGraph, plans: Mapping[str, ActivationPlan], scales: Mapping[str, float]) -> None:
+        self._plans, self._scales = plans, scales
+        self._misshapen: dict[str, str] = {}
         self._added = {each.result: each for each in cut.added}
         self._cuts = cut.cuts
         self._distances = {each.tensor: Distance() for each in cut.cuts}
@@ -78,6 +83,9 @@ class LoweringErrors:
         """Add one batch: what each cut computes, and what it should."""
         for cut in self._cuts:
             a, b = wanted[cut.tensor], own[cut.tensor]
+            if a.shape != b.shape:
+                self._misshapen[cut.tensor] = f"its shape is {list(b.shape)} instead of {list(a.shape)}"
+                continue
             self._distances[cut.tensor].add(a, b)
             if cut.tensor in self._channels:
                 self._channels[cut.tensor].add(a, b)
@@ -89,26 +97,32 @@ class LoweringErrors:
 
     def result(self) -> tuple[CutError, ...]:
         """Every cut in the order of the graph."""
-        trained = {self._steps(name) for name in self._levels}
+        trained = {self._own_levels(name).step for name in self._levels if name not in self._misshapen}
         added = [codes.scale for codes in self._added.values()]
         errors = []
         for cut in self._cuts:
             error = self._distances[cut.tensor].result()
-            if cut.tensor in self._channels:
+            verdict: CutVerdict
+            if cut.tensor in self._misshapen:
+                error = TensorError(sqnr_db=0.0, cosine=0.0)
+                verdict, what = "fault", self._misshapen[cut.tensor]
+            elif cut.tensor in self._channels:
                 worst = self._channels[cut.tensor].worst()
                 verdict, what = judge_channels(worst, is_coded=cut.is_approximate, is_half=cut.is_half)
             elif cut.tensor in self._levels:
-                reference, own = (levels.result() for levels in self._levels[cut.tensor])
-                verdict, what = judge_levels(
-                    reference, own, error, highest=self._highest.get(cut.tensor, 0), added=added
-                )
+                plan = self._plans[cut.tensor]
+                reference = replace(self._levels[cut.tensor][0].result(), step=plan.scale)
+                own = self._own_levels(cut.tensor)
+                verdict, what = judge_levels(reference, own, error, highest=plan.codes.high, added=added)
             else:
                 verdict, what = self._judge_added(self._added[cut.tensor], error, trained)
             errors.append(_cut_error(cut, verdict, error, what))
         return tuple(errors)
 
-    def _steps(self, name: str) -> float:
-        return self._levels[name][1].result().step
+    def _own_levels(self, name: str) -> Levels:
+        """As seen; of few samples the smallest gap may be several steps, so the step is the one that is written."""
+        seen = self._levels[name][1].result()
+        return replace(seen, step=self._scales.get(name, seen.step))
 
     def _judge_added(self, codes: AddedCodes, error: TensorError, trained: set[float]) -> tuple[CutVerdict, str]:
         bits = f"{(codes.high - codes.low).bit_length()}-bit codes that were not trained"
@@ -168,7 +182,7 @@ def judge_channels(worst: ChannelError, *, is_coded: bool, is_half: bool = False
         return "exact", ""
     if worst.noise_db < (_CODED_FAULT_DB if is_coded else _FAULT_DB):
         return "fault", f"{_gain_text(worst)} {where}"
-    if abs(worst.offset) > _FAULT_OFFSET:
+    if abs(worst.offset) > _FAULT_OFFSET and worst.values >= _LEAST_VALUES:
         return "fault", f"the bias is off by {abs(worst.offset):.1f} standard deviations {where}"
     if is_coded:
         return "approximate", "float weights in 8-bit codes that were not trained"

@@ -128,6 +128,13 @@ def _load(path: Path) -> Lowered:
 def _blame(
     master: Master, target: Target, graphs: Iterator[Lowered], data: Path | None, samples: int, progress: Progress
 ) -> BlameResult:
+    if len(master.spec.inputs) != 1:
+        raise DataError(
+            where="blame",
+            got=f"a network with {len(master.spec.inputs)} inputs",
+            allowed="networks with one input",
+            do="compare the graphs in your own code; no format of data here says which input is which",
+        )
     batch = master.spec.inputs[0].shape[0] if master.spec.inputs[0].shape else None
     whole = -(-samples // batch) * batch if isinstance(batch, int) else samples
     test = load_test_samples(master, data, limit=whole)

@@ -99,3 +99,37 @@ def test_a_large_constant_channel_hides_no_fault_of_another() -> None:
 def test_nothing_added() -> None:
     with pytest.raises(ValueError, match="no batch"):
         ChannelDistance(1).worst()
+
+
+def test_a_bias_that_is_off_by_little_is_little_for_a_channel_that_does_not_vary() -> None:
+    distance = ChannelDistance(1)
+    reference = RNG.normal(0.0, 1.0, (64, 3)).astype(np.float32)
+    reference[:, 1] = 0.25
+    distance.add(reference, reference + np.array([0, 0.004, 0], np.float32))
+    worst = distance.worst()
+    assert (worst.channel, worst.values) == (1, 64)
+    assert worst.offset == pytest.approx(0.004, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[(8,), (3,)], [(4, 8), (4, 3)], [(4, 8), (4, 3), (4, 8)], [(1, 2), (1, 1)], [(), ()]],
+    ids=str,
+)
+def test_tensors_without_channels_are_one(shapes: list[tuple[int, ...]]) -> None:
+    """As those whose last axis is that of the samples."""
+    distance, whole = ChannelDistance(-1), ChannelDistance(0)
+    pairs = [(RNG.normal(size=shape).astype(np.float32), RNG.normal(size=shape).astype(np.float32)) for shape in shapes]
+    for reference, other in pairs:
+        distance.add(reference, other)
+    whole.add(*(np.concatenate([np.ravel(each) for each in side])[None] for side in zip(*pairs)))
+    assert distance.worst() == whole.worst() or distance.worst().noise_db == pytest.approx(whole.worst().noise_db)
+    assert distance.worst().values == sum(int(np.prod(shape)) for shape in shapes)
+
+
+def test_truth_values_are_numbers() -> None:
+    distance, channels = Distance(), ChannelDistance(-1)
+    for each in (distance, channels):
+        each.add(np.array([[True, False]]), np.array([[True, True]]))
+    assert distance.result().sqnr_db == 0.0
+    assert channels.worst().channel == 1

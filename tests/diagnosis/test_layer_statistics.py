@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_master
+from bitswitch_deploy.diagnosis.compared_graphs import TappedReference
 from bitswitch_deploy.diagnosis.layer_statistics import InputObserver, weight_statistics
+from bitswitch_deploy.diagnosis.lowered_parts import LoweredParts
+from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.graph.plan import ActivationPlan, plan_canonical
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.master.spec import Operator
@@ -16,7 +19,7 @@ from tests.graph.masters import build, layer, per_block, per_channel
 
 def test_an_input_by_hand() -> None:
     plan = ActivationPlan(bits=2, signed=False, codes=CodeRange(low=0, high=3), scale=0.5, why="")
-    observer = InputObserver(plan)
+    observer = InputObserver(plan, channel_axis=-1)
     source = np.array([[0.0, 0.6, 9.0], [0.1, 1.0, 1.6]], np.float32)
     observer.add(source, np.array([[0.0, 0.5, 1.5], [0.0, 1.0, 1.5]], np.float32))
     result = observer.result()
@@ -29,7 +32,34 @@ def test_an_input_by_hand() -> None:
 def test_nothing_seen() -> None:
     plan = ActivationPlan(bits=2, signed=True, codes=CodeRange(low=-2, high=1), scale=0.5, why="")
     with pytest.raises(ValueError, match="no batch"):
-        InputObserver(plan).result()
+        InputObserver(plan, channel_axis=1).result()
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "weight"),
+    [
+        ("Conv", (4, 20), "3, 4, 3"),
+        ("Conv", (4, 6, 6), "3, 4, 3, 3"),
+        ("MatMul", (6, 6, 4), "4, 3"),
+        ("Gemm", (4,), "4, 3"),
+    ],
+)
+def test_dead_channels_are_counted_along_the_axis_of_the_operator(
+    operator: Operator, shape: tuple[int, ...], weight: str
+) -> None:
+    sizes = ", ".join(map(str, shape))
+    result = ", ".join(["n", *"abc"[: len(shape)]])
+    text = f'g (float[n, {sizes}] x, float[{weight}] "a.weight") => (float[{result}] y)'
+    master = build(f'{text} {{ y = {operator} (x, "a.weight") }}', [layer("a", operator, activation="signed")])
+    axis = 1 if operator == "Conv" else -1
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    np.moveaxis(x, axis, 0)[:2] = 0
+    canonical = canonical_graph(master, WidthAssignment(default=8))
+    parts = LoweredParts(master, canonical, canonical.model)
+    parts.add(x, TappedReference(canonical.model, parts.reference_tensors).run(x))
+    (found,) = parts.statistics()
+    assert found.input is not None
+    assert (found.input.dead_channels, found.input.channels) == (2, 4)
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])

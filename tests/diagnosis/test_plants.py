@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
 
 from bitswitch_deploy.diagnosis.suspects import faults
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from tests.diagnosis.cases import Case, Network, digits, make_case, of_zoo
 from tests.diagnosis.plants import KINDS, plant
+from tests.graph.masters import build, layer
 from tests.networks.assignments import MIXED
 
 # a target of onnxruntime and one of TensorRT: other containers, folded BatchNormalization or not, other residual codes
@@ -106,3 +108,32 @@ def test_no_alarm_where_operators_between_layers_have_codes(bits: int) -> None:
     compared = {node.output[0] for node in healthy.canonical.model.graph.node if node.op_type == "HardSwish"}
     assert compared
     assert compared <= {part.tensor for part in parts}
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize(("target", "bits"), [("rtx", 8), ("x86-cpu", 2), ("x86-cpu", 8)])
+def test_no_alarm_of_few_samples(target: str, bits: int, n: int) -> None:
+    """Of which the values that a quantizer gives lie several steps apart, and deviations are hardly known."""
+    text = """net (float[n, 12] x, float[12, 8] "a.weight", float[8] "a.bias", float[8, 8] "b.weight",
+                   float[8] "b.bias", float[8, 5] "c.weight", float[5] "c.bias") => (float[n, 5] y) {
+        h = Gemm (x, "a.weight", "a.bias") r = Relu (h)
+        g = Gemm (r, "b.weight", "b.bias") s = Relu (g)
+        y = Gemm (s, "c.weight", "c.bias")
+    }"""
+    layers = [layer("a", "Gemm", activation="signed"), layer("b", "Gemm"), layer("c", "Gemm")]
+    master = build(text, layers)
+    for seed in range(6):
+        x = np.random.default_rng(seed).normal(size=(n, 12)).astype(np.float32)
+        healthy = make_case(Network(master=master, x=x, y=None, calibration=x), target, bits)
+        assert faults(healthy.parts(healthy.lowered.model)) == ()
+
+
+def test_a_part_of_another_shape_is_a_fault() -> None:
+    healthy = make_case(of_zoo("resnet20"), "x86-cpu", 4)
+    model = onnx.ModelProto()
+    model.CopyFrom(healthy.lowered.model)
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    (pads,) = [each for each in convolutions[3].attribute if each.name == "pads"]
+    pads.ints[:] = [0, 0, 0, 0]
+    found = faults(healthy.parts(model))
+    assert found[0].what.startswith("its shape is [12, 16, 30, 30] instead of [12, 16, 32, 32]")

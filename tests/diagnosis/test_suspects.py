@@ -133,7 +133,7 @@ def test_a_quantizer_behind_a_branch_may_keep_its_codes(step: float, high: float
     assert text in what
 
 
-GOOD = ChannelError(channel=3, gain=1.0, offset=0.0, noise_db=math.inf)
+GOOD = ChannelError(channel=3, gain=1.0, offset=0.0, noise_db=math.inf, values=32)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,7 @@ GOOD = ChannelError(channel=3, gain=1.0, offset=0.0, noise_db=math.inf)
         (replace(GOOD, noise_db=3.0, gain=1.1), False, "fault", "weights or signs are wrong in output channel 3"),
         (replace(GOOD, offset=0.9), False, "fault", "the bias is off by 0.9 standard deviations"),
         (replace(GOOD, offset=0.01), False, "approximate", "rounded"),
+        (replace(GOOD, offset=0.9, values=31), False, "approximate", "rounded"),
         (replace(GOOD, noise_db=26.0), True, "approximate", "8-bit codes"),
         (replace(GOOD, noise_db=26.0), False, "fault", "weights or signs"),
     ],

@@ -10,11 +10,13 @@ import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
 from bitswitch_deploy.diagnosis.switchable_graph import SwitchableGraph
+from bitswitch_deploy.errors import DataError
 from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.pipeline.blame import blame_master
 from bitswitch_deploy.pipeline.inputs import load_export_data
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.validation.metrics import sqnr_db
+from tests.graph.masters import build, layer
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,37 @@ def test_cumulative_ends_at_the_canonical_graph_and_starts_with_the_first_layer(
             expected = sqnr_db(in_float, graph.run(x, mixed, layers))
             assert error.sqnr_db == pytest.approx(expected, abs=1e-3)
     assert width.lowered_layers[0].cumulative.sqnr_db >= width.lowered_layers[-1].cumulative.sqnr_db
+
+
+@pytest.mark.parametrize("data", [None, Path("x.npz")])
+def test_a_network_with_two_inputs_is_refused(tmp_path: Path, data: Path | None) -> None:
+    text = """net (float[n, 4] x, float[n, 4] z, float[4, 3] "a.weight") => (float[n, 3] y) {
+        s = Add (x, z) y = MatMul (s, "a.weight")
+    }"""
+    write_master(build(text, [layer("a", "MatMul", activation="signed")]), tmp_path / "two.safetensors")
+    with pytest.raises(DataError, match="blame: a network with 2 inputs"):
+        blame_master(
+            tmp_path / "two.safetensors", load_target("x86-cpu"), (WidthAssignment(default=8),), data=data, samples=8
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "output"),
+    [("n", "y = Squeeze (r, one)"), ("n, 1", "m = ReduceMax <keepdims: int = 0> (r) y = Add (r, m)")],
+    ids=["a row", "a scalar"],
+)
+def test_tensors_without_channels_in_batches_of_several_sizes(tmp_path: Path, shape: str, output: str) -> None:
+    """And a constant that is a node of the network."""
+    text = f"""net (float[n, 3, 32, 32] x, float[3072, 1] "a.weight") => (float[{shape}] y) {{
+        one = Constant <value = int64[1] {{1}}> () f = Flatten (x) r = MatMul (f, "a.weight") {output}
+    }}"""
+    write_master(build(text, [layer("a", "MatMul", activation="signed")]), tmp_path / "row.safetensors")
+    np.savez(tmp_path / "row.npz", x=np.random.default_rng(0).normal(size=(40, 3, 32, 32)).astype(np.float32))
+    result = blame_master(
+        tmp_path / "row.safetensors",
+        load_target("x86-cpu"),
+        (WidthAssignment(default=8),),
+        data=tmp_path / "row.npz",
+        samples=40,
+    )
+    assert not result.has_fault
