@@ -23,6 +23,7 @@ ALIASES = ("cpu", "jetson")
 _PACKAGE = Path(__file__).resolve().parent
 # What `jetson` means away from a board: its limits fit every Orin module and the whole family has the same graphs.
 _JETSON_ELSEWHERE = "jetson-orin-nano"
+# how systems call an architecture, and how targets do
 _ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 
 
@@ -148,8 +149,14 @@ def _bundled_family(family: str) -> list[Target]:
 # --- aliases -------------------------------------------------------------------------------------------------------
 
 
+def host_architecture() -> str:
+    """The architecture of this machine as targets name it; one that none of them has by its own name."""
+    machine = platform.machine()
+    return _ARCHITECTURES.get(machine.lower(), machine)
+
+
 def _host_cpu() -> ResolvedTarget:
-    arch = _ARCHITECTURES.get(platform.machine().lower())
+    arch = host_architecture()
     targets = _bundled_family("cpu")
     for target in targets:
         if target.arch == arch:

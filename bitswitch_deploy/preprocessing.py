@@ -42,8 +42,9 @@ class Preprocessing:
             return 0.0, 0.0, float(width), float(height)
         rows, columns = self.size
         scale = self.centre_share * min(width / columns, height / rows)
-        left, upper = (width - scale * columns) / 2, (height - scale * rows) / 2
-        return left, upper, left + scale * columns, upper + scale * rows
+        # a share of 1 comes to a hair more than the image, in some of its sizes
+        left, upper = max(0.0, (width - scale * columns) / 2), max(0.0, (height - scale * rows) / 2)
+        return left, upper, min(left + scale * columns, float(width)), min(upper + scale * rows, float(height))
 
     def apply(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Network inputs, float32 [n, C, H, W], of raw pixels, uint8 [n, H, W, C], that have the colour and the size.

@@ -50,6 +50,17 @@ def test_the_part_of_an_image_that_is_resized(
     assert how.box(*image) == pytest.approx(box)
 
 
+@pytest.mark.parametrize("size", [112, 224, 299, 380])
+def test_the_part_never_leaves_the_image(size: int) -> None:
+    """Pillow refuses an edge that is off by a rounding error."""
+    how = Preprocessing(colour="L", size=(size, size), divide_by=255.0, mean=(0.5,), std=(0.5,), centre_share=1.0)
+    for side in range(1, 2000):
+        for width, height in ((side, side), (side, 2000), (2000, side)):
+            left, upper, right, lower = how.box(width, height)
+            assert 0 <= left < right <= width, (width, height)
+            assert 0 <= upper < lower <= height, (width, height)
+
+
 @pytest.mark.parametrize(("share", "n_faults"), [(None, 0), (0.875, 0), (1.0, 0), (0.0, 1), (1.01, 1), (-0.5, 1)])
 def test_a_share_that_cannot_be_is_a_fault(share: float | None, n_faults: int) -> None:
     how = Preprocessing(colour="L", size=(4, 4), divide_by=255.0, mean=(0.5,), std=(0.5,), centre_share=share)

@@ -6,11 +6,13 @@ Whoever runs it reads the data set again, once per process, and sees that it is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -82,8 +84,18 @@ class Evaluation:
             "preprocessing": asdict(self.data.preprocessing) if self.data.preprocessing else None,
             "metric": find_metric(self.metric, folder=self.metric_folder).identity,
             "host": host_text(),
+            "versions": library_versions(),
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def library_versions() -> tuple[tuple[str, str], ...]:
+    """Versions of what outcomes depend on beside onnxruntime, as far as it is here: (distribution, version)."""
+    here = []
+    for name in ("numpy", "pillow", "pycocotools"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            here.append((name, metadata.version(name)))
+    return tuple(here)
 
 
 def evaluate(evaluation: Evaluation, start: int, stop: int) -> Rows:

@@ -25,6 +25,8 @@ from bitswitch_deploy.errors import CheckFailedError, DataError
 
 Outputs = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.integer[Any]]
+# of a position of a dense output that is not judged, where it is no class
+IGNORED = 255
 
 
 def top1_percent(outputs: Outputs, y: Labels) -> float:
@@ -124,7 +126,7 @@ class HopAccumulator:
     def __init__(self, where: str) -> None:
         self._where = where
         self._n = 0
-        self._choices = 0
+        self._choices = self._judged = 0
         self._right: int | None = None
         self._same: int | None = None
         self._changed: tuple[int, int] | None = None
@@ -140,7 +142,7 @@ class HopAccumulator:
         Args:
             outputs: [b, classes], or any other shape [b, ...].
             reference: what to compare with, the same shape; None leaves the comparison out.
-            labels: [b], or [b, ...] when each position of a dense output [b, classes, ...] has a class.
+            labels: [b], or [b, ...] when each position of a dense output [b, classes, ...] has a class, or is IGNORED.
 
         Raises:
             CheckFailedError: an output is not finite, or has another shape than the reference.
@@ -159,7 +161,7 @@ class HopAccumulator:
         error = self._error
         return Metrics(
             n=self._n,
-            top1_percent=None if self._right is None else 100.0 * self._right / self._choices,
+            top1_percent=None if self._right is None else 100.0 * self._right / max(self._judged, 1),
             agreement_percent=None if self._same is None else 100.0 * self._same / self._choices,
             sqnr_db=None if error is None else decibel(self._signal, self._noise),
             max_abs_error=error,
@@ -191,7 +193,10 @@ class HopAccumulator:
             self._same = (self._same or 0) + int((choice == before).sum())
         if labels is None or labels.shape != choice.shape:
             return
-        low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
+        classes, judged = outputs.shape[1], np.ones(labels.shape, np.bool_)
+        if labels.ndim > 1 and classes <= IGNORED:
+            judged = labels != IGNORED
+        low, high = int(labels.min(initial=0, where=judged)), int(labels.max(initial=0, where=judged))
         if low < 0 or high >= classes:
             raise DataError(
                 where=f"labels for the {self._where} output",
@@ -199,7 +204,8 @@ class HopAccumulator:
                 allowed=f"0 to {classes - 1}",
                 do="count classes from 0 in the order of the network's outputs, or name the data set of this network",
             )
-        right = choice == labels
+        right = (choice == labels) & judged
+        self._judged += int(judged.sum())
         self._right = (self._right or 0) + int(right.sum())
         if before is not None and labels.ndim == 1:
             was_right = before == labels

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitswitch_deploy.catalogue import bundled_file, bundled_master, load_target, sample_set
+from bitswitch_deploy.catalogue import bundled_file, bundled_master, host_architecture, load_target, sample_set
+from bitswitch_deploy.engines.reference import ReferenceSession
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
@@ -25,6 +26,7 @@ from bitswitch_deploy.pipeline.lower_width import observe_ranges
 from bitswitch_deploy.quantization import derive_codes
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.conftest import Run
+from tests.graph.masters import build, layer
 
 CONFIG = "masters: [digits.safetensors]\ntargets: [x86-cpu]\nwidths: [8, 2]\ndata: data.npz\ncalibration: data.npz\n"
 BASELINE = "bitswitch-baseline.json"
@@ -250,11 +252,44 @@ def test_a_target_of_another_processor_is_judged_by_the_kernels_of_this_one_and_
 ) -> None:
     text = CONFIG.replace("[x86-cpu]", "[x86-cpu, arm64-cpu]").replace("[8, 2]", "[8]")
     (repository / "bitswitch.yaml").write_text(text)
-    here = platform.machine()
+    here = host_architecture()
     target, arch = ("arm64-cpu", "aarch64") if here == "x86_64" else ("x86-cpu", "x86_64")
     notes = json.loads(run("check", "--update-baseline", "--json").out)["notes"]
     said = f"{target}: run on {here}, not on {arch}: its kernels ran, not the target's"
     assert [note for note in notes if "kernels" in note] == [said]
+
+
+def test_apple_calls_the_processor_of_arm64_another_name(
+    run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    (repository / "bitswitch.yaml").write_text(CONFIG.replace("[x86-cpu]", "[arm64-cpu]").replace("[8, 2]", "[8]"))
+    notes = json.loads(run("check", "--update-baseline", "--json").out)["notes"]
+    assert not [note for note in notes if "kernels" in note]
+
+
+@pytest.mark.parametrize("target", ["x86-cpu", "rtx"])
+def test_positions_of_label_255_are_not_judged(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Nor where the data of the check calibrate the graphs as well."""
+    text = """net (float[n, 3, 8, 8] x, float[6, 3, 3, 3] "a.weight") => (float[n, 6, 8, 8] y) {
+        y = Conv <pads = [1, 1, 1, 1]> (x, "a.weight")
+    }"""
+    master = build(text, [layer("a", activation="signed")])
+    write_master(master, tmp_path / "seg.safetensors")
+    x = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    graph = canonical_graph(master, WidthAssignment(default=8)).model.SerializeToString()
+    y = ReferenceSession(graph).run(x).argmax(1).astype(np.int64)
+    y[:, :2] = 255
+    np.savez(tmp_path / "void.npz", x=x, y=y)
+    config = f"masters: [seg.safetensors]\ntargets: [{target}]\nwidths: [8]\nmetric: miou\ndata: void.npz\n"
+    (tmp_path / "bitswitch.yaml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    recorded = run("check", "--update-baseline")
+    assert recorded.code == 0, recorded.err
+    (case,) = json.loads(run("check", "--json").out)["cases"]
+    assert case["value"] > 95
 
 
 def test_every_path_starts_from_the_folder_of_the_configuration(
@@ -311,10 +346,10 @@ def _master_of_six_bits(folder: Path) -> None:
     master = read_master(bundled_master())
     spec = replace(master.spec, bits=6, widths=(6, 4, 2), accuracy=())
     tensors = {name: np.asarray(tensor) for name, tensor in master.tensors.items()}
-    for layer in (each for each in spec.layers if not each.pinned):
-        codes = tensors[layer.weight]
-        tensors[layer.weight] = derive_codes(codes, from_bits=8, to_bits=6, rounding=spec.rounding)
-        tensors[layer.input_scale] = tensors[layer.input_scale][1:]
+    for quantized in (each for each in spec.layers if not each.pinned):
+        codes = tensors[quantized.weight]
+        tensors[quantized.weight] = derive_codes(codes, from_bits=8, to_bits=6, rounding=spec.rounding)
+        tensors[quantized.input_scale] = tensors[quantized.input_scale][1:]
     tensors |= {name: tensors[name][1:] for name in spec.switchable}
     write_master(assemble_master(spec=spec, tensors=tensors, skeleton=master.skeleton), folder / "digits.safetensors")
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitswitch_deploy.errors import CheckFailedError, DataError
-from bitswitch_deploy.gate.evaluation import evaluate
+from bitswitch_deploy.gate.evaluation import evaluate, library_versions
 from bitswitch_deploy.preprocessing import Preprocessing
 from tests.gate.networks import data_ref, evaluation, graph_ref
 
@@ -57,5 +58,12 @@ def test_the_key_names_everything_that_outcomes_depend_on(tmp_path: Path, monkey
     assert len(keys) == 9
     elsewhere = replace(task, label="other", data=replace(task.data, path=tmp_path / "moved.npz"))
     assert elsewhere.key() == task.key()
-    monkeypatch.setattr("bitswitch_deploy.gate.evaluation.host_text", lambda: "another processor")
-    assert task.key() not in keys
+    with monkeypatch.context() as patch:
+        patch.setattr("bitswitch_deploy.gate.evaluation.host_text", lambda: "another processor")
+        assert task.key() not in keys
+    assert {"numpy", "pillow"} <= dict(library_versions()).keys()
+    real = metadata.version
+    for name in ("numpy", "pillow"):  # another one may resize an image otherwise
+        with monkeypatch.context() as patch:
+            patch.setattr(metadata, "version", lambda each, name=name: "0.0.1" if each == name else real(each))
+            assert task.key() not in keys

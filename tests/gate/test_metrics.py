@@ -157,6 +157,27 @@ def test_a_function_of_the_users_own(tmp_path: Path) -> None:
     assert "sha256" in metric.identity
 
 
+def test_files_that_a_function_imports_from_its_folder_are_part_of_it(tmp_path: Path) -> None:
+    """Also those that these import, and within a package; what is not imported is none."""
+    text = "import own_helper_a\nfrom own_helper_b import part\ndef score(outputs, labels): return outputs[:, 0]\n"
+    name = _module(tmp_path, "own_metric_with_helpers", text)
+    (tmp_path / "own_helper_a.py").write_text("import math\n")
+    (tmp_path / "own_helper_b").mkdir()
+    (tmp_path / "own_helper_b" / "__init__.py").write_text("from . import part\n")
+    (tmp_path / "own_helper_b" / "part.py").write_text("def late(): from .last import factor\n")
+    (tmp_path / "own_helper_b" / "last.py").write_text("factor = 1\n")
+    (tmp_path / "own_other.py").write_text("not Python")
+    seen = {find_metric(name, folder=tmp_path).identity}
+    (tmp_path / "own_other.py").write_text("nor is this")
+    assert {find_metric(name, folder=tmp_path).identity} == seen
+    for changed in ("own_helper_a.py", "own_helper_b/__init__.py", "own_helper_b/part.py", "own_helper_b/last.py"):
+        path = tmp_path / changed
+        path.write_text(path.read_text() + "# another\n")
+        identity = find_metric(name, folder=tmp_path).identity
+        assert identity not in seen, changed
+        seen.add(identity)
+
+
 def test_a_function_in_a_file_whose_name_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `statistics` is by Python's own."""
     (tmp_path / "there").mkdir()

@@ -189,6 +189,20 @@ def test_another_shape_than_the_reference() -> None:
         HopAccumulator("w2 engine").update(REFERENCE[:, :2], reference=REFERENCE)
 
 
+def test_positions_that_are_not_judged_count_for_nothing() -> None:
+    scores = np.eye(3, dtype=np.float32)[[[0, 1, 2, 2], [1, 1, 0, 0]]].transpose(0, 2, 1)  # [2, 3 classes, 4]
+    labels = np.array([[0, 255, 2, 1], [255, 255, 0, 0]])
+    hop = HopAccumulator("w2 engine")
+    hop.update(scores, reference=scores, labels=labels)
+    hop.update(scores[:1], reference=scores[:1], labels=np.full((1, 4), 255))
+    assert hop.metrics().top1_percent == pytest.approx(100 * 4 / 5)
+    assert hop.metrics().agreement_percent == 100.0
+    with pytest.raises(DataError, match="classes from 0 to 254"):
+        hop.update(scores, labels=np.where(labels == 255, 254, labels))
+    with pytest.raises(DataError, match="classes from 0 to 255"):  # of a whole sample it is a wrong label
+        HopAccumulator("w2 engine").update(REFERENCE, labels=np.array([0, 1, 2, 255]))
+
+
 @pytest.mark.parametrize(("labels", "found"), [([0, 1, 2, 3], "0 to 3"), ([0, -1, 2, 1], "-1 to 2")])
 def test_labels_outside_the_output(labels: list[int], found: str) -> None:
     with pytest.raises(DataError, match=f"labels for the w2 engine output: classes from {found}\n  allowed: 0 to 2"):

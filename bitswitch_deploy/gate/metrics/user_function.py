@@ -3,18 +3,19 @@
     def score(outputs, labels): ...     # [b, ...], [b, ...] or None -> [b] numbers, one for each sample; higher is
     better
 
-The module is looked for beside the configuration first. Its file is part of the metric's identity: outcomes of another
-version of it are not compared.
+The module is looked for beside the configuration first. Its file, and those that it imports from there, are part of the
+metric's identity: outcomes of another version of them are not compared. What it imports from elsewhere is not.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,7 +84,41 @@ def _load(name: str, folder: Path) -> tuple[Callable[..., Any], str]:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise _refusal(name, f"{module_name} has no function {function_name!r}")
-    return function, hashlib.sha256(source).hexdigest()
+    helpers = _imported(module_name, folder)
+    texts = [source, *(each for name in sorted(helpers) for each in (name.encode(), helpers[name]))]
+    digests = [hashlib.sha256(text) for text in texts]
+    whole = hashlib.sha256(b"".join(each.digest() for each in digests))
+    return function, (whole if helpers else digests[0]).hexdigest()
+
+
+def _imported(module_name: str, folder: Path) -> dict[str, bytes]:
+    """Sources in `folder` of what a module there imports, by name, and of what these import in turn; not our own."""
+    found: dict[str, bytes] = {}
+    waiting = [module_name]
+    while waiting:
+        name = waiting.pop()
+        place = folder.joinpath(*name.split("."))
+        path = next((each for each in (place.with_suffix(".py"), place / "__init__.py") if each.is_file()), None)
+        if path is not None and name not in found and name.partition(".")[0] != "bitswitch_deploy":
+            found[name] = path.read_bytes()
+            waiting += _names_imported(found[name], f"{name}." if path.name == "__init__.py" else name)
+    found.pop(module_name, None)
+    return found
+
+
+def _names_imported(source: bytes, importer: str) -> Iterator[str]:
+    """Modules that a source may import: `from a import b` names `a` and `a.b`. A package's name ends with a dot."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):  # it has not been imported, then
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = importer.split(".")[: -node.level] if node.level else []
+            base = [*above, *([node.module] if node.module else [])]
+            yield from (".".join(parts) for parts in (base, *([*base, each.name] for each in node.names)) if parts)
 
 
 def _failure(error: BaseException, folder: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from bitswitch_deploy.board import board_names
+from bitswitch_deploy.catalogue import host_architecture
 from bitswitch_deploy.engines.bundle import SCRIPT, write_bundle
 from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, record_path
@@ -89,11 +90,11 @@ def make_engines(
 
 def _onnxruntime_outcome(folder: Path, graphs: Sequence[GraphFile], target: Target) -> EngineOutcome:
     texts = tuple(_integer_share(folder, graph, target) for graph in graphs)
-    if platform.machine() == target.arch:
+    if host_architecture() == target.arch:
         return EngineOutcome(texts=texts, not_done=())
     not_done = NotDone(
         what=f"run on {target.arch}",
-        why=f"this host is {platform.machine()}: its kernels ran, not the target's",
+        why=f"this host is {host_architecture()}: its kernels ran, not the target's",
         command="bitswitch-deploy validate PACKAGE   (on the device)",
     )
     return EngineOutcome(texts=texts, not_done=(not_done,))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from pathlib import Path
 
+from bitswitch_deploy.catalogue import host_architecture
 from bitswitch_deploy.engines.onnxruntime_engine import host_text
 from bitswitch_deploy.errors import InputFileError
 from bitswitch_deploy.gate.baseline import Baseline, check_replaceable, read_baseline
@@ -84,7 +84,7 @@ def _run_notes(baseline: Baseline | None, replaced: Baseline | None, outcomes: l
     if by_graph:
         what = "judged by the lowered graph, node by node; what an engine on the device makes of it is not seen here"
         notes.append(f"{', '.join(by_graph)}: {what}")
-    here = platform.machine()
+    here = host_architecture()
     elsewhere = {job.case.target: job.target.arch for job in jobs if job.conditions.hop == "engine"}
     for target, arch in elsewhere.items():
         if arch != here:

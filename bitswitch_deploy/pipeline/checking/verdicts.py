@@ -9,17 +9,17 @@ from pathlib import Path
 
 from bitswitch_deploy import __version__
 from bitswitch_deploy.engines.cpu_features import cpu_features
+from bitswitch_deploy.engines.onnxruntime_engine import VERSION
 from bitswitch_deploy.errors import CheckFailedError, DataError, UsageError
 from bitswitch_deploy.gate.baseline import Baseline, Record, require_comparable, write_baseline
 from bitswitch_deploy.gate.config import CheckConfig
+from bitswitch_deploy.gate.evaluation import library_versions
 from bitswitch_deploy.gate.judgement import Evidence, judge, weigh
 from bitswitch_deploy.gate.metrics.metric import Metric, MetricContext
 from bitswitch_deploy.gate.outcomes import decode, encode
 from bitswitch_deploy.gate.result import CaseResult
 from bitswitch_deploy.pipeline.checking.evaluate_job import Outcome
 from bitswitch_deploy.pipeline.checking.jobs import Job
-
-_TOOLS = ("numpy", "onnx", "onnxruntime")
 
 
 def require_records(baseline: Baseline, jobs: list[Job]) -> None:
@@ -145,13 +145,14 @@ def _changes_since(record: Record, outcome: Outcome) -> Iterator[str]:
     else:
         yield "another graph of the same master"
     before = dict(record.tools)
-    differing = [f"{name} {before.get(name, '-')} -> {value}" for name, value in _tools() if before.get(name) != value]
+    # of a baseline that is older than the entry nothing is known
+    differing = [f"{name} {before[name]} -> {value}" for name, value in _tools() if before.get(name, value) != value]
     if differing:
         yield f"since the baseline: {', '.join(differing)}"
 
 
 def _tools() -> tuple[tuple[str, str], ...]:
     """Versions and host that outcomes may depend on."""
-    versions = [(name, metadata.version(name)) for name in _TOOLS]
+    versions = (("onnx", metadata.version("onnx")), ("onnxruntime", VERSION), *library_versions())
     host = " ".join((platform.machine(), *cpu_features()))
     return (("bitswitch-deploy", __version__), *versions, ("host", host))
