@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from numpy.typing import NDArray
 
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.folding import FOLDED, folded
+from bitswitch_deploy.graph.lint.local_functions import inlined
+from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
 from bitswitch_deploy.graph.lint.shapes import inferred_shapes
+from bitswitch_deploy.graph.lint.subgraphs import subgraphs
 
-STANDARD_DOMAINS = ("", "ai.onnx")
 # Kinds of NumPy types: strings, objects, complex numbers.
 _NO_NUMBERS = "SUOc"
 # Nodes behind each other that are folded.
@@ -102,7 +103,7 @@ class LintedGraph:
         if not model.graph.node and not model.graph.output:
             raise _refusal(where, "no graph", "an ONNX model with at least one output")
         if model.functions:
-            model = _inlined(model, where)
+            model = inlined(model, where)
         self.opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), None)
         self._folder = folder
         self._model = model
@@ -243,24 +244,6 @@ class LintedGraph:
             verb = "is an output" if reader is None else "is read"
             raise _refusal(place, f"tensor {name!r} {verb} and nothing makes it", "tensors that the graph makes")
         return scope[name]
-
-
-def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """A copy without local functions."""
-    try:
-        return onnx.inliner.inline_local_functions(model)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as exc:
-        got = f"local functions that cannot be inlined: {exc}"
-        raise _refusal(where, got, "functions that do not call themselves, called with their own inputs") from exc
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
-    """Bodies of If, Loop and Scan, with the names of their attributes."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.name, attribute.g
-        for body in attribute.graphs:
-            yield attribute.name, body
 
 
 def _set_constant(node: Node) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node, Tensor
+from bitswitch_deploy.graph.lint.operators import QUANTIZE
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # com.microsoft holds the same operators for types that older opsets lack; quantizers of onnxruntime write them.
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")

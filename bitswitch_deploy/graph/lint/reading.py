@@ -9,8 +9,9 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, subgraphs
+from bitswitch_deploy.graph.lint.linted_graph import LintedGraph
 from bitswitch_deploy.graph.lint.stored_bytes import size_bytes
+from bitswitch_deploy.graph.lint.subgraphs import subgraphs
 
 _DO = "export the model again, or copy it again with its data files beside it"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitswitch_deploy.graph.lint.linted_graph import STANDARD_DOMAINS
+from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule

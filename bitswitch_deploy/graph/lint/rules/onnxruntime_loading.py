@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitswitch_deploy.graph.lint.linted_graph import STANDARD_DOMAINS, Node
+from bitswitch_deploy.graph.lint.linted_graph import Node
 from bitswitch_deploy.graph.lint.onnxruntime_fusion import bias_add
+from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import MOVING, QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
+from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE
 from bitswitch_deploy.graph.lint.output_channels import other_axis
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
-from bitswitch_deploy.graph.lint.qdq_node import DEQUANTIZE, QUANTIZE
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 from bitswitch_deploy.graph.lint.rules.code_types import TENSORRT_TYPES
 from bitswitch_deploy.graph.lint.stored_bytes import BITS
