@@ -48,6 +48,7 @@ from bitswitch_deploy.graph.lint.rules.scales import (
     ScaleNotConstant,
     ScaleNotPositive,
     ScaleShape,
+    ScaleType,
     TinyScale,
 )
 from bitswitch_deploy.graph.lint.rules.structure import (
@@ -83,6 +84,7 @@ RULES: tuple[type[Rule], ...] = (
     ScaleNotPositive,
     NegativeWeightScale,
     ScaleShape,
+    ScaleType,
     NoNumbers,
     ByteCount,
     OpsetTooOld,

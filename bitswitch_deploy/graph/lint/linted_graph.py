@@ -21,7 +21,7 @@ from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.folding import FOLDED, folded
 from bitswitch_deploy.graph.lint.local_functions import inlined
 from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
-from bitswitch_deploy.graph.lint.shapes import inferred_shapes
+from bitswitch_deploy.graph.lint.shapes import TensorType, inferred_types
 from bitswitch_deploy.graph.lint.subgraphs import subgraphs
 
 # Kinds of NumPy types: strings, objects, complex numbers.
@@ -148,12 +148,20 @@ class LintedGraph:
     def shape(self, tensor: Tensor | None) -> tuple[int | None, ...] | None:
         """Dimensions of a constant or of a tensor of the main graph, None for open ones; None for an unknown rank."""
         if tensor is None or tensor.constant is None:
-            return None if tensor is None else self._shapes.get(tensor.name)
+            found = None if tensor is None else self._types.get(tensor.name)
+            return None if found is None else found.shape
         return tuple(tensor.constant.dims)
 
+    def element_type(self, tensor: Tensor | None) -> int | None:
+        """The TensorProto type of a constant or of a tensor of the main graph; None where it is not known."""
+        if tensor is None or tensor.constant is None:
+            found = None if tensor is None else self._types.get(tensor.name)
+            return None if found is None else found.data_type
+        return tensor.constant.data_type
+
     @cached_property
-    def _shapes(self) -> dict[str, tuple[int | None, ...]]:
-        return inferred_shapes(self._model)
+    def _types(self) -> dict[str, TensorType]:
+        return inferred_types(self._model)
 
     def source(self, tensor: Tensor) -> Tensor:
         """The tensor that `tensor` is the same as: Identity nodes are passed over, backwards."""

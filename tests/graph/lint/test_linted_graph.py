@@ -230,6 +230,16 @@ def test_shapes_do_not_need_the_weights() -> None:
     assert values.shape == (100, 3)
 
 
+def test_shapes_and_types_behind_operators_of_microsoft() -> None:
+    codes = "q = com.microsoft.QuantizeLinear (x, s, u) d = com.microsoft.DequantizeLinear (q, s, u) [r] y = Relu (d)"
+    graph = LintedGraph(model(codes), where="test")
+    (read,) = named(graph, "r").inputs
+    assert graph.shape(read) == (1, 4, 8, 8)
+    assert graph.element_type(read) == onnx.TensorProto.FLOAT
+    assert [graph.element_type(each) for each in graph.nodes[0].inputs] == [1, 1, onnx.TensorProto.UINT8]
+    assert graph.element_type(None) is None
+
+
 def test_inference_that_gives_up_leaves_what_the_file_says() -> None:
     parsed = model("y = Relu (x)")
     parsed.graph.node[0].op_type = "Unheard"

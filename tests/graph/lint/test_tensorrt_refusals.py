@@ -54,6 +54,11 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "zero-point": ("nonzero-zero-point", with_zero(CONV, "im"), {}),
     "16 bits": ("type-unknown-to-tensorrt", pair("x", "d", "s", "h") + WEIGHT + LAYER + OUT, {}),
     "int32 bias": ("int32-bias", IN + WEIGHT + BIAS + OUT, {"constants": "int32[4] iz = {0, 0, 0, 0}"}),
+    "half scale beside a float input": (
+        "scale-type",
+        IN + "half = Cast <to = 10> (sw) " + weight(scale="half") + LAYER + OUT,
+        {},
+    ),
     "clip on a weight": ("weight-path", IN + "o = Clip (w, ilo, ihi)" + weight(codes="o") + LAYER + OUT, {}),
     "identity on a weight": ("weight-path", IN + "o = Identity (w)" + weight(codes="o") + LAYER + OUT, {}),
     **{

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitswitch_deploy.graph.lint.linted_graph import Node
+from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
+_FLOATS = ("float", "float16", "bfloat16", "double")
+# The first one whose Q may have its scale in another type than its tensor.
+_OPSET_OF_TWO_TYPES = 23
 _POSITIVE = "finite scales above 0"
 
 
@@ -145,6 +150,55 @@ class NoNumbers(Rule):
                     yield Breach(
                         node=qdq.node, got=got, allowed="numbers", do="compute its scales and zero-points again"
                     )
+
+
+class ScaleType(Rule):
+    """A scale in another float type than the tensors around it: float16 or bfloat16 beside float32, or the reverse.
+
+    Cases: a Q whose tensor has another type than its scale, before opset 23; a DQ whose result, in the type of its
+    scale unless output_dtype names one, is declared in another, or is read by a layer beside an input of another.
+    ONNX has no such graph, onnxruntime does not load it; TensorRT for RTX 1.7 refuses the layer and builds the others.
+    """
+
+    id = "scale-type"
+    severity = "error"
+    engines = ("tensorrt", "onnxruntime")
+
+    def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        for node in graph.graph.nodes:
+            qdq = graph.at(node)
+            got = _misfit_type(graph, qdq) if qdq is not None else _mixed_types(graph, node)
+            if got is not None:
+                do = "store the scales in the type of the network"
+                yield Breach(node=node, got=got, allowed="one float type", do=do)
+
+
+def _misfit_type(graph: QdqGraph, qdq: QdqNode) -> str | None:
+    """How the float types of a Q or DQ differ; None where they do not, or are not known."""
+    scale = _float_type(graph.graph.element_type(qdq.scale))
+    if qdq.is_quantizer:
+        other, what = _float_type(graph.graph.element_type(qdq.data)), "tensor"
+        if qdq.node.domain in STANDARD_DOMAINS and (graph.graph.opset or 0) >= _OPSET_OF_TWO_TYPES:
+            return None
+    else:
+        scale = _float_type(qdq.node.integer("output_dtype", 0)) or scale
+        other, what = _float_type(graph.graph.element_type(qdq.result)), "result"
+    return None if scale is None or other in (None, scale) else f"a {scale} scale, a {other} {what}"
+
+
+def _mixed_types(graph: QdqGraph, node: Node) -> str | None:
+    """The float types of a layer that reads a DQ; None where they are one, or not known."""
+    if graph.layer_at(node) is None or not any(map(graph.dequantizer_of, node.inputs)):
+        return None
+    kinds = [_float_type(graph.graph.element_type(each)) for each in node.inputs]
+    known = [kind for kind in kinds if kind is not None]
+    return f"inputs in {', '.join(known)}" if len(set(known)) > 1 else None
+
+
+def _float_type(data_type: int | None) -> str | None:
+    """`float`, `float16`, ...; None where it is not known, or no float."""
+    kind = None if data_type is None else type_name(data_type)
+    return kind if kind in _FLOATS else None
 
 
 def scale_type(graph: QdqGraph, qdq: QdqNode) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
@@ -71,15 +71,18 @@ class NonZeroZeroPoint(Rule):
 
 
 class TypesDisagree(Rule):
-    """A DQ that reads codes of one type with a zero-point of another: int8 codes taken as uint8 or the reverse."""
+    """A Q or DQ whose codes are of one type and its zero-point of another: int8 codes taken as uint8 or the reverse.
+
+    Of a Q, the codes are of the type that output_dtype names: neither ONNX nor onnxruntime takes two.
+    """
 
     id = "q-dq-types-disagree"
     severity = "error"
     engines = ("tensorrt", "onnxruntime")
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
-        for qdq in graph.dequantizers:
-            codes = graph.type_of(qdq.data)
+        for qdq in graph.nodes:
+            codes = type_name(qdq.node.integer("output_dtype", 0)) if qdq.is_quantizer else graph.type_of(qdq.data)
             if codes is not None and qdq.code_type is not None and codes != qdq.code_type:
                 do = "give Q and DQ zero-points of one type"
                 got = f"{codes} codes with a zero-point of type {qdq.code_type}"

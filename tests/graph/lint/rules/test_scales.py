@@ -4,8 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
+from bitswitch_deploy.errors import GraphError
 from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, linted, model, nodes, pair, weight, with_zero
-from tests.graph.running import run
+from tests.graph.running import initializer, needs_current_onnxruntime, run
 
 
 def int8(body: str, constants: str = "", **options: object) -> onnx.ModelProto:
@@ -109,15 +110,74 @@ def test_the_normal_numbers_of_float16_end_earlier() -> None:
     assert not nodes(graph, "tiny-scale")
 
 
-def halve(graph: onnx.ModelProto, name: str, value: float) -> None:
+def halve(graph: onnx.ModelProto, name: str, value: float, size: tuple[int, ...] = ()) -> None:
     (scale,) = (tensor for tensor in graph.graph.initializer if tensor.name == name)
-    scale.CopyFrom(onnx.numpy_helper.from_array(np.array(value, np.float16), name))
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.full(size, value, np.float16), name))
 
 
 def test_half_scales_leave_the_layer_in_float() -> None:
     graph = int8(CONV, opset=19)
     halve(graph, "s", 0.05)
     assert found(graph, "half-scale") == [("conv", "float16 scales")]
+
+
+# (scales in float16, whether the network is as well, opset, nodes that are named)
+SCALE_TYPES = [
+    ((), False, 21, []),
+    (("s", "s2", "sw"), True, 21, []),
+    (("s", "s2", "sw"), True, 23, []),
+    (("s", "s2", "sw"), False, 21, ["q_d", "dq_y"]),
+    (("s",), False, 19, ["q_d", "conv", "q_y"]),
+    (("s",), False, 21, ["q_d", "conv", "q_y"]),
+    (("s",), False, 23, ["conv"]),
+    (("s", "s2"), True, 21, ["conv"]),
+    (("sw",), False, 21, ["conv"]),
+    (("sw",), False, 23, ["conv"]),
+    (("s", "sw"), False, 23, []),
+    (("s2",), False, 21, ["q_y", "dq_y"]),
+    (("s2",), False, 23, ["dq_y"]),
+]
+
+
+@needs_current_onnxruntime
+@pytest.mark.parametrize(("halved", "is_half", "opset", "named"), SCALE_TYPES)
+def test_scales_of_another_type(halved: tuple[str, ...], is_half: bool, opset: int, named: list[str]) -> None:
+    graph = int8(CONV, opset=opset)
+    for name in halved:
+        halve(graph, name, float(initializer(graph, name).ravel()[0]), size=initializer(graph, name).shape)
+    if is_half:
+        for value in (*graph.graph.input, *graph.graph.output):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    assert nodes(graph, "scale-type") == named
+    dtype = np.float16 if is_half else np.float32
+    if named:
+        with pytest.raises(GraphError, match="Type Error"):
+            run(graph, np.zeros((1, 4, 8, 8), dtype))
+    else:
+        run(graph, np.zeros((1, 4, 8, 8), dtype))
+
+
+def test_what_is_said_of_scales_of_another_type() -> None:
+    graph = int8(CONV, opset=21)
+    halve(graph, "s", 0.05)
+    assert found(graph, "scale-type") == [
+        ("q_d", "a float16 scale, a float tensor"),
+        ("conv", "inputs in float16, float"),
+        ("q_y", "a float scale, a float16 tensor"),
+    ]
+    graph = int8(CONV, opset=23)
+    halve(graph, "s2", 0.05)
+    assert found(graph, "scale-type") == [("dq_y", "a float16 scale, a float result")]
+    graph.graph.node[-1].attribute.append(onnx.helper.make_attribute("output_dtype", onnx.TensorProto.FLOAT))
+    assert not nodes(graph, "scale-type")
+
+
+def test_microsofts_operators_take_one_type_at_any_opset() -> None:
+    body = "[q] q = com.microsoft.QuantizeLinear (x, s, i) d = com.microsoft.DequantizeLinear (q, s, i) y = Neg (d)"
+    graph = int8(body, opset=23)
+    assert not nodes(graph, "scale-type")
+    halve(graph, "s", 0.05)
+    assert nodes(graph, "scale-type") == ["q"]
 
 
 def test_a_scale_that_is_computed_at_run_time() -> None:

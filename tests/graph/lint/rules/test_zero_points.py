@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bitswitch_deploy.errors import GraphError
 from tests.graph.lint.graphs import CONV, IN, LAYER, OUT, WEIGHT, found, model, nodes, pair, weight, with_zero
 from tests.graph.running import initializer, run, watched
 
@@ -63,6 +64,19 @@ def test_codes_of_one_type_with_a_zero_point_of_another() -> None:
     assert found(graph, "q-dq-types-disagree") == [("dq", "int8 codes with a zero-point of type uint8")]
     graph = model("[dq] d = DequantizeLinear (w, s, u) y = Add (x, d)", x="4, 4, 3, 3")
     assert found(graph, "q-dq-types-disagree") == [("dq", "int8 codes with a zero-point of type uint8")]
+
+
+@pytest.mark.parametrize(("named", "said"), [(3, ""), (2, "uint8 codes with a zero-point of type int8"), (0, "")])
+def test_an_output_dtype_beside_a_zero_point_of_another_type(named: int, said: str) -> None:
+    written = f"<output_dtype = {named}>" if named else ""
+    graph = model(f"[q] q = QuantizeLinear {written} (x, s, i) d = DequantizeLinear (q, s, i)" + TAIL)
+    assert found(graph, "q-dq-types-disagree") == ([("q", said)] if said else [])
+    x = np.zeros((1, 4, 8, 8), np.float32)
+    if said:
+        with pytest.raises(GraphError, match="output_dtype UINT8 does not match y_zero_point type INT8"):
+            run(graph, x)
+    else:
+        run(graph, x)
 
 
 def test_types_are_followed_through_operators_on_codes() -> None:
