@@ -14,12 +14,17 @@ from bitswitch_deploy.graph.lint.subgraphs import subgraphs
 _INTEGER_OPERATORS = (
     "QLinear",
     "ConvInteger",
-    "DynamicQuantizeLinear",
+    "DynamicQuantize",
+    "GatherBlockQuantized",
+    "MatMulBnb4",
+    "MatMulFpQ4",
     "MatMulInteger",
     "MatMulNBits",
-    "DynamicQuantizeMatMul",
     "QAttention",
+    "QEmbedLayerNormalization",
     "QGemm",
+    "QMoE",
+    "QOrdered",
 )
 _FLOATS = ("float", "float16", "bfloat16", "double")
 # They ask for nothing but a shape.

@@ -115,6 +115,25 @@ def test_operators_that_compute_with_codes(body: str, operator: str) -> None:
     assert found(model(body), "integer-operator") == [("op", operator)]
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "GatherBlockQuantized",
+        "MatMulBnb4",
+        "MatMulFpQ4",
+        "QEmbedLayerNormalization",
+        "QMoE",
+        "QOrderedMatMul",
+    ],
+)
+def test_operators_that_quantizers_of_onnxruntime_write(operator: str) -> None:
+    graph = model(f"[op] y = com.microsoft.{operator} (x, w, s)")
+    assert found(graph, "integer-operator") == [("op", operator)]
+    assert not nodes(graph, "constant-codes")
+
+
 def test_operators_of_other_domains_are_none() -> None:
     graph = model("y = Relu (x)")
     graph.graph.node[0].op_type, graph.graph.node[0].domain = "QLinearConv", "acme"
