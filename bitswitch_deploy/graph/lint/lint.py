@@ -32,7 +32,7 @@ from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import (
     UnabsorbedActivation,
 )
 from bitswitch_deploy.graph.lint.rules.onnxruntime_loading import Int8Moved
-from bitswitch_deploy.graph.lint.rules.onnxruntime_misreads import MisreadScales
+from bitswitch_deploy.graph.lint.rules.onnxruntime_misreads import MisreadBias, MisreadScales
 from bitswitch_deploy.graph.lint.rules.placement import (
     FloatSkip,
     OperatorOnCodes,
@@ -107,6 +107,7 @@ RULES: tuple[type[Rule], ...] = (
     PerChannelActivation,
     IntegerOperator,
     MisreadScales,
+    MisreadBias,
     Int8Moved,
     TinyScale,
     GridsDisagree,

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitswitch_deploy.graph.lint.bias import bias_add, has_float_bias, is_flattened, result_of
 from bitswitch_deploy.graph.lint.linted_graph import Node, Tensor
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
 from bitswitch_deploy.graph.lint.qdq_node import EIGHT_BIT, MOVING, QdqNode
 
 _ABSORBABLE = ("Relu", "Clip")
+_ABSORBING = (*EIGHT_BIT, "int16", "uint16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
     """What follows a layer, up to the Q of its result.
 
-    activations: Relu and Clip nodes in between. moved: an operator that moves values is in between. quantizer: None
-    where the result stays float, for the reason `float_because`. The Add of a MatMul's bias belongs to the layer.
+    activations: Relu and Clip nodes in between. moved: an operator that moves values is in between, or onnxruntime puts
+    one there. quantizer: None where the result stays float, for the reason `float_because`. The Add of a MatMul's bias
+    belongs to the layer.
     """
 
     activations: tuple[Node, ...]
@@ -31,7 +34,7 @@ class Tail:
 def tail_of(graph: QdqGraph, layer: WeightedLayer) -> Tail:
     """What follows `layer`."""
     activations: list[Node] = []
-    moved = False
+    moved = is_flattened(graph, layer)
     tensor = result_of(graph, layer)
     while True:
         quantizer, following, because = _next(graph, tensor, moved)
@@ -61,44 +64,25 @@ def _next(graph: QdqGraph, tensor: Tensor | None, moved: bool) -> tuple[QdqNode 
     return None, None, f"its result is read by {reader.operator} {reader.name}"
 
 
-def bias_add(graph: QdqGraph, layer: WeightedLayer) -> Node | None:
-    """The Add of a constant that onnxruntime makes one Gemm with this MatMul, or None."""
-    if layer.node.operator != "MatMul" or layer.result is None or not layer.has_constant_weight:
-        return None
-    readers = graph.graph.readers(layer.result)
-    if len(readers) != 1 or readers[0].operator != "Add" or graph.graph.is_output(layer.result):
-        return None
-    other = [tensor for tensor in readers[0].inputs if graph.graph.is_constant(tensor)]
-    shape, weight_shape = (graph.graph.shape(layer.node.argument(index)) for index in (0, 1))
-    becomes_gemm = shape is not None and (len(shape) == 2 or None not in shape) and len(weight_shape or ()) <= 2
-    return readers[0] if other and becomes_gemm else None
+def finds_q_or_bounds(graph: QdqGraph, layer: WeightedLayer, tail: Tail) -> bool:
+    """Whether onnxruntime finds a Q among the readers of the result, or a Relu or Clip that has one reader.
+
+    It then looks for the Q behind that Relu or Clip, and takes no other reader for an answer. An Identity whose result
+    is an output of the graph is no Q, whoever reads it.
+    """
+    result = result_of(graph, layer)
+    if result is None or is_flattened(graph, layer):
+        return False
+    bounded = tail.activations[0].result if tail.activations else None
+    is_copied_out = graph.graph.is_output(result) and not result.is_output
+    found = [graph.at(each) for each in (result.readers if is_copied_out else graph.graph.readers(result))]
+    reads = any(each is not None and each.is_quantizer for each in found)
+    return reads or (bounded is not None and _is_read_once(graph, bounded))
 
 
-def result_of(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
-    """What a layer makes, its bias_add included."""
-    add = bias_add(graph, layer)
-    return layer.result if add is None else add.result
-
-
-def has_float_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
-    """Whether a constant bias belongs to the layer, its bias_add included, and no DQ makes it."""
-    bias = _float_bias(graph, layer)
-    return bias is not None and graph.graph.is_constant(bias)
-
-
-def has_computed_bias(graph: QdqGraph, layer: WeightedLayer) -> bool:
-    """Whether a bias of the layer is computed at run time, and no DQ makes it."""
-    bias = _float_bias(graph, layer)
-    return bias is not None and not graph.graph.is_constant(bias)
-
-
-def _float_bias(graph: QdqGraph, layer: WeightedLayer) -> Tensor | None:
-    add = bias_add(graph, layer)
-    if add is not None:
-        bias = next(tensor for tensor in add.inputs if graph.graph.is_constant(tensor))
-    else:
-        bias = None if layer.node.operator == "MatMul" else layer.node.argument(2)
-    return bias if graph.dequantizer_of(bias) is None else None
+def _is_read_once(graph: QdqGraph, tensor: Tensor) -> bool:
+    n_reads = sum(node.inputs.count(tensor) for node in graph.graph.readers(tensor))
+    return n_reads == 1 and not graph.graph.is_output(tensor)
 
 
 def is_bias_rounded(graph: QdqGraph, layer: WeightedLayer) -> bool:
@@ -123,7 +107,7 @@ def is_weight_rounded(graph: QdqGraph, layer: WeightedLayer) -> bool:
 
 
 def _leads_to_q(graph: QdqGraph, layer: WeightedLayer, *, past: tuple[str, ...]) -> bool:
-    tensor = result_of(graph, layer)
+    tensor = None if is_flattened(graph, layer) else result_of(graph, layer)
     while tensor is not None and len(readers := graph.graph.readers(tensor)) == 1:
         if graph.graph.is_output(tensor) and not tensor.is_output:
             return False  # an Identity hands it out, which is a node that reads it
@@ -145,11 +129,11 @@ def integer_layers(graph: QdqGraph) -> Iterator[WeightedLayer]:
 def is_absorbed(graph: QdqGraph, node: Node, quantizer: QdqNode) -> bool:
     """Whether the bounds of a Relu or Clip, rounded to codes of the Q behind it, leave out none of its codes."""
     scale, zero = quantizer.scale_values, quantizer.zero_values
-    if quantizer.code_type not in EIGHT_BIT or scale is None or scale.size != 1:
+    if quantizer.code_type not in _ABSORBING or scale is None or scale.size != 1:
         return False
     if zero is None:
         zero = np.zeros(1)
-    limits = np.iinfo(np.int8 if quantizer.code_type == "int8" else np.uint8)
+    limits = np.iinfo(quantizer.code_type)
     bounds = _bounds(graph, node)
     if bounds is None or zero.size != 1:
         return False
@@ -182,12 +166,14 @@ def _is_same(one: QdqNode, other: QdqNode) -> bool:
 
 
 def is_private(graph: QdqGraph, quantizer: QdqNode) -> bool:
-    """Whether one DQ, with one reader, reads the codes; Q nodes with the very same inputs count as one."""
+    """Whether nothing but one DQ, with one reader, takes the codes; Q nodes with the very same inputs count as one."""
     codes = quantizer.result
+    if codes is None or graph.graph.is_output(codes):
+        return False
     siblings = [] if quantizer.data is None else graph.quantizers_reading(quantizer.data)
     if any(each is not quantizer and _is_same(each, quantizer) for each in siblings):
         return False
-    readers = [] if codes is None else graph.graph.readers(codes)
+    readers = graph.graph.readers(codes)
     dequantizer = graph.at(readers[0]) if len(readers) == 1 else None
     if dequantizer is None or dequantizer.is_quantizer or dequantizer.result is None:
         return False

@@ -6,20 +6,17 @@ weight runs in integers exactly when none of these names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 
-from bitswitch_deploy.graph.lint.linted_graph import Node
+from bitswitch_deploy.graph.lint.bias import bias_add, has_computed_bias, has_float_bias, is_flattened, refused_bias
 from bitswitch_deploy.graph.lint.matmul_nbits import becomes_matmul_nbits
 from bitswitch_deploy.graph.lint.onnxruntime_fusion import (
-    bias_add,
-    has_computed_bias,
-    has_float_bias,
+    finds_q_or_bounds,
     integer_layers,
     is_absorbed,
     is_bias_rounded,
     is_private,
-    result_of,
     tail_of,
 )
 from bitswitch_deploy.graph.lint.output_channels import other_axis
@@ -117,20 +114,10 @@ class FloatOutput(Rule):
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in integer_layers(graph):
             tail = tail_of(graph, layer)
-            result = result_of(graph, layer)
-            reads = result is not None and graph.quantizers_reading(result)
-            is_float = layer.node.operator == "Conv" or reads or _is_read_once(graph, tail.activations)
+            is_float = layer.node.operator == "Conv" or finds_q_or_bounds(graph, layer, tail)
             if tail.quantizer is None and is_float:
                 do = "put Q and DQ behind it, read by all of its readers"
                 yield Breach(node=layer.node, got=tail.float_because, allowed="one Q as the only reader", do=do)
-
-
-def _is_read_once(graph: QdqGraph, activations: Sequence[Node]) -> bool:
-    """Whether onnxruntime looks for a Q behind the first of these, and takes no other reader for an answer."""
-    result = activations[0].result if activations else None
-    if result is None or graph.graph.is_output(result):
-        return False
-    return sum(node.inputs.count(result) for node in graph.graph.readers(result)) == 1
 
 
 class UnabsorbedActivation(Rule):
@@ -165,8 +152,8 @@ class UnabsorbedActivation(Rule):
 class Int8FanOut(Rule):
     """int8 codes around a layer that are read more than once, or through an operator on codes.
 
-    On x86 onnxruntime turns int8 into uint8 where exactly one DQ, with one reader, reads the codes of a Q; elsewhere
-    the layer stays float. On ARM int8 is native.
+    On x86 onnxruntime turns int8 into uint8 where exactly one DQ, with one reader, reads the codes of a Q; elsewhere,
+    as where the codes are an output of the graph, the layer stays float. On ARM int8 is native.
     """
 
     id = "int8-fan-out"
@@ -177,7 +164,8 @@ class Int8FanOut(Rule):
         for layer in integer_layers(graph):
             tail = tail_of(graph, layer)
             ends = [] if tail.quantizer is None or tail.moved else [tail.quantizer]
-            source = graph.quantizer_of(layer.activation)[0] if layer.activation and not layer.moved else None
+            is_moved = bool(layer.moved) or is_flattened(graph, layer)
+            source = graph.quantizer_of(layer.activation)[0] if layer.activation and not is_moved else None
             is_gemm = layer.node.operator == "Gemm" or bias_add(graph, layer) is not None
             # the second input of a MatMul may be int8
             if source is not None and layer.weight_index and not (is_gemm and tail.quantizer is None):
@@ -196,10 +184,12 @@ class Int8FanOut(Rule):
 
 
 class NoIntegerKernel(Rule):
-    """Layers in codes without an integer form: ConvTranspose, Gemm with factors, a computed bias, int8 on the left.
+    """Layers in codes without an integer form: ConvTranspose, Gemm with factors, an odd bias, int8 on the left.
 
-    Cases: Gemm with a bias and alpha or beta other than 1; a bias of Conv or Gemm that is computed at run time and that
-    no DQ makes; a MatMul whose first input is a constant in int8, where the kernels of x86 want uint8.
+    Cases: Gemm with a bias and alpha or beta other than 1; a bias of Conv or Gemm that is computed at run time, or from
+    the result of a DQ; a bias in other codes than int32; for Conv, an int32 bias with another scale than the product of
+    the others (see `bias.py`) or a zero-point; a MatMul whose first input is a constant in int8, where the kernels of
+    x86 want uint8. The Add of a MatMul's bias counts as in Gemm.
     """
 
     id = "no-integer-kernel"
@@ -223,6 +213,9 @@ class NoIntegerKernel(Rule):
                 yield Breach(
                     node=layer.node, got="a bias that is computed at run time", allowed="a constant bias", do=do
                 )
+            elif (refused := refused_bias(graph, layer)) is not None:
+                do = "store int32 codes at scale activation * weight, for each channel that the weight has a scale for"
+                yield Breach(node=layer.node, got=refused, allowed="int32 codes that fit the sums", do=do)
             elif layer.weight_index == 0 and layer.weight.code_type == "int8":
                 do = "use uint8 codes for the constant, or exchange the factors by transposing both"
                 yield Breach(node=layer.node, got="int8 codes as the first input", allowed="uint8 codes there", do=do)
@@ -310,7 +303,8 @@ class FloatBias(Rule):
 class FloatBiasOfGemm(Rule):
     """A Gemm in codes with a float bias and no Q behind: it stays float.
 
-    The same holds for MatMul and Add where onnxruntime makes a Gemm of them: two dimensions, or static shapes.
+    The same holds for MatMul and Add where onnxruntime makes a Gemm of them: two dimensions, or static shapes. Of more
+    than two it makes a Gemm and a Reshape, so that a Q behind a Relu or Clip does not count.
     """
 
     id = "float-bias-of-gemm"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitswitch_deploy.graph.lint.bias import is_flattened
 from bitswitch_deploy.graph.lint.linted_graph import Node
-from bitswitch_deploy.graph.lint.onnxruntime_fusion import bias_add
 from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import MOVING, QdqNode
@@ -40,8 +40,7 @@ class Int8Moved(Rule):
                 fails = _gets_pair(graph, node)
             else:
                 layer = graph.layer_at(node)
-                shape = graph.graph.shape(node.argument(0))
-                fails = bool(layer and bias_add(graph, layer) and shape and len(shape) > 2)
+                fails = layer is not None and is_flattened(graph, layer)
             if fails:
                 yield Breach(
                     node=node,

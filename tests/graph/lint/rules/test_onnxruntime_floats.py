@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from bitswitch_deploy.graph.lint.rules.onnxruntime_floats import FLOAT_RULES
@@ -41,6 +40,13 @@ WITH_ROW_BLOCKS: dict[str, Any] = {
     "constants": "float[2, 4] s8 = {1, 2, 3, 4, 5, 6, 7, 8}, int8[2, 4] z8 = {0, 0, 0, 0, 0, 0, 0, 0}"
 }
 ONE_SCALE = weight(scale="s1", zero="i")
+ODD_BIAS: dict[str, Any] = {
+    "constants": "float[4] near = {0.00504, 0.01009, 0.00504, 0.01514},"
+    "float[4] far = {0.0052, 0.0104, 0.0052, 0.0156},"
+    "int32[4] shift = {0, 0, 0, 1}, float tiny = {0.001}, float[4] other = {2e-6, 2e-6, 5e-7, 2e-6},"
+    "int8[4] b8 = {1, 2, 3, 4}, int8 i0 = {0}"
+}
+BIAS_8 = " bd = DequantizeLinear (b8, s, i0) "
 MATMUL = IN + weight(1) + " [layer] c = MatMul (d, wd) "
 GEMM = IN + WEIGHT + " [layer] c = Gemm <transB = 1> (d, wd) "
 ROUND = " [conv] c = Conv <pads = [1, 1, 1, 1]> (d, wd) "  # gives the shape that it takes
@@ -176,6 +182,40 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemm, computed bias": (COMPUTED + IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, sum)" + OUT, MATRIX | WITH_COLUMNS),
     "bias computed from a constant": (conv(OUT, "k = Neg (bias) c = Conv (d, wd, k)"), {}),
     "int32 bias": (conv(OUT, BIAS + "c = Conv (d, wd, bd)"), WITH_BIAS),
+    **{
+        f"bias of {what}": (conv(OUT, f" {made} c = Conv (d, wd, bd)"), ODD_BIAS)
+        for what, made in {
+            "8 bits": BIAS_8,
+            "nearly the right scale": "bd = DequantizeLinear <axis = 0> (b, near)",
+            "another scale": "bd = DequantizeLinear <axis = 0> (b, far)",
+            "one scale": "bd = DequantizeLinear (b, s1)",
+            "a zero-point": "bd = DequantizeLinear <axis = 0> (b, sb, shift)",
+            "a folded scale": "k = Mul (s, sw) bd = DequantizeLinear <axis = 0> (b, k)",
+            "a scale that is computed": "m = ReduceMax <keepdims = 0> (x) k = Mul (m, sw)"
+            " bd = DequantizeLinear <axis = 0> (b, k)",
+            "a zero-point that is computed": "m = ReduceMax <keepdims = 0> (x) k = Cast <to = 6> (m)"
+            " bd = DequantizeLinear <axis = 0> (b, sb, k)",
+            "a copy of what a DQ makes": "k = DequantizeLinear <axis = 0> (b, sb) bd = Identity (k)",
+            "what is made of a DQ": "k = DequantizeLinear <axis = 0> (b, sb) bd = Neg (k)",
+        }.items()
+    },
+    "bias of a scale, input at one that is computed": (
+        conv(OUT, BIAS + "c = Conv (d, wd, bd)", front="k = ReduceMax <keepdims = 0> (x)" + pair("x", "d", "k")),
+        WITH_BIAS,
+    ),
+    "bias of a tiny scale": (
+        conv(
+            OUT,
+            "bd = DequantizeLinear <axis = 0> (b, other) c = Conv (d, wd, bd)",
+            made=weight(scale="tiny", zero="i"),
+            front=pair("x", "d", "tiny"),
+        ),
+        ODD_BIAS,
+    ),
+    "blocks, int32 bias": (
+        conv(OUT, "bd = DequantizeLinear <axis = 0> (b, sb) c = Conv (d, wd, bd)", made=BLOCKS),
+        WITH_BLOCKS,
+    ),
     "deconvolution": (conv(OUT, "c = ConvTranspose (d, wd)", made=ONE_SCALE), {}),
     "scales of another axis": (conv(OUT, made=weight(1)), {}),
     "scales of another axis, float bias": (conv(OUT, "c = Conv (d, wd, bias)", made=weight(1)), {}),
@@ -194,6 +234,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "matmul, bias, q": (MATMUL + "a = Add (c, bias)" + pair("a", "y"), MATRIX),
     "matmul, bias, relu, q": (MATMUL + "a = Add (c, bias) r = Relu (a)" + pair("r", "y"), MATRIX),
     "matmul, int32 bias": (MATMUL + BIAS + "y = Add (c, bd)", MATRIX | WITH_BIAS),
+    "matmul, bias of 8 bits": (MATMUL + BIAS_8 + "y = Add (c, bd)", MATRIX | ODD_BIAS),
+    "matmul, bias of 8 bits, q": (MATMUL + BIAS_8 + "a = Add (c, bd)" + pair("a", "y"), MATRIX | ODD_BIAS),
+    "matmul, float bias, com.microsoft": (
+        (MATMUL + "y = Add (c, bias)").replace("= Q", "= com.microsoft.Q").replace("= D", "= com.microsoft.D"),
+        MATRIX,
+    ),
+    **{
+        f"rows, {kind} bias, {behind}": (MATMUL + BIAS + f"a = Add (c, {name})" + tail, ROWS | WITH_BIAS | more)
+        for kind, name in (("float", "bias"), ("int32", "bd"))
+        for behind, tail, more in (
+            ("q", pair("a", "y"), {"opset": 20}),
+            ("relu, q", "r = Relu (a)" + pair("r", "y"), {"opset": 20}),
+            ("clip, q", "r = Clip (a, lo, hi)" + pair("r", "y"), {"opset": 20}),
+            ("relu, one reader", "r = Relu (a) y = Neg (r)", {"opset": 20}),
+            ("q and another", pair("a", "k") + "y = Add (a, k)", {"opset": 20}),
+            ("result read twice", pair("a", "k") + "y = Add (k, k)", {"opset": 20}),
+            ("input read twice", pair("a", "k") + "y = Add (k, d)", {"opset": 20}),
+            ("q, handed out", pair("a", "y"), {"opset": 20, "outputs": "float[e, f, g] a"}),
+            ("relu, q, handed out", "r = Relu (a)" + pair("r", "y"), {"opset": 20, "outputs": "float[e, f, g] r"}),
+            ("open, relu, q", "r = Relu (a)" + pair("r", "y"), {"opset": 20, "x": "N, 2, 4"}),
+        )
+    },
     "rows, bias": (MATMUL + "y = Add (c, bias)", ROWS | {"opset": 17}),
     "open rows, bias": (MATMUL + "y = Add (c, bias)", ROWS | {"x": "N, 2, 4"}),
     "rows, input read twice": (MATMUL + "y = Add (c, d)", ROWS),
@@ -246,10 +308,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         IN + WEIGHT + "c = Gemm <transB = 1> (d, wd, bias) r = Relu (c)" + pair("r", "y"),
         MATRIX | {"outputs": "float[e, f] r"},
     ),
+    "gemm, copy handed out": (
+        GEMM + "copied = Identity (c)" + pair("copied", "y"),
+        MATRIX | {"outputs": "float[e, f] copied"},
+    ),
+    "gemm, copy handed out beside q": (
+        GEMM + "copied = Identity (c)" + OUT,
+        MATRIX | {"outputs": "float[e, f] copied"},
+    ),
     "matmul, bias, handed out": (MATMUL + "a = Add (c, bias)" + pair("a", "y"), MATRIX | {"outputs": "float[e, f] a"}),
     "gemm, int32 bias, float output": (
         IN + WEIGHT + BIAS + "y = Gemm <transB = 1> (d, wd, bd)",
         MATRIX | WITH_BIAS,
+    ),
+    "gemm, bias of 8 bits": (IN + WEIGHT + BIAS_8 + "c = Gemm <transB = 1> (d, wd, bd)" + OUT, MATRIX | ODD_BIAS),
+    "gemm, bias of 8 bits, float output": (
+        IN + WEIGHT + BIAS_8 + "y = Gemm <transB = 1> (d, wd, bd)",
+        MATRIX | ODD_BIAS,
+    ),
+    "gemm, bias of what is made of a DQ": (
+        IN
+        + WEIGHT
+        + "k = DequantizeLinear <axis = 0> (b, sb) minus = Neg (k) c = Gemm <transB = 1> (d, wd, minus)"
+        + OUT,
+        MATRIX,
     ),
     "gemm, alpha": (IN + WEIGHT + "y = Gemm <transB = 1, alpha = 0.5> (d, wd)", MATRIX),
     "matmul, relu, one reader": (MATMUL + "r = Relu (c) y = Mul (r, s1)", MATRIX),
@@ -342,77 +424,16 @@ def test_a_bias_is_rounded_although_the_result_is_handed_out_beside_its_q(name: 
     assert np.abs(rounded - exact).max() > 1e-3
 
 
-# name: (operator, attributes of the DQ, shape of its scale, type of codes, more nodes, whether the input is rounded)
-WEIGHT_ONLY = {
-    "columns": ("MatMul", "axis = 1", [8], "INT8", "", True),
-    "columns, 4 bits": ("MatMul", "axis = 1", [8], "INT4", "", True),
-    "columns, from the back": ("MatMul", "axis = -1", [8], "INT8", "", False),
-    "rows": ("MatMul", "axis = 0", [32], "INT4", "", False),
-    "one scale": ("MatMul", "axis = 1", [], "UINT4", "", True),
-    "one scale in a list": ("MatMul", "axis = 1", [1], "INT8", "", False),
-    "16 bits": ("MatMul", "axis = 1", [8], "INT16", "", False),
-    "fp8": ("MatMul", "axis = 1", [], "FLOAT8E4M3FN", "", False),
-    "blocks": ("MatMul", "axis = 0, block_size = 16", [2, 8], "INT4", "", True),
-    "large blocks": ("MatMul", "axis = 0, block_size = 64", [1, 8], "INT8", "", True),
-    "small blocks": ("MatMul", "axis = 0, block_size = 8", [4, 8], "INT4", "", False),
-    "odd blocks": ("MatMul", "axis = 0, block_size = 24", [2, 8], "INT4", "", False),
-    "blocks of columns": ("MatMul", "axis = 1, block_size = 16", [32, 1], "INT4", "", False),
-    "handed out": ("MatMul", "axis = 1", [8], "INT8", "h = Neg (wd)", False),
-    "gemm": ("Gemm", "axis = 1", [8], "INT8", "", True),
-    "gemm, blocks": ("Gemm", "axis = 0, block_size = 16", [2, 8], "INT4", "", True),
-    "gemm, bias": (
-        "Gemm",
-        "axis = 1",
-        [8],
-        "INT4",
-        "row = Constant <value = float[8] {1, 2, 3, 4, 5, 6, 7, 8}> ()",
-        True,
-    ),
-    "gemm, one bias": ("Gemm", "axis = 1", [8], "INT4", "row = Constant <value = float[1] {1}> ()", False),
-    "gemm, alpha": ("Gemm <alpha = 0.5>", "axis = 1", [8], "INT8", "", False),
-    "gemm, beta": ("Gemm <beta = 0.5>", "axis = 1", [8], "INT8", "", True),
-}
-
-
-def weight_only(name: str) -> onnx.ModelProto:
-    operator, attributes, size, kind, more, _ = WEIGHT_ONLY[name]
-    bias = ", row" if "row" in more else ""
-    text = f"wd = DequantizeLinear <{attributes}> (k, scale, zero) {more} [layer] y = {operator} (x, wd{bias})"
-    graph = model(text, x="2, 32", y="a, b", outputs="float[e, f] h" if "h =" in more else "")
-    data_type = onnx.TensorProto.DataType.Value(kind)
-    values = np.random.default_rng(1).integers(0, 2, 256).tolist()
-    for tensor, shape, content in (("k", [32, 8], values), ("zero", size, [0] * int(np.prod(size, dtype=int)))):
-        graph.graph.initializer.append(onnx.helper.make_tensor(tensor, data_type, shape, content))
-    scales = np.full(size, 0.1, np.float32)
-    graph.graph.initializer.append(onnx.numpy_helper.from_array(scales, "scale"))
-    return graph
-
-
 @needs_current_onnxruntime
-@pytest.mark.parametrize("name", WEIGHT_ONLY)
-def test_weights_beside_a_float_activation(name: str, tmp_path: Path) -> None:
-    graph, is_rounded = weight_only(name), WEIGHT_ONLY[name][-1]
-    assert nodes(graph, "rounded-activation") == (["layer"] if is_rounded else [])
-    assert nodes(graph, "float-input") == ([] if is_rounded else ["layer"])
-    assert optimised_operators(graph, tmp_path)["MatMulNBits"] == is_rounded
-    x = np.random.default_rng(2).normal(size=(2, 32)).astype(np.float32)
-    computed, exact = (run(graph, x, optimisation=each) for each in ("all", "off"))
-    assert (np.abs(computed - exact).max() > 1e-4) == is_rounded
-
-
-@needs_current_onnxruntime
-def test_a_weight_that_two_layers_read_beside_float_activations(tmp_path: Path) -> None:
-    graph = model(weight(1) + "c = MatMul (x, wd) y = MatMul (c, wd)", **MATRIX)
-    assert not nodes(graph, "rounded-activation")
-    assert len(nodes(graph, "float-input")) == optimised_operators(graph, tmp_path)["MatMul"] == 2
-
-
-@needs_current_onnxruntime
-@pytest.mark.parametrize(("scale", "zero", "rounded"), [("s1", "i", 1), ("sw", "iw", 0)])
-def test_a_transposed_weight_beside_a_float_activation(scale: str, zero: str, rounded: int, tmp_path: Path) -> None:
-    graph = model(weight(0, scale, zero) + "t = Transpose (wd) y = MatMul (x, t)", **MATRIX)
-    assert len(nodes(graph, "rounded-activation")) == optimised_operators(graph, tmp_path)["MatMulNBits"] == rounded
-    assert len(nodes(graph, "float-input")) == 1 - rounded
+@pytest.mark.parametrize("zero", ["u", "i"])
+@pytest.mark.parametrize("handed_out", ["d_codes", "y_codes"])
+@pytest.mark.parametrize("text", [CONV, GEMM + OUT, MATMUL + OUT])
+def test_codes_that_are_handed_out(text: str, handed_out: str, zero: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {} if text == CONV else MATRIX
+    outputs = f"{'int8' if zero == 'i' else 'uint8'}[{'e, f, g, h' if text == CONV else 'e, f'}] {handed_out}"
+    graph = model(with_zero(text, zero), outputs=outputs, **options)
+    floats = sum(optimised_operators(graph, tmp_path)[operator] for operator in FLOAT_OPERATORS)
+    assert len(nodes(graph, "int8-fan-out")) == floats == (zero == "i")
 
 
 @needs_current_onnxruntime
@@ -444,9 +465,10 @@ def test_a_relu_in_front_of_a_zero_point_that_holds_nothing() -> None:
 def test_other_reasons_for_no_integer_kernel() -> None:
     said = [
         found(model(with_zero(CASES[name][0], "u"), **CASES[name][1]), "no-integer-kernel")[0][1]
-        for name in ("deconvolution", "computed bias", "left, int8")
+        for name in ("deconvolution", "computed bias", "bias of what is made of a DQ", "left, int8")
     ]
-    assert said == ["a transposed convolution", "a bias that is computed at run time", "int8 codes as the first input"]
+    computed = "a bias that is computed at run time"
+    assert said == ["a transposed convolution", computed, computed, "int8 codes as the first input"]
 
 
 def test_reasons_for_a_float_output() -> None:

@@ -1,0 +1,84 @@
+"""Weights in codes beside a float activation: which layers onnxruntime makes MatMulNBits of, and which stay float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.graph.lint.graphs import model, nodes, optimised_operators, weight
+from tests.graph.lint.rules.test_onnxruntime_floats import MATRIX
+from tests.graph.running import needs_current_onnxruntime, run
+
+pytestmark = needs_current_onnxruntime
+
+# name: (operator, attributes of the DQ, shape of its scale, type of codes, more nodes, whether the input is rounded)
+WEIGHT_ONLY = {
+    "columns": ("MatMul", "axis = 1", [8], "INT8", "", True),
+    "columns, 4 bits": ("MatMul", "axis = 1", [8], "INT4", "", True),
+    "columns, from the back": ("MatMul", "axis = -1", [8], "INT8", "", False),
+    "rows": ("MatMul", "axis = 0", [32], "INT4", "", False),
+    "one scale": ("MatMul", "axis = 1", [], "UINT4", "", True),
+    "one scale in a list": ("MatMul", "axis = 1", [1], "INT8", "", False),
+    "16 bits": ("MatMul", "axis = 1", [8], "INT16", "", False),
+    "fp8": ("MatMul", "axis = 1", [], "FLOAT8E4M3FN", "", False),
+    "blocks": ("MatMul", "axis = 0, block_size = 16", [2, 8], "INT4", "", True),
+    "large blocks": ("MatMul", "axis = 0, block_size = 64", [1, 8], "INT8", "", True),
+    "small blocks": ("MatMul", "axis = 0, block_size = 8", [4, 8], "INT4", "", False),
+    "odd blocks": ("MatMul", "axis = 0, block_size = 24", [2, 8], "INT4", "", False),
+    "blocks of columns": ("MatMul", "axis = 1, block_size = 16", [32, 1], "INT4", "", False),
+    "handed out": ("MatMul", "axis = 1", [8], "INT8", "h = Neg (wd)", False),
+    "gemm": ("Gemm", "axis = 1", [8], "INT8", "", True),
+    "gemm, blocks": ("Gemm", "axis = 0, block_size = 16", [2, 8], "INT4", "", True),
+    "gemm, bias": (
+        "Gemm",
+        "axis = 1",
+        [8],
+        "INT4",
+        "row = Constant <value = float[8] {1, 2, 3, 4, 5, 6, 7, 8}> ()",
+        True,
+    ),
+    "gemm, one bias": ("Gemm", "axis = 1", [8], "INT4", "row = Constant <value = float[1] {1}> ()", False),
+    "gemm, alpha": ("Gemm <alpha = 0.5>", "axis = 1", [8], "INT8", "", False),
+    "gemm, beta": ("Gemm <beta = 0.5>", "axis = 1", [8], "INT8", "", True),
+}
+
+
+def weight_only(name: str) -> onnx.ModelProto:
+    operator, attributes, size, kind, more, _ = WEIGHT_ONLY[name]
+    bias = ", row" if "row" in more else ""
+    text = f"wd = DequantizeLinear <{attributes}> (k, scale, zero) {more} [layer] y = {operator} (x, wd{bias})"
+    graph = model(text, x="2, 32", y="a, b", outputs="float[e, f] h" if "h =" in more else "")
+    data_type = onnx.TensorProto.DataType.Value(kind)
+    values = np.random.default_rng(1).integers(0, 2, 256).tolist()
+    for tensor, shape, content in (("k", [32, 8], values), ("zero", size, [0] * int(np.prod(size, dtype=int)))):
+        graph.graph.initializer.append(onnx.helper.make_tensor(tensor, data_type, shape, content))
+    scales = np.full(size, 0.1, np.float32)
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(scales, "scale"))
+    return graph
+
+
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+def test_weights_beside_a_float_activation(name: str, tmp_path: Path) -> None:
+    graph, is_rounded = weight_only(name), WEIGHT_ONLY[name][-1]
+    assert nodes(graph, "rounded-activation") == (["layer"] if is_rounded else [])
+    assert nodes(graph, "float-input") == ([] if is_rounded else ["layer"])
+    assert optimised_operators(graph, tmp_path)["MatMulNBits"] == is_rounded
+    x = np.random.default_rng(2).normal(size=(2, 32)).astype(np.float32)
+    computed, exact = (run(graph, x, optimisation=each) for each in ("all", "off"))
+    assert (np.abs(computed - exact).max() > 1e-4) == is_rounded
+
+
+def test_a_weight_that_two_layers_read_beside_float_activations(tmp_path: Path) -> None:
+    graph = model(weight(1) + "c = MatMul (x, wd) y = MatMul (c, wd)", **MATRIX)
+    assert not nodes(graph, "rounded-activation")
+    assert len(nodes(graph, "float-input")) == optimised_operators(graph, tmp_path)["MatMul"] == 2
+
+
+@pytest.mark.parametrize(("scale", "zero", "rounded"), [("s1", "i", 1), ("sw", "iw", 0)])
+def test_a_transposed_weight_beside_a_float_activation(scale: str, zero: str, rounded: int, tmp_path: Path) -> None:
+    graph = model(weight(0, scale, zero) + "t = Transpose (wd) y = MatMul (x, t)", **MATRIX)
+    assert len(nodes(graph, "rounded-activation")) == optimised_operators(graph, tmp_path)["MatMulNBits"] == rounded
+    assert len(nodes(graph, "float-input")) == 1 - rounded
