@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitswitch_deploy.graph.lint.bias import bias_add
 from bitswitch_deploy.graph.lint.linted_graph import Node, Tensor
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import MOVING, QdqNode
@@ -69,7 +70,7 @@ class PartlyQuantized(Rule):
 
     Cases: Add, Mul, Concat and average pooling with some inputs in codes and others not, or with codes on the inputs
     and no Q behind (a Relu or Clip in between is passed over). An Add next to a convolution is
-    QdqBetweenConvAndAdd's and FloatSkip's for TensorRT.
+    QdqBetweenConvAndAdd's and FloatSkip's for TensorRT; the Add of a MatMul's bias belongs to the MatMul.
     """
 
     id = "partly-quantized"
@@ -77,8 +78,9 @@ class PartlyQuantized(Rule):
     engines = ("tensorrt", "onnxruntime")
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
+        adds = {id(bias_add(graph, layer)) for layer in graph.layers}
         for node in graph.graph.nodes:
-            if node.operator in _ELEMENTWISE and not _joins_convolution(graph, node):
+            if node.operator in _ELEMENTWISE and id(node) not in adds and not _joins_convolution(graph, node):
                 yield from _partly(graph, node)
 
 

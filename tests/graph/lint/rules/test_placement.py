@@ -6,7 +6,19 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.graph.lint.graphs import IN, OUT, WEIGHT, found, linted, model, nodes, optimised_operators, pair, with_zero
+from tests.graph.lint.graphs import (
+    IN,
+    OUT,
+    WEIGHT,
+    found,
+    linted,
+    model,
+    nodes,
+    optimised_operators,
+    pair,
+    weight,
+    with_zero,
+)
 
 BRANCH = IN + WEIGHT + "[conv] c = Conv <pads = [1, 1, 1, 1]> (d, wd)"
 SHORT = " [short] e = Conv <pads = [1, 1, 1, 1]> (d, wd)"
@@ -104,6 +116,17 @@ def test_codes_in_front_and_float_behind(name: str, tmp_path: Path) -> None:
     assert optimised_operators(graph, tmp_path)[name] == 1
     for behind in (OUT, "r = Relu (c)" + pair("r", "y")):
         assert not nodes(model(text.format("c") + with_zero(behind, "u")), "partly-quantized")
+
+
+@pytest.mark.parametrize("tail", ["y = Relu (a)", pair("a", "y")])
+@pytest.mark.parametrize("bias", ["(c, bd)", "(bd, c)"])
+def test_the_add_of_a_bias_in_codes_belongs_to_its_matmul(bias: str, tail: str, tmp_path: Path) -> None:
+    made = weight(1) + " bd = DequantizeLinear <axis = 0> (b, sb) c = MatMul (d, wd) "
+    graph = model(with_zero(IN + made + f"[add] a = Add {bias}" + tail, "u"), x="2, 4", y="a, b", shape=(4, 4))
+    assert not nodes(graph, "partly-quantized")
+    assert optimised_operators(graph, tmp_path)["QGemm"] == 1
+    other = model(with_zero(IN + made + "[add] a = Add (c, d)" + tail, "u"), x="2, 4", y="a, b", shape=(4, 4))
+    assert nodes(other, "partly-quantized") == ["add"]
 
 
 def test_operators_between_floats_are_left_alone() -> None:
