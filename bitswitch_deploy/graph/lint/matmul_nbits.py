@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from bitswitch_deploy.graph.lint.onnxruntime_fusion import finds_q_or_bounds, is_absorbed, tail_of
 from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, WeightedLayer
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 
 _TYPES = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 _SMALLEST_BLOCK = 16
+# A Q of these does not count.
+_WIDE = ("int16", "uint16")
 
 
 def becomes_matmul_nbits(graph: QdqGraph, layer: WeightedLayer) -> bool:
     """Whether it does so: MatMul, or Gemm as a MatMul with a bias for each column, of a weight that is read once.
 
-    Shapes: codes [rows, columns]; scales () or [columns], or blocks of a power of two from 16 along the rows.
+    Shapes: codes [rows, columns]; scales () or [columns], or blocks of a power of two from 16 along the rows. No Q of 8
+    bits or fewer may read the result, nor a Relu or Clip that has one reader: the layer then stays float.
     """
     weight = layer.weight
     if layer.activation is not None or weight is None or not layer.has_constant_weight or layer.weight_index != 1:
@@ -21,7 +25,17 @@ def becomes_matmul_nbits(graph: QdqGraph, layer: WeightedLayer) -> bool:
     if weight.code_type not in _TYPES or shape is None or len(shape) != 2 or not _is_read_once(graph, weight):
         return False
     is_plain = layer.node.operator == "MatMul" or _is_plain_gemm(graph, layer, columns=shape[1])
-    return is_plain and _has_right_scales(weight, columns=shape[1]) and _is_direct(layer, weight)
+    is_plain = is_plain and _has_right_scales(weight, columns=shape[1]) and _is_direct(layer, weight)
+    return is_plain and not _finds_q(graph, layer)
+
+
+def _finds_q(graph: QdqGraph, layer: WeightedLayer) -> bool:
+    """Whether onnxruntime looks for the form with a Q behind, and does not find that one either."""
+    tail = tail_of(graph, layer)
+    behind = tail.quantizer
+    if behind is None or behind.code_type not in _WIDE:
+        return behind is not None or finds_q_or_bounds(graph, layer, tail)
+    return not all(is_absorbed(graph, node, behind) for node in tail.activations)
 
 
 def _is_read_once(graph: QdqGraph, weight: QdqNode) -> bool:
