@@ -4,8 +4,8 @@ Outputs [n, d, 6]: x1, y1, x2, y2 in pixels, score, class; detections of score 0
 x1, y1, x2, y2, class; rows of zeros are none. That is what detectors with their suppression in the graph put out.
 
 pycocotools matches detections and objects, image by image: that is where the rules are. What it decided is kept of
-the 100
-best detections of each image: class, score, and at which of the ten overlaps (0.50, 0.55 ... 0.95) it found an object.
+the 100 best detections of each image: class, score, and at which of the ten overlaps (0.50, 0.55 ... 0.95) it found an
+object.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy.typing as npt
 
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, draw_bounds, largest_unseen
+from bitswitch_deploy.gate.metrics.average_precision import MeanPrecision, rank
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows, shape_text
 
 KEPT = 100
 _OVERLAPS = 10
-_RECALLS = np.linspace(0.0, 1.0, 101)
 # Changed images whose own part in the drop is computed, evenly spaced over all that changed.
 _PROBED = 500
 _FIELDS = 3  # class, score, overlaps as bits
@@ -53,7 +53,7 @@ class MeanAveragePrecision(Metric):
         return rows.reshape(len(outputs), KEPT * _FIELDS)
 
     def score(self, rows: Rows, labels: Labels | None) -> float:
-        return float(_Precision(rows, _required(labels)).of(np.ones(len(rows))))
+        return float(_precision(rows, labels).of(np.ones((1, len(rows))))[0])
 
     def sample_scores(self, rows: Rows, labels: Labels | None) -> Floats:
         """Objects found, counted over the ten overlaps, [n]."""
@@ -62,21 +62,20 @@ class MeanAveragePrecision(Metric):
 
     def bootstrap(self, before: Rows, now: Rows, labels: Labels | None, *, draws: int, seed: int) -> BootstrapDrop:
         """The drop in data sets of weighted images."""
-        first, second = _Precision(before, _required(labels)), _Precision(now, _required(labels))
-        n, even = len(before), np.ones(len(before))
-        drop = first.of(even) - second.of(even)
+        first, second, n = _precision(before, labels), _precision(now, labels), len(before)
+        classes = first.differing(second)
         changed = np.flatnonzero((before != now).any(axis=1))
-        probed = changed[np.linspace(0, len(changed) - 1, min(len(changed), _PROBED)).astype(np.int64)]
-        changes = np.zeros(len(probed) + n - len(changed))
-        for place, image in enumerate(probed):
-            # with one image twice the mean of n + 1 moves by what that image adds
-            even[image] = 2
-            changes[place] = (n + 1) * (first.of(even) - second.of(even)) - n * drop
-            even[image] = 1
 
         def drops(weights: Floats) -> Floats:
-            return np.array([first.of(each) - second.of(each) for each in weights])
+            return first.of(weights, classes) - second.of(weights, classes)
 
+        drop = float(drops(np.ones((1, n)))[0])
+        probed = changed[np.linspace(0, len(changed) - 1, min(len(changed), _PROBED)).astype(np.int64)]
+        twice = np.ones((len(probed), n))
+        twice[np.arange(len(probed)), probed] = 2.0
+        changes = np.zeros(len(probed) + n - len(changed))
+        # with one image twice the mean of n + 1 moves by what that image adds
+        changes[: len(probed)] = (n + 1) * drops(twice) - n * drop
         low, high = draw_bounds(drops, n, unseen := largest_unseen(changes), draws=draws, seed=seed)
         # between the two is the drop of what was seen
         error = float(((low + high) / 2).std(ddof=1))
@@ -88,46 +87,20 @@ class MeanAveragePrecision(Metric):
         return "", ""
 
 
-class _Precision:
-    """Average precision of kept detections for any weights of the samples, sorted once."""
-
-    def __init__(self, rows: Rows, labels: Labels) -> None:
-        kept = rows.reshape(len(rows), KEPT, _FIELDS)
-        sample, place = np.nonzero(kept[..., 1] > 0)
-        found = kept[sample, place]
-        objects = labels.any(axis=2)
-        image, index = np.nonzero(objects)
-        truth = labels[image, index, 4]
-        self._classes = []
-        for label in np.unique(truth):
-            mine = np.flatnonzero(found[:, 0] == label)
-            order = mine[np.argsort(-found[mine, 1], kind="mergesort")]
-            counts = np.bincount(image[truth == label], minlength=len(rows)).astype(np.float64)
-            self._classes.append((sample[order], _bits(found[order, 2]), counts))
-
-    def of(self, weights: Floats) -> float:
-        """In percent, where sample i counts weights[i] times, [n]."""
-        values = [_average_precision(weights[of], hits, float(weights @ counts)) for of, hits, counts in self._classes]
-        present = [value for value in values if value is not None]
-        return 100.0 * float(np.mean(present)) if present else 0.0
-
-
-def _average_precision(weights: Floats, hits: npt.NDArray[np.bool_], objects: float) -> float | None:
-    """Mean over overlaps of the precision at 101 recalls; None where the class has no object."""
-    if objects == 0:
-        return None
-    if not len(weights):
-        return 0.0
-    true = np.cumsum(weights[:, None] * hits, axis=0)
-    false = np.cumsum(weights[:, None] * ~hits, axis=0)
-    precision = true / (true + false + np.spacing(1))
-    # the best precision at this recall or a higher one
-    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    total = 0.0
-    for column in range(hits.shape[1]):
-        at = np.searchsorted(true[:, column] / objects, _RECALLS, side="left")
-        total += float(envelope[at[at < len(weights)], column].sum())
-    return float(total / (hits.shape[1] * len(_RECALLS)))
+def _precision(rows: Rows, labels: Labels | None) -> MeanPrecision:
+    assert labels is not None
+    kept = rows.reshape(len(rows), KEPT, _FIELDS)
+    image, place = np.nonzero(kept[..., 1] > 0)
+    found = kept[image, place]
+    owner, index = np.nonzero(labels.any(axis=2))
+    classes, truth = np.unique(labels[owner, index, 4], return_inverse=True)
+    objects = np.zeros((len(rows), len(classes)))
+    np.add.at(objects, (owner, truth), 1.0)
+    ranked = []
+    for label in classes:
+        mine = found[:, 0] == label
+        ranked.append(rank(image[mine], found[mine, 1], _bits(found[mine, 2])))
+    return MeanPrecision(ranked=tuple(ranked), objects=objects)
 
 
 def _matched(found: Outputs, truth: Labels) -> npt.NDArray[np.float32]:
@@ -183,11 +156,6 @@ def _fill(coco: Any, boxes: list[tuple[Floats, int, float]], classes: Labels) ->
 def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """The ten overlaps of each detection, [..., 10]."""
     return np.asarray((values.astype(np.int64)[..., None] >> np.arange(_OVERLAPS)) & 1 == 1)
-
-
-def _required(labels: Labels | None) -> Labels:
-    assert labels is not None
-    return labels
 
 
 def _coco_tools() -> tuple[Any, Any]:
