@@ -5,8 +5,14 @@ k] what each sample adds before and t [n, k] now,
 
     drop = value(sum s / n) - value(sum t / n)
 
-and d_i, what sample i adds to the drop, is s_i - t_i for a mean, and the linear part of the same for others. Weights
-v are drawn from Dirichlet(1, ..., 1) over the n samples (Rubin, Annals of Statistics 9, 130-134, 1981) and one more:
+and d_i, what sample i adds to the drop, is s_i - t_i for a mean. In general it is what the drop loses without sample i
+(the pseudo-values of the jackknife: Quenouille, Biometrika 43, 353-360, 1956): for a ratio that only one sample has,
+such as the IoU of a class in one image, any weight of that sample gives the same, but without it the ratio is gone.
+
+    d_i = n * drop - (n - 1) * (drop of the others)
+
+Weights v are drawn from Dirichlet(1, ..., 1) over the n samples (Rubin, Annals of Statistics 9, 130-134, 1981) and one
+more:
 
     low  = (1 - v_n) * (drop of the weighted samples) - v_n * unseen
     high = (1 - v_n) * (drop of the weighted samples) + v_n * unseen
@@ -34,13 +40,12 @@ Floats = npt.NDArray[np.float64]
 # Sums per sample, [..., k] -> [...]: the metric of each row of mean sums.
 Value = Callable[[Floats], Floats]
 
-# Below, the samples say nothing of their own spread.
+# Below, nothing is concluded: a guess at the number that would do is all that the spread of so few is good for.
 MIN_SAMPLES = 30
 # Fits the caches.
 _BLOCK_CELLS = 1 << 18
-_STEP = 1e-4
-# What rounding leaves of a difference of equal sums is no change.
-_ROUNDING = 1e-12
+# What rounding leaves of a difference of equal sums, in parts of the sum over all samples, is no change.
+_ROUNDING = 1e-14
 _EQUAL = 1e-9
 _DOUBT = 20.0
 
@@ -82,27 +87,39 @@ def bootstrap_drop(
     largest: the most that one sample can add to the drop, 0 where it is not known.
 
     Raises:
-        ValueError: shapes that differ, or fewer than MIN_SAMPLES samples.
+        ValueError: shapes that differ, or no samples.
     """
     s, t = np.asarray(before, np.float64), np.asarray(now, np.float64)
-    if s.shape != t.shape or s.ndim != 2 or len(s) < MIN_SAMPLES:
-        raise ValueError(f"paired samples [n, k] with n of {MIN_SAMPLES} or more are needed: {s.shape}, {t.shape}")
+    if s.shape != t.shape or s.ndim != 2 or not len(s):
+        raise ValueError(f"paired samples [n, k] are needed: {s.shape}, {t.shape}")
     n = len(s)
-    levels = [float(value(rows.mean(axis=0))) for rows in (s, t)]
-    drop = levels[0] - levels[1]
-    changes = drop + (s - s.mean(axis=0)) @ _gradient(value, s.mean(axis=0))
-    changes -= (t - t.mean(axis=0)) @ _gradient(value, t.mean(axis=0))
-    changes[np.abs(changes) <= _ROUNDING * max(1.0, abs(levels[0]))] = 0.0
-
+    level, others = _levels(s, value)
+    level_now, others_now = _levels(t, value)
+    drop = level - level_now
+    changes = pseudo_values(drop, others - others_now, n)
+    changes[np.abs(changes) <= _ROUNDING * n * max(1.0, abs(level))] = 0.0
     if not changes.any():
+        if not largest:
+            return no_drop(draws)
         drop, t = 0.0, s
 
     def drops(weights: Floats) -> Floats:
         return value(weights @ s) - value(weights @ t)
 
     low, high = draw_bounds(drops, n, unseen := largest or largest_unseen(changes), draws=draws, seed=seed)
-    error = float(changes.std(ddof=1) / np.sqrt(n))
+    error = float(changes.std(ddof=min(1, n - 1)) / np.sqrt(n))
     return BootstrapDrop(drop=drop, standard_error=error, unseen=unseen, low=low, high=high)
+
+
+def no_drop(draws: int) -> BootstrapDrop:
+    """What is left to say where nothing changed and no bound is known."""
+    nothing = np.zeros(draws)
+    return BootstrapDrop(drop=0.0, standard_error=0.0, unseen=0.0, low=nothing, high=nothing)
+
+
+def pseudo_values(drop: float, others: Floats, n: int) -> Floats:
+    """What samples of n add to a drop, [p]. others: the drop without each of them, [p]."""
+    return n * drop - (n - 1) * others
 
 
 def draw_bounds(
@@ -142,8 +159,7 @@ def _draw_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
         yield weights / weights.sum(axis=1, keepdims=True)
 
 
-def _gradient(value: Value, at: Floats) -> Floats:
-    """Derivative of `value` at mean sums [k], by central differences."""
-    steps = np.diag(np.maximum(np.abs(at), 1e-9) * _STEP)
-    difference = value(at + steps) - value(at - steps)
-    return np.asarray(difference / (2 * np.diag(steps)))
+def _levels(sums: Floats, value: Value) -> tuple[float, Floats]:
+    """The metric of what samples add, [n, k], and without each of them, [n]."""
+    n, total = len(sums), sums.sum(axis=0)
+    return float(value(total / n)), np.asarray(value((total - sums) / max(n - 1, 1)))

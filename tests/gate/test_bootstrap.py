@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from bitswitch_deploy.gate.bootstrap import MIN_SAMPLES, BootstrapDrop, bootstrap_drop, largest_unseen
+from bitswitch_deploy.gate.bootstrap import BootstrapDrop, bootstrap_drop, largest_unseen
 from bitswitch_deploy.gate.metrics.classification import TopK
 from bitswitch_deploy.gate.metrics.segmentation import MeanIou
 from tests.gate.simulated import HISTORIES, few, most_alarms, skewed_drops
@@ -56,7 +56,8 @@ def test_equal_arguments_give_equal_results_and_other_seeds_nearly() -> None:
     assert other.p_value_of_drop(0.0) == pytest.approx(first.p_value_of_drop(0.0), abs=0.05)
 
 
-def test_outcomes_that_did_not_change_leave_nothing_to_chance() -> None:
+def test_outcomes_that_did_not_change_leave_nothing_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitswitch_deploy.gate.bootstrap.draw_bounds", None)
     rows = np.random.default_rng(2).normal(size=(100, 1))
     for now in (rows, rows * (1 + 1e-15)):
         same = bootstrap_drop(rows, now, TopK(1).value, draws=99, seed=0)
@@ -77,10 +78,33 @@ def test_what_may_be_missed_grows_with_the_change_and_shrinks_with_the_number_th
     assert largest_unseen(np.float64(3.0) + 1e-15 * np.arange(50.0)) == pytest.approx(3.0 * 21)
 
 
-def test_too_few_samples_are_refused() -> None:
-    rows = np.zeros((MIN_SAMPLES - 1, 1))
-    with pytest.raises(ValueError, match="30 or more"):
-        bootstrap_drop(rows, rows, TopK(1).value, draws=9, seed=0)
+def test_what_a_sample_adds_to_a_mean_is_its_own_drop_however_few_there_are() -> None:
+    drops = skewed_drops(np.random.default_rng(3), 5, mean=1.0)
+    assert _drop(drops).standard_error == pytest.approx(drops.std(ddof=1) / 5**0.5)
+    assert _drop(drops).unseen == pytest.approx(largest_unseen(drops))
+    single = _drop(drops[:1])
+    assert (single.standard_error, single.unseen) == pytest.approx((0.0, 21 * abs(drops[0])))
+
+
+def test_samples_that_are_no_pairs_are_refused() -> None:
+    for before, now in ((np.zeros((5, 1)), np.zeros((4, 1))), (np.zeros((0, 1)), np.zeros((0, 1)))):
+        with pytest.raises(ValueError, match=r"paired samples \[n, k\] are needed"):
+            bootstrap_drop(before, now, TopK(1).value, draws=9, seed=0)
+
+
+def test_a_class_that_one_image_has_adds_what_it_is_worth() -> None:
+    """Whatever that image weighs, intersection / union of the class is the same; without the image it is gone."""
+    hits, union = np.full((40, 2), 50.0), np.full((40, 2), 100.0)
+    hits[1:, 1] = union[1:, 1] = 0
+    now = hits.copy()
+    now[0, 1] = 40
+    rows = [np.hstack((each, union)) for each in (hits, now)]
+    result = bootstrap_drop(rows[0], rows[1], MeanIou().value, draws=99, seed=0)
+    # 10 points of one of two classes, made up by one image of 40
+    assert result.drop == pytest.approx(5.0)
+    assert result.unseen == pytest.approx(40 * 5.0 * 21)
+    assert result.standard_error == pytest.approx((40 * 5.0 - 5.0) / 40)
+    assert result.p_value_of_drop(0.0) > 0.05
 
 
 # Drops of mean 0. Skewed to gains: most samples lose a little, few gain much; where these are missed it looks like a
@@ -144,6 +168,24 @@ def test_a_thousand_histories_of_a_ratio_alarm_seldom(share: float) -> None:
         s, t = (np.hstack((hits, union)) for hits in (before, now))
         alarms += bootstrap_drop(s, t, metric.value, draws=DRAWS, seed=seed).p_value_of_drop(0.0) <= 0.05
     assert alarms <= 0.05 * HISTORIES
+
+
+@pytest.mark.parametrize("images", [1, 2], ids=["one image", "two images"])
+def test_a_thousand_histories_with_classes_of_few_images_alarm_seldom(images: int) -> None:
+    metric, n, classes, rare = MeanIou(), 60, 10, 5
+    alarms = cleared = 0
+    for seed in range(HISTORIES):
+        rng = np.random.default_rng(seed)
+        union = rng.integers(200, 2000, (n, classes)) * (rng.random((n, classes)) < 0.5)
+        union[:, :rare] = 0
+        for label in range(rare):
+            union[rng.choice(n, images, replace=False), label] = 1000
+        shares = (np.clip(rng.normal(0.7, 0.1, (n, classes)), 0, 1) for _ in range(2))
+        s, t = (np.hstack((np.round(union * share), union)) for share in shares)
+        result = bootstrap_drop(s, t, metric.value, draws=DRAWS, seed=seed)
+        alarms += result.p_value_of_drop(0.0) <= 0.05
+        cleared += result.p_value_of_exclusion(0.0) <= 0.05
+    assert max(alarms, cleared) <= 0.05 * HISTORIES
 
 
 def test_the_error_of_a_ratio_is_that_of_repeated_data_sets() -> None:

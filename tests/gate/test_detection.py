@@ -127,6 +127,33 @@ def test_histories_without_a_drop_alarm_seldom_and_a_large_drop_is_found(share: 
     assert found >= 0.9 * few
 
 
+def test_histories_with_classes_of_one_image_alarm_seldom() -> None:
+    metric, histories, n = MeanAveragePrecision(), 100, 60
+    alarms = cleared = 0
+    for seed in range(histories):
+        rng = np.random.default_rng(seed)
+        labels = np.zeros((n, 3, 5), np.int64)
+        labels[:, :, 2:4], labels[:, :, 4] = 9, rng.integers(3, size=(n, 3))
+        for image, label in zip(rng.choice(n, 5, replace=False), range(3, 8)):
+            labels[image, 0, 4] = label
+        before, now = (_outcomes(rng, labels, found=0.9) for _ in range(2))
+        same = metric.bootstrap(before, now, labels, draws=59, seed=seed)
+        alarms += same.p_value_of_drop(0.0) <= 0.05
+        cleared += same.p_value_of_exclusion(0.0) <= 0.05
+    assert max(alarms, cleared) <= 0.05 * histories
+
+
+def test_outcomes_that_did_not_change_are_judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, labels = _scene(3, 40, noise=4.0)
+    metric = MeanAveragePrecision()
+    rows = metric.measure(found, labels, None)
+    monkeypatch.setattr("bitswitch_deploy.gate.metrics.detection.draw_bounds", None)
+    same = metric.bootstrap(rows, rows, labels, draws=60, seed=0)
+    assert (same.drop, same.standard_error, same.unseen) == (0.0, 0.0, 0.0)
+    assert not same.low.any()
+    assert same.low.shape == same.high.shape == (60,)
+
+
 def test_nothing_found_and_nothing_there() -> None:
     metric = MeanAveragePrecision()
     found, labels = np.zeros((3, 4, 6), np.float32), np.zeros((3, 2, 5), np.int64)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import UnavailableError
-from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, draw_bounds, largest_unseen
+from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, draw_bounds, largest_unseen, no_drop, pseudo_values
 from bitswitch_deploy.gate.metrics.average_precision import MeanPrecision, rank
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows, shape_text
 
@@ -64,6 +64,8 @@ class MeanAveragePrecision(Metric):
         """The drop in data sets of weighted images."""
         first, second, n = _precision(before, labels), _precision(now, labels), len(before)
         classes = first.differing(second)
+        if not classes:
+            return no_drop(draws)
         changed = np.flatnonzero((before != now).any(axis=1))
 
         def drops(weights: Floats) -> Floats:
@@ -71,11 +73,10 @@ class MeanAveragePrecision(Metric):
 
         drop = float(drops(np.ones((1, n)))[0])
         probed = changed[np.linspace(0, len(changed) - 1, min(len(changed), _PROBED)).astype(np.int64)]
-        twice = np.ones((len(probed), n))
-        twice[np.arange(len(probed)), probed] = 2.0
+        without = np.ones((len(probed), n))
+        without[np.arange(len(probed)), probed] = 0.0
         changes = np.zeros(len(probed) + n - len(changed))
-        # with one image twice the mean of n + 1 moves by what that image adds
-        changes[: len(probed)] = (n + 1) * drops(twice) - n * drop
+        changes[: len(probed)] = pseudo_values(drop, drops(without), n)
         low, high = draw_bounds(drops, n, unseen := largest_unseen(changes), draws=draws, seed=seed)
         # between the two is the drop of what was seen
         error = float(((low + high) / 2).std(ddof=1))
