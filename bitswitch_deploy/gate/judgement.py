@@ -52,6 +52,7 @@ class Evidence:
     lost, gained: samples that were right and are wrong now, and the other way; of other outcomes, worse and better.
     p_drop: of H0 "the drop is at most max_drop", uncorrected. p_excluded: of H0 "at least max_drop + effect".
     spread: standard deviation of what one sample adds to the drop. unseen: how much one that was not seen may add.
+    Of fewer than MIN_SAMPLES other outcomes nothing is shown; spread and unseen still tell about how many would do.
     method: `McNemar`, `score test` or `bootstrap`.
     """
 
@@ -189,9 +190,10 @@ def _weigh_bits(before: Rows, now: Rows, limits: Limits) -> Evidence:
 def _weigh_rows(metric: Metric, before: Rows, now: Rows, labels: Labels | None, limits: Limits, cases: int) -> Evidence:
     n = len(before)
     draws = max(_MIN_DRAWS, math.ceil(_DRAWS_AT_LEVEL * cases / limits.alpha))
-    result = metric.bootstrap(before, now, labels, draws=draws, seed=_SEED) if n >= MIN_SAMPLES else None
+    result = metric.bootstrap(before, now, labels, draws=draws, seed=_SEED)
+    is_enough = n >= MIN_SAMPLES
     values = [metric.score(rows, labels) for rows in (before, now)]
-    lower, upper = result.interval(limits.alpha) if result else (-math.inf, math.inf)
+    lower, upper = result.interval(limits.alpha) if is_enough else (-math.inf, math.inf)
     single = [metric.sample_scores(rows, labels) for rows in (before, now)]
     return Evidence(
         before=values[0],
@@ -202,9 +204,9 @@ def _weigh_rows(metric: Metric, before: Rows, now: Rows, labels: Labels | None, 
         n=n,
         lost=int((single[1] < single[0]).sum()),
         gained=int((single[1] > single[0]).sum()),
-        p_drop=result.p_value_of_drop(limits.max_drop) if result else 1.0,
-        p_excluded=result.p_value_of_exclusion(limits.max_drop + limits.effect) if result else 1.0,
-        spread=result.standard_error * math.sqrt(n) if result else 0.0,
-        unseen=result.unseen if result else 0.0,
+        p_drop=result.p_value_of_drop(limits.max_drop) if is_enough else 1.0,
+        p_excluded=result.p_value_of_exclusion(limits.max_drop + limits.effect) if is_enough else 1.0,
+        spread=result.standard_error * math.sqrt(n),
+        unseen=result.unseen,
         method="bootstrap",
     )

@@ -120,8 +120,22 @@ def test_real_valued_outcomes_are_bootstrapped() -> None:
     assert (evidence.method, evidence.lost, evidence.gained) == ("bootstrap", 500, 0)
     assert evidence.drop == pytest.approx(1.0, abs=0.1)
     assert judge([evidence], LIMITS)[0].verdict == "regressed"
-    (few,) = judge([weigh(Cosine(), before[:9], fallen[:9], None, LIMITS, cases=1)], LIMITS)
-    assert (few.verdict, few.needed) == ("too few samples to tell", 30)
+
+
+@pytest.mark.parametrize("n", [1, 5, 29])
+def test_what_few_samples_need_is_what_many_like_them_need(n: int) -> None:
+    drops = np.tile(np.array([[0.1], [-0.1], [0.2], [-0.2], [0.0]]), (100, 1))
+    many = weigh(Cosine(), drops, np.zeros_like(drops), None, LIMITS, cases=1)
+    few = weigh(Cosine(), drops[:n], np.zeros((n, 1)), None, LIMITS, cases=1)
+    assert (few.p_drop, few.p_excluded, few.lower, few.upper) == (1.0, 1.0, -np.inf, np.inf)
+    (judgement,) = judge([few], LIMITS)
+    assert judgement.verdict == "too few samples to tell"
+    assert judgement.needed == pytest.approx(samples_needed(many, LIMITS, cases=1), rel=0.9 if n == 1 else 0.6)
+
+
+def test_of_few_samples_none_of_which_changed_thirty_are_asked_for() -> None:
+    rows = np.ones((9, 1))
+    assert judge([weigh(Cosine(), rows, rows, None, LIMITS, cases=1)], LIMITS)[0].needed == 30
 
 
 @pytest.mark.parametrize("pilot", [(3, 3, 300), (0, 0, 100)])
