@@ -81,8 +81,23 @@ def test_mean_iou_sums_over_samples_before_it_divides() -> None:
     # class 0: 2 of 3; class 1: 2 of 3; class 2 is in neither
     assert rows.tolist() == [[1, 2, 0, 2, 3, 0], [1, 0, 0, 1, 0, 0]]
     assert value == pytest.approx(100 * 2 / 3)
+    assert metric.degenerate(rows, labels, NAMED) == ""
     rows[:, 1] = 0
     assert metric.degenerate(rows, labels, NAMED) == "class 1 (dog) is never predicted rightly"
+
+
+def test_a_class_that_no_label_has_is_no_part_of_mean_iou() -> None:
+    labels = np.array([[[0, 0], [1, 1]], [[0, 0], [1, 255]]])
+    choice = np.where(labels == 255, 1, labels)
+    choice[0, 0, 0] = 2
+    metric, rows, value = _measure("miou", np.eye(3)[choice].transpose(0, 3, 1, 2), labels)
+    # its pixel is missing in class 0, of which 3 of 4 are left, and that is all that it costs
+    assert value == pytest.approx(100 * (3 / 4 + 1) / 2)
+    assert metric.degenerate(rows, labels, NAMED) == ""
+    same = metric.bootstrap(
+        np.tile(rows, (20, 1)), np.tile(rows, (20, 1)), np.tile(labels, (20, 1, 1)), draws=9, seed=0
+    )
+    assert (same.drop, same.unseen) == (0.0, 0.0)
 
 
 def test_perplexity_is_on_a_scale_of_percent() -> None:

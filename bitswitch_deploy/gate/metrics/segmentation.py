@@ -14,8 +14,10 @@ IGNORED = 255
 class MeanIou(Metric):
     """Mean over classes of intersection / union, summed over all samples, in percent.
 
-    Kept of each sample: pixels of intersection and of union for each class. Classes that neither labels nor predictions
-    have are left out of the mean. Label 255 is ignored where the network has no such class.
+    Kept of each sample: pixels of intersection and of union for each class. The classes of the mean are those that the
+    labels of the data set have, a fact of the data set: a pixel of another class that is predicted is missing in the
+    intersection of its own, and no class falls from nothing to 0 by it. Label 255 is ignored where the network has no
+    such class.
     """
 
     name = "miou"
@@ -29,6 +31,11 @@ class MeanIou(Metric):
         counts = [_counts(mine, true, classes) for mine, true in zip(choice, truth)]
         return np.stack(counts).astype(np.uint32)
 
+    def rows_for(self, rows: Rows, labels: Labels | None) -> Floats:
+        """Intersections, then unions, of the classes that labels have, [n, 2 * present]."""
+        present = _present(labels, rows.shape[1] // 2)
+        return np.asarray(rows[:, np.concatenate((present, present + rows.shape[1] // 2))], np.float64)
+
     def value(self, means: Floats) -> Floats:
         intersection, union = np.split(means, 2, axis=-1)
         seen = union > 0
@@ -36,8 +43,8 @@ class MeanIou(Metric):
         return np.asarray(100.0 * ratio.sum(axis=-1) / np.maximum(seen.sum(axis=-1), 1))
 
     def degenerate(self, rows: Rows, labels: Labels | None, context: MetricContext) -> str:
-        intersection, union = np.split(rows.sum(axis=0), 2)
-        lost = np.flatnonzero((union > 0) & (intersection == 0))
+        present = _present(labels, rows.shape[1] // 2)
+        lost = present[rows.sum(axis=0)[present] == 0]
         if not lost.size:
             return ""
         return f"class {', '.join(context.class_name(int(index)) for index in lost[:5])} is never predicted rightly"
@@ -52,6 +59,17 @@ class MeanIou(Metric):
             if wrong.size
             else ("", "")
         )
+
+
+def _present(labels: Labels | None, classes: int) -> Labels:
+    """The classes that labels [n, ...] have, in order."""
+    assert labels is not None
+    has = np.zeros(classes, np.bool_)
+    for truth in labels:
+        has[truth[truth < classes]] = True
+        if has.all():
+            break
+    return np.flatnonzero(has)
 
 
 def _counts(choice: Labels, truth: Labels, classes: int) -> Labels:
