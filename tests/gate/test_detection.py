@@ -12,6 +12,7 @@ import pytest
 
 from bitswitch_deploy.errors import DataError, UnavailableError
 from bitswitch_deploy.gate.metrics.detection import KEPT, MeanAveragePrecision
+from bitswitch_deploy.gate.metrics.metric import MetricContext
 
 pytest.importorskip("pycocotools", reason="extra `coco` is not installed")
 Array = np.ndarray[Any, Any]
@@ -93,6 +94,19 @@ def test_a_drawn_data_set_is_the_data_set_with_copies() -> None:
     assert metric.sample_scores(before, labels).sum() > metric.sample_scores(now, labels).sum()
 
 
+def test_of_more_than_a_hundred_detections_the_best_of_all_classes_count() -> None:
+    found, labels = _scene(4, 20, noise=4.0)
+    more = np.concatenate((found, *(_scene(seed, 20, noise=25.0)[0] for seed in range(5, 19))), axis=1)
+    more[..., 4] *= 1 - 1e-6 * np.arange(more.shape[1])  # none are equal
+    more[(more[..., 2:4] <= more[..., :2]).any(axis=2)] = 0  # boxes without an area would count for nothing
+    best = np.take_along_axis(more, np.argsort(-more[..., 4], axis=1)[:, :KEPT, None], axis=1)
+    assert ((more[..., 4] > 0).sum(axis=1) > KEPT).any()
+    metric = MeanAveragePrecision()
+    score = metric.score(metric.measure(more, labels, None), labels)
+    assert score == pytest.approx(_official(best, labels), abs=1e-9)
+    assert score != pytest.approx(_official(more, labels), abs=1e-3)
+
+
 def _outcomes(rng: np.random.Generator, labels: Array, *, found: float) -> Array:
     """Rows as `measure` keeps them: each object is found with this probability up to a random overlap, a false one now
     and then."""
@@ -152,6 +166,20 @@ def test_outcomes_that_did_not_change_are_judged_at_once(monkeypatch: pytest.Mon
     assert (same.drop, same.standard_error, same.unseen) == (0.0, 0.0, 0.0)
     assert not same.low.any()
     assert same.low.shape == same.high.shape == (60,)
+
+
+@pytest.mark.parametrize("mistake", ["units", "classes"])
+def test_a_baseline_that_finds_nothing_says_what_may_be_wrong(mistake: str) -> None:
+    found, labels = _scene(0, 40, noise=2.0)
+    metric = MeanAveragePrecision()
+    assert metric.degenerate(metric.measure(found, labels, None), labels, MetricContext()) == ""
+    if mistake == "units":
+        found[..., :4] /= 640
+    else:
+        found[..., 5] += 3
+    rows = metric.measure(found, labels, None)
+    assert metric.score(rows, labels) == 0.0
+    assert "no object is found: boxes may be in other units" in metric.degenerate(rows, labels, MetricContext())
 
 
 def test_nothing_found_and_nothing_there() -> None:

@@ -100,6 +100,13 @@ def test_a_class_that_no_label_has_is_no_part_of_mean_iou() -> None:
     assert (same.drop, same.unseen) == (0.0, 0.0)
 
 
+def test_labels_that_judge_nothing_are_no_baseline() -> None:
+    labels = np.full((2, 2, 2), 255)
+    metric, rows, value = _measure("miou", np.zeros((2, 3, 2, 2)), labels)
+    assert value == 0.0
+    assert metric.degenerate(rows, labels, NAMED) == "no position is judged: every label is 255"
+
+
 def test_perplexity_is_on_a_scale_of_percent() -> None:
     vocabulary = 7
     _, _, uniform = _measure("perplexity", np.zeros((2, 3, vocabulary)), np.zeros((2, 3)))

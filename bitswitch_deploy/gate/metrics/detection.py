@@ -5,7 +5,8 @@ x1, y1, x2, y2, class; rows of zeros are none. That is what detectors with their
 
 pycocotools matches detections and objects, image by image: that is where the rules are. What it decided is kept of
 the 100 best detections of each image: class, score, and at which of the ten overlaps (0.50, 0.55 ... 0.95) it found an
-object.
+object. The 100 are those of all classes together, as detectors put them out; pycocotools takes 100 of each class, and
+says something else where a network puts out more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.gate.bootstrap import BootstrapDrop, Floats, draw_bounds, largest_unseen, no_drop, pseudo_values
 from bitswitch_deploy.gate.metrics.average_precision import MeanPrecision, rank
-from bitswitch_deploy.gate.metrics.metric import Labels, Metric, Outputs, Rows, shape_text
+from bitswitch_deploy.gate.metrics.metric import Labels, Metric, MetricContext, Outputs, Rows, shape_text
 
 KEPT = 100
 _OVERLAPS = 10
@@ -32,7 +33,7 @@ _PRINTING = Lock()
 
 
 class MeanAveragePrecision(Metric):
-    """AP@[.50:.95] over all areas, at most 100 detections an image, in percent.
+    """AP@[.50:.95] over all areas, of the 100 best detections of each image, in percent.
 
     Raises:
         UnavailableError: pycocotools is not installed.
@@ -81,6 +82,12 @@ class MeanAveragePrecision(Metric):
         # between the two is the drop of what was seen
         error = float(((low + high) / 2).std(ddof=1))
         return BootstrapDrop(drop=drop, standard_error=error, unseen=unseen, low=low, high=high)
+
+    def degenerate(self, rows: Rows, labels: Labels | None, context: MetricContext) -> str:
+        if self.sample_scores(rows, labels).any():
+            return ""
+        why = "boxes may be in other units, classes counted from 1, or labels those of another data set"
+        return f"no object is found: {why}"
 
     def _misfit(self, outputs: Outputs, labels: Labels | None) -> tuple[str, str]:
         if outputs.ndim != 3 or outputs.shape[2] != 6 or labels is None or labels.ndim != 3 or labels.shape[2] != 5:

@@ -44,6 +44,8 @@ class MeanIou(Metric):
 
     def degenerate(self, rows: Rows, labels: Labels | None, context: MetricContext) -> str:
         present = _present(labels, rows.shape[1] // 2)
+        if not present.size:
+            return f"no position is judged: every label is {IGNORED}"
         lost = present[rows.sum(axis=0)[present] == 0]
         if not lost.size:
             return ""
