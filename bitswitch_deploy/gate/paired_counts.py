@@ -42,6 +42,8 @@ _MANY = 10**6
 MAX_SAMPLES = 10**9
 # Shares of gained samples that the exact test tries: from a hundredth of a sample on, twice as many as this.
 _LEAST_CHANGES, _GAINS = 0.01, 50
+# Of so many numbers of lost samples one is looked at alone.
+_FAR = 32
 
 
 def p_value_of_drop(lost: int, gained: int, n: int, *, margin: float) -> float:
@@ -63,7 +65,7 @@ def critical_score(n: int, *, margin: float, alpha: float) -> float:
     low, high = 0.0, _MOST_SCORE
     while high - low > _SCORE_TOL:
         middle = (low + high) / 2
-        low, high = (low, middle) if _probability(middle, n, margin) <= alpha else (middle, high)
+        low, high = (low, middle) if _probability(middle, n, margin, enough=alpha) <= alpha else (middle, high)
     return high
 
 
@@ -134,25 +136,39 @@ def _score(lost: Any, gained: Any, n: int, margin: float) -> Any:
         return np.where(drawn == 0, 0.0, drawn / np.sqrt(np.maximum(variance, 0)))
 
 
-def _probability(score: float, n: int, margin: float) -> float:
-    """Of a score like this or a higher one where the drop is `margin`, at the share of gained samples that has most."""
-    most, highest = _most_gained(np.arange(n + 1.0), n, margin, score), 0.0
-    edge = (1 - margin) / 2
+def _probability(score: float, n: int, margin: float, *, enough: float = 1.0) -> float:
+    """Of a score like this or a higher one where the drop is `margin`, at the share of gained samples that has most.
+
+    enough: no larger one is looked for than one above this.
+    """
+    edge, highest = (1 - margin) / 2, 0.0
+    most = _most_gained(np.arange(_likely(n, edge + margin)[-1] + 1), n, margin, score)
     for gain in (*np.linspace(0, edge, _GAINS), *np.geomspace(_LEAST_CHANGES / n, edge / _GAINS, _GAINS)):
         loss = gain + margin
         lost = _likely(n, loss)
         below = binom.cdf(most[lost.astype(np.int64)], n - lost, min(1.0, gain / (1 - loss)))
         highest = max(highest, float(binom.pmf(lost, n, loss) @ below))
+        if highest > enough:
+            break
     return min(1.0, highest)
 
 
 def _most_gained(lost: Floats, n: int, margin: float, score: float) -> Floats:
     """For each number of lost samples the largest one of gained with this score or a higher one; -1 where none has."""
+
+    def reaches(some_lost: Floats, gained: Floats) -> npt.NDArray[np.bool_]:
+        return np.asarray(_score(some_lost, np.maximum(gained, 0), n, margin) >= score - _SAME_SCORE)
+
     low, high = np.full(lost.shape, -1.0), n - lost
-    while (is_open := low < high).any():
-        middle = np.ceil((low + high) / 2)
-        reaches = _score(lost, np.maximum(middle, 0), n, margin) >= score - _SAME_SCORE
-        low, high = np.where(is_open & reaches, middle, low), np.where(is_open & ~reaches, middle - 1, high)
+    if lost.size > _FAR:
+        # the bound is smooth: a guess between others is off by one, and where it is not both ends stay as they are
+        guess = np.interp(lost, lost[::_FAR], _most_gained(lost[::_FAR], n, margin, score))
+        below, above = np.clip(np.floor(guess) - 1, -1, high), np.clip(np.ceil(guess) + 1, 0, high)
+        low, high = np.where(reaches(lost, below), below, low), np.where(reaches(lost, above), high, above - 1)
+    while (is_open := np.flatnonzero(low < high)).size:
+        middle = np.ceil((low[is_open] + high[is_open]) / 2)
+        does = reaches(lost[is_open], middle)
+        low[is_open], high[is_open] = np.where(does, middle, low[is_open]), np.where(does, high[is_open], middle - 1)
     return low
 
 

@@ -8,6 +8,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, binomtest, norm
 
 from bitswitch_deploy.gate.paired_counts import (
+    _most_gained,
+    _score,
     critical_score,
     drop_interval,
     p_value_of_drop,
@@ -87,6 +89,17 @@ def test_the_critical_score_is_that_of_the_p_value() -> None:
     for lost in range(2, 30):
         is_shown = p_value_of_drop(lost, 3, 300, margin=0.01) <= 0.05
         assert is_shown == (_scores(lost, 3, 300, 0.01) >= critical), lost
+
+
+@pytest.mark.parametrize(
+    ("n", "margin", "score"), [(31, 0.05, 1.6), (4000, 0.001, 2.3), (4000, 0.6, -1.0), (90, 0.9, 7)]
+)
+def test_no_more_gained_samples_have_the_score_than_are_said_to(n: int, margin: float, score: float) -> None:
+    lost = np.arange(n + 1.0)
+    most = _most_gained(lost, n, margin, score)
+    has, beyond = (_score(lost, np.maximum(each, 0), n, margin) >= score for each in (most, most + 1))
+    assert has[most >= 0].all()
+    assert not beyond[most < n - lost].any()
 
 
 @pytest.mark.parametrize("n", [100, 600, 3000])
