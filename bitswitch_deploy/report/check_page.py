@@ -50,8 +50,8 @@ def print_check(result: CheckResult, page: Page) -> None:
 
 def _legend(result: CheckResult) -> Iterable[tuple[str, str]]:
     confidence = 100 * (1 - 2 * result.limits.alpha)
-    yield "between", f"the drop is in there with {confidence:g} % confidence, each case for itself"
-    yield "p", "of no drop beyond max_drop, by Holm's rule over all cases"
+    yield "between", f"the drop is in there with {confidence:g} % confidence, each case for itself, approximately"
+    yield "p", "of no drop beyond max_drop, by Holm's rule over all cases; the verdict goes by p"
 
 
 def headline(result: CheckResult) -> str:

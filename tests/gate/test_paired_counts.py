@@ -113,6 +113,17 @@ def test_no_share_of_changes_makes_false_clearances_more_frequent_than_the_level
         assert weight[p_value_of_exclusion(lost, gained, n, bound=limit) <= alpha].sum() <= alpha
 
 
+@pytest.mark.parametrize("n", [30, 100, 600])
+@pytest.mark.parametrize("limit", [0.005, 0.05, 0.3])
+def test_the_level_of_a_clearance_is_passed_by_little_where_all_samples_change(n: int, limit: float) -> None:
+    most = []
+    for changed in (*np.linspace(limit, 0.95, 20), 0.98, 1.0):
+        lost, gained, weight = _tables(n, (changed + limit) / 2, (changed - limit) / 2)
+        most.append(weight[p_value_of_exclusion(lost, gained, n, bound=limit) <= 0.05].sum())
+    assert max(most[:-2]) <= 0.05
+    assert max(most) <= 0.06
+
+
 def test_the_interval_is_where_the_test_does_not_reject() -> None:
     lower, upper = drop_interval(12, 5, 600, alpha=0.05)
     assert lower < 7 / 600 < upper

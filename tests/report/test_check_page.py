@@ -24,6 +24,7 @@ def test_one_line_for_each_case() -> None:
     assert rows[0] == ["x86-cpu", "w8", "90.00", "87.50", "+2.50", "+1.50..+3.50", "0.03", "regressed"]
     assert [row[1] for row in rows] == ["w8", "w4", "w2"]
     assert "90 % confidence" in text
+    assert "the verdict goes by p" in text
     assert "about 4,321 samples would tell; there are 1,000" in text
     assert "in the baseline and not checked: net x86-cpu w6" in text
     assert "3,000 of 3,000 outcomes were known" in text

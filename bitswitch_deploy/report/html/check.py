@@ -69,9 +69,9 @@ def _verdicts(result: CheckResult, judged: list[_Judged]) -> tuple[Block, ...]:
         rows=tuple(_verdict(*each) for each in judged),
     )
     legend = (
-        f"From, to: the drop is in there with {100 * (1 - 2 * limits.alpha):g} % confidence, each case for itself. "
-        "p: of no drop beyond what may be lost, by Holm's rule over all cases. Would tell: about so many samples, "
-        "- where the verdict stands."
+        f"From, to: the drop is in there with {100 * (1 - 2 * limits.alpha):g} % confidence, each case for itself, "
+        "approximately. p: of no drop beyond what may be lost, by Holm's rule over all cases; the verdict goes by p. "
+        "Would tell: about so many samples, - where the verdict stands."
     )
     return (*chart, table, Paragraph(text=legend, dim=True))
 
