@@ -25,7 +25,7 @@ from bitswitch_deploy.errors import CheckFailedError, DataError
 
 Outputs = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.integer[Any]]
-# of a position of a dense output that is not judged, where it is no class
+# the label of positions of a dense output that nobody judged, as in Cityscapes and VOC, where it is no class
 IGNORED = 255
 
 

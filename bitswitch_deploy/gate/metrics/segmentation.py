@@ -6,9 +6,7 @@ import numpy as np
 
 from bitswitch_deploy.gate.bootstrap import Floats
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, MetricContext, Outputs, Rows, shape_text
-
-# The label of positions that nobody judged, as in Cityscapes and VOC; below it, labels are classes.
-IGNORED = 255
+from bitswitch_deploy.validation.metrics import IGNORED
 
 
 class MeanIou(Metric):
