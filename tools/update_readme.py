@@ -1,6 +1,6 @@
 """Put into the README what commands printed and measured, so that no figure there is typed by hand.
 
-python tools/update_readme.py            # runs the demo, and takes latencies from tools/bench/latency.json
+python tools/update_readme.py            # runs the demo, and takes latencies from tools/bench/latency*.json
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tools.bench.latency_chart import alt_text, chart, table
+from tools.bench.latency_chart import alt_text, chart, ranges, table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DEMO, LATENCY = (f"<!-- {what}: tools/update_readme.py -->" for what in ("demo output", "latency"))
+_MARKS = ("demo output", "latency", "latency elsewhere")
+DEMO, LATENCY, ELSEWHERE = (f"<!-- {what}: tools/update_readme.py -->" for what in _MARKS)
 MEASURED, CHART = "tools/bench/latency.json", "tools/bench/latency.svg"
+MEASURED_ELSEWHERE = "tools/bench/latency-epyc.json"
 PACKAGES = ("onnxruntime", "onnx", "numpy")
 
 
@@ -27,7 +29,9 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     text = replaced(text, DEMO, demo())
     latency, drawn = latencies(json.loads((ROOT / MEASURED).read_text(encoding="utf-8")))
-    README.write_text(replaced(text, LATENCY, latency), encoding="utf-8")
+    text = replaced(text, LATENCY, latency)
+    text = replaced(text, ELSEWHERE, elsewhere(json.loads((ROOT / MEASURED_ELSEWHERE).read_text(encoding="utf-8"))))
+    README.write_text(text, encoding="utf-8")
     (ROOT / CHART).write_text(drawn, encoding="utf-8")
 
 
@@ -52,11 +56,21 @@ def latencies(measured: dict[str, Any]) -> tuple[str, str]:
     """The README's text, and the chart of the first batch and number of threads."""
     rows, first = measured["rows"], measured["rows"][0]
     shown = {"batch": first["batch"], "threads": first["threads"]}
-    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     reasons = [f"ModelOpt, {each['network']}: {each['reason']}.\n" for each in measured["absent"]]
     note = f"Medians of {measured['turns']} interleaved turns; {spreads(rows)}: read smaller differences with care."
     block = [f"![{alt_text(rows, **shown)}]({CHART})\n", table(rows, measured["absent"]) + "\n", *reasons]
-    return "\n".join([*block, f"{note} {versions}.\n"]), chart(rows, **shown)
+    return "\n".join([*block, f"{note} {versions_text(measured)}.\n"]), chart(rows, **shown)
+
+
+def elsewhere(measured: dict[str, Any]) -> str:
+    """The same of another machine, in fewer words."""
+    rows = measured["rows"]
+    return f"{ranges(rows)}\n\nOver all batches and threads; {spreads(rows)}. {versions_text(measured)}.\n"
+
+
+def versions_text(measured: dict[str, Any]) -> str:
+    """What made the figures."""
+    return ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
 
 
 def spreads(rows: list[dict[str, Any]]) -> str:

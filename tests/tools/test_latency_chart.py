@@ -9,8 +9,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tools.bench.latency_chart import alt_text, chart, table
-from tools.update_readme import CHART, LATENCY, MEASURED, README, ROOT, latencies, spreads
+from tools.bench.latency_chart import alt_text, chart, ranges, table
+from tools.update_readme import (
+    CHART,
+    ELSEWHERE,
+    LATENCY,
+    MEASURED,
+    MEASURED_ELSEWHERE,
+    README,
+    ROOT,
+    elsewhere,
+    latencies,
+    spreads,
+)
 
 RATIOS = {"float32": 2.5, "quantize_static": 1.0, "modelopt": 6.25, "w8": 1.1, "w6": 1.2, "w4": 0.9, "w2": 0.95}
 FAST = {f"w{bits} fast": 0.8 + bits / 100 for bits in (8, 6, 4, 2)}
@@ -69,6 +80,17 @@ def test_the_spread_is_told_for_each_number_of_threads() -> None:
     assert spreads(rows()) == "their quartiles lie up to 2% of the median apart with one thread"
     measured[1]["spread"], measured[-1]["spread"], measured[len(rows())]["spread"] = 0.3, 0.5, 0.25
     assert spreads(measured) == "their quartiles lie up to 25% of the median apart with one thread, 50% with 2 threads"
+
+
+def test_another_machine_in_fewer_words() -> None:
+    lines = ranges([*rows("other"), *rows(threads=2), *rows(w2=3)]).splitlines()
+    assert lines[2:] == [
+        "| other | 0.90 to 1.20 | 0.82 to 0.88 | 2.50 |",
+        "| net | 0.90 to 3.00 | 0.82 to 0.88 | 2.50 |",
+    ]
+    measured = json.loads((ROOT / MEASURED_ELSEWHERE).read_text(encoding="utf-8"))
+    assert f"{ELSEWHERE}\n\n{elsewhere(measured)}<!-- end -->" in README.read_text(encoding="utf-8")
+    assert measured["turns"] >= 5
 
 
 def test_the_readme_shows_what_was_measured() -> None:

@@ -84,6 +84,20 @@ def table(rows: Iterable[Row], absent: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def ranges(rows: Iterable[Row]) -> str:
+    """A Markdown table of the least and the greatest ratio of each network, over batches and numbers of threads."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        name = row["candidate"]
+        kind = name if not name.startswith("w") else "fast" if name.endswith(" fast") else "ours"
+        found.setdefault(row["network"], {}).setdefault(kind, []).append(row["ratio_to_quantize_static"])
+    lines = ["| network | 8, 6, 4 and 2 bits | the same, fast | float32 |", "|---|---|---|---|"]
+    for network, kinds in found.items():
+        cells = [network, *(_span(kinds[kind]) for kind in ("ours", "fast", "float32"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _groups(rows: Iterable[Row], batch: int, threads: int) -> dict[str, dict[str, float]]:
     """Ratio of each candidate, by network."""
     groups: dict[str, dict[str, float]] = {}
