@@ -50,7 +50,7 @@ def register_plugins(trt: Any, logger: Any) -> None:
 
     A process does it before it parses a graph with such operators, and before it loads such an engine.
     """
-    if trt.__name__ == "tensorrt":
+    if trt.__name__ == "tensorrt" and hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(logger, "")
 
 

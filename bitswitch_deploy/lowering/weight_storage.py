@@ -50,10 +50,13 @@ def is_packable(shape: tuple[int, ...]) -> bool:
 
 
 def block_size_of(shape: tuple[int, ...]) -> int | None:
-    """Inputs of a matrix [inputs, outputs] in one of the equal blocks that it is packed in; None where it has none."""
+    """Inputs of a matrix [inputs, outputs] in one of the equal blocks that it is packed in; None where it has none.
+
+    Two blocks or more: TensorRT for RTX 1.7.1 takes a single one for scales of channels, see PackWeights.
+    """
     if len(shape) != 2:
         return None
-    return next((size for size in (128, 64, 32, 16) if shape[0] % size == 0), None)
+    return next((size for size in (128, 64, 32, 16) if shape[0] % size == 0 and shape[0] > size), None)
 
 
 def is_plain_product(operator: str, attributes: Mapping[str, Any], shape: tuple[int, ...]) -> bool:

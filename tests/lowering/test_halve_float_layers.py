@@ -105,6 +105,22 @@ def test_it_is_left_to_the_builder_or_to_the_user(
     assert is_untouched(result, model)
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("node", ["Gemm <transB: int = 1>", "MatMul"])
+def test_an_engine_reads_float16_where_only_the_weight_is_in_codes(bits: int, node: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    operator: Any = node.partition(" ")[0]
+    text = f"""net (float[16, 64] x, float[64, 64] "a.weight", float[64, 64] "b.weight") => (float[16, 64] y) {{
+        a = {node} (x, "a.weight") r = Relu (a) y = {operator} (r, "b.weight")
+    }}"""
+    granularity = per_channel(1 if operator == "MatMul" else 0)
+    layers = (layer("a", operator, granularity, "none"), layer("b", operator, activation="pinned"))
+    lowered = lower(canonical(build(text, layers), bits), STRONG, ranges={}, approximations=EXPORTED)
+    settings = BuildSettings(compute_capabilities=("SM89",))
+    found = build_engine(lowered.model.SerializeToString(), module="tensorrt_rtx", settings=settings).layers
+    assert [each.inputs for each in found if {"int8", "int4"} & set(each.weights)] == [("fp16",)]
+
+
 @pytest.mark.parametrize("bits", [8, 2])
 def test_a_strongly_typed_engine_builds(master: Master, bits: int) -> None:
     pytest.importorskip("tensorrt_rtx")

@@ -158,8 +158,8 @@ def test_bytes_of_scales_and_zero_points(granularity: Granularity, activation: s
     codes, scales = _stored_bytes(master, "a.weight", bits, target)
     assert used == codes + scales
     if (granularity, bits) == (PER_TENSOR, 4):
-        # one block of 64 inputs
-        assert (codes, scales) == ((192, 6 * 2 + 3) if activation == "none" else (384, 4 + 1))
+        # two blocks of 32 inputs
+        assert (codes, scales) == ((192, 12 * 2 + 6) if activation == "none" else (384, 4 + 1))
 
 
 @pytest.mark.parametrize(("shape", "node"), [((6, 64), "Gemm <transB = 1>"), ((64, 6), "Gemm")])
