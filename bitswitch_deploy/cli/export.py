@@ -36,7 +36,12 @@ from bitswitch_deploy.report.page import Page
 @click.option("--bits", metavar="LIST", help="Widths to export, each in 2..8.  [default: the trained ones]")
 @mixed_option
 @data_option
-@click.option("--calibration", type=PATH, metavar="PATH", help="Samples to calibrate residual ranges on, like --data.")
+@click.option(
+    "--calibration",
+    type=PATH,
+    metavar="PATH",
+    help="Samples to calibrate ranges on, like --data.  [default: the bundled ones, or 512 of --data]",
+)
 @max_drop_option
 @click.option(
     "--approximate",

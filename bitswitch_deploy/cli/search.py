@@ -27,13 +27,19 @@ _CACHE = ".bitswitch-search"
 @click.command("search")
 @click.argument("master", type=PATH, required=False)
 @data_option
-@click.option("--test", type=PATH, metavar="PATH", help="Samples of the final test.  [default: the rest of --data]")
+@click.option(
+    "--test",
+    type=PATH,
+    metavar="PATH",
+    help="Samples of the final test.  [default: the rest of --data, or without --data the bundled ones]",
+)
 @click.option(
     "--budget",
     "budgets",
     multiple=True,
     metavar="TEXT",
-    help='"avg_bits<=4", "bytes<=200k", "bops<=5G" or "latency_p50_ms<=0.9@TARGET"; can be given more than once.',
+    help='"avg_bits<=4", "avg_weight_bits<=4", "bytes<=200k[@TARGET]", "bops<=5G" or "latency_p50_ms<=0.9@TARGET"; can '
+    "be given more than once.",
 )
 @click.option("--latency-table", "tables", multiple=True, type=PATH, metavar="FILE", help="Written by `profile`.")
 @click.option(

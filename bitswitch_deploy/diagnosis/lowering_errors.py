@@ -33,8 +33,8 @@ _EXACT_OFFSET, _FAULT_OFFSET = 1e-3, 0.3
 # of the calibration; that it is another one for other samples is no fault of the graph.
 _ADDED_FAULT_DB, _SCALE_OFF = 15.0, 1.6
 _SAME = 0.01
-# Of fewer values of a channel the deviation is not known well enough to hold a bias against it.
-_LEAST_VALUES = 32
+# Of fewer values of a channel its deviation is hardly known: a bias may be off by as many times more.
+_SURE_VALUES = 32
 # Of scales that are the same number, one of them read off the values that it makes.
 _SAME_SCALE = 1e-4
 _INT8_MAX = 127
@@ -182,7 +182,7 @@ def judge_channels(worst: ChannelError, *, is_coded: bool, is_half: bool = False
         return "exact", ""
     if worst.noise_db < (_CODED_FAULT_DB if is_coded else _FAULT_DB):
         return "fault", f"{_gain_text(worst)} {where}"
-    if abs(worst.offset) > _FAULT_OFFSET and worst.values >= _LEAST_VALUES:
+    if abs(worst.offset) > _FAULT_OFFSET * max(1.0, _SURE_VALUES / worst.values):
         return "fault", f"the bias is off by {abs(worst.offset):.1f} standard deviations {where}"
     if is_coded:
         return "approximate", "float weights in 8-bit codes that were not trained"

@@ -13,8 +13,8 @@ enough, and the first three cost nothing at run time:
 * the step u itself may be stretched a little (about 1e-3), which moves far thresholds more than near ones;
 * input codes that leave bits of their container free may be shifted left, X * 2^k at scale s_x / 2^k.
 
-`fit_bias` searches b and the stretch. It succeeds for nearly every channel from 2 to 6 bits and for few at 8, where
-neither weights nor inputs leave bits free.
+`fit_bias` searches b and the stretch. It succeeds for nearly every channel from 2 to 4 bits, for some at 5 and 6 and
+for few above, where neither weights nor inputs leave bits free.
 """
 
 from __future__ import annotations

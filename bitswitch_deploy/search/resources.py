@@ -22,12 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
 from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
-from bitswitch_deploy.lowering.halve_float_layers import is_halved
+from bitswitch_deploy.lowering.halve_float_layers import has_half_scales, is_halved
 from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
 from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
 from bitswitch_deploy.lowering.weight_storage import (
@@ -160,7 +161,11 @@ class Resources:
         attributes = self._attributes[layer.weight]
         if not _is_rewritten(layer, attributes, shape, target):
             container_bits = _container_bits(layer, bits, shape, target)
-            scale_bytes = HALF_BYTES if layer.activation == "none" and is_halved(target) else FLOAT_BYTES
+            steps = np.asarray(self._master.tensors[layer.weight_scale]) * np.float32(
+                2 ** (self._master.spec.bits - bits)
+            )
+            is_half = layer.activation == "none" and is_halved(target) and has_half_scales(steps)
+            scale_bytes = HALF_BYTES if is_half else FLOAT_BYTES
             block_size = block_size_of(shape) if layer.operator == "MatMul" and container_bits < 8 else None
             if block_size is not None and layer.granularity.kind != "per_block":
                 n_scales = n_weights // block_size

@@ -161,7 +161,7 @@ class HopAccumulator:
         error = self._error
         return Metrics(
             n=self._n,
-            top1_percent=None if self._right is None else 100.0 * self._right / max(self._judged, 1),
+            top1_percent=100.0 * self._right / self._judged if self._right is not None and self._judged else None,
             agreement_percent=None if self._same is None else 100.0 * self._same / self._choices,
             sqnr_db=None if error is None else decibel(self._signal, self._noise),
             max_abs_error=error,

@@ -17,6 +17,7 @@ import pytest
 
 from bitswitch_deploy.catalogue import bundled_file, bundled_master, host_architecture, load_target, sample_set
 from bitswitch_deploy.engines.reference import ReferenceSession
+from bitswitch_deploy.gate.evaluation import library_versions
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lower import calibrated_tensors, lower
@@ -257,6 +258,17 @@ def test_a_target_of_another_processor_is_judged_by_the_kernels_of_this_one_and_
     notes = json.loads(run("check", "--update-baseline", "--json").out)["notes"]
     said = f"{target}: run on {here}, not on {arch}: its kernels ran, not the target's"
     assert [note for note in notes if "kernels" in note] == [said]
+
+
+def test_libraries_that_are_others_than_those_of_the_baseline_are_named(
+    run: Run, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "bitswitch_deploy.pipeline.checking.verdicts.library_versions"
+    versions = dict(library_versions())
+    monkeypatch.setattr(module, lambda: (("numpy", "0.0.1"), ("pillow", versions["pillow"]), ("newer", "1.0")))
+    for case in json.loads(run("check", "--json").out)["cases"]:
+        said = [note for note in case["notes"] if note.startswith("since the baseline")]
+        assert said == [f"since the baseline: numpy {versions['numpy']} -> 0.0.1"]
 
 
 def test_apple_calls_the_processor_of_arm64_another_name(

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from bitswitch_deploy.diagnosis.lowered_comparison import LoweredComparison, Runtime
 from bitswitch_deploy.diagnosis.suspects import faults
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from tests.diagnosis.cases import Case, Network, digits, make_case, of_zoo
@@ -137,3 +138,27 @@ def test_a_part_of_another_shape_is_a_fault() -> None:
     pads.ints[:] = [0, 0, 0, 0]
     found = faults(healthy.parts(model))
     assert found[0].what.startswith("its shape is [12, 16, 30, 30] instead of [12, 16, 32, 32]")
+
+
+def test_a_network_goes_on_behind_a_part_of_another_shape() -> None:
+    text = """net (float[n, 4, 8, 8] x, float[8, 4, 3, 3] "a.weight", float[8, 8, 3, 3] "b.weight",
+                   float[8, 5] "c.weight") => (float[n, 5] y) {
+        h = Conv <pads = [1, 1, 1, 1]> (x, "a.weight") r = Relu (h)
+        g = Conv <pads = [1, 1, 1, 1]> (r, "b.weight") s = Relu (g)
+        p = GlobalAveragePool (s) f = Flatten (p) y = Gemm (f, "c.weight")
+    }"""
+    layers = [layer("a", activation="signed"), layer("b"), layer("c", "Gemm")]
+    x = np.random.default_rng(0).normal(size=(16, 4, 8, 8)).astype(np.float32)
+    healthy = make_case(Network(master=build(text, layers), x=x, y=None, calibration=x), "x86-cpu", 4)
+    model = onnx.ModelProto()
+    model.CopyFrom(healthy.lowered.model)
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    (pads,) = [each for each in first.attribute if each.name == "pads"]
+    pads.ints[:] = [0, 0, 0, 0]
+    runtime = Runtime(optimisation="off", session_options={})
+    comparison = LoweredComparison(healthy.network.master, healthy.canonical, model, runtime=runtime)
+    comparison.add(x, None)
+    result = comparison.result()
+    misshapen = [each.part.tensor for each in result.parts if each.part.what.startswith("its shape is [16, 8, 6, 6]")]
+    assert misshapen == ["h"]
+    assert result.lowered.n == 16

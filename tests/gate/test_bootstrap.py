@@ -98,7 +98,7 @@ def test_a_class_that_one_image_has_adds_what_it_is_worth() -> None:
     hits[1:, 1] = union[1:, 1] = 0
     now = hits.copy()
     now[0, 1] = 40
-    rows = [np.hstack((each, union)) for each in (hits, now)]
+    rows = [np.hstack((each, union, union > 0)) for each in (hits, now)]
     result = bootstrap_drop(rows[0], rows[1], MeanIou().value, draws=99, seed=0)
     # 10 points of one of two classes, made up by one image of 40
     assert result.drop == pytest.approx(5.0)
@@ -165,7 +165,7 @@ def test_a_thousand_histories_of_a_ratio_alarm_seldom(share: float) -> None:
         union = np.ceil(rng.lognormal(3, 1, (n, 2)))
         before, other = (rng.binomial(union.astype(int), rng.beta(0.8, 0.2, (n, 2))) for _ in range(2))
         now = np.where(few(rng, n, share)[:, None], other, before)
-        s, t = (np.hstack((hits, union)) for hits in (before, now))
+        s, t = (np.hstack((hits, union, union > 0)) for hits in (before, now))
         alarms += bootstrap_drop(s, t, metric.value, draws=DRAWS, seed=seed).p_value_of_drop(0.0) <= 0.05
     assert alarms <= 0.05 * HISTORIES
 
@@ -181,7 +181,7 @@ def test_a_thousand_histories_with_classes_of_few_images_alarm_seldom(images: in
         for label in range(rare):
             union[rng.choice(n, images, replace=False), label] = 1000
         shares = (np.clip(rng.normal(0.7, 0.1, (n, classes)), 0, 1) for _ in range(2))
-        s, t = (np.hstack((np.round(union * share), union)) for share in shares)
+        s, t = (np.hstack((np.round(union * share), union, union > 0)) for share in shares)
         result = bootstrap_drop(s, t, metric.value, draws=DRAWS, seed=seed)
         alarms += result.p_value_of_drop(0.0) <= 0.05
         cleared += result.p_value_of_exclusion(0.0) <= 0.05
@@ -193,7 +193,7 @@ def test_the_error_of_a_ratio_is_that_of_repeated_data_sets() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         union = rng.integers(20, 60, (200, 3))
-        rows = [np.hstack((rng.binomial(union, share), union)) for share in (0.8, 0.7)]
+        rows = [np.hstack((rng.binomial(union, share), union, union > 0)) for share in (0.8, 0.7)]
         result = bootstrap_drop(rows[0], rows[1], metric.value, draws=19, seed=0)
         drops.append(result.drop)
         errors.append(result.standard_error)

@@ -181,7 +181,7 @@ def test_a_function_of_the_users_own(tmp_path: Path) -> None:
 
 def test_files_that_a_function_imports_from_its_folder_are_part_of_it(tmp_path: Path) -> None:
     """Also those that these import, and within a package; what is not imported is none."""
-    text = "import own_helper_a\nfrom own_helper_b import part\ndef score(outputs, labels): return outputs[:, 0]\n"
+    text = "import own_helper_a\nimport own_helper_b.part\ndef score(outputs, labels): return outputs[:, 0]\n"
     name = _module(tmp_path, "own_metric_with_helpers", text)
     (tmp_path / "own_helper_a.py").write_text("import math\n")
     (tmp_path / "own_helper_b").mkdir()
@@ -260,3 +260,19 @@ def test_a_module_that_fails_is_its_authors(tmp_path: Path, text: str, message: 
 def test_a_function_that_is_not_there(name: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be imported|has no function"):
         find_metric(name, folder=HERE)
+
+
+def test_a_rare_class_that_another_image_is_said_to_have_once_keeps_its_part() -> None:
+    """Left out of the data set it has, its class is gone, and does not count as one that is never right."""
+    metric = find_metric("miou", folder=HERE)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (60, 100))
+    labels[7] = 3
+    rows = [metric.measure(np.eye(4)[labels].transpose(0, 2, 1), labels, None) for _ in range(2)]
+    said = labels.copy()
+    said[50, 0] = 3
+    rows[1] = metric.measure(np.eye(4)[said].transpose(0, 2, 1), labels, None)
+    result = metric.bootstrap(rows[0], rows[1], labels, draws=200, seed=0)
+    assert 0 < result.drop < 1
+    low, high = result.interval(0.05)
+    assert -50 < low < high < 50

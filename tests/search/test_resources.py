@@ -162,6 +162,17 @@ def test_bytes_of_scales_and_zero_points(granularity: Granularity, activation: s
         assert (codes, scales) == ((192, 12 * 2 + 6) if activation == "none" else (384, 4 + 1))
 
 
+def test_a_layer_with_a_scale_that_float16_lacks_has_float32_ones() -> None:
+    text = 'net (float[n, 64] x, float[64, 6] "a.weight") => (float[n, 6] y) { y = MatMul (x, "a.weight") }'
+    scales = np.array([1e-8, *[0.01] * 5], np.float32)
+    master = build(text, [layer("a", "MatMul", per_channel(1), "none")], tensors={"a.weight.scale": scales})
+    target = load_target("rtx").target
+    used = row(master, "bytes<=1M@rtx", target=target).use[0]
+    for bits, use in zip(WIDTHS, used):
+        codes, others = _stored_bytes(master, "a.weight", bits, target)
+        assert (use, others) == (codes + others, 12 * 4 + 6 if bits <= 4 else 6 * 4 + 6)
+
+
 @pytest.mark.parametrize(("shape", "node"), [((6, 64), "Gemm <transB = 1>"), ((64, 6), "Gemm")])
 def test_bytes_of_a_packed_gemm(shape: tuple[int, int], node: str) -> None:
     """No bundled target packs a Gemm."""

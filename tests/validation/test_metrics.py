@@ -197,6 +197,9 @@ def test_positions_that_are_not_judged_count_for_nothing() -> None:
     hop.update(scores[:1], reference=scores[:1], labels=np.full((1, 4), 255))
     assert hop.metrics().top1_percent == pytest.approx(100 * 4 / 5)
     assert hop.metrics().agreement_percent == 100.0
+    none = HopAccumulator("w2 engine")
+    none.update(scores, labels=np.full((2, 4), 255))
+    assert none.metrics().top1_percent is None
     with pytest.raises(DataError, match="classes from 0 to 254"):
         hop.update(scores, labels=np.where(labels == 255, 254, labels))
     with pytest.raises(DataError, match="classes from 0 to 255"):  # of a whole sample it is a wrong label

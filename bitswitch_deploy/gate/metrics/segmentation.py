@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from bitswitch_deploy.gate.bootstrap import Floats
 from bitswitch_deploy.gate.metrics.metric import Labels, Metric, MetricContext, Outputs, Rows, shape_text
@@ -30,13 +31,16 @@ class MeanIou(Metric):
         return np.stack(counts).astype(np.uint32)
 
     def rows_for(self, rows: Rows, labels: Labels | None) -> Floats:
-        """Intersections, then unions, of the classes that labels have, [n, 2 * present]."""
-        present = _present(labels, rows.shape[1] // 2)
-        return np.asarray(rows[:, np.concatenate((present, present + rows.shape[1] // 2))], np.float64)
+        """Of the classes that labels have: intersections, unions, and whether a sample has it, [n, 3 * present]."""
+        n_classes = rows.shape[1] // 2
+        present = _present(labels, n_classes)
+        counts = rows[:, np.concatenate((present, present + n_classes))]
+        return np.concatenate((counts, _has(labels, n_classes)[:, present]), axis=1, dtype=np.float64)
 
     def value(self, means: Floats) -> Floats:
-        intersection, union = np.split(means, 2, axis=-1)
-        seen = union > 0
+        intersection, union, has = np.split(means, 3, axis=-1)
+        # a sample may be left out, and with it a class: not one that is only predicted in others
+        seen = has > 0
         ratio = np.divide(intersection, union, out=np.zeros_like(union), where=seen)
         return np.asarray(100.0 * ratio.sum(axis=-1) / np.maximum(seen.sum(axis=-1), 1))
 
@@ -63,13 +67,16 @@ class MeanIou(Metric):
 
 def _present(labels: Labels | None, classes: int) -> Labels:
     """The classes that labels [n, ...] have, in order."""
+    return np.flatnonzero(_has(labels, classes).any(axis=0))
+
+
+def _has(labels: Labels | None, classes: int) -> npt.NDArray[np.bool_]:
+    """Whether the labels of each sample have a class, [n, classes]."""
     assert labels is not None
-    has = np.zeros(classes, np.bool_)
-    for truth in labels:
-        has[truth[truth < classes]] = True
-        if has.all():
-            break
-    return np.flatnonzero(has)
+    has = np.zeros((len(labels), classes), np.bool_)
+    for row, truth in zip(has, labels):
+        row[truth[truth < classes]] = True
+    return has
 
 
 def _counts(choice: Labels, truth: Labels, classes: int) -> Labels:

@@ -16,6 +16,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,7 +95,7 @@ def _load(name: str, folder: Path) -> tuple[Callable[..., Any], str]:
 def _imported(module_name: str, folder: Path) -> dict[str, bytes]:
     """Sources in `folder` of what a module there imports, by name, and of what these import in turn; not our own."""
     found: dict[str, bytes] = {}
-    waiting = [module_name]
+    waiting = list(accumulate(module_name.split("."), "{}.{}".format))  # a package is imported before what is in it
     while waiting:
         name = waiting.pop()
         place = folder.joinpath(*name.split("."))
@@ -114,11 +115,13 @@ def _names_imported(source: bytes, importer: str) -> Iterator[str]:
         return
     for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (each.name for each in node.names)
+            for each in node.names:
+                yield from accumulate(each.name.split("."), "{}.{}".format)
         elif isinstance(node, ast.ImportFrom):
             above = importer.split(".")[: -node.level] if node.level else []
             base = [*above, *([node.module] if node.module else [])]
-            yield from (".".join(parts) for parts in (base, *([*base, each.name] for each in node.names)) if parts)
+            for parts in (base, *([*base, each.name] for each in node.names)):
+                yield from accumulate(parts, "{}.{}".format)
 
 
 def _failure(error: BaseException, folder: Path) -> str:

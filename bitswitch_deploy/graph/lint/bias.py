@@ -78,6 +78,9 @@ def misread_bias(graph: QdqGraph, layer: WeightedLayer) -> str | None:
     bias = graph.dequantizer_of(_bias(graph, layer))
     if bias is None or bias.code_type != "int32":
         return None
+    codes = graph.graph.values(bias.data)
+    if codes is not None and not np.any(codes) and not _shift(bias):
+        return None  # zeros are the same at any scale
     return _shift(bias) or _other_scale(layer, bias, tolerance=_MISREAD)
 
 

@@ -12,24 +12,26 @@ import onnx
 import onnx.inliner
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE, STANDARD_DOMAINS
+from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE, STANDARD_DOMAINS, WEIGHTED
 from bitswitch_deploy.graph.lint.subgraphs import nodes_within
+
+_QUANTIZERS = (QUANTIZE, DEQUANTIZE)
 
 
 def inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """A copy without local functions; one that cannot be given the opset of the model stays, if it leads to no Q or DQ.
+    """A copy without local functions; one that cannot be given the opset of the model stays, if no rule is about it.
 
     Raises:
         GraphError: a function calls itself or is called wrongly; or it cannot be given the opset, and it or one that it
-            calls has a Q or DQ.
+            calls has a Q or DQ, or a layer where the model has codes for it.
     """
     if any(_is_other(model, opset) for function in model.functions for opset in function.opset_import):
         model = _copied(model)
         for function in model.functions:
             obstacle = _give_opset(model, function)
-            if obstacle and _leads_to_codes(model, function):
+            if obstacle and _leads_to(model, function, _searched(model)):
                 got = f"local function {function.name} cannot be inlined: {obstacle}"
-                raise _refusal(where, got, "functions with Q or DQ that import the opset of the model")
+                raise _refusal(where, got, "functions with layers, Q or DQ that import the opset of the model")
     try:
         return onnx.inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as exc:
@@ -37,8 +39,15 @@ def inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
         raise _refusal(where, got, "functions that do not call themselves, called with their own inputs") from exc
 
 
-def _leads_to_codes(model: onnx.ModelProto, function: onnx.FunctionProto) -> bool:
-    """Whether a function, or one that it calls, holds a Q or DQ."""
+def _searched(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Operators that rules are about: Q and DQ, and where there are some in the model, layers, which may read codes."""
+    everywhere = (model.graph.node, *(function.node for function in model.functions))
+    has_codes = any(node.op_type in _QUANTIZERS for nodes in everywhere for node in nodes_within(nodes))
+    return (*_QUANTIZERS, *WEIGHTED) if has_codes else _QUANTIZERS
+
+
+def _leads_to(model: onnx.ModelProto, function: onnx.FunctionProto, operators: tuple[str, ...]) -> bool:
+    """Whether a function, or one that it calls, holds one of some operators."""
     known = {(each.domain, each.name): each for each in model.functions}
     waiting = [(function.domain, function.name)]
     for key in waiting:  # grows while it is read
@@ -46,7 +55,7 @@ def _leads_to_codes(model: onnx.ModelProto, function: onnx.FunctionProto) -> boo
             called = (node.domain, node.op_type)
             if called in known and called not in waiting:
                 waiting.append(called)
-            if called not in known and node.op_type in (QUANTIZE, DEQUANTIZE):
+            if called not in known and node.op_type in operators:
                 return True
     return False
 
@@ -89,7 +98,7 @@ def _means_the_same(node: onnx.NodeProto, old: int, new: int) -> bool:
         return False
     if before.since_version == after.since_version:
         return True
-    if node.op_type in (QUANTIZE, DEQUANTIZE) and old > new:
+    if node.op_type in _QUANTIZERS and old > new:
         return False
     written = {attribute.name for attribute in node.attribute}
     both = {*before.attributes} & {*after.attributes}

@@ -4,3 +4,4 @@ from __future__ import annotations
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import onnx
 
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node, Tensor
-from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE
-from bitswitch_deploy.graph.lint.qdq_node import DOMAINS, MOVING, ON_CODES, WEIGHTED, QdqNode
+from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
+from bitswitch_deploy.graph.lint.qdq_node import DOMAINS, MOVING, ON_CODES, QdqNode
 
 # What ONNX reads where QuantizeLinear has neither zero-point nor output_dtype.
 _DEFAULT_TYPE = "uint8"

@@ -14,7 +14,6 @@ from bitswitch_deploy.graph.lint.operators import QUANTIZE
 
 # com.microsoft holds the same operators for types that older opsets lack; quantizers of onnxruntime write them.
 DOMAINS = ("", "ai.onnx", "com.microsoft")
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 EIGHT_BIT = ("int8", "uint8")
 
 # Operators that move codes about and leave their values: (name, whether onnxruntime pulls Q and DQ through it).

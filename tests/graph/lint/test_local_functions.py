@@ -82,6 +82,16 @@ def test_functions_without_codes_may_stay_calls() -> None:
     assert [node.operator for node in graph.nodes] == ["f", "f"]
 
 
+def test_functions_with_layers_may_not_beside_codes() -> None:
+    """Their inputs may be in codes where they are called."""
+    body = "m = MatMul (a, a) r = Clip <max = 6.0> (m)"
+    model = called(body, 10, 21)
+    with pytest.raises(GraphError, match="local function f cannot be inlined: Clip"):
+        LintedGraph(model, where="test")
+    del model.functions[1]  # the only one with Q and DQ
+    assert [node.operator for node in LintedGraph(model, where="test").nodes] == ["f", "f"]
+
+
 def test_functions_that_call_one_with_codes_may_not() -> None:
     with pytest.raises(GraphError, match="local function f cannot be inlined: Clip"):
         LintedGraph(called("k = Clip <max = 6.0> (a) r = acme.inner (k)", 10, 21), where="test")

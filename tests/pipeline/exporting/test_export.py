@@ -27,6 +27,7 @@ from bitswitch_deploy.pipeline.exporting import export as exporting
 from bitswitch_deploy.pipeline.exporting.export import RESULTS
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.graph import masters
+from tests.graph.masters import build, layer
 from tests.pipeline.conftest import WIDTHS, Exported, export_to
 
 
@@ -57,10 +58,10 @@ def test_every_emitted_weight_is_the_double_rounding_of_the_master(exported: Exp
     for row in exported.report.widths:
         assert row.bits is not None
         model = onnx.load(str(exported.package / row.file_name))
-        for layer in quantized:
+        for each in quantized:
             table = {code: double_rounding(code, 8 - row.bits, row.bits) for code in range(-128, 128)}
-            expected = np.vectorize(table.__getitem__)(np.asarray(master.tensors[layer.weight], np.int64))
-            np.testing.assert_array_equal(emitted_codes(model, layer.weight), expected, err_msg=layer.name)
+            expected = np.vectorize(table.__getitem__)(np.asarray(master.tensors[each.weight], np.int64))
+            np.testing.assert_array_equal(emitted_codes(model, each.weight), expected, err_msg=each.name)
 
 
 def test_the_package_is_complete_and_says_what_it_is(exported: Exported) -> None:
@@ -381,3 +382,20 @@ def test_a_killed_export_leaves_nothing_half_made(tmp_path: Path, number: signal
     export_to(package, "jetson", widths=WIDTHS[:1])
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
     shutil.rmtree(package)
+
+
+def test_dimensions_that_no_engine_takes_are_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """net (float[n, tokens, 4] x, float[4, 4] "a.weight") => (float[n, tokens, 4] y) {
+        y = MatMul (x, "a.weight")
+    }"""
+    write_master(build(text, [layer("a", "MatMul", activation="signed")]), tmp_path / "open.safetensors")
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be lowered")
+
+    monkeypatch.setattr("bitswitch_deploy.pipeline.exporting.export.lower_width", work)
+    with pytest.raises(UsageError, match="tokens"):
+        export_to(tmp_path / "p", "jetson", master=tmp_path / "open.safetensors", widths=WIDTHS[:1], data=None)
+    assert not (tmp_path / "p").exists()

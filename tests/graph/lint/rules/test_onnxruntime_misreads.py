@@ -174,3 +174,14 @@ def test_biases_that_are_read_as_written(layer: str, bias: str, options: dict[st
     assert plain is not None
     assert optimised is not None
     np.testing.assert_allclose(optimised, plain, rtol=0.01, atol=1.01 if "wide" in behind else 0.1)  # one code
+
+
+@pytest.mark.parametrize("layer", [GEMM, PRODUCT])
+def test_a_bias_of_zeros_is_the_same_at_any_scale(layer: str) -> None:
+    graph = biased(layer, SCALE, behind=BEHIND[0] if isinstance(BEHIND, (list, tuple)) else next(iter(BEHIND.values())))
+    (codes,) = [node.input[0] for node in graph.graph.node if node.name == "dq_b"]
+    for tensor in graph.graph.initializer:
+        if tensor.name == codes:
+            shape = onnx.numpy_helper.to_array(tensor).shape
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(shape, np.int32), codes))
+    assert not nodes(graph, "misread-bias")
