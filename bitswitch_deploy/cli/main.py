@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -80,8 +81,19 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the kind of failure."""
+    if sys.stderr is None:  # closed: what is said there goes nowhere, and no file that is opened later takes its place
+        sys.stderr = os.fdopen(_at(2, os.open(os.devnull, os.O_WRONLY)), "w", encoding="utf-8")
     with guarded_stdout():
         sys.exit(_exit_code())
+
+
+def _at(number: int, descriptor: int) -> int:
+    """Move a descriptor to a number."""
+    if descriptor == number:
+        return number
+    os.dup2(descriptor, number)
+    os.close(descriptor)
+    return number
 
 
 def _exit_code() -> int:

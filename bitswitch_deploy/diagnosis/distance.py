@@ -102,9 +102,9 @@ class ChannelDistance:
             self._n *= self._sums.shape[1]
             self._sums, r, d = self._sums.sum(1, keepdims=True), r.reshape(1, -1), d.reshape(1, -1)
         sums = np.zeros((5, len(r)))
-        sums[:2] = r.sum(1, dtype=np.float64), np.einsum("ij,ij->i", r, r)
+        sums[:2] = r.sum(1, dtype=np.float64), _row_products(r, r)
         if d.any():
-            sums[2:] = d.sum(1, dtype=np.float64), np.einsum("ij,ij->i", d, d), np.einsum("ij,ij->i", r, d)
+            sums[2:] = d.sum(1, dtype=np.float64), _row_products(d, d), _row_products(r, d)
         self._sums = sums if self._sums is None else self._sums + sums
         self._n += r.shape[1]
 
@@ -137,6 +137,11 @@ class ChannelDistance:
             return values.reshape(1, -1)
         moved = np.moveaxis(values, self._axis, 0)
         return moved.reshape(moved.shape[0], -1)
+
+
+def _row_products(a: Array, b: Array) -> Floats:
+    """The inner product of each row of two arrays, [rows]: in float64, as squares of means are taken from it."""
+    return np.asarray(np.einsum("ij,ij->i", a, b, dtype=np.float64))
 
 
 def _floats(values: Array) -> Array:

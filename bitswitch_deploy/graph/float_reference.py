@@ -62,7 +62,7 @@ class DequantizeWeights(GraphPass):
     """
 
     def __init__(self, master: Master) -> None:
-        self._master, self._is_large = master, is_large(master)
+        self._master, self._is_large = master, is_large(master, code_bytes=4)
         self._by_weight = {layer.weight: layer for layer in master.spec.layers if not layer.pinned}
 
     def apply(self, graph: gs.Graph) -> bool:

@@ -92,9 +92,10 @@ class LargeConstant(gs.Constant):  # type: ignore[misc]
         return self.tensor.load()
 
 
-def is_large(master: Master) -> bool:
-    """Whether the weights of `master` are too many to be held in its graphs."""
-    return sum(each.nbytes for each in master.tensors.values()) > EMBEDDED_LIMIT_BYTES
+def is_large(master: Master, *, code_bytes: int = 1) -> bool:
+    """Whether the weights of `master` are too many to be held in its graphs, of which a code takes `code_bytes`."""
+    sizes = (each.nbytes * (code_bytes if each.dtype == np.int8 else 1) for each in master.tensors.values())
+    return sum(sizes) > EMBEDDED_LIMIT_BYTES
 
 
 def constant_of(name: str, tensor: LargeTensor, *, large: bool) -> gs.Constant:

@@ -31,7 +31,7 @@ from bitswitch_deploy.package.destination import (
 from bitswitch_deploy.package.files import hash_file, is_plain_file
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest, Role, is_inside
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What the renames answer when another export to the same destination was faster: then look again.
 _LOST_RACE = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EWOULDBLOCK)
 _MAX_SWAPS = 100

@@ -52,6 +52,8 @@ class ApproximationLimit:
         names = approximation_names(used)
         agreement = min(map(_agreement, hops))
         text = f"{percent_rounded_down(agreement)} % agreement on {hops[0].n:,} samples"
+        if any(hop.agreement_percent is None for hop in hops):
+            text += ", which is 100 less the largest error in percent of the largest output"
         if agreement >= self.min_agreement:
             return choice(f"{names}: {text}", exact=False)
         wanted = f"{self.min_agreement:g} % is the limit ({self.set_by})"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +47,20 @@ def test_a_closed_stdout_is_refused_before_the_work(run: Run, monkeypatch: pytes
     outcome = run("export", "--target", "jetson", "-o", "/nowhere/at/all")
     assert outcome.code == 3
     assert outcome.err.startswith("error: stdout: is closed\n")
+
+
+def test_a_closed_stderr_puts_no_message_into_the_result(tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m bitswitch_deploy"
+    failed = subprocess.run(
+        ["sh", "-c", f"{command} export --target nope --json 2>&-"], capture_output=True, text=True, check=False
+    )
+    assert (json.loads(failed.stdout)["exit_code"], failed.stderr) == (failed.returncode, "")
+    output = shlex.quote(str(tmp_path / "p"))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} export --target x86-cpu --bits 8 -o {output} --json 2>&-"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["widths"][0]["label"] == "w8"

@@ -133,3 +133,15 @@ def test_truth_values_are_numbers() -> None:
         each.add(np.array([[True, False]]), np.array([[True, True]]))
     assert distance.result().sqnr_db == 0.0
     assert channels.worst().channel == 1
+
+
+def test_a_shift_of_a_channel_that_does_not_vary_is_no_noise() -> None:
+    """Sums of float32 would leave some of it where squares of means are taken from them."""
+    distance = ChannelDistance(1)
+    reference = RNG.normal(0.0, 1.0, (64, 3, 40)).astype(np.float32)
+    reference[:, 0] = 0.1
+    for _ in range(8):
+        distance.add(reference, reference + np.array([0.0137, 0, 0], np.float32)[:, None])
+    worst = distance.worst()
+    assert worst.channel == 0
+    assert worst.noise_db > 80

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.diagnosis.lowered_comparison import LoweredComparison, Runtime
+from bitswitch_deploy.diagnosis.distance import TensorError
+from bitswitch_deploy.diagnosis.lowered_comparison import LoweredComparison, Runtime, _by_effect
+from bitswitch_deploy.diagnosis.lowering_errors import CutError
+from bitswitch_deploy.diagnosis.output_error import OutputError
 from bitswitch_deploy.diagnosis.suspects import faults
 from bitswitch_deploy.lowering.approximation import USUAL, Approximation
 from tests.diagnosis.cases import Case, Network, digits, make_case, of_zoo
@@ -162,3 +167,15 @@ def test_a_network_goes_on_behind_a_part_of_another_shape() -> None:
     misshapen = [each.part.tensor for each in result.parts if each.part.what.startswith("its shape is [16, 8, 6, 6]")]
     assert misshapen == ["h"]
     assert result.lowered.n == 16
+
+
+def test_what_no_output_shows_is_no_fault() -> None:
+    """A bias that int32 moves within one code of its reader, in a channel that hardly varies."""
+    error = TensorError(sqnr_db=30.0, cosine=1.0)
+    part = CutError(
+        tensor="h", part="layer", layer="a", operators=(), verdict="fault", error=error, what="the bias is off"
+    )
+    seen = OutputError(n=8, top1_percent=None, agreement_percent=100.0, sqnr_db=60.0, cosine=1.0)
+    assert _by_effect(part, seen) == _by_effect(part, None) == part
+    unseen = _by_effect(part, replace(seen, sqnr_db=math.inf))
+    assert (unseen.verdict, unseen.what) == ("approximate", "the bias is off; nothing of it reaches the output")

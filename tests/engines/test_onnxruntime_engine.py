@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,3 +235,21 @@ def test_values_handed_in_for_external_tensors_are_copied(body: str) -> None:
     values[...] = np.nan
     np.testing.assert_array_equal(session.run(x), before)
     assert np.isfinite(before).all()
+
+
+def test_nothing_is_kept_for_the_maker_of_onnxruntime(tmp_path: Path) -> None:
+    """Unless the user says so, in the variable that onnxruntime reads."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "XDG_"))}
+    program = "import os, bitswitch_deploy.runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for given, wanted in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        home = tmp_path / wanted
+        home.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, **given, "HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == wanted
+        assert wanted == "0" or not list(home.rglob("*onnxruntime*"))
