@@ -2,6 +2,8 @@
 
 A node belongs to the layer
 * whose weight it reads, under its own name or one with a suffix, as engines and lowering append `.multiplied`;
+* else, for a convolution that onnxruntime computes in blocks of channels, whose names say what it writes alone, that
+  whose weight is read last on the way to this tensor in the graph as it was written;
 * else whose input it prepares: it is named, or writes, `LAYER.input...`;
 * else behind which it runs: to that of its inputs that was computed last. An Add that one width runs by itself and
   another one inside of the convolution counts for the same layer that way, and so do pooling and changes of layout.
@@ -20,6 +22,9 @@ from numpy.typing import NDArray
 from bitswitch_deploy.engines.onnxruntime_profile import NodeTime
 from bitswitch_deploy.engines.optimized_operators import Arithmetic, OptimizedNode, arithmetic_of
 from bitswitch_deploy.profiling.result import OperatorTime
+
+# what onnxruntime calls a node in blocks of channels: the tensor that it wrote before, and this
+_IN_BLOCKS = "_nchwc"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,22 +66,41 @@ class Ownership:
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
 
 
-def owners(nodes: Sequence[OptimizedNode], layers: Sequence[LayerName]) -> dict[str, str]:
+def owners(
+    nodes: Sequence[OptimizedNode], layers: Sequence[LayerName], written: Sequence[OptimizedNode] = ()
+) -> dict[str, str]:
     """Name of the layer by name of the node, for every node that a layer owns.
 
-    nodes: in the order in which they run. layers: all layers of the master.
+    nodes: in the order in which they run. layers: all layers of the master. written: the graph before optimisation.
     """
     index = LayerIndex(layers)
+    before = {output: node for node in written for output in node.outputs}
     found: dict[str, str] = {}
     makers: dict[str, tuple[int, str | None]] = {}
     for place, node in enumerate(nodes):
-        owner = index.weight_owner(node) or index.input_owner(node)
+        owner = index.weight_owner(node) or _written_owner(node, before, index) or index.input_owner(node)
         if owner is None:
             owner = max((makers[name] for name in node.inputs if name in makers), default=(0, None), key=_place)[1]
         if owner is not None:
             found[node.name] = owner
         makers |= dict.fromkeys(node.outputs, (place, owner))
     return found
+
+
+def _written_owner(node: OptimizedNode, before: Mapping[str, OptimizedNode], index: LayerIndex) -> str | None:
+    """The layer of a node in blocks of channels, whose weight has another name by then."""
+    if not node.name.endswith(_IN_BLOCKS):
+        return None
+    waiting, seen = [node.name.removesuffix(_IN_BLOCKS)], set[str]()
+    for name in waiting:  # grows while it is read: the nearest first
+        maker = before.get(name)
+        if maker is None or name in seen:
+            continue
+        seen.add(name)
+        if (owner := index.weight_owner(maker)) is not None:
+            return owner
+        waiting += maker.inputs
+    return None
 
 
 class LayerIndex:

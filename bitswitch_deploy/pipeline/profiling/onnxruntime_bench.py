@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.onnxruntime_engine import VERSION, OnnxRuntimeSession
 from bitswitch_deploy.engines.onnxruntime_profile import read_profile
-from bitswitch_deploy.engines.optimized_operators import optimized_nodes
+from bitswitch_deploy.engines.optimized_operators import graph_nodes, optimized_nodes
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.graph.float_reference import float_graph
 from bitswitch_deploy.master import Master
@@ -63,9 +64,11 @@ class OnnxRuntimeBench:
 
     def ownership(self, label: str, layers: Sequence[LayerName], profile: ProfiledRuns) -> Ownership:
         """By the graph that really runs."""
-        nodes = optimized_nodes(self._graphs[label], session_options=self._options)
+        graph = self._graphs[label]
+        nodes = optimized_nodes(graph, session_options=self._options)
+        model = onnx.load_from_string(graph) if isinstance(graph, bytes) else onnx.load(graph, load_external_data=False)
         arithmetic = {node.name: node.arithmetic for node in nodes if node.arithmetic is not None}
-        return Ownership(owner_of=owners(nodes, layers), arithmetic=arithmetic)
+        return Ownership(owner_of=owners(nodes, layers, graph_nodes(model.graph)), arithmetic=arithmetic)
 
     def read_back(self, label: str) -> None:
         """Nothing: it is for TensorRT."""
