@@ -163,33 +163,14 @@ def test_training_goes_on(tmp_path: Path) -> None:
 
 
 def without_norm(options: PrepareOptions) -> PreparedNetwork:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.Identity(),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding=1, bias=False),
-        nn.Identity(),
-        nn.Flatten(),
-        nn.Linear(64, 8),
-        nn.ReLU(),
-        nn.Linear(8, 2),
-    )
+    model = tiny_model()
+    model[1], model[4] = nn.Identity(), nn.Identity()
     return prepare(model, EXAMPLE, options, check_export=False)
 
 
 def larger(options: PrepareOptions) -> PreparedNetwork:
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding=1, bias=False),
-        nn.BatchNorm2d(4),
-        nn.Flatten(),
-        nn.Linear(64, 9),
-        nn.ReLU(),
-        nn.Linear(9, 2),
-    )
+    model = tiny_model()
+    model[6], model[8] = nn.Linear(64, 9), nn.Linear(9, 2)
     return prepare(model, EXAMPLE, options, check_export=False)
 
 
