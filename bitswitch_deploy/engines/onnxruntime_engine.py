@@ -22,6 +22,7 @@ from bitswitch_deploy.engines.cpu_features import cpu_features
 from bitswitch_deploy.engines.input_signature import InputSignature, check_feeds
 from bitswitch_deploy.engines.timed_calls import time_calls
 from bitswitch_deploy.errors import BitswitchError, GraphError, InputFileError, UnavailableError, UsageError
+from bitswitch_deploy.model_file import is_compressed, read_model_bytes
 
 VERSION = str(ort.__version__)
 
@@ -34,6 +35,8 @@ _LOG_FATAL_ONLY = 4
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)
 )
+# where a graph that is given as bytes has its external data
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 # what it says of them for want of memory
 _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation")
 _DTYPES = {
@@ -57,7 +60,7 @@ class OnnxRuntimeSession:
     """A graph loaded for the CPU with everything pinned that can change its results.
 
     Args:
-        model: the graph, serialized or as a file; external data is found next to a file only.
+        model: the graph, serialized or as a file, which may be compressed; external data is found next to a file only.
         optimisation: `all` is what a user gets, `off` runs the nodes as they are written.
         threads: worker threads inside one operator; operators run one after the other.
         session_options: onnxruntime session configuration entries, `session.…`.
@@ -206,14 +209,18 @@ def _is_utf8(path: str) -> bool:
 
 
 def _create(model: bytes | Path, options: Any) -> Any:
-    source = model if isinstance(model, bytes) else str(model)
-    if isinstance(source, str) and not _is_utf8(source):
+    path = "" if isinstance(model, bytes) else str(model)
+    if not _is_utf8(path):
         raise InputFileError(
-            where=source.encode("utf-8", "backslashreplace").decode(),
+            where=path.encode("utf-8", "backslashreplace").decode(),
             got="a path that is not UTF-8",
             allowed="a path that onnxruntime can be told",
             do="rename the file or its folders",
         )
+    source: str | bytes = model if isinstance(model, bytes) else path
+    if isinstance(model, Path) and is_compressed(model):
+        source = read_model_bytes(model)
+        _add_entry(options, _DATA_FOLDER, str(model.parent.resolve()))
     try:
         return ort.InferenceSession(source, sess_options=options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as exc:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -12,6 +14,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.large_tensors import LargeConstant, LargeTensor
 from bitswitch_deploy.graph.qdq import redirect_readers
+from bitswitch_deploy.model_file import SUFFIX, is_compressed, read_model_bytes
 
 PRODUCER = "bitswitch-deploy"
 
@@ -101,7 +104,20 @@ def check_file(path: Path) -> None:
     Raises:
         GraphError: the checker refuses the file.
     """
-    _check(str(path), where=str(path), valid="valid ONNX", do=_NEWER_OPSET)
+    with _unpacked(path) as plain:
+        _check(str(plain), where=str(path), valid="valid ONNX", do=_NEWER_OPSET)
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """A file that is not compressed, in the same folder: the checker looks for external data beside files only."""
+    if not is_compressed(path):
+        yield path
+        return
+    with NamedTemporaryFile(dir=path.parent, suffix=SUFFIX) as file:
+        file.write(read_model_bytes(path))
+        file.flush()
+        yield Path(file.name)
 
 
 def _check(model: onnx.ModelProto | str, *, where: str, valid: str, do: str) -> None:

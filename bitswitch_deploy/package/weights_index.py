@@ -63,7 +63,7 @@ class SharedGraph:
     bits: for each tensor of the index, the width that it is derived to; `NOT_DERIVED` where the graph reads it as it
     is, which the graph then says itself, or not at all.
     factors: what multiplies the codes of some tensors, in int8 arithmetic, after they were rounded.
-    derivation_bytes: length of the part at the start of the file that does both in the graph.
+    derivation_bytes: length of the part at the start of the model, unpacked, that does both in the graph.
     """
 
     path: str

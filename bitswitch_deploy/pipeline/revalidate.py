@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
-
-from bitswitch_deploy.errors import DataError, GraphError, PackageError
+from bitswitch_deploy.errors import DataError, PackageError
 from bitswitch_deploy.graph.canonical import canonical_graph
+from bitswitch_deploy.graph.lint.reading import read_model
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
@@ -67,12 +65,7 @@ def revalidate(
 def _assignment(package: Path, entry: FileEntry, manifest: Manifest) -> WidthAssignment:
     """What the graph says that it was made for, where the manifest says the same."""
     path = package / entry.path
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as exc:
-        do = "export the package again"
-        raise GraphError(where=str(path), got=f"not readable: {exc}", allowed="an ONNX model", do=do) from exc
-    found = read_stamp(model, where=str(path))
+    found = read_stamp(read_model(path), where=str(path))
     said = (entry.label, manifest.target, manifest.master_sha256)
     if (found.assignment.label, found.target, found.master_sha256) != said:
         got = f"made as {found.assignment.label} for {found.target} from master {found.master_sha256[:12]}"

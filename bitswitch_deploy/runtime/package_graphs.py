@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitswitch_deploy.errors import PackageError
+from bitswitch_deploy.model_file import model_bytes
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.package.weights_index import (
     ALIGNMENT_BYTES,
@@ -84,19 +85,28 @@ class OwnGraphs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A graph as it lies in its file, whose path it has, and its part of the index."""
+
+    content: bytes
+    path: Path
+    index: SharedGraph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
-    """model: the graph with declarations of what is derived for it. index: its part. path: its file, for messages."""
+    """model: the graph with declarations of what is derived for it. plain: what it reads as the file has it."""
 
     model: bytes
-    index: SharedGraph
-    path: str
+    plain: tuple[ExternalTensor, ...]
 
 
 class SharedGraphs:
     """Graphs that read one weights file. What a width derives is derived when it is asked for, in NumPy or C.
 
     That is several times faster than the operators in the graph, which are left out. The small graphs are kept in
-    memory; the weights stay in the file, which is to say in the page cache of the system, once for all processes.
+    memory, and unpacked when they are first asked for; the weights stay in the file, which is to say in the page cache
+    of the system, once for all processes.
 
     Raises:
         CheckFailedError: a file is not as it was exported.
@@ -112,14 +122,16 @@ class SharedGraphs:
             raise _misfit(where, f"tensors up to byte {self.index.end_bytes:,} of {self.index.file!r}")
         self._weights = CheckedFile(package, entries[self.index.file], trust=trust)
         self._size_bytes = entries[self.index.file].size_bytes
-        self._graphs: dict[str, _Prepared] = {}
-        self._plain: dict[str, list[ExternalTensor]] = {}
+        self._graphs: dict[str, _Stored] = {}
+        self._prepared: dict[str, _Prepared] = {}
         for entry in manifest.files:
             if entry.role == "graph":
                 graph = self.index.graph(entry.path)
-                if graph is None or graph.derivation_bytes > entry.size_bytes:
-                    raise _misfit(where, f"no fitting entry for {entry.path}")
-                self._graphs[entry.label or entry.path] = self._prepared(package, entry, graph, trust)
+                if graph is None:
+                    raise _misfit(where, f"no entry for {entry.path}")
+                file = CheckedFile(package, entry, trust=trust)
+                stored = _Stored(content=bytes(file.read()), path=file.path, index=graph)
+                self._graphs[entry.label or entry.path] = stored
 
     def get(self, label: str) -> LoadableGraph:
         """The graph of one width and its tensors.
@@ -127,9 +139,11 @@ class SharedGraphs:
         Raises:
             CheckFailedError: the weights file is not the one that was loaded any more.
             PackageError: the graph is no ONNX, or the file does not hold its tensors.
+            GraphError: the graph cannot be unpacked.
         """
-        prepared = self._graphs[label]
-        graph = prepared.index
+        if label not in self._prepared:
+            self._prepared[label] = self._prepare(self._graphs[label])
+        prepared, graph = self._prepared[label], self._graphs[label].index
         stored = np.empty(self._size_bytes, np.int8)
         self._weights.read_into(stored.data)
         for start, end, bits in self._runs(graph):
@@ -141,7 +155,7 @@ class SharedGraphs:
                 codes = _view(stored, self.index.tensors[place])
                 # products fit int8
                 np.multiply(codes, values, out=codes)
-        initializers = {tensor.name: tensor.values(stored.data) for tensor in self._plain_tensors(label)}
+        initializers = {tensor.name: tensor.values(stored.data) for tensor in prepared.plain}
         for tensor, bits in self._derived(graph):
             initializers[tensor.name] = values = _view(stored, tensor)
             if tensor.dtype == "float32":
@@ -179,30 +193,23 @@ class SharedGraphs:
             runs.append((start, offset + size_bytes, bits))
         return runs
 
-    def _prepared(self, package: Path, entry: FileEntry, graph: SharedGraph, trust: bool) -> _Prepared:
+    def _prepare(self, graph: _Stored) -> _Prepared:
         """The graph with declarations of its tensors in the place of the operators that derive them."""
-        file = CheckedFile(package, entry, trust=trust)
-        derived = [tensor for tensor, _ in self._derived(graph)]
-        rest = bytes(file.read()[graph.derivation_bytes :])
-        model = declare_tensors(derived, location=self.index.file) + rest
-        return _Prepared(model=model, index=graph, path=str(file.path))
-
-    def _plain_tensors(self, label: str) -> list[ExternalTensor]:
-        """What a graph reads as it is in the file; looked up once, when it is first asked for."""
-        if label in self._plain:
-            return self._plain[label]
-        prepared = self._graphs[label]
-        derived = {tensor.name for tensor, _ in self._derived(prepared.index)}
-        found = external_tensors(prepared.model, where=prepared.path)
-        plain = [tensor for tensor in found if tensor.name not in derived]
+        whole, skipped = model_bytes(graph.content, graph.path), graph.index.derivation_bytes
+        if skipped > len(whole):
+            raise _misfit(str(graph.path), f"{len(whole):,} bytes, the first {skipped:,} of which derive its weights")
+        derived = [tensor for tensor, _ in self._derived(graph.index)]
+        model = declare_tensors(derived, location=self.index.file) + whole[skipped:]
+        names = {tensor.name for tensor in derived}
+        found = external_tensors(model, where=str(graph.path))
+        plain = tuple(tensor for tensor in found if tensor.name not in names)
         inside = (
             each.offset >= 0 and min(each.shape, default=0) >= 0 and each.end_bytes <= self._size_bytes
             for each in plain
         )
         if not all(inside) or any(each.location != self.index.file for each in plain):
-            raise _misfit(prepared.path, f"tensors that {self.index.file} does not hold")
-        self._plain[label] = plain
-        return plain
+            raise _misfit(str(graph.path), f"tensors that {self.index.file} does not hold")
+        return _Prepared(model=model, plain=plain)
 
 
 def _view(stored: npt.NDArray[np.int8], tensor: StoredTensor) -> Array:

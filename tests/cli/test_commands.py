@@ -300,5 +300,5 @@ def test_shared_weights_are_part_of_the_command_that_makes_it_again(run: Run, tm
     command = json.loads((tmp_path / "p" / "manifest.json").read_text())["command"]
     assert command[-1] == "--shared-weights"
     assert run(*command[1:], "--output", tmp_path / "q").code == 0
-    for name in ("digits-w4.onnx", "digits.weights", "digits.weights.json"):
+    for name in ("digits-w4.onnx.gz", "digits.weights", "digits.weights.json"):
         assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "q" / name).read_bytes()

@@ -32,6 +32,12 @@ class Packages:
     outputs: dict[str, np.ndarray]
 
 
+def graph_file(package: Path, label: str) -> Path:
+    """Give the file of one width, which is compressed where weights are shared."""
+    compressed = package / f"digits-{label}.onnx.gz"
+    return compressed if compressed.exists() else package / f"digits-{label}.onnx"
+
+
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     folder = tmp_path_factory.mktemp("runtime")

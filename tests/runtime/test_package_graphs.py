@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.errors import CheckFailedError, PackageError
+from bitswitch_deploy.errors import CheckFailedError, GraphError, PackageError
 from bitswitch_deploy.master import assemble_master, read_master, write_master
+from bitswitch_deploy.model_file import compressed
 from bitswitch_deploy.package.verify import read_manifest
 from bitswitch_deploy.runtime import RuntimeOptions, load
 from bitswitch_deploy.runtime.external_tensors import external_tensors
@@ -63,7 +66,7 @@ def test_values_are_codes_times_factors(lowest_first: Path, half_even: Path, pac
         values = graphs.get(label).initializers
         stored = graphs.index
         data = (package / stored.file).read_bytes()
-        graph = stored.graph(f"digits-{label}.onnx")
+        graph = stored.graph(f"digits-{label}.onnx.gz")
         assert graph is not None
         factors = {place: each for each in graph.factors for place in each.tensors}
         assert {tensor.dtype for tensor in stored.tensors} == {"int8"}
@@ -114,19 +117,71 @@ def test_a_graph_that_reads_what_its_weights_file_does_not_hold_leaves_the_width
 ) -> None:
     package = tmp_path / "package"
     shutil.copytree(packages.shared, package)
-    path = package / "digits-w2.onnx"
-    data = path.read_bytes()
+    path = package / "digits-w2.onnx.gz"
+    data = gzip.decompress(path.read_bytes())
     (linear,) = (each for each in external_tensors(data, where=path.name) if each.name == "linear.weight")
     value = str(linear.offset) if key == "offset" else linear.location
     before = key.encode() + bytes([0x12, len(value)]) + value.encode()
     place = data.index(before, data.index(b"linear.weight")) + len(before) - len(value)
     changed = wrong + value[1:] if wrong != "9" else "9" * len(value)
-    path.write_bytes(data[:place] + changed.encode() + data[place + len(value) :])
+    path.write_bytes(compressed(data[:place] + changed.encode() + data[place + len(value) :]))
     rehash(package, path.name)
     with load(package, width=4, options=RuntimeOptions(threads=1)) as switcher:
-        with pytest.raises(PackageError, match=r"digits-w2.onnx: tensors that digits.weights does not hold"):
+        with pytest.raises(PackageError, match=r"digits-w2.onnx.gz: tensors that digits.weights does not hold"):
             switcher.switch(2)
         np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w4"][:1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-9], "digits-w2.onnx.gz: cut short"),
+        (lambda data: gzip.decompress(data), "digits-w2.onnx.gz: gzip cannot unpack it"),
+        (
+            lambda data: compressed(gzip.decompress(data)[:99]),
+            r"digits-w2.onnx.gz: 99 bytes, the first [\d,]+ of which",
+        ),
+    ],
+)
+def test_a_compressed_graph_that_is_damaged_leaves_the_width(
+    packages: Packages,
+    tmp_path: Path,
+    rehash: Callable[[Path, str], None],
+    damage: Callable[[bytes], bytes],
+    message: str,
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(packages.shared, package)
+    path = package / "digits-w2.onnx.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    rehash(package, path.name)
+    with load(package, width=4, options=RuntimeOptions(threads=1)) as switcher:
+        for _ in range(2):
+            with pytest.raises((GraphError, PackageError), match=message):
+                switcher.switch(2)
+        np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w4"][:1])
+
+
+def test_packages_whose_graphs_are_not_compressed_are_served_as_well(
+    packages: Packages, tmp_path: Path, rehash: Callable[[Path, str], None]
+) -> None:
+    """As they were before graphs were compressed."""
+    package = tmp_path / "package"
+    shutil.copytree(packages.shared, package)
+    for name in ("manifest.json", "digits.weights.json"):
+        text = (package / name).read_text()
+        assert ".onnx.gz" in text
+        (package / name).write_text(text.replace(".onnx.gz", ".onnx"))
+    for path in package.glob("*.onnx.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+        rehash(package, path.with_suffix("").name)
+    rehash(package, "digits.weights.json")
+    assert json.loads((package / "digits.weights.json").read_text())["schema"] == "bitswitch-weights/3"
+    with load(package, options=RuntimeOptions(threads=1)) as switcher:
+        for label in switcher.widths:
+            switcher.switch(label)
+            np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs[label][:1])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.runtime import LatencyBudget, RuntimeOptions, load
-from tests.runtime.conftest import LABELS, Packages
+from tests.runtime.conftest import LABELS, Packages, graph_file
 
 ALL = RuntimeOptions(threads=1, max_sessions=5)
 
@@ -82,7 +82,7 @@ def test_a_width_that_cannot_be_opened_is_left_out_and_requests_are_answered(
     policy = InTurn()
     options = RuntimeOptions(threads=1, max_sessions=5, warm=(8, 6, 2, "mixed"))
     with load(package, policy=policy, options=options) as switcher:
-        for path in (package / "digits.weights", package / "digits-w4.onnx"):
+        for path in (package / "digits.weights", graph_file(package, "w4")):
             path.unlink(missing_ok=True)
         with caplog.at_level(logging.WARNING):
             for _ in range(12):

@@ -12,8 +12,9 @@ import pytest
 
 from bitswitch_deploy.catalogue import bundled_file
 from bitswitch_deploy.errors import CheckFailedError, DataError, GraphError, PackageError, UsageError
+from bitswitch_deploy.model_file import compressed, is_compressed
 from bitswitch_deploy.runtime import RuntimeOptions, Switcher, load
-from tests.runtime.conftest import LABELS, Packages
+from tests.runtime.conftest import LABELS, Packages, graph_file
 
 ONE = RuntimeOptions(threads=1)
 
@@ -141,11 +142,15 @@ def test_a_file_that_changes_while_it_is_loaded_is_refused(package: Path, packag
 def test_a_graph_that_onnxruntime_refuses_leaves_the_width(
     package: Path, packages: Packages, rehash: Callable[[Path, str], None]
 ) -> None:
-    (package / "digits-w4.onnx").write_bytes(b"\x08\x07 no graph" * 700)
-    rehash(package, "digits-w4.onnx")
+    graph = graph_file(package, "w4")
+    content = b"\x08\x07 no graph" * 700
+    graph.write_bytes(compressed(content) if is_compressed(graph) else content)
+    rehash(package, graph.name)
     with load(package, options=ONE) as switcher:
         # with shared weights, what the graph reads as it is in their file is looked up first
-        with pytest.raises((GraphError, PackageError), match=r"refuses it|digits-w4.onnx: its protobuf does not parse"):
+        with pytest.raises(
+            (GraphError, PackageError), match=r"refuses it|digits-w4.onnx.gz: its protobuf does not parse"
+        ):
             switcher.switch(4)
         assert np.array_equal(answers(switcher, packages), packages.outputs["w8"])
 

@@ -12,6 +12,7 @@ from bitswitch_deploy.errors import GraphError
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph
 from bitswitch_deploy.graph.lint.stored_bytes import size_bytes
 from bitswitch_deploy.graph.lint.subgraphs import subgraphs
+from bitswitch_deploy.model_file import read_model_bytes
 
 _DO = "export the model again, or copy it again with its data files beside it"
 
@@ -26,16 +27,13 @@ def read_graph(path: Path) -> LintedGraph:
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """The model in an ONNX file. External data stay on the disk; each of their files must be there and long enough.
+    """The model in an ONNX file, compressed or not. External data stay on the disk, in files that must be long enough.
 
     Raises:
         GraphError: the file cannot be read, is cut short or no ONNX; data are missing.
     """
     try:
-        # format: else onnx guesses it from the name
-        model = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except OSError as exc:
-        raise _refusal(path, f"not readable: {exc.strerror}", "an ONNX file") from exc
+        model = onnx.load_model_from_string(read_model_bytes(path))
     except DecodeError as exc:
         raise _refusal(path, "no ONNX, or cut short: its protobuf does not parse", "an ONNX file") from exc
     if not model.HasField("graph") or not model.opset_import:

@@ -20,6 +20,7 @@ from bitswitch_deploy.graph.stamp import MadeFrom, stamp
 from bitswitch_deploy.lowering.approximation import EXACT, EXPORTED, Approximation
 from bitswitch_deploy.lowering.lower import MADE_BY, check_passes
 from bitswitch_deploy.master import Master, read_master
+from bitswitch_deploy.model_file import COMPRESSED_SUFFIX, SUFFIX, compressed
 from bitswitch_deploy.package.destination import check_destination
 from bitswitch_deploy.package.manifest import Manifest, SkippedStep
 from bitswitch_deploy.package.writer import PackageWriter
@@ -204,7 +205,7 @@ def _export_width(job: _Job, assignment: WidthAssignment) -> _Outcome:
     samples = None if width.lowered.large else job.data.test or job.data.calibration
     # before the graph is written: sharing weights uses it up
     look = look_at_layers(master, width.canonical, width.lowered.model, samples) if samples is not None else None
-    graph = _write_graph(job, f"{graph_stem(request.master)}-{assignment.label}.onnx", width)
+    graph = _write_graph(job, f"{graph_stem(request.master)}-{assignment.label}", width)
     notes = [f"{change.where}: {change.what}" for change in width.changes]
     if unused := width.unused(request.approximations):
         notes.append(f"approximations: {unused}")
@@ -227,18 +228,22 @@ def _limit(request: ExportRequest) -> ApproximationLimit:
     return ApproximationLimit(min_agreement=request.target.target.quantization.min_agreement)
 
 
-def _write_graph(job: _Job, path: str, width: LoweredWidth) -> GraphFile:
-    """One self-contained file, or the graph and a file with its large tensors; with shared weights the graph alone."""
+def _write_graph(job: _Job, name: str, width: LoweredWidth) -> GraphFile:
+    """One self-contained file, or the graph and a file with its large tensors; with shared weights the graph alone.
+
+    That graph is compressed: four of them have more bytes than the weights of a small network.
+    """
     model, large, label = width.lowered.model, width.lowered.large, width.canonical.plan.assignment.label
     if job.shared is not None:
         weight_bits = {layer.layer.weight: layer.bits for layer in width.canonical.plan.layers}
+        path = f"{name}{COMPRESSED_SUFFIX}"
         data = job.shared.share(width.lowered, weight_bits, path)
-        entry = job.writer.write(path, data, role="graph", label=label)
+        entry = job.writer.write(path, compressed(data), role="graph", label=label)
         check_file(job.writer.folder / path)
         return GraphFile(label=label, path=path, size_bytes=entry.size_bytes, is_large=bool(large))
     if large:
         job.progress.start(f"{label}: writing weights", 1)
-    return write_graph(job.writer, model, large, GraphFile(label=label, path=path, size_bytes=0))
+    return write_graph(job.writer, model, large, GraphFile(label=label, path=f"{name}{SUFFIX}", size_bytes=0))
 
 
 def _not_exact(width: LoweredWidth, target: Target) -> CheckFailedError:

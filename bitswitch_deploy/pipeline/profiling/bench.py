@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bitswitch_deploy.engines.input_signature import InputSignature
 from bitswitch_deploy.engines.read_back import ReadBack
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.graph.lint.reading import read_model
 from bitswitch_deploy.graph.stamp import read_stamp
 from bitswitch_deploy.package.manifest import FileEntry, Manifest
 from bitswitch_deploy.profiling.layers import LayerName, Ownership, ProfiledRuns
@@ -108,7 +109,7 @@ def package_widths(package: Path, manifest: Manifest, wanted: Sequence[str] | No
     for label, entry in entries.items():
         if wanted is None or label in wanted:
             path = package / entry.path
-            model = onnx.load(str(path), load_external_data=False)
+            model = read_model(path)
             assignment = read_stamp(model, where=str(path)).assignment
             is_weight_only = multiplies_floats_by_int4(model.graph)
             widths.append(Width(label=label, entry=entry, assignment=assignment, is_weight_only=is_weight_only))
