@@ -64,8 +64,9 @@ class QuantizeBias(LoweringPass):
     float bias, rounding to nearest (weight_bias_quantization.cc), and also to layers that it then runs in float; here
     steps and bias are chosen so that no output code changes (see bias_codes.py). Where finer steps of the weights are
     not enough and uint8 input codes have bits to spare, these are shifted as well where that keeps all codes of the
-    layer: one cheap operator. Where it does not, the bias is rounded and recorded as inexact with the share of such
-    channels; without ROUNDED_BIAS the layer runs in float instead.
+    layer: one cheap operator, which codes are not worth that FULL_RESOLUTION left as they come. Where it does not, the
+    bias is rounded and recorded as inexact with the share of such channels; without ROUNDED_BIAS the layer runs in
+    float instead.
     A channel whose sums are negligible beside its bias, as training leaves them where a gain vanished, has its weights
     multiplied by 0 and its bias counted in steps of its own.
     A result that is handed out as an output of the graph stays float, but where one Q reads it onnxruntime rounds the
@@ -116,6 +117,13 @@ class QuantizeBias(LoweringPass):
     def _may_round(self) -> bool:
         return Approximation.ROUNDED_BIAS in self.context.approximations
 
+    def _is_left_in_its_steps(self, data: ActivationPattern) -> bool:
+        """Whether FillContainer let an activation keep the codes that it comes in; the trained ones are gone anyway."""
+        source = producer_of(data.source)
+        before = None if source is None or source.op != "DequantizeLinear" else match_activation(source)
+        is_kept = before is not None and before.codes.scale == data.codes.scale
+        return is_kept and Approximation.FULL_RESOLUTION in self.context.approximations
+
     def _quantize(self, graph: gs.Graph, layer: _Layer) -> BiasFit | None:
         """Write the best bias, or none where that moves a code and rounding is not wanted."""
         axis, products = channel_axis(layer.node), layer.weight.products()
@@ -131,7 +139,8 @@ class QuantizeBias(LoweringPass):
             reach = _accumulator(layer, products, factors, scale)
         # among int8 codes the shifted ones stay uint8, and no convolution of onnxruntime runs between two containers
         always = self.context.target.quantization.activation.dtype == "int8"
-        fit, shift = _best_fit(layer, reach, _room(graph, layer.data), always=always)
+        room = 0 if self._is_left_in_its_steps(layer.data) else _room(graph, layer.data)
+        fit, shift = _best_fit(layer, reach, room, always=always)
         fit = replace(fit, exact=fit.exact & (keeps_codes | ~silent))
         if not (self._may_round or fit.exact.all()):
             _subtract_bias(graph, layer)  # it is separable: that which is not has an obstacle

@@ -309,12 +309,43 @@ def test_otherwise_the_branch_has_codes_of_its_own() -> None:
     assert rescaled(with_ranges(4, X86, USUAL, 1.0)) == ["a.input/Add", "c.input/Add", "z.input/Add"]
 
 
+@pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
 @pytest.mark.parametrize("bits", [7, 6, 4, 2])
-def test_a_branch_that_reaches_further_keeps_its_own_where_something_else_reads_it(bits: int) -> None:
-    """Nothing but z reads the last one: what z would clip is lost there anyway."""
-    model = with_ranges(bits, X86, FULL, 4.0)
+def test_a_branch_that_reaches_further_is_clipped_in_its_own_codes(bits: int, target: Target) -> None:
+    """Nothing but z reads the last one: what z would clip is lost there anyway. No steps are refined for a bias."""
+    model = with_ranges(bits, target, FULL, 4.0)
+    assert rescaled(model) == []
+    for name, behind in (("start", "a"), ("first", "c"), ("second", "z")):
+        for part in ("scale", "zero_point"):
+            assert initializer(model, f"{name}.residual.{part}") == initializer(model, f"{behind}.input.{part}")
+    found = fast_operators(model, target)
+    assert (found["QLinearConv"], found["QLinearAdd"], found["Clip"]) == (4, 2, 2)
+    x = np.random.default_rng(0).normal(size=(9, 4, 6, 6)).astype(np.float32)
+    zero = int(initializer(model, "a.input.zero_point"))
+    for optimisation in ("off", "all"):
+        branch, clipped = (
+            look(model, x, name, optimisation=optimisation)
+            for name in ("start.residual.codes", "a.input.codes.clipped")
+        )
+        # a quarter of 255 steps
+        np.testing.assert_array_equal(clipped, np.clip(branch, zero, zero + 64))
+        assert len(np.unique(clipped)) > 20
+
+
+@pytest.mark.parametrize("bits", [7, 6, 4, 2])
+def test_a_branch_of_few_steps_within_the_trained_range_is_rescaled(bits: int) -> None:
+    """255 / 9 are fewer than 32."""
+    model = with_ranges(bits, X86, FULL, 9.0)
     assert rescaled(model) == ["a.input/Add", "c.input/Add"]
-    assert initializer(model, "second.residual.scale") == initializer(model, "z.input.scale")
+    assert "Clip" not in fast_operators(model, X86)
+    assert rescaled(with_ranges(bits, X86, FULL, 7.9)) == []
+
+
+def test_at_8_bits_the_trained_codes_stay() -> None:
+    graph = canonical(residual_master("identity"), 8)
+    model = with_ranges(8, X86, FULL, 4.0)
+    assert rescaled(model) == ["a.input/Add", "c.input/Add"]
+    assert initializer(model, "a.input.scale") == initializer(graph.model, "a.input.scale")
 
 
 @pytest.mark.parametrize("target", [X86, ARM], ids=["x86", "arm64"])
@@ -331,12 +362,12 @@ def test_a_branch_within_the_trained_range_gives_the_layer_its_codes(bits: int, 
     assert rescaled(after.model) == []
     assert fast_operators(after.model, target)["QLinearAdd"] == 2
     assert [each.what for each in after.changes if each.by == "FillContainer"][:1] == [
-        "the 256 steps in which they come, within the trained range"
+        "the steps in which they come, within the trained range"
     ]
 
 
 def test_two_layers_of_different_ranges_and_nothing_else() -> None:
-    """As the convolution of a block and that of its shortcut: the wider codes, and one operator to the narrower."""
+    """As the convolution of a block and that of its shortcut: the wider codes, and one Clip for the narrower."""
     text = """
     net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "stem.weight", float[4, 4, 1, 1] "s.weight",
          float[4, 4, 1, 1] "wide.weight", float[4, 4, 1, 1] "narrow.weight") => (float[n, 4, 6, 6] y) {
@@ -356,12 +387,13 @@ def test_two_layers_of_different_ranges_and_nothing_else() -> None:
     for reach, count in ((20.0, 1), (4.0, 1), (3.5, 0)):
         ranges["r"] = TensorRange(minimum=0, maximum=reach, values=np.linspace(0, reach, 4096, dtype=np.float32))
         after = lower(graph, X86, ranges=ranges, approximations=FULL)
-        assert len(rescaled(after.model)) == count, reach
+        assert rescaled(after.model) == []
+        assert fast_operators(after.model, X86).get("Clip", 0) == count, reach
         top = 255 * float(initializer(after.model, "r.residual.scale"))
         assert top == pytest.approx(reach if count == 0 else 7.5, rel=0.01)
-        assert 255 * float(initializer(after.model, "narrow.input.scale")) == pytest.approx(
-            reach if count == 0 else 3.75, rel=0.01
-        )
+        assert initializer(after.model, "narrow.input.scale") == initializer(after.model, "r.residual.scale")
+        if count:
+            assert initializer(after.model, "narrow.input.high") in (127, 128)
     assert len(rescaled(lower(graph, X86, ranges=ranges).model)) == 2
 
 
@@ -443,7 +475,11 @@ def test_signed_codes_are_shared_where_they_reach_as_far_as_the_branch(bits: int
 )
 def test_codes_that_lack_a_side_of_the_branch_are_not_shared(kind: str, bits: int, reach: float) -> None:
     model = signed_branch(kind, bits, -reach, reach)
-    assert rescaled(model) == ["a.input/Add"]
+    assert rescaled(model) == (["a.input/Add"] if bits == 8 else [])
+    assert fast_operators(model, X86).get("Clip", 0) == (bits < 8)
+    if bits < 8:
+        assert initializer(model, "a.input.zero_point") == 128
+        assert initializer(model, "a.input.low") == (128 if kind == "unsigned" else 0)
     assert initializer(model, "start.residual.zero_point") == 128
     # nothing but a layer reads the sum: it lacks that side anyway
     assert initializer(model, "sum.residual.zero_point") == initializer(model, "z.input.zero_point")
