@@ -87,7 +87,7 @@ def adopts(pattern: ActivationPattern, before: ActivationCodes, context: Lowerin
 
 
 def _kept(pattern: ActivationPattern, before: ActivationCodes, context: LoweringContext) -> ActivationCodes | None:
-    """The codes that an activation comes in, as far as they lie within its trained range; None if it does not keep them."""
+    """The codes that an activation comes in, as far as they lie in its trained range; None if it does not keep them."""
     if before.needs_clip or filled(pattern, context) is None:
         return None
     if pattern.codes.covers(before):
