@@ -56,7 +56,7 @@ def engine_file(package: Path, manifest: Manifest, graph: FileEntry, loader: Loa
             return EngineFile(path=entry.path, entry=entry, record=_record(package / entry.path, loader, trust=True))
     raise UnavailableError(
         where=str(package / built),
-        got=f"the engine of {graph.label or graph.path} is not built",
+        got=f"the engine of {graph.name} is not built",
         allowed="an engine for each width",
         do=f"build it on the machine that runs it, or with --device: {_build_command(package)}",
     )

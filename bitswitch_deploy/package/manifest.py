@@ -40,6 +40,11 @@ class FileEntry:
     role: Role
     label: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages and results: its label, or its path where it has none."""
+        return self.label or self.path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedStep:
@@ -87,7 +92,7 @@ class Manifest:
         paths = [entry.path for entry in self.files]
         if len(paths) != len(set(paths)) or MANIFEST in paths:
             raise _refusal("files", "a path twice, or the manifest itself", "each file of the package once")
-        labels = [entry.label for entry in self.files if entry.role == "graph" and entry.label is not None]
+        labels = [entry.label for entry in self.graphs if entry.label is not None]
         if len(labels) != len(set(labels)):
             raise _refusal("files", "two graphs with one label", "one graph for each label")
         if self.results is not None and self.results not in paths:
@@ -96,6 +101,16 @@ class Manifest:
             _check_path("built_on_device", self.built_on_device)
         for field, got, allowed in self.preprocessing.faults() if self.preprocessing is not None else ():
             raise _refusal(f"preprocessing{field}", got, allowed)
+
+    @property
+    def graphs(self) -> tuple[FileEntry, ...]:
+        """The graph of each width."""
+        return tuple(entry for entry in self.files if entry.role == "graph")
+
+    @property
+    def references(self) -> tuple[FileEntry, ...]:
+        """The graph of the float network, without its data file; none in packages for onnxruntime, and in old ones."""
+        return tuple(entry for entry in self.files if entry.role == "reference" and entry.path.endswith(".onnx"))
 
     def to_json(self) -> str:
         """The text of `manifest.json`; keys and files in sorted order."""

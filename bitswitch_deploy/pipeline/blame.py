@@ -65,9 +65,10 @@ def blame_package(
     manifest = read_manifest(package)
     loaded = package_master(manifest, master)
     profile = own_target(manifest, target)
-    graphs = [entry for entry in manifest.files if entry.role == "graph"]
     # w8 before w2
-    paths = [package / entry.path for entry in sorted(graphs, key=lambda entry: entry.label or "", reverse=True)]
+    paths = [
+        package / entry.path for entry in sorted(manifest.graphs, key=lambda entry: entry.label or "", reverse=True)
+    ]
     states = verify_package(package).files
     result = _blame(loaded, profile, (_load(path) for path in paths), data, samples, progress or Silent())
     changed = tuple(f"{state.path} ({state.state})" for state in states if state.state != "ok")

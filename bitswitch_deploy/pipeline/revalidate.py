@@ -53,7 +53,7 @@ def revalidate(
     if test is None:
         raise DataError(where="--data", got="no data", allowed="a folder or an .npz file", do="name one with --data")
     profile = own_target(manifest, target)
-    graphs = [(entry, _assignment(package, entry, manifest)) for entry in manifest.files if entry.role == "graph"]
+    graphs = [(entry, _assignment(package, entry, manifest)) for entry in manifest.graphs]
     if not graphs:
         raise _refusal(package / MANIFEST, "names no graphs", "at least one graph")
     widths = tuple(_validate(package / entry.path, each, loaded, profile, test, progress) for entry, each in graphs)

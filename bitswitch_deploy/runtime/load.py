@@ -115,7 +115,7 @@ def _check_arguments(options: object, policy: object) -> None:
 
 
 def _widths(manifest: Manifest, folder: Path) -> tuple[str, ...]:
-    labels = [entry.label or entry.path for entry in manifest.files if entry.role == "graph"]
+    labels = [entry.name for entry in manifest.graphs]
     if not labels:
         do = "name a folder that `bitswitch-deploy export` wrote"
         raise PackageError(where=str(folder), got="no graph", allowed="a package with at least one width", do=do)

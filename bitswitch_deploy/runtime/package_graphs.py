@@ -50,11 +50,10 @@ class OwnGraphs:
         self._graphs: dict[str, CheckedFile] = {}
         self._data: dict[str, list[CheckedFile]] = {}
         for entry in manifest.files:
-            label = entry.label or entry.path
             if entry.role == "graph":
-                self._graphs[label] = CheckedFile(package, entry, trust=trust)
+                self._graphs[entry.name] = CheckedFile(package, entry, trust=trust)
             elif entry.role == "weights":
-                self._data.setdefault(label, []).append(CheckedFile(package, entry, trust=trust))
+                self._data.setdefault(entry.name, []).append(CheckedFile(package, entry, trust=trust))
 
     def get(self, label: str) -> LoadableGraph:
         """The graph of one width, and its tensors that lie beside it.
@@ -124,14 +123,12 @@ class SharedGraphs:
         self._size_bytes = entries[self.index.file].size_bytes
         self._graphs: dict[str, _Stored] = {}
         self._prepared: dict[str, _Prepared] = {}
-        for entry in manifest.files:
-            if entry.role == "graph":
-                graph = self.index.graph(entry.path)
-                if graph is None:
-                    raise _misfit(where, f"no entry for {entry.path}")
-                file = CheckedFile(package, entry, trust=trust)
-                stored = _Stored(content=bytes(file.read()), path=file.path, index=graph)
-                self._graphs[entry.label or entry.path] = stored
+        for entry in manifest.graphs:
+            graph = self.index.graph(entry.path)
+            if graph is None:
+                raise _misfit(where, f"no entry for {entry.path}")
+            file = CheckedFile(package, entry, trust=trust)
+            self._graphs[entry.name] = _Stored(content=bytes(file.read()), path=file.path, index=graph)
 
     def get(self, label: str) -> LoadableGraph:
         """The graph of one width and its tensors.

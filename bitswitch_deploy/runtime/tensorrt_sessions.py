@@ -47,9 +47,8 @@ def tensorrt_sessions(
     device = TensorRtDevice(module)
     loader = Loader(device=device_facts(), module=module, version=device.version, trust=trust_engines)
     files = {
-        graph.label or graph.path: _checked(package, engine_file(package, manifest, graph, loader), trust=trust)
-        for graph in manifest.files
-        if graph.role == "graph"
+        graph.name: _checked(package, engine_file(package, manifest, graph, loader), trust=trust)
+        for graph in manifest.graphs
     }
 
     def open_session(label: str) -> Session:

@@ -117,7 +117,7 @@ def _job(request: BuildRequest) -> _Job:
     version, device = release_of(str(load_module(module).__version__)), device_facts()
     if request.options.dla:
         check_dla(target, version=version)
-    entries = [entry for entry in manifest.files if entry.role in ("graph", "reference") and _is_onnx(entry)]
+    entries = (*manifest.graphs, *manifest.references)
     cache = None
     if module == "tensorrt":
         folder = request.package / (manifest.built_on_device or BUILD_FOLDER)
@@ -184,7 +184,7 @@ def _notes(job: _Job) -> tuple[str, ...]:
 
 def _engine(job: _Job, entry: FileEntry, progress: Progress) -> EngineRow:
     role: GraphRole = "reference" if entry.role == "reference" else "graph"
-    label, graph = entry.label or entry.path, job.request.package / entry.path
+    label, graph = entry.name, job.request.package / entry.path
     advance = start_build(progress, label)
     hashes = _graph_hashes(job, entry)
     options, model = job.options, onnx.load(str(graph), load_external_data=False)
@@ -310,10 +310,6 @@ def _make_folder(folder: Path) -> None:
 def _unwritable(folder: Path, exc: OSError) -> OutputError:
     do = "correct its permissions or free disk space"
     return OutputError(where=str(folder), got=f"cannot be written: {exc.strerror}", allowed="a writable folder", do=do)
-
-
-def _is_onnx(entry: FileEntry) -> bool:
-    return entry.path.endswith(".onnx")
 
 
 def _narrowness(entry: FileEntry) -> tuple[int, str]:

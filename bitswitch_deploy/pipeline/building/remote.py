@@ -13,7 +13,7 @@ from bitswitch_deploy.engines.device_facts import DeviceFacts
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, EngineRecord, read_record, record_path
 from bitswitch_deploy.errors import PackageError, UsageError
 from bitswitch_deploy.package.files import hash_file
-from bitswitch_deploy.package.manifest import MANIFEST, FileEntry, Manifest
+from bitswitch_deploy.package.manifest import MANIFEST, Manifest
 from bitswitch_deploy.pipeline.building.build import BuildRequest, build_lock, engine_row
 from bitswitch_deploy.pipeline.building.kept_layers import kept_facts
 from bitswitch_deploy.pipeline.checked_package import checked_manifest
@@ -102,7 +102,7 @@ class _RemoteBuild:
         folder.upload(files, self._progress.advance)
 
     def _run(self, folder: DeviceFolder) -> Finished:
-        labels = [entry.label or entry.path for entry in _graphs(self._manifest)]
+        labels = [entry.name for entry in (*self._manifest.references, *self._manifest.graphs)]
         self._progress.start(f"building on {self._device.address.host}", len(labels))
 
         def hear(line: str) -> None:
@@ -111,11 +111,6 @@ class _RemoteBuild:
                 self._progress.advance()
 
         return folder.run(f"sh ./{SCRIPT}{_arguments(self._request)}", hear)
-
-
-def _graphs(manifest: Manifest) -> list[FileEntry]:
-    """What becomes an engine each."""
-    return [each for each in manifest.files if each.role in ("graph", "reference") and each.path.endswith(".onnx")]
 
 
 def is_done(line: str, labels: Sequence[str]) -> bool:
@@ -163,7 +158,7 @@ def _report(request: BuildRequest, manifest: Manifest, address: Address, before:
 
 
 def _engines(package: Path, manifest: Manifest, before: dict[str, str]) -> Iterator[tuple[EngineRow, EngineRecord]]:
-    for entry in _graphs(manifest):
+    for entry in (*manifest.references, *manifest.graphs):
         path = package / BUILD_FOLDER / f"{Path(entry.path).stem}.engine"
         record = read_record(path)
         if record is None or hash_file(path)[0] != record.sha256:

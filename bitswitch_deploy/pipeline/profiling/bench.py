@@ -96,7 +96,7 @@ def package_widths(package: Path, manifest: Manifest, wanted: Sequence[str] | No
         UsageError: a label that the package has not.
         GraphError: a graph does not say what it was made from.
     """
-    entries = {entry.label or entry.path: entry for entry in manifest.files if entry.role == "graph"}
+    entries = {entry.name: entry for entry in manifest.graphs}
     unknown = [label for label in wanted or () if label not in entries]
     if unknown or not entries:
         raise UsageError(

@@ -38,8 +38,8 @@ class EngineBench:
     def __init__(self, package: Path, manifest: Manifest, widths: Sequence[Width], loader: Loader) -> None:
         entries = {width.label: width.entry for width in widths}
         self.reference = None
-        for entry in _reference_graphs(manifest):
-            self.reference = entry.label or entry.path
+        for entry in manifest.references:
+            self.reference = entry.name
             entries[self.reference] = entry
         self.version = loader.version
         self.device = tuple(
@@ -81,11 +81,6 @@ def layer_run(layers: Sequence[tuple[str, float]]) -> tuple[NodeTime, ...]:
         run.append(NodeTime(name=name, operator=_OPERATOR, start_us=start_us, duration_us=1e3 * ms))
         start_us += run[-1].duration_us
     return tuple(run)
-
-
-def _reference_graphs(manifest: Manifest) -> tuple[FileEntry, ...]:
-    """The graph of the float network that `build` makes an FP16 engine of; none in older packages."""
-    return tuple(each for each in manifest.files if each.role == "reference" and each.path.endswith(".onnx"))
 
 
 def _whole_engine(package: Path, manifest: Manifest, graph: FileEntry, loader: Loader) -> Path:
