@@ -65,5 +65,5 @@ def read_model_bytes(path: Path) -> bytes:
 
 
 def _refusal(path: Path, got: str) -> GraphError:
-    do = "export the model again, or copy it again with its data files beside it"
+    do = "copy the file again, or export the model again"
     return GraphError(where=str(path), got=got, allowed="an ONNX file, or one that gzip compressed", do=do)

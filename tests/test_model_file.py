@@ -13,7 +13,7 @@ import pytest
 
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.engines.optimized_operators import optimized_operators
-from bitswitch_deploy.errors import GraphError
+from bitswitch_deploy.errors import GraphError, InputFileError
 from bitswitch_deploy.graph.lint.reading import read_model
 from bitswitch_deploy.graph.model_io import check_file
 from bitswitch_deploy.model_file import compressed, model_bytes, read_model_bytes
@@ -65,6 +65,18 @@ def test_external_data_are_found_beside_a_compressed_graph(
     np.testing.assert_array_equal(session.run(np.ones(3, np.float32)), [2, 3, 4])
     assert optimized_operators(path, session_options={}) == (("Add", 1),)
     assert read_model(path).graph.node[0].op_type == "Add"
+
+
+def test_a_folder_that_is_not_utf8(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = packed.parent.rename(packed.parents[1] / os.fsdecode(b"caf\xe9"))
+    monkeypatch.chdir(folder)
+    session = OnnxRuntimeSession(Path(packed.name), optimisation="all", threads=1, session_options={})
+    np.testing.assert_array_equal(session.run(np.ones(3, np.float32)), [2, 3, 4])
+    check_file(Path(packed.name))
+    with pytest.raises(InputFileError, match="not UTF-8"):
+        OnnxRuntimeSession(folder / packed.name, optimisation="all", threads=1, session_options={})
+    with pytest.raises(GraphError, match="not UTF-8"):
+        check_file(folder / packed.name)
 
 
 def test_the_checker_sees_external_data_of_a_compressed_graph(packed: Path) -> None:

@@ -58,7 +58,11 @@ from bitswitch_deploy.report.page import Page
     "[default: the target's, or less where labels exclude that top-1 falls by the rest to 100]",
 )
 @click.option("--strict", is_flag=True, help="Approximate nothing, and refuse any lowering that is not exact.")
-@click.option("--shared-weights", is_flag=True, help="Store the int8 weights once; each graph derives its own.")
+@click.option(
+    "--shared-weights",
+    is_flag=True,
+    help="Store the int8 weights once; each graph derives its own, and is compressed (.onnx.gz).",
+)
 @click.option("--force", is_flag=True, help="Replace a package that exists.")
 @json_option
 def command(

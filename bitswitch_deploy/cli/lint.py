@@ -30,8 +30,8 @@ from bitswitch_deploy.report.page import Page
 def command(graph: Path, engine: str, as_json: bool) -> int:
     """Say what in a Q/DQ graph an engine refuses, misreads or leaves in float, and how to mend it.
 
-    GRAPH is any ONNX file, whoever wrote it. Exits with 1 when there is an error among the findings; warnings exit
-    with 0: the graph is right and slow, or fragile.
+    GRAPH is any ONNX file, whoever wrote it, or a compressed one (.onnx.gz). Exits with 1 when there is an error among
+    the findings; warnings exit with 0: the graph is right and slow, or fragile.
     """
     engines = tuple(name for name in ENGINES if engine in (name, "all"))
     result = lint(read_graph(graph), engines=engines)

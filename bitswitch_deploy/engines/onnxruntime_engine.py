@@ -220,7 +220,7 @@ def _create(model: bytes | Path, options: Any) -> Any:
     source: str | bytes = model if isinstance(model, bytes) else path
     if isinstance(model, Path) and is_compressed(model):
         source = read_model_bytes(model)
-        _add_entry(options, _DATA_FOLDER, str(model.parent.resolve()))
+        _add_entry(options, _DATA_FOLDER, str(model.parent))
     try:
         return ort.InferenceSession(source, sess_options=options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as exc:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -102,8 +102,14 @@ def check_file(path: Path) -> None:
     """Run the ONNX checker with shape inference on a file, whose external data must be where the file says.
 
     Raises:
-        GraphError: the checker refuses the file.
+        GraphError: the checker refuses the file, or cannot be told its name.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as exc:
+        where = str(path).encode("utf-8", "backslashreplace").decode()
+        allowed, do = "a path that the checker can be told", "rename the file or its folders"
+        raise GraphError(where=where, got="a path that is not UTF-8", allowed=allowed, do=do) from exc
     with _unpacked(path) as plain:
         _check(str(plain), where=str(path), valid="valid ONNX", do=_NEWER_OPSET)
 
@@ -114,10 +120,12 @@ def _unpacked(path: Path) -> Iterator[Path]:
     if not is_compressed(path):
         yield path
         return
-    with NamedTemporaryFile(dir=path.parent, suffix=SUFFIX) as file:
-        file.write(read_model_bytes(path))
-        file.flush()
-        yield Path(file.name)
+    plain = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
+    try:
+        plain.write_bytes(read_model_bytes(path))
+        yield plain
+    finally:
+        plain.unlink(missing_ok=True)
 
 
 def _check(model: onnx.ModelProto | str, *, where: str, valid: str, do: str) -> None:

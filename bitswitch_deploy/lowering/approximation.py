@@ -13,9 +13,10 @@ class Approximation(str, Enum):
     ELEMENTWISE_CODES: so do results of what lies between layers and is no such Add: SiLU, HardSwish, Concat, gates.
     PINNED_LAYERS: layers that training kept in float get 8-bit weights and inputs after training.
     HALF_LAYERS: layers that training kept in float compute in float16 where a TensorRT network is strongly typed.
-    FULL_RESOLUTION: activations keep their trained range but use all 256 codes in it, so that saturation clips;
-    those that are never negative, which low widths hardly mind, and any that fill them already, where residual branches
-    then have the same codes. FULL_RESOLUTION_SIGNED: the others, which may mind.
+    FULL_RESOLUTION: activations keep their trained range but use all 256 codes in it, so that saturation clips, or the
+    codes of the residual branch that they come from; those that are never negative, which low widths hardly mind, and
+    any that fill them already, where residual branches then have the same codes. FULL_RESOLUTION_SIGNED: the others,
+    which may mind.
     INT8_INPUTS: layers with quantized weights and float inputs round these to 8 bits as they come, block by block.
     """
 

@@ -36,6 +36,7 @@ _LARGE_BIAS = 2.0**20
 # Of a channel that is its bias only, where input codes are not shifted (by six bits, and it still fits int16); its
 # smallest bias that is not taken for nothing.
 _BIAS_CODE, _SMALLEST_BIAS = 2.0**8, 2.0**-60
+_REFINING = frozenset({Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED})
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -122,7 +123,7 @@ class QuantizeBias(LoweringPass):
         source = producer_of(data.source)
         before = None if source is None or source.op != "DequantizeLinear" else match_activation(source)
         is_kept = before is not None and before.codes.scale == data.codes.scale
-        return is_kept and Approximation.FULL_RESOLUTION in self.context.approximations
+        return is_kept and not _REFINING.isdisjoint(self.context.approximations)
 
     def _quantize(self, graph: gs.Graph, layer: _Layer) -> BiasFit | None:
         """Write the best bias, or none where that moves a code and rounding is not wanted."""

@@ -85,9 +85,8 @@ class OwnGraphs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stored:
-    """A graph as it lies in its file, whose path it has, and its part of the index."""
+    """The path of a graph, for messages, and its part of the index."""
 
-    content: bytes
     path: Path
     index: SharedGraph
 
@@ -122,13 +121,16 @@ class SharedGraphs:
         self._weights = CheckedFile(package, entries[self.index.file], trust=trust)
         self._size_bytes = entries[self.index.file].size_bytes
         self._graphs: dict[str, _Stored] = {}
+        # of graphs that were not asked for yet
+        self._contents: dict[str, bytes] = {}
         self._prepared: dict[str, _Prepared] = {}
         for entry in manifest.graphs:
             graph = self.index.graph(entry.path)
             if graph is None:
                 raise _misfit(where, f"no entry for {entry.path}")
             file = CheckedFile(package, entry, trust=trust)
-            self._graphs[entry.name] = _Stored(content=bytes(file.read()), path=file.path, index=graph)
+            self._graphs[entry.name] = _Stored(path=file.path, index=graph)
+            self._contents[entry.name] = bytes(file.read())
 
     def get(self, label: str) -> LoadableGraph:
         """The graph of one width and its tensors.
@@ -139,7 +141,8 @@ class SharedGraphs:
             GraphError: the graph cannot be unpacked.
         """
         if label not in self._prepared:
-            self._prepared[label] = self._prepare(self._graphs[label])
+            self._prepared[label] = self._prepare(self._contents[label], self._graphs[label])
+            del self._contents[label]
         prepared, graph = self._prepared[label], self._graphs[label].index
         stored = np.empty(self._size_bytes, np.int8)
         self._weights.read_into(stored.data)
@@ -190,13 +193,13 @@ class SharedGraphs:
             runs.append((start, offset + size_bytes, bits))
         return runs
 
-    def _prepare(self, graph: _Stored) -> _Prepared:
+    def _prepare(self, content: bytes, graph: _Stored) -> _Prepared:
         """The graph with declarations of its tensors in the place of the operators that derive them."""
-        whole, skipped = model_bytes(graph.content, graph.path), graph.index.derivation_bytes
+        whole, skipped = memoryview(model_bytes(content, graph.path)), graph.index.derivation_bytes
         if skipped > len(whole):
             raise _misfit(str(graph.path), f"{len(whole):,} bytes, the first {skipped:,} of which derive its weights")
         derived = [tensor for tensor, _ in self._derived(graph.index)]
-        model = declare_tensors(derived, location=self.index.file) + whole[skipped:]
+        model = b"".join((declare_tensors(derived, location=self.index.file), whole[skipped:]))
         names = {tensor.name for tensor in derived}
         found = external_tensors(model, where=str(graph.path))
         plain = tuple(tensor for tensor in found if tensor.name not in names)

@@ -19,7 +19,7 @@ from bitswitch_deploy.target import Target
 from tests.graph.masters import BATCH_NORM, build, layer
 from tests.graph.running import initializer, look, run
 from tests.lowering.blocks import images, observed, residual_master
-from tests.lowering.lowered import applied, canonical, fast_operators, profile
+from tests.lowering.lowered import INT8_CPU, applied, canonical, fast_operators, profile
 
 X86, ARM, RTX = profile("x86-cpu"), profile("arm64-cpu"), profile("rtx")
 FULL = USUAL | {Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED}
@@ -339,6 +339,30 @@ def test_a_branch_of_few_steps_within_the_trained_range_is_rescaled(bits: int) -
     assert rescaled(model) == ["a.input/Add", "c.input/Add"]
     assert "Clip" not in fast_operators(model, X86)
     assert rescaled(with_ranges(bits, X86, FULL, 7.9)) == []
+
+
+def test_int8_codes_are_rescaled() -> None:
+    """Behind a Clip on int8 codes onnxruntime would run the convolution in float."""
+    target = profile("x86-cpu", INT8_CPU)
+    graph = canonical(residual_master("identity"), 4)
+    ranges = dict(observed(graph.model, calibrated_tensors(graph, target)))
+    for name in ("start", "first", "second"):
+        (quantizer,) = quantizers(graph.model, name)
+        top = 4.0 * 15 * float(initializer(graph.model, quantizer.input[1]))
+        ranges[name] = TensorRange(minimum=0, maximum=top, values=np.linspace(0, top, 4096, dtype=np.float32))
+    found = fast_operators(lower(graph, target, ranges=ranges, approximations=FULL).model, target)
+    assert found["QLinearConv"] == 4
+    assert "Clip" not in found
+
+
+def test_signed_codes_that_are_kept_are_not_refined_for_a_bias() -> None:
+    """As with both options."""
+    signed = USUAL | {Approximation.FULL_RESOLUTION_SIGNED}
+    for approximations in (signed, signed | FULL):
+        model = signed_branch("signed", 2, -8.0, 8.0, approximations)
+        names = [node.name for node in model.graph.node]
+        assert "a.input/Clip" in names
+        assert not [name for name in names if name.startswith("a.input.fine")]
 
 
 def test_at_8_bits_the_trained_codes_stay() -> None:

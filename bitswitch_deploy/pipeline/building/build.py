@@ -162,7 +162,7 @@ def _checked_module(request: BuildRequest, target: Target) -> Module:
             where=str(request.package),
             got=f"a package for {target.name}, whose graphs onnxruntime runs as they are",
             allowed="a package for a TensorRT target",
-            do="nothing needs to be built: load the .onnx files",
+            do="nothing needs to be built: load the package with the runtime, or its graphs with onnxruntime",
         )
     reason = why_not_here(target)
     if reason is not None:

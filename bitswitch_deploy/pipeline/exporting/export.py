@@ -231,7 +231,7 @@ def _limit(request: ExportRequest) -> ApproximationLimit:
 def _write_graph(job: _Job, name: str, width: LoweredWidth) -> GraphFile:
     """One self-contained file, or the graph and a file with its large tensors; with shared weights the graph alone.
 
-    That graph is compressed: four of them have more bytes than the weights of a small network.
+    That graph is compressed: four of them are much beside the weights of a small network.
     """
     model, large, label = width.lowered.model, width.lowered.large, width.canonical.plan.assignment.label
     if job.shared is not None:

@@ -17,8 +17,8 @@ from bitswitch_deploy.engines.onnxruntime_profile import read_profile
 from bitswitch_deploy.engines.optimized_operators import graph_nodes, optimized_nodes
 from bitswitch_deploy.graph.external_data import runnable
 from bitswitch_deploy.graph.float_reference import float_graph
+from bitswitch_deploy.graph.lint.reading import read_model
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.model_file import read_model_bytes
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.pipeline.profiling.bench import Feeds, TimedSession, Width
 from bitswitch_deploy.profiling.interleave import TURN_MS
@@ -67,7 +67,7 @@ class OnnxRuntimeBench:
         """By the graph that really runs."""
         graph = self._graphs[label]
         nodes = optimized_nodes(graph, session_options=self._options)
-        model = onnx.load_model_from_string(graph if isinstance(graph, bytes) else read_model_bytes(graph))
+        model = onnx.load_model_from_string(graph) if isinstance(graph, bytes) else read_model(graph)
         arithmetic = {node.name: node.arithmetic for node in nodes if node.arithmetic is not None}
         return Ownership(owner_of=owners(nodes, layers, graph_nodes(model.graph)), arithmetic=arithmetic)
 

@@ -121,7 +121,7 @@ def test_the_index_says_who_reads_what_at_which_width(shared: Exported) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "resnet20"])
 def test_all_four_widths_take_the_bytes_of_the_8_bit_graph_alone(name: str, tmp_path: Path) -> None:
-    """The goal is 1.05. Before they are compressed, the graphs of small networks take more bytes than the weights."""
+    """The goal is 1.05. Not compressed, the graphs of such networks are much beside their weights."""
     resnet20 = CALIBRATION / "cifar10" / "resnet20-8642.safetensors"
     master = bundled_master() if name == "digits" else unmeasured(resnet20, tmp_path / "resnet20.safetensors")
     made = {
