@@ -355,14 +355,28 @@ def test_int8_codes_are_rescaled() -> None:
     assert "Clip" not in found
 
 
-def test_signed_codes_that_are_kept_are_not_refined_for_a_bias() -> None:
-    """As with both options."""
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_signed_codes_that_are_kept_are_not_refined_for_a_bias(bits: int) -> None:
+    """On a branch that is never negative, they are uint8 codes from 0 on; with both options as with this one."""
+    text = """
+    net (float[n, 4, 6, 6] x, float[4, 4, 1, 1] "stem.weight", float[4, 4, 1, 1] "a.weight", float[4] "a.bias",
+         float[4, 4, 1, 1] "z.weight") => (float[n, 4, 6, 6] y) {
+        stem = Conv (x, "stem.weight")
+        start = Relu (stem)
+        a = Conv (start, "a.weight", "a.bias")
+        sum = Add (a, start)
+        y = Conv (sum, "z.weight")
+    }"""
+    layers = (layer("stem", activation="pinned"), *(layer(name, activation="signed") for name in "az"))
+    graph = canonical(build(text, layers), bits)
     signed = USUAL | {Approximation.FULL_RESOLUTION_SIGNED}
-    for approximations in (signed, signed | FULL):
-        model = signed_branch("signed", 2, -8.0, 8.0, approximations)
-        names = [node.name for node in model.graph.node]
-        assert "a.input/Clip" in names
-        assert not [name for name in names if name.startswith("a.input.fine")]
+    ranges = dict(observed(graph.model, calibrated_tensors(graph, X86, signed)))
+    (quantizer,) = quantizers(graph.model, "start")
+    top = 4.0 * float(initializer(graph.model, quantizer.input[1])) * (2 ** (bits - 1) - 1)
+    ranges["start"] = TensorRange(minimum=0, maximum=top, values=np.linspace(0, top, 4096, dtype=np.float32))
+    for approximations in (signed, FULL):
+        found = fast_operators(lower(graph, X86, ranges=ranges, approximations=approximations).model, X86)
+        assert (found["Clip"], found["QLinearAdd"]) == (1, 1)
 
 
 def test_at_8_bits_the_trained_codes_stay() -> None:
