@@ -17,6 +17,8 @@ _QUANTILE = 0.95
 _LONGEST_WAIT = 1024
 # Of windows before a try that promises little, such as a higher width without room for it.
 _PATIENCE = 8
+# Of windows in a row in which even the lowest width must miss the budget after a first one: by chance one often does.
+_PROOF = 2
 # A percentile up to so many times another one counts as the same.
 _ALIKE = 1.1
 
@@ -31,7 +33,7 @@ class LatencyBudget:
     eight times as many windows within the budget, for the load may have gone; and just as many where the lower width
     turns out to be no faster.
 
-    Where even the lowest width misses the budget, the highest of those serves that are about as fast as the fastest:
+    Where even the lowest width misses the budget, for three windows in a row, the highest of those serves that are about as fast as the fastest:
     on many devices all take the same time, and a lower one would lose accuracy for nothing. Lower ones are tried again
     after 8 windows, then after twice as many each time that it was in vain. `is_met` is False whenever the budget is
     missed there, and one warning is logged until there is room again.
@@ -69,6 +71,8 @@ class LatencyBudget:
         self._width: str | None = None
         self._latencies: deque[float] = deque(maxlen=window)
         self._served = 0
+        # requests in a row whose window missed the limit at the lowest width
+        self._missed = 0
         self._waits: dict[str, int] = {}
         # what a width must keep to: the budget, or what is possible where that is not
         self._limit_ms = budget_ms
@@ -110,8 +114,11 @@ class LatencyBudget:
             if percentile > self._limit_ms and width != self._order[-1]:
                 self._step_down(width, percentile)
             elif is_full and percentile > self._limit_ms:
-                self._settle(percentile)
+                self._missed += 1
+                if self._missed >= _PROOF * self._window:
+                    self._settle(percentile)
             elif is_full:
+                self._missed = 0
                 self._stay(width, percentile)
                 if width != self._order[0]:
                     self._step_up(width, percentile)
@@ -180,5 +187,5 @@ class LatencyBudget:
         return percentile < self._relax * self._budget_ms
 
     def _move(self, width: str) -> None:
-        self._width, self._served = width, 0
+        self._width, self._served, self._missed = width, 0, 0
         self._latencies.clear()
