@@ -33,10 +33,10 @@ class LatencyBudget:
     eight times as many windows within the budget, for the load may have gone; and just as many where the lower width
     turns out to be no faster.
 
-    Where even the lowest width misses the budget, for three windows in a row, the highest of those serves that are about as fast as the fastest:
-    on many devices all take the same time, and a lower one would lose accuracy for nothing. Lower ones are tried again
-    after 8 windows, then after twice as many each time that it was in vain. `is_met` is False whenever the budget is
-    missed there, and one warning is logged until there is room again.
+    Where even the lowest width misses the budget, for three windows in a row, the highest of those serves that are
+    about as fast as the fastest: on many devices all take the same time, and a lower one would lose accuracy for
+    nothing. Lower ones are tried again after 8 windows, then after twice as many each time that it was in vain.
+    `is_met` is False whenever the budget is missed there, and one warning is logged until there is room again.
 
     Args:
         budget_ms: for the time that a session takes for a request.
