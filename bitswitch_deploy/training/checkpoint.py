@@ -37,7 +37,13 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
         OutputError: the file cannot be written.
     """
     with atomic_writer(path) as file:
-        torch.save(dict(content), file)
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as exc:
+            # torch's writer of archives ends in an error of its own where the file takes no more
+            if isinstance(exc.__context__, OSError):
+                raise exc.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bitswitch_deploy.errors import MasterError
 from bitswitch_deploy.master import Master, assemble_master, write_master
 from bitswitch_deploy.master.spec import ActivationKind, LayerSpec, MasterSpec, MeasuredAccuracy
 from bitswitch_deploy.preprocessing import Preprocessing
@@ -141,6 +142,14 @@ def _collect(captured: CapturedNetwork, model: nn.Module) -> _Contents:
 
 def _add_quantized(contents: _Contents, layer: CapturedLayer, module: QuantizedLayer) -> None:
     quantizer, inputs = module.weight_quantizer, module.input_quantizer
+    if not torch.isfinite(module.weight).all():
+        # it would become a code like any other
+        raise MasterError(
+            where=f"weight {layer.weight}",
+            got="NaN or infinity",
+            allowed="finite numbers",
+            do="train from the last state whose loss was finite",
+        )
     codes = quantizer.codes(module.weight, quantizer.bits)
     spec = quantized_spec(layer, module, inputs.codes_kind)
     contents.layers.append(spec)

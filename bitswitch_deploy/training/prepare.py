@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -187,6 +188,14 @@ def prepare(
     return PreparedNetwork(model=prepared, options=options, report=report)
 
 
+def _whole(width: object) -> int:
+    """A width that may be one; whether it was trained is another matter."""
+    if isinstance(width, Integral) and not isinstance(width, bool) and MIN_BITS <= int(width) <= MAX_BITS:
+        return int(width)
+    allowed, do = f"a whole number of {MIN_BITS}..{MAX_BITS}, or a WidthAssignment", "choose a width that is trained"
+    raise UsageError(where="default width", got=repr(width), allowed=allowed, do=do)
+
+
 def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
     """Let every quantized layer of a prepared network compute at `width`, BatchNorm copies included.
 
@@ -197,7 +206,7 @@ def set_width(model: nn.Module, width: int | WidthAssignment) -> None:
         UsageError: a width that was not trained, an override that names no quantized layer, or overrides on a network
             that has the prepared one as a part.
     """
-    assignment = width if isinstance(width, WidthAssignment) else WidthAssignment(default=width)
+    assignment = width if isinstance(width, WidthAssignment) else WidthAssignment(default=_whole(width))
     modules = _without_wrappers(model)
     layers = {path: module for path, module in modules.items() if isinstance(module, QUANTIZED_LAYERS)}
     norms = [module for module in modules.values() if isinstance(module, SwitchableBatchNorm)]

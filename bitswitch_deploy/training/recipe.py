@@ -137,6 +137,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed {self.seed} is not in 0..{MAX_SEED}")
+        for field, got, allowed in self.preprocessing.faults():
+            raise ValueError(f"preprocessing{field}: {got}, allowed are {allowed}")
 
 
 def load_recipe(name: str) -> Recipe:

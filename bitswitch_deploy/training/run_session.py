@@ -97,6 +97,8 @@ def _run(session: Session) -> TrainedNetwork:
     runs = runs_behind(saved, origin, started)
     run = _Run(session=session, dataset=dataset, classes=classes, saved=saved, origin=origin, runs=runs, log=log)
     log.write("start", **started, step=saved.get("step", 0), **parent_entry(saved), **origin_entry(origin))
+    # what it refuses is said before the float network is trained
+    prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
     model, float_top1 = run.float_network(model)
     prepared = prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
     if session.start_from is not None and origin.get("stage") == MASTER:

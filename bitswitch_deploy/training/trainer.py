@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from statistics import mean
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from bitswitch_deploy.errors import CheckFailedError, CheckpointError
+from bitswitch_deploy.errors import CheckFailedError, CheckpointError, DataError
 from bitswitch_deploy.training.backward import LOWER_RATE
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_state
@@ -72,6 +73,7 @@ def run_stage(
     Raises:
         CheckFailedError: the loss or a gradient is not finite; the message names width and layer. Or a mean loss is
             above the limit and does not fall; `reached` is not called then, so that an earlier state is kept.
+        DataError: the source ends before the stage does.
     """
     if plan.start >= plan.stop:
         if replica_index() == 0:
@@ -84,7 +86,8 @@ def run_stage(
         task = progress.add_task(stage.name, total=plan.total, completed=plan.start, loss="--")
         started = time.monotonic()
         stage.model.train()
-        for step, batch in enumerate(batches.stream(plan.start, plan.stop), plan.start):
+        done = plan.start
+        for step, batch in enumerate(islice(batches.stream(plan.start, plan.stop), plan.stop - plan.start), plan.start):
             _seed_step(plan.seed, step)
             position = Position(step=step, total=plan.total, per_epoch=batches.per_epoch)
             unread.append(stage.step(batch, position))
@@ -110,6 +113,13 @@ def run_stage(
                 recent.clear()
                 stage.model.train()  # who measured a milestone did so in evaluation mode
                 started = time.monotonic()
+    if done < plan.stop:
+        raise DataError(
+            where=f"training at {stage.name}",
+            got=f"a source that ended after {done - plan.start} mini-batches",
+            allowed=f"one for each step of stream({plan.start}, {plan.stop}), {plan.stop - plan.start} in all",
+            do="let the source begin a new epoch where one ends; what was saved on the way stays",
+        )
 
 
 def _read(unread: list[Tensor], done: int, stage: Stage, batches: BatchSource, plan: RunPlan) -> list[list[float]]:

@@ -172,3 +172,9 @@ class TestSave:
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="cannot be written: No such file"):
             save_checkpoint({"step": 1}, tmp_path / "nowhere" / "state")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_as_one() -> None:
+    with pytest.raises(OutputError, match="No space left on device"):
+        save_checkpoint({"weights": torch.zeros(100_000)}, Path("/dev/full"))

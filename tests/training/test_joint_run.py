@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 import bitswitch_deploy.training
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError, DataError, UsageError
 from bitswitch_deploy.master import read_master
+from bitswitch_deploy.training.batches import Batch
+from bitswitch_deploy.training.checkpoint import load_checkpoint
 from bitswitch_deploy.training.joint_run import JointRun, SampleBatches, train_jointly
 from bitswitch_deploy.training.recipe import JointSettings
 from tests.training.tiny_network import tiny_network
@@ -141,3 +144,30 @@ def test_the_example_of_the_readme_gives_a_master(tmp_path: Path, monkeypatch: p
     exec("\n".join(lines), {"model": model, "dataset": dataset})
     assert read_master(Path("master.safetensors")).spec.widths == (8, 6, 4, 2)
     assert Path("mine.state").is_file()
+
+
+class Source:
+    """Gives so many mini-batches, whatever it is asked for."""
+
+    per_epoch, samples = 2, 16
+
+    def __init__(self, given: int) -> None:
+        self.left = given
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        while self.left:
+            self.left -= 1
+            yield batches().batch(0)
+
+
+def test_a_source_that_ends_early_is_no_trained_network(tmp_path: Path) -> None:
+    run = JointRun(state=tmp_path / "state", classes=2)
+    with pytest.raises(DataError, match=r"ended after 4 mini-batches\n  allowed: one for each step .* 6 in all"):
+        train_jointly(tiny_network(), Source(4), SETTINGS, run)
+    assert load_checkpoint(tmp_path / "state")["step"] == 4
+
+
+def test_no_more_is_taken_of_a_source_than_was_asked_for() -> None:
+    source = Source(100)
+    train_jointly(tiny_network(), source, SETTINGS)
+    assert source.left == 100 - 6

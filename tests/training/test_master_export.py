@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.errors import GraphError, UsageError
+from bitswitch_deploy.errors import GraphError, MasterError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import Master, read_master, write_master
 from bitswitch_deploy.master.spec import MeasuredAccuracy
@@ -233,3 +233,13 @@ class TestRefusals:
         network.model.bypass = True  # type: ignore[assignment]
         with pytest.raises(GraphError, match="layers middle: no Conv, ConvTranspose, Gemm or MatMul"):
             build_master(network, (torch.zeros(2, 4),), TrainingRecord())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused(value: float) -> None:
+    """Rounded to codes, it would look like any other."""
+    network = seen_network()
+    name, layer = next((n, m) for n, m in network.model.named_modules() if isinstance(m, QuantConv2d))
+    layer.weight.data.view(-1)[3] = value
+    with pytest.raises(MasterError, match=f"weight {name}.weight: NaN or infinity"):
+        exported(network)

@@ -24,6 +24,7 @@ from bitswitch_deploy.training.layers import (
 )
 from bitswitch_deploy.training.prepare import PreparedNetwork, PrepareOptions, set_width
 from bitswitch_deploy.training.prepare import prepare as prepare_and_check
+from tests.training.tiny_network import tiny_network
 
 # capturing takes seconds, and most of this is not about it
 prepare = partial(prepare_and_check, check_export=False)
@@ -469,3 +470,9 @@ class TestSetWidth:
     def test_a_float_network_is_refused(self) -> None:
         with pytest.raises(UsageError, match="the network is not prepared"):
             set_width(conv_net(), 8)
+
+
+@pytest.mark.parametrize("width", [0, -1, 9, True, "8", None, 8.0])
+def test_what_is_no_width_is_refused(width: Any) -> None:
+    with pytest.raises(UsageError, match=r"default width: .*\n  allowed: a whole number of 2..8"):
+        set_width(tiny_network().model, width)

@@ -129,3 +129,20 @@ def test_not_yaml(tmp_path: Path) -> None:
 def test_a_seed_that_no_generator_takes(seed: int) -> None:
     with pytest.raises(ValueError, match=r"seed -?\d+ is not in 0\.\."):
         replace(load_recipe("digits"), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": [0.5, 0.5]}, "2 means and 1 standard deviations, allowed are 1 of each for colour L"),
+        ({"std": [0.0]}, "allowed are positive numbers in float32"),
+        ({"size": [8, -8]}, "preprocessing: size: .*allowed are height and width of at least 1"),
+        ({"centre_share": 2.0}, "centre_share: 2.0, allowed are above 0, at most 1"),
+    ],
+)
+def test_a_preprocessing_that_no_master_takes_is_refused_before_training(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    steps = yaml.safe_load((RECIPES / "digits.yaml").read_text(encoding="utf-8"))["preprocessing"]
+    with pytest.raises(InputFileError, match=message):
+        load_recipe(edited(tmp_path, preprocessing={**steps, **change}))

@@ -737,3 +737,15 @@ def test_a_divergence_is_a_line_of_the_log(tmp_path: Path, monkeypatch: pytest.M
     assert done.exit_code == 1
     (line,) = (tmp_path / "x.log.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {"event": "failed", "reason": "training of conv1 at 2 bits: loss nan"}
+
+
+@pytest.mark.parametrize("option", ["pin", "weight_only"])
+def test_a_layer_that_is_not_there_is_said_before_the_float_network_is_trained(
+    option: str, tmp_path: Path, data: Path
+) -> None:
+    changes: dict[str, Any] = {option: ("nowhere",)}
+    quantization = replace(SHORT.quantization, **changes)
+    session = Session(recipe=replace(SHORT, quantization=quantization), data=data, state=tmp_path / "state")
+    with pytest.raises(UsageError, match="nowhere"):
+        run_session(session)
+    assert not session.state.exists()
