@@ -145,7 +145,7 @@ PEERS: dict[str, tuple[tuple[str, ...], set[str], set[str]]] = {
     "modelopt-torch-linear": (
         ("modelopt", "torch", "requests", "huggingface_hub"),
         {"weight-detour"},
-        {"unabsorbed-activation", "float-bias", "float-bias-of-gemm"},
+        {"float-bias-of-gemm"},
     ),
     "brevitas-8": (
         ("brevitas", "torch", "onnxoptimizer"),
