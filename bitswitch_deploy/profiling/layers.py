@@ -74,17 +74,27 @@ def owners(
     nodes: in the order in which they run. layers: all layers of the master. written: the graph before optimisation.
     """
     index = LayerIndex(layers)
-    before = {output: node for node in written for output in node.outputs}
+    by_weight = weight_owners(nodes, layers, written)
     found: dict[str, str] = {}
     makers: dict[str, tuple[int, str | None]] = {}
     for place, node in enumerate(nodes):
-        owner = index.weight_owner(node) or _written_owner(node, before, index) or index.input_owner(node)
+        owner = by_weight.get(node.name) or index.input_owner(node)
         if owner is None:
             owner = max((makers[name] for name in node.inputs if name in makers), default=(0, None), key=_place)[1]
         if owner is not None:
             found[node.name] = owner
         makers |= dict.fromkeys(node.outputs, (place, owner))
     return found
+
+
+def weight_owners(
+    nodes: Sequence[OptimizedNode], layers: Sequence[LayerName], written: Sequence[OptimizedNode] = ()
+) -> dict[str, str]:
+    """The same for the nodes alone that read the weight of a layer, or that were made of such a node."""
+    index = LayerIndex(layers)
+    before = {output: node for node in written for output in node.outputs}
+    owned = ((node.name, index.weight_owner(node) or _written_owner(node, before, index)) for node in nodes)
+    return {name: owner for name, owner in owned if owner is not None}
 
 
 def _written_owner(node: OptimizedNode, before: Mapping[str, OptimizedNode], index: LayerIndex) -> str | None:

@@ -6,16 +6,25 @@ from collections.abc import Sequence
 
 from rich.filesize import decimal
 
-from bitswitch_deploy.report.export_report import ExportReport, NotDone, Note, WidthRow, not_judged, notes_of
+from bitswitch_deploy.report.export_report import (
+    ExportReport,
+    LayerCounts,
+    NotDone,
+    Note,
+    WidthRow,
+    not_judged,
+    notes_of,
+)
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.validation.dataset import DatasetSummary
 from bitswitch_deploy.validation.hops import HOPS, Hop, Verdict, percent_rounded_down
 
 # From here on there is room for the distance of the outputs; with what is left, for file names.
-WIDE = 92
-COLUMNS = ("width", "file", "size", *HOPS, "agree", "SQNR dB", "max error", "graph")
+WIDE = 101
+COLUMNS = ("width", "file", "size", *HOPS, "agree", "SQNR dB", "max error", "integer", "graph")
 TEXT_COLUMNS = ("width", "file", "graph")
 NO_DATA = "-"
+_FELL_BACK = "*"
 SHOWN_CLASSES = 5
 
 Cell = tuple[str, str]
@@ -64,11 +73,12 @@ def _data(dataset: DatasetSummary | None) -> str:
 
 
 def _hidden_columns(page: Page, rows: Sequence[WidthRow]) -> set[str]:
-    """Which columns there is no room for."""
+    """Which columns there is no room for, or nothing to say in."""
+    unseen = set() if any(row.layers is not None for row in rows) else {"integer"}
     if page.width < WIDE:
-        return {"file", "SQNR dB", "max error"}
+        return {"file", "SQNR dB", "max error", *unseen}
     longest = max((len(row.file_name) for row in rows), default=0)
-    return set() if page.width >= WIDE + longest else {"file"}
+    return unseen if page.width >= WIDE + longest else {"file", *unseen}
 
 
 def _print_widths(page: Page, rows: Sequence[WidthRow], hidden: set[str]) -> None:
@@ -80,14 +90,19 @@ def _print_widths(page: Page, rows: Sequence[WidthRow], hidden: set[str]) -> Non
         [[row[column] for column in shown] for row in cells],
     )
     page.gap()
-    page.pairs(_legend(shown, [row[hop][0] for row in cells for hop in HOPS]), style="dim")
+    page.pairs(_legend(shown, cells), style="dim")
 
 
-def _legend(shown: Sequence[str], accuracies: Sequence[str]) -> list[Note]:
+def _legend(shown: Sequence[str], cells: Sequence[dict[str, Cell]]) -> list[Note]:
     """Explain what is in the table, and nothing that is not."""
+    accuracies = [row[hop][0] for row in cells for hop in HOPS]
     rows = [("agree", "% with the same class as the canonical graph; worse of lowered, engine")]
     if "SQNR dB" in shown:
         rows.append(("SQNR, error", "of the outputs against the canonical graph; worse of lowered, engine"))
+    if "integer" in shown:
+        rows.append(("integer", "convolutions and matrix products that the engine computes in integers, of all"))
+    if any(row["integer"][0].endswith(_FELL_BACK) for row in cells):
+        rows.append((_FELL_BACK, "layers that have a width run in float: see Notes"))
     rows.append(("graph", "exact: same integers as the canonical graph; approx: see Notes"))
     if any(text.startswith("(") for text in accuracies):
         rows.append(("(...)", "measured on other data than the rest of the row"))
@@ -111,6 +126,7 @@ def _cells(row: WidthRow) -> dict[str, Cell]:
         "agree": _number(percent_rounded_down(min(agreement)) if agreement else None),
         "SQNR dB": _number(f"{min(sqnr):.1f}" if sqnr else None),
         "max error": _number(f"{max(error):.2g}" if error else None),
+        "integer": _integer(row.layers),
         "graph": ("exact", "") if row.exact else ("approx", "yellow"),
     }
 
@@ -123,6 +139,13 @@ def _top1(row: WidthRow, name: Hop) -> Cell:
     if any(verdict.hop == name and verdict.verdict == "failed" for verdict in row.verdicts):
         return f"! {shown}", "bold red"
     return (shown, "") if hop.same_data else (f"({shown})", "dim")
+
+
+def _integer(layers: LayerCounts | None) -> Cell:
+    if layers is None:
+        return _number(None)
+    counts = f"{layers.integer}/{layers.total}"
+    return (f"{counts}{_FELL_BACK}", "bold yellow") if layers.fell_back else (counts, "")
 
 
 def _number(text: str | None) -> Cell:

@@ -22,6 +22,18 @@ class NotDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCounts:
+    """Convolutions and matrix products of the graph that the engine runs; how many of them compute in integers.
+
+    fell_back: layers of the master that have a width and run in float.
+    """
+
+    integer: int
+    total: int
+    fell_back: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WidthRow:
     """One exported bit-width.
 
@@ -31,7 +43,7 @@ class WidthRow:
     exact: whether the lowered graph computes the same integer codes as the canonical one.
     approximations: that the lowered graph makes, by name.
     changes: what lowering changed, and what that cost where it was not exact; one sentence each.
-    engine: what became of the engine, in words.
+    engine: what became of the engine, in words. layers: in numbers, None where no engine has seen the graph.
     verdicts: judgements on the accuracy of the hops; empty when none were asked for.
     """
 
@@ -45,6 +57,7 @@ class WidthRow:
     engine: str
     verdicts: tuple[Verdict, ...] = ()
     approximations: tuple[str, ...] = ()
+    layers: LayerCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bitswitch_deploy.report.export_page import print_report
-from bitswitch_deploy.report.export_report import ExportReport, WidthRow
+from bitswitch_deploy.report.export_report import ExportReport, LayerCounts, WidthRow
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.validation.dataset import DatasetSummary
 
@@ -59,14 +59,30 @@ def test_rows_at_120_columns_name_the_files_and_the_distance(report: ExportRepor
     assert not any(line.startswith("  files") for line in lines)
 
 
+def test_a_width_that_falls_back_to_float_says_so_in_the_table(report: ExportReport) -> None:
+    counts = LayerCounts(integer=18, total=20), LayerCounts(integer=9, total=20, fell_back=("conv1", "fc"))
+    rows = tuple(replace(row, layers=each) for row, each in zip(report.widths, counts, strict=True))
+    lines = _lines(replace(report, widths=rows))
+    start = lines.index("Widths, with top-1 in % at each hop")
+    assert lines[start + 1].endswith("engine  agree  integer  graph")
+    assert lines[start + 3].endswith("99.99    18/20  approx")
+    assert lines[start + 4].endswith("99.99    9/20*  exact")
+    assert any(line.startswith("  *  ") and "run in float" in line for line in lines)
+    whole = _lines(replace(report, widths=rows[:1]))
+    assert not any(line.startswith("  *  ") for line in whole)
+    unseen = _lines(replace(report, widths=(rows[0], replace(rows[1], layers=None))))
+    assert unseen[start + 4].endswith("99.99        -  exact")
+
+
 def test_file_names_that_do_not_fit_are_listed_above(report: ExportReport) -> None:
     lines = _lines(_changed(report, file_name="a" * 40 + ".onnx"), 120)
     assert any(line.startswith("  files") for line in lines)
     assert any("SQNR dB" in line and "file" not in line for line in lines)
 
 
-@pytest.mark.parametrize("width", [80, 92, 100, 120])
+@pytest.mark.parametrize("width", [80, 92, 100, 101, 120])
 def test_only_commands_are_wider_than_the_page(report: ExportReport, width: int) -> None:
+    report = _changed(report, layers=LayerCounts(integer=100, total=102, fell_back=("conv1",)))
     lines = [line for line in _lines(report, width) if line.strip() != report.not_done[0].command]
     assert max(map(len, lines)) <= width
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shlex
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from bitswitch_deploy.catalogue import host_architecture
 from bitswitch_deploy.engines.bundle import SCRIPT, write_bundle
 from bitswitch_deploy.engines.device_facts import device_facts
 from bitswitch_deploy.engines.engine_record import BUILD_FOLDER, record_path
-from bitswitch_deploy.engines.optimized_operators import optimized_nodes
 from bitswitch_deploy.engines.read_back import WEIGHTED, read_back
 from bitswitch_deploy.engines.shape_range import ShapeRange
 from bitswitch_deploy.engines.tensorrt_config import BuildSettings
@@ -26,7 +24,7 @@ from bitswitch_deploy.engines.tensorrt_module import Module, load_module, releas
 from bitswitch_deploy.engines.timing_cache import cache_hash, timing_cache_name, writable_cache_folder
 from bitswitch_deploy.errors import UnavailableError
 from bitswitch_deploy.graph.external_data import data_name
-from bitswitch_deploy.master.spec import ValueSpec
+from bitswitch_deploy.master.spec import MasterSpec
 from bitswitch_deploy.package.writer import PackageWriter
 from bitswitch_deploy.pipeline.building.engine_recipe import (
     EngineOptions,
@@ -37,9 +35,10 @@ from bitswitch_deploy.pipeline.building.engine_recipe import (
     record_of,
 )
 from bitswitch_deploy.pipeline.building.kept_layers import facts_of, facts_path
+from bitswitch_deploy.pipeline.building.layer_arithmetic import layer_arithmetic, shown_names
 from bitswitch_deploy.pipeline.graph_files import GraphFile
 from bitswitch_deploy.pipeline.progress import Progress
-from bitswitch_deploy.report.export_report import NotDone
+from bitswitch_deploy.report.export_report import LayerCounts, NotDone
 from bitswitch_deploy.target import Target
 
 ENGINE_FOLDER = "engines"
@@ -50,10 +49,12 @@ _STEPS = 100
 class EngineOutcome:
     """What became of the engines: a text for each width, what was not done, the versions of the tools used.
 
+    layers: for each width what the engine makes of its layers, None where it has not seen the graph.
     built_on_device: folder of the package that `build` or the bundle's script fills later; None without engines.
     """
 
     texts: tuple[str, ...]
+    layers: tuple[LayerCounts | None, ...]
     not_done: tuple[NotDone, ...]
     tools: tuple[tuple[str, str], ...] = ()
     built_on_device: str | None = None
@@ -63,19 +64,21 @@ def make_engines(
     writer: PackageWriter,
     graphs: Sequence[GraphFile],
     target: Target,
-    inputs: Sequence[ValueSpec],
+    spec: MasterSpec,
     options: EngineOptions,
     progress: Progress,
 ) -> EngineOutcome:
     """Build the engines that can be built on this host into the package, and the bundle for those that cannot.
+
+    spec: of the master.
 
     Raises:
         GraphError: the engine's parser or builder refuses a graph.
         OutputError: the package cannot be written.
     """
     if target.engine.name == "onnxruntime":
-        return _onnxruntime_outcome(writer.folder, graphs, target)
-    profile = engine_profile(inputs, options)
+        return _onnxruntime_outcome(writer.folder, graphs, target, spec)
+    profile = engine_profile(spec.inputs, options)
     if target.engine.build == "on_device":
         files = tuple((graph.label, graph.role, graph.path) for graph in graphs)
         for name in write_bundle(writer.folder, files, target, profile, fp32=options.fp32):
@@ -85,30 +88,28 @@ def make_engines(
         return _build_here(writer, graphs, target, profile, options, progress)
     texts = tuple(f"not built here: {reason}" for graph in graphs if graph.role == "graph")
     not_done = _not_done(writer.destination, target, reason)
-    return EngineOutcome(texts=texts, not_done=not_done, built_on_device=BUILD_FOLDER)
+    layers = (None,) * len(texts)
+    return EngineOutcome(texts=texts, layers=layers, not_done=not_done, built_on_device=BUILD_FOLDER)
 
 
-def _onnxruntime_outcome(folder: Path, graphs: Sequence[GraphFile], target: Target) -> EngineOutcome:
-    texts = tuple(_integer_share(folder, graph, target) for graph in graphs)
+def _onnxruntime_outcome(folder: Path, graphs: Sequence[GraphFile], target: Target, spec: MasterSpec) -> EngineOutcome:
+    found = [_layers_of(folder, graph, target, spec) for graph in graphs]
+    layers, texts = tuple(each for each, _ in found), tuple(text for _, text in found)
     if host_architecture() == target.arch:
-        return EngineOutcome(texts=texts, not_done=())
+        return EngineOutcome(texts=texts, layers=layers, not_done=())
     not_done = NotDone(
         what=f"run on {target.arch}",
         why=f"this host is {host_architecture()}: its kernels ran, not the target's",
         command="bitswitch-deploy validate PACKAGE   (on the device)",
     )
-    return EngineOutcome(texts=texts, not_done=(not_done,))
+    return EngineOutcome(texts=texts, layers=layers, not_done=(not_done,))
 
 
-def _integer_share(folder: Path, graph: GraphFile, target: Target) -> str:
-    """How many convolutions and matrix products onnxruntime runs in integers after its optimisations."""
+def _layers_of(folder: Path, graph: GraphFile, target: Target, spec: MasterSpec) -> tuple[LayerCounts | None, str]:
     if graph.is_large:
         # onnxruntime would hold all weights in memory, some of them as floats
-        return "onnxruntime: layers not counted, the weights are not loaded here"
-    nodes = optimized_nodes(folder / graph.path, session_options=dict(target.engine.session))
-    counts = Counter(node.arithmetic for node in nodes if node.arithmetic is not None)
-    text = f"onnxruntime: {counts['integer']} of {counts.total()} layers in integers"
-    return f"{text}, {counts['weight-only']} weight-only" if counts["weight-only"] else text
+        return None, "onnxruntime: layers not counted, the weights are not loaded here"
+    return layer_arithmetic(folder / graph.path, spec.layers, session_options=dict(target.engine.session))
 
 
 def why_not_here(target: Target, root: Path = Path("/")) -> str | None:
@@ -146,6 +147,7 @@ def _build_here(
 ) -> EngineOutcome:
     """An engine for each graph, until one cannot be built here: the package and the engines that are done stay."""
     module, texts = engine_module(target), []
+    layers: list[LayerCounts | None] = []
     tools: tuple[tuple[str, str], ...] = ()
     reason: str | None = None
     for graph in graphs:
@@ -154,18 +156,22 @@ def _build_here(
             try:
                 build = _build_into(writer, graph, module, settings, start_build(progress, graph.label))
                 model = onnx.load(str(writer.folder / graph.path), load_external_data=False)
-                text, tools = engine_text(build, model), ((module, build.version),)
+                text, counts = engine_text(build, model)
+                tools = ((module, build.version),)
             except UnavailableError as exc:
                 reason = exc.got
         if reason is not None:
-            text = f"not built here: {reason}"
+            text, counts = f"not built here: {reason}", None
         if graph.role == "graph":
             texts.append(text)
+            layers.append(counts)
     not_done: tuple[NotDone, ...] = ()
     if reason is not None:
         command = f"bitswitch-deploy build {shlex.quote(str(writer.destination))}"
         not_done = (NotDone(what=f"{target.engine.name} engines", why=reason, command=command),)
-    return EngineOutcome(texts=tuple(texts), not_done=not_done, tools=tools, built_on_device=BUILD_FOLDER)
+    return EngineOutcome(
+        texts=tuple(texts), layers=tuple(layers), not_done=not_done, tools=tools, built_on_device=BUILD_FOLDER
+    )
 
 
 def _build_into(
@@ -202,13 +208,18 @@ def start_build(progress: Progress, label: str) -> Callable[[float], None]:
     return advance
 
 
-def engine_text(build: EngineBuild, model: onnx.ModelProto) -> str:
-    """One line about an engine: builder, size, and how much of the graph it computes in integers."""
+def engine_text(build: EngineBuild, model: onnx.ModelProto) -> tuple[str, LayerCounts | None]:
+    """One line about an engine: builder, size, and how much of the graph it computes in integers; that in numbers."""
     text = f"{build.module} {build.version}, {len(build.plan):,} bytes"
     if not build.layers:
-        return text
+        return text, None
     found = read_back(model, build.layers)
     total = sum(node.op_type in WEIGHTED for node in model.graph.node)
     unnamed = total - len(found.int8) - len(found.fell_back) - len(found.in_float)
     text = f"{text}; {len(found.int8)} of {total} layers in int8"
-    return f"{text}, {unnamed} that no layer of the engine names" if unnamed else text
+    counts = LayerCounts(integer=len(found.int8), total=total, fell_back=tuple(each.node for each in found.fell_back))
+    if unnamed:
+        text = f"{text}, {unnamed} that no layer of the engine names"
+    if counts.fell_back:
+        text = f"{text}; in codes in the graph and float in the engine: {shown_names(counts.fell_back)}"
+    return text, counts

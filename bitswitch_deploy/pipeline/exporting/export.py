@@ -104,7 +104,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         outcomes = [_export_width(job, each) for each in request.widths]
         weights = shared.finish() if shared else ""
         graphs = [*(outcome.graph for outcome in outcomes), *references]
-        engines = make_engines(writer, graphs, target, master.spec.inputs, options, progress)
+        engines = make_engines(writer, graphs, target, master.spec, options, progress)
         rows = _rows(request, master, outcomes, engines, data.test)
         report = ExportReport(
             target=target.name,
@@ -275,9 +275,10 @@ def _rows(
             changes=outcome.changes,
             approximations=outcome.approximations,
             engine=engine,
+            layers=layers,
             verdicts=tuple(verdict for verdict in verdicts if verdict.label == outcome.graph.label),
         )
-        for outcome, engine in zip(outcomes, engines.texts)
+        for outcome, engine, layers in zip(outcomes, engines.texts, engines.layers, strict=True)
     )
 
 

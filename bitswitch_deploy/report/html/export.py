@@ -48,6 +48,7 @@ def export_html(content: ExportContent) -> str:
     sections = (
         accuracy_section(report),
         size_section(report),
+        _layers(report),
         parts_section(looks),
         codes_section((look.label, look.statistics) for look in looks),
         _notes(report, looked=bool(looks)),
@@ -60,6 +61,24 @@ def export_html(content: ExportContent) -> str:
         command=content.command,
         tools=content.tools,
     )
+
+
+def _layers(export: ExportReport) -> Section:
+    """What the engine makes of the layers of each width."""
+    rows = tuple(
+        row(
+            width.label,
+            str(width.layers.integer),
+            str(width.layers.total),
+            Cell(text=", ".join(width.layers.fell_back) or "none", bad=bool(width.layers.fell_back)),
+        )
+        for width in export.widths
+        if width.layers is not None
+    )
+    columns = (*words("width"), *numbers("in integers, of all"), *words("have a width and run in float"))
+    caption = "Convolutions and matrix products of the graph that the engine runs; why others are float is in the notes"
+    table = Table(label="Layer table", caption=caption, columns=columns, rows=rows)
+    return Section(name="layers", title="Layers in integers", blocks=(table,) if rows else ())
 
 
 def _notes(export: ExportReport, *, looked: bool) -> Section:

@@ -37,6 +37,7 @@ from bitswitch_deploy.pipeline.building.engine_step import engine_text, why_not_
 from bitswitch_deploy.pipeline.building.kept_layers import facts_path
 from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.report.build_report import BuildReport
+from bitswitch_deploy.report.export_report import LayerCounts
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.engines.tensorrt_builder import Record, Severity, install
 from tests.pipeline.conftest import export_to
@@ -156,8 +157,9 @@ def test_the_share_is_one_of_all_layers_of_the_graph(
     graph = package / "digits-w8.onnx"
     shapes = ShapeRange(input="input", minimum=(1, 1, 8, 8), optimum=(1, 1, 8, 8), maximum=(1, 1, 8, 8))
     build = build_engine(graph, module="tensorrt", settings=BuildSettings(profile=(shapes,)))
-    line = engine_text(build, onnx.load(graph))
+    line, counts = engine_text(build, onnx.load(graph))
     assert line == "tensorrt 10.3.0, 4 bytes" + (f"; {text}" if text else "")
+    assert counts == (LayerCounts(integer=1, total=9) if layers else None)
 
 
 def test_minutes_are_given_to_each_engine() -> None:

@@ -25,6 +25,7 @@ from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.package.verify import read_manifest, verify_package
 from bitswitch_deploy.pipeline.exporting import export as exporting
 from bitswitch_deploy.pipeline.exporting.export import RESULTS
+from bitswitch_deploy.report.export_report import LayerCounts
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.graph import masters
 from tests.graph.masters import build, layer
@@ -355,12 +356,37 @@ def test_layers_with_float_inputs_are_counted_as_what_they_compute_with(tmp_path
     text = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y = MatMul (x, "a.weight") }'
     write_master(masters.build(text, [masters.layer("a", "MatMul", activation="none")]), tmp_path / "m.safetensors")
     for name, approximations, expected in (
-        ("exact", frozenset(), ("0 of 1 layers in integers", "0 of 1 layers in integers, 1 weight-only")),
-        ("rounded", frozenset({Approximation.INT8_INPUTS}), ("1 of 1 layers in integers",) * 2),
+        (
+            "exact",
+            frozenset(),
+            (
+                "0 of 1 layers in integers (MatMul 1); weight-only, float32 when the graph is loaded: a",
+                "0 of 1 layers in integers, 1 weight-only (MatMulNBits 1)",
+            ),
+        ),
+        ("rounded", frozenset({Approximation.INT8_INPUTS}), ("1 of 1 layers in integers (MatMulNBits 1)",) * 2),
     ):
         changes = {"master": tmp_path / "m.safetensors", "widths": WIDTHS[::2], "approximations": approximations}
         made = export_to(tmp_path / name, "x86-cpu", **changes)
         assert [row.engine for row in made.report.widths] == [f"onnxruntime: {each}" for each in expected]
+        assert [row.layers.fell_back for row in made.report.widths if row.layers] == [(), ()]
+
+
+def test_layers_that_fall_back_to_float_are_named_with_the_reason(tmp_path: Path) -> None:
+    """Exactly as trained, no int32 bias keeps the codes of the digits at 8 bits: every layer runs in float."""
+    made = export_to(tmp_path / "p", "x86-cpu", widths=WIDTHS[::3], strict=True)
+    blocks = ("0.conv1", "0.conv2", "1.conv1", "1.conv2", "1.shortcut.conv", "2.conv1", "2.conv2")
+    widest, narrowest = (row.layers for row in made.report.widths)
+    assert widest == LayerCounts(integer=0, total=9, fell_back=tuple(f"blocks.{each}" for each in blocks))
+    assert narrowest is not None
+    assert narrowest.integer == 3
+    assert set(narrowest.fell_back) < set(widest.fell_back)
+    for row in made.report.widths:
+        assert "(its result is read by Add: float-output)" in row.engine
+        assert "float as in training: conv1, linear" in row.engine
+    for row in export_to(tmp_path / "usual", "x86-cpu", widths=WIDTHS).report.widths:
+        assert row.layers == LayerCounts(integer=7, total=9)
+        assert "QLinearConv 7" in row.engine
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
