@@ -8,6 +8,8 @@ from typing import Literal
 
 MIN_BITS = 2
 MAX_BITS = 8
+# behind the name of a weight: its codes in blocks, as MatMulNBits reads them
+BLOCKS = ".blocks"
 
 
 class Rounding(str, Enum):

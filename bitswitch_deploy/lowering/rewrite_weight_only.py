@@ -16,6 +16,7 @@ from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass, replace_node
 from bitswitch_deploy.lowering.weight_storage import CodeBlocks, code_blocks, is_plain_product, is_transposed
 from bitswitch_deploy.quantization import pack_blocks
+from bitswitch_deploy.tensors import BLOCKS
 
 DOMAIN = "com.microsoft"
 # What MatMulNBits computes with: the float inputs as they are, or 8-bit codes of each block of them.
@@ -104,11 +105,11 @@ def _operands(graph: gs.Graph, node: gs.Node, weight: WeightPattern, blocks: Cod
     """Codes and scales of MatMulNBits; several nodes that read one weight share them."""
     known = graph.tensors()
     name = weight.codes.name
-    if f"{name}.blocks" in known:
-        return [known[f"{name}.blocks"], known[f"{name}.block_scales"]]
+    if f"{name}{BLOCKS}" in known:
+        return [known[f"{name}{BLOCKS}"], known[f"{name}.block_scales"]]
     blocked = _BlockedCodes(weight.codes, blocks, transposed=is_transposed(node.attrs))
     is_large = isinstance(weight.codes, LargeConstant)
-    codes = LargeConstant(f"{name}.blocks", blocked) if is_large else gs.Constant(f"{name}.blocks", blocked.load())
+    codes = LargeConstant(f"{name}{BLOCKS}", blocked) if is_large else gs.Constant(f"{name}{BLOCKS}", blocked.load())
     return [codes, gs.Constant(f"{name}.block_scales", _block_scales(node, weight, blocks.scales_shape))]
 
 

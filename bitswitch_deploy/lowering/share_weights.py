@@ -14,15 +14,15 @@ import numpy.typing as npt
 import onnx
 
 from bitswitch_deploy.errors import GraphError
-from bitswitch_deploy.graph.derivation import DOMAIN, Derivation
+from bitswitch_deploy.graph.derivation import DOMAIN, Derivation, call_packing, packing_function
 from bitswitch_deploy.graph.external_data import point_to
 from bitswitch_deploy.lowering.lower import LoweredGraph
 from bitswitch_deploy.lowering.merge_constants import merge_equal_constants
 from bitswitch_deploy.lowering.shorten_biases import shorten_biases
 from bitswitch_deploy.lowering.unused_names import unused_names
 from bitswitch_deploy.master import Master
-from bitswitch_deploy.quantization import derive_codes
-from bitswitch_deploy.tensors import MIN_BITS
+from bitswitch_deploy.quantization import BlockPacking, derive_codes
+from bitswitch_deploy.tensors import BLOCKS, MIN_BITS
 
 # It takes about a hundred bytes to point to a tensor.
 _WORTH_SHARING_BYTES = 256
@@ -55,10 +55,12 @@ class SharedTensor:
 
     Codes are derived by double rounding, scales by multiplication with 2^(width of the master - bits).
     factors: offset and shape of the int8 factors [broadcast against the tensor] that multiply the codes, or None.
+    packing: what the model reads is the codes packed, under the name of the tensor and `BLOCKS`; None: the codes.
     """
 
     bits: int | None
     factors: tuple[int, tuple[int, ...]] | None = None
+    packing: BlockPacking | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +84,13 @@ def share_weights(
 ) -> SharedModel:
     """Replace constants of the model, which is used up, by references to the file and operators that derive them.
 
-    Cases: int8 codes of a quantized weight, below the master's width and at it; the factors that multiply them in
-    front of their DequantizeLinear; of 256 bytes or more float parameters that are the master's own or, as scales are,
-    a power of two times it, and constants of one value such as zero-points. Of equal constants that stay the graph has
-    one, biases are said in fewer bytes (`shorten_biases`), and a DequantizeLinear in front of an integer layer has no
-    name. Left in the graph: everything else, which differs between widths or is small; factors of codes that several
-    nodes read, or of 128; codes in packed types, which cannot be derived from int8 in a graph.
+    Cases: int8 codes of a quantized weight, below the master's width and at it, also packed for MatMulNBits; the
+    factors that multiply them in front of their DequantizeLinear; of 256 bytes or more float parameters that are the
+    master's own or, as scales are, a power of two times it, int8 codes of layers that training pinned, and constants of
+    one value such as zero-points. Of equal constants that stay the graph has one, biases are said in fewer bytes
+    (`shorten_biases`), and a DequantizeLinear in front of an integer layer has no name. Left in the graph: everything
+    else, which differs between widths or is small; factors of codes that several nodes read, or of 128; codes in other
+    packed forms.
 
     Args:
         weight_bits: width of each quantized weight of the model, by its name in the master.
@@ -116,6 +119,7 @@ class _Sharing:
         self._derivation = onnx.GraphProto()
         self._moved: set[str] = set()
         self._called: set[Derivation] = set()
+        self._packings: set[BlockPacking] = set()
         self._factors: dict[tuple[int, tuple[int, ...]], str] = {}
         self._factor_names = unused_names(self._model.graph, "factors")
 
@@ -129,6 +133,9 @@ class _Sharing:
             )
         # codes first: in the file they are neighbours, and neighbours are derived in one go
         weights = self._shared([name for name in self._kept if name in weight_bits], weight_bits)
+        for name, bits in weight_bits.items():
+            if name not in weights and f"{name}{BLOCKS}" in self._kept:
+                weights[name] = self._share_packed(name, bits)
         others = self._shared([name for name in self._kept if name not in weight_bits], weight_bits)
         graph = self._model.graph
         _replace(graph.initializer, list(self._kept.values()))
@@ -136,7 +143,7 @@ class _Sharing:
         derived = [name for node in self._derivation.node for name in node.output]
         merge_equal_constants(graph, reserved=[*derived, *(each.name for each in self._derivation.initializer)])
         for tensor in graph.initializer:
-            self._move_if_of_one_value(tensor)
+            self._move_if_others_have_it(tensor)
         for node in graph.node:
             if node.op_type == "DequantizeLinear" and self._is_taken(node.output[0]):
                 # nobody meets its name in a profile, and its output tells it
@@ -196,12 +203,55 @@ class _Sharing:
         self._derivation.node.append(derivation.call(external.name, name, factors=self._factors[factors]))
         return SharedTensor(bits=bits, factors=factors)
 
-    def _move_if_of_one_value(self, tensor: onnx.TensorProto) -> None:
-        """Let a large constant whose values are all the same, which other graphs have as well, lie in the file."""
+    def _share_packed(self, name: str, bits: int) -> SharedTensor:
+        """Codes that MatMulNBits reads."""
+        packed, source, spec = self._kept[f"{name}{BLOCKS}"], self._master.tensors[name], self._master.spec
+        reader = self._readers[packed.name][0]
+        attributes = {each.name: each.i for each in reader.attribute}
+        codes = derive_codes(source, from_bits=spec.bits, to_bits=bits, rounding=spec.rounding)
+        values = self._values(packed)
+        ways = (
+            BlockPacking(bits=attributes["bits"], block_size=attributes["block_size"], transposes=transposes)
+            for transposes in (False, True)
+        )
+        packing = next((each for each in ways if _same_bytes(each.pack(codes), values)), None)
+        if packing is None:
+            raise _refusal(name, f"packed codes that are not the master's at {bits} bits")
+        del self._kept[packed.name]
+        master = _external(f"{name}.master", source, location=self._file.name, offset=self._file.place(name, source))
+        self._derivation.initializer.append(master)
+        narrow = master.name
+        if bits < spec.bits:
+            narrow = name
+            derivation = Derivation(from_bits=spec.bits, to_bits=bits, rounding=spec.rounding, multiplies=False)
+            self._called.add(derivation)
+            self._derivation.node.append(derivation.call(master.name, narrow))
+        self._packings.add(packing)
+        outputs, blocks, size_bytes = packing.shape(source.shape)
+        filled = blocks * packing.block_size - source.size // outputs
+        pads = self._constant(f"pack.pads.{filled}", (0, 0, 0, filled))
+        shape = (outputs, blocks, size_bytes, 8 // packing.bits)
+        shape_name = self._constant(f"pack.{'x'.join(map(str, shape))}", shape)
+        self._derivation.node.append(call_packing(packing, narrow, packed.name, pads=pads, shape=shape_name))
+        return SharedTensor(bits=bits, packing=packing)
+
+    def _constant(self, name: str, values: Sequence[int]) -> str:
+        """Name of an int64 constant of the derivation, which has it once."""
+        if not any(each.name == name for each in self._derivation.initializer):
+            self._derivation.initializer.append(onnx.numpy_helper.from_array(np.asarray(values, np.int64), name))
+        return name
+
+    def _move_if_others_have_it(self, tensor: onnx.TensorProto) -> None:
+        """Let a large constant that graphs of other widths have as well lie in the file.
+
+        That are constants of one value, and codes of layers that are pinned, which are the same at every width.
+        """
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             return
         values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype.name in _STORED and values.nbytes >= _WORTH_SHARING_BYTES and np.all(values == values.flat[0]):
+        if values.dtype.name not in _STORED or values.nbytes < _WORTH_SHARING_BYTES:
+            return
+        if values.dtype == np.int8 or np.all(values == values.flat[0]):
             offset = self._file.store(values)
             tensor.CopyFrom(_external(tensor.name, values, location=self._file.name, offset=offset))
 
@@ -262,9 +312,10 @@ class _Sharing:
         if not self._derivation.initializer:
             return b""
         model = onnx.ModelProto(graph=self._derivation)
-        if self._called:
+        if self._called or self._packings:
             opset = next(each.version for each in self._model.opset_import if not each.domain)
             model.functions.extend(each.function(opset=opset) for each in sorted(self._called))
+            model.functions.extend(packing_function(each, opset=opset) for each in sorted(self._packings))
             model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
         return model.SerializeToString(deterministic=True)
 

@@ -1,7 +1,7 @@
 """`*.weights.json` of a package with shared weights: what lies where, and who derives it to what width.
 
 Every graph of such a package can be opened without it. A reader that derives the codes itself, such as runtime/, needs
-it (schema bitswitch-weights/3).
+it (schema bitswitch-weights/4).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from bitswitch_deploy.errors import PackageError
+from bitswitch_deploy.quantization import PACKED_BITS, BlockPacking
 from bitswitch_deploy.records import Reader
-from bitswitch_deploy.tensors import MIN_BITS, Rounding
+from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, Rounding
 
-SCHEMA: Literal["bitswitch-weights/3"] = "bitswitch-weights/3"
+SCHEMA: Literal["bitswitch-weights/4"] = "bitswitch-weights/4"
 # Of every tensor in the file: a cache line, so that none shares one with its neighbour.
 ALIGNMENT_BYTES = 64
 NOT_DERIVED = 0
@@ -57,12 +58,21 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Codes [matrices] that a graph reads packed, under the name of the tensor and `BLOCKS`; tensors: their places."""
+
+    tensors: tuple[int, ...]
+    packing: BlockPacking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SharedGraph:
     """One graph, which reads what it derives by the name of the tensor.
 
     bits: for each tensor of the index, the width that it is derived to; `NOT_DERIVED` where the graph reads it as it
     is, which the graph then says itself, or not at all.
     factors: what multiplies the codes of some tensors, in int8 arithmetic, after they were rounded.
+    packed: what it reads in another form.
     derivation_bytes: length of the part at the start of the model, unpacked, that does both in the graph.
     """
 
@@ -70,6 +80,7 @@ class SharedGraph:
     derivation_bytes: int
     bits: tuple[int, ...]
     factors: tuple[Factors, ...] = ()
+    packed: tuple[Packed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +96,11 @@ class WeightsIndex:
     rounding: Rounding
     tensors: tuple[StoredTensor, ...]
     graphs: tuple[SharedGraph, ...]
-    schema: Literal["bitswitch-weights/3"] = SCHEMA
+    schema: Literal["bitswitch-weights/4"] = SCHEMA
 
     def __post_init__(self) -> None:
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise ValueError(f"a master of {self.bits} bits")
         if any(each.offset < 0 or min(each.shape, default=0) < 0 for each in self._stored):
             raise ValueError("a tensor with a negative offset or size")
         if any(each.offset % ALIGNMENT_BYTES for each in self._stored):
@@ -103,10 +116,26 @@ class WeightsIndex:
             widths = (NOT_DERIVED, *range(MIN_BITS, self.bits + 1))
             if len(graph.bits) != len(self.tensors) or any(bits not in widths for bits in graph.bits):
                 raise ValueError(f"{graph.path} needs a width of 0 or {MIN_BITS}..{self.bits} for each tensor")
+            self._check_packed(graph)
             for factors in graph.factors:
                 for tensor in (self.tensors[place] for place in factors.tensors):
                     if tensor.dtype != "int8" or not _broadcasts(factors.shape, tensor.shape):
                         raise ValueError(f"{graph.path} has factors {factors.shape} for {tensor.name} {tensor.shape}")
+
+    def _check_packed(self, graph: SharedGraph) -> None:
+        places = [place for each in graph.packed for place in each.tensors]
+        if len(set(places)) < len(places):
+            raise ValueError(f"{graph.path} packs one tensor twice")
+        for each in graph.packed:
+            packing = each.packing
+            if packing.bits not in PACKED_BITS or packing.block_size < 1 or packing.block_size % 8:
+                raise ValueError(f"{graph.path} packs {packing.bits} bits in blocks of {packing.block_size}")
+            for place in each.tensors:
+                if not 0 <= place < len(self.tensors):
+                    raise ValueError(f"{graph.path} packs a tensor that is not in the index")
+                tensor, bits = self.tensors[place], graph.bits[place]
+                if tensor.dtype != "int8" or len(tensor.shape) != 2 or not 0 < bits <= packing.bits:
+                    raise ValueError(f"{graph.path} packs {tensor.name} {tensor.shape} of {bits} bits")
 
     @property
     def end_bytes(self) -> int:

@@ -6,11 +6,16 @@ two's complement. Source: ONNX IR, onnx.proto, TensorProto.raw_data; ONNX operat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 CodeArray = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 ByteArray = npt.NDArray[np.uint8]
+
+# widths that bytes hold whole numbers of
+PACKED_BITS = (2, 4, 8)
 
 
 def pack_int4(codes: CodeArray) -> ByteArray:
@@ -29,6 +34,27 @@ def pack_int2(codes: CodeArray) -> ByteArray:
         ValueError: another dtype, or a code that does not fit.
     """
     return _pack(codes, bits=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class BlockPacking:
+    """How the codes of a matrix are packed for MatMulNBits, see `pack_blocks`.
+
+    transposes: the matrix is [inputs, outputs]; else it is [outputs, inputs], as it is packed.
+    """
+
+    bits: int
+    block_size: int
+    transposes: bool
+
+    def shape(self, codes: tuple[int, ...]) -> tuple[int, int, int]:
+        """Of the bytes, for a matrix of this shape."""
+        outputs, inputs = codes[::-1] if self.transposes else codes
+        return outputs, -(-inputs // self.block_size), self.block_size * self.bits // 8
+
+    def pack(self, codes: npt.NDArray[np.int8]) -> ByteArray:
+        """The bytes of a matrix of codes."""
+        return pack_blocks(codes.T if self.transposes else codes, bits=self.bits, block_size=self.block_size)
 
 
 def pack_blocks(codes: npt.NDArray[np.int8], *, bits: int, block_size: int) -> ByteArray:

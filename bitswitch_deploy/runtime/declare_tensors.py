@@ -7,26 +7,39 @@ those of onnx.proto.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-
-from bitswitch_deploy.package.weights_index import StoredTensor
+from dataclasses import dataclass
+from typing import Literal
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14
 _KEY, _VALUE = 1, 2
-_TYPES = {"float32": 1, "int8": 3}
+_TYPES = {"float32": 1, "uint8": 2, "int8": 3}
+_ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1}
 _EXTERNAL = 1
 _VARINT, _BYTES = 0, 2
 
 
-def declare_tensors(tensors: Iterable[StoredTensor], *, location: str) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredTensor:
+    """An initializer whose values somebody gives when the session is made; offset: where it is said to lie."""
+
+    name: str
+    dtype: Literal["float32", "uint8", "int8"]
+    shape: tuple[int, ...]
+    offset: int
+
+
+def declare_tensors(tensors: Iterable[DeclaredTensor], *, location: str) -> bytes:
     """Serialized ModelProto that declares `tensors` as initializers in the file `location`."""
     initializers = (_field(_GRAPH_INITIALIZER, _tensor(tensor, location)) for tensor in tensors)
     return _field(_MODEL_GRAPH, b"".join(initializers))
 
 
-def _tensor(tensor: StoredTensor, location: str) -> bytes:
-    place = (("location", location), ("offset", str(tensor.offset)), ("length", str(tensor.size_bytes)))
+def _tensor(tensor: DeclaredTensor, location: str) -> bytes:
+    size_bytes = math.prod(tensor.shape) * _ITEM_BYTES[tensor.dtype]
+    place = (("location", location), ("offset", str(tensor.offset)), ("length", str(size_bytes)))
     return b"".join(
         (
             *(_number(_DIMS, size) for size in tensor.shape),

@@ -20,10 +20,11 @@ from bitswitch_deploy.package.weights_index import (
     StoredTensor,
     WeightsIndex,
 )
-from bitswitch_deploy.quantization import derive_codes
+from bitswitch_deploy.quantization import BlockPacking, derive_codes
 from bitswitch_deploy.runtime.checked_file import CheckedFile
-from bitswitch_deploy.runtime.declare_tensors import declare_tensors
+from bitswitch_deploy.runtime.declare_tensors import DeclaredTensor, declare_tensors
 from bitswitch_deploy.runtime.external_tensors import ExternalTensor, external_tensors
+from bitswitch_deploy.tensors import BLOCKS
 
 Array = npt.NDArray[Any]
 
@@ -160,6 +161,8 @@ class SharedGraphs:
             initializers[tensor.name] = values = _view(stored, tensor)
             if tensor.dtype == "float32":
                 np.multiply(values, np.float32(2 ** (self.index.bits - bits)), out=values)
+        for tensor, packing in self._packed(graph):
+            initializers[f"{tensor.name}{BLOCKS}"] = packing.pack(initializers.pop(tensor.name))
         return LoadableGraph(model=prepared.model, initializers=initializers)
 
     def check(self, label: str) -> None:
@@ -174,6 +177,10 @@ class SharedGraphs:
         """What a graph derives, and to which width."""
         pairs = zip(self.index.tensors, graph.bits, strict=True)
         return [(tensor, bits) for tensor, bits in pairs if bits != NOT_DERIVED]
+
+    def _packed(self, graph: SharedGraph) -> list[tuple[StoredTensor, BlockPacking]]:
+        """What a graph reads packed, and how."""
+        return [(self.index.tensors[place], packed.packing) for packed in graph.packed for place in packed.tensors]
 
     def _runs(self, graph: SharedGraph) -> list[tuple[int, int, int]]:
         """(first byte, end, width) of neighbours in the file whose codes are derived to one width, in one call.
@@ -198,7 +205,8 @@ class SharedGraphs:
         whole, skipped = memoryview(model_bytes(content, graph.path)), graph.index.derivation_bytes
         if skipped > len(whole):
             raise _misfit(str(graph.path), f"{len(whole):,} bytes, the first {skipped:,} of which derive its weights")
-        derived = [tensor for tensor, _ in self._derived(graph.index)]
+        packings = {tensor.name: packing for tensor, packing in self._packed(graph.index)}
+        derived = [_declared(tensor, packings.get(tensor.name)) for tensor, _ in self._derived(graph.index)]
         model = b"".join((declare_tensors(derived, location=self.index.file), whole[skipped:]))
         names = {tensor.name for tensor in derived}
         found = external_tensors(model, where=str(graph.path))
@@ -210,6 +218,13 @@ class SharedGraphs:
         if not all(inside) or any(each.location != self.index.file for each in plain):
             raise _misfit(str(graph.path), f"tensors that {self.index.file} does not hold")
         return _Prepared(model=model, plain=plain)
+
+
+def _declared(tensor: StoredTensor, packing: BlockPacking | None) -> DeclaredTensor:
+    if packing is None:
+        return DeclaredTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, offset=tensor.offset)
+    shape = packing.shape(tensor.shape)
+    return DeclaredTensor(name=f"{tensor.name}{BLOCKS}", dtype="uint8", shape=shape, offset=tensor.offset)
 
 
 def _view(stored: npt.NDArray[np.int8], tensor: StoredTensor) -> Array:

@@ -54,7 +54,13 @@ class _Form:
         return self._hashes[name]
 
 
+# of an operator that onnx does not know
+_ZERO_BY_DEFAULT = ("MatMulNBits", "weight_prepacked")
+
+
 def _is_default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
+    if (node.op_type, attribute.name) == _ZERO_BY_DEFAULT:
+        return attribute.i == 0
     if not onnx.defs.has(node.op_type, node.domain):
         return False
     known = onnx.defs.get_schema(node.op_type, node.domain).attributes.get(attribute.name)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bitswitch_deploy.errors import PackageError
-from bitswitch_deploy.package.weights_index import Factors, SharedGraph, StoredTensor, WeightsIndex
+from bitswitch_deploy.package.weights_index import Factors, Packed, SharedGraph, StoredTensor, WeightsIndex
+from bitswitch_deploy.quantization import BlockPacking
 from bitswitch_deploy.tensors import Rounding
 
 TENSORS = (
@@ -16,12 +17,13 @@ TENSORS = (
     StoredTensor(name="b.weight", dtype="float32", shape=(5,), offset=64),
 )
 FACTORS = (Factors(tensors=(0,), shape=(3, 1), offset=128),)
+PACKED = (Packed(tensors=(0,), packing=BlockPacking(bits=4, block_size=16, transposes=True)),)
 INDEX = WeightsIndex(
     file="net.weights",
     bits=8,
     rounding=Rounding.HALF_EVEN,
     tensors=TENSORS,
-    graphs=(SharedGraph(path="net-w4.onnx", derivation_bytes=12, bits=(4, 8), factors=FACTORS),),
+    graphs=(SharedGraph(path="net-w4.onnx", derivation_bytes=12, bits=(4, 8), factors=FACTORS, packed=PACKED),),
 )
 
 
@@ -52,10 +54,17 @@ def test_a_graph_is_found_by_its_path() -> None:
         (("graphs", 0, "factors", 0), "tensors", [2], "net-w4.onnx has factors of a tensor that is not in the index"),
         (("graphs", 0, "factors", 0), "tensors", [0, 0], "net-w4.onnx has factors of one tensor twice"),
         (("graphs", 0, "factors", 0), "offset", -4, "a tensor with a negative offset or size"),
+        (("graphs", 0, "packed", 0), "tensors", [2], "net-w4.onnx packs a tensor that is not in the index"),
+        (("graphs", 0, "packed", 0), "tensors", [0, 0], "net-w4.onnx packs one tensor twice"),
+        (("graphs", 0, "packed", 0), "tensors", [1], r"net-w4.onnx packs b.weight \(5,\) of 8 bits"),
+        (("graphs", 0, "packed", 0, "packing"), "bits", 3, "net-w4.onnx packs 3 bits in blocks of 16"),
+        (("graphs", 0, "packed", 0, "packing"), "bits", 2, r"net-w4.onnx packs a.weight \(3, 2\) of 4 bits"),
+        (("graphs", 0, "packed", 0, "packing"), "block_size", 0, "net-w4.onnx packs 4 bits in blocks of 0"),
         (("tensors", 1), "offset", 65, "a tensor that does not begin at a multiple of 64 bytes"),
         (("tensors", 0), "offset", -1, "a tensor with a negative offset or size"),
         (("tensors", 0), "dtype", "int4", "int8, float32"),
-        ((), "schema", "bitswitch-weights/2", "bitswitch-weights/3"),
+        ((), "schema", "bitswitch-weights/3", "bitswitch-weights/4"),
+        ((), "bits", 2**40, "a master of 1099511627776 bits"),
         ((), "surprise", 1, "unknown key"),
     ],
 )

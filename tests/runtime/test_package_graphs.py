@@ -177,7 +177,7 @@ def test_packages_whose_graphs_are_not_compressed_are_served_as_well(
         path.unlink()
         rehash(package, path.with_suffix("").name)
     rehash(package, "digits.weights.json")
-    assert json.loads((package / "digits.weights.json").read_text())["schema"] == "bitswitch-weights/3"
+    assert json.loads((package / "digits.weights.json").read_text())["schema"] == "bitswitch-weights/4"
     with load(package, options=RuntimeOptions(threads=1)) as switcher:
         for label in switcher.widths:
             switcher.switch(label)

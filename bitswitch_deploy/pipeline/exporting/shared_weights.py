@@ -16,11 +16,13 @@ from bitswitch_deploy.package.weights_index import (
     ALIGNMENT_BYTES,
     NOT_DERIVED,
     Factors,
+    Packed,
     SharedGraph,
     StoredTensor,
     WeightsIndex,
 )
 from bitswitch_deploy.package.writer import PackageWriter
+from bitswitch_deploy.quantization import BlockPacking
 from bitswitch_deploy.target import Target
 
 
@@ -146,11 +148,16 @@ class SharedWeights:
         factors = (
             Factors(tensors=tuple(places), offset=offset, shape=shape) for (offset, shape), places in multiplied.items()
         )
+        packed: dict[BlockPacking, list[int]] = {}
+        for place, tensor in enumerate(found):
+            if tensor is not None and tensor.packing is not None:
+                packed.setdefault(tensor.packing, []).append(place)
         return SharedGraph(
             path=path,
             derivation_bytes=shared.derivation_bytes,
             bits=tuple(NOT_DERIVED if tensor is None or tensor.bits is None else tensor.bits for tensor in found),
             factors=tuple(factors),
+            packed=tuple(Packed(tensors=tuple(places), packing=packing) for packing, places in packed.items()),
         )
 
 

@@ -14,6 +14,7 @@ import pytest
 from bitswitch_deploy.catalogue import bundled_master, sample_set, target_names
 from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.errors import UsageError
+from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.model_file import read_model_bytes
 from bitswitch_deploy.package.verify import read_manifest, verify_package
@@ -30,6 +31,7 @@ from tests.pipeline.conftest import WIDTHS, Exported, export_to
 CALIBRATION = Path(__file__).parents[3] / "calibration"
 MIXED = WidthAssignment(default=8, overrides=(("blocks.0.conv1", 4), ("blocks.1.conv2", 2)))
 ASSIGNMENTS = (*WIDTHS, MIXED)
+SEVEN = tuple(WidthAssignment(default=bits) for bits in range(8, 1, -1))
 
 
 @pytest.fixture(scope="module")
@@ -167,25 +169,39 @@ def test_tensorrt_targets_are_refused_before_any_work(target: str, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_layers_with_float_inputs_stay_as_fast_as_in_graphs_of_their_own(tmp_path: Path) -> None:
-    """Above 4 bits onnxruntime folds them as well; up to 4 bits the graph keeps the codes of MatMulNBits."""
-    text = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y = MatMul (x, "a.weight") }'
-    write_master(build(text, (layer("a", "MatMul", per_channel(1), "none"),)), tmp_path / "m.safetensors")
-    x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+MATMUL = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y = MatMul (x, "a.weight") }'
+# 70 inputs fill no whole block
+GEMM = 'net (float[n, 70] x, float[96, 70] "a.weight") => (float[n, 96] y) { y = Gemm <transB=1> (x, "a.weight") }'
+
+
+@pytest.mark.parametrize("asked", [frozenset(), frozenset({Approximation.INT8_INPUTS})], ids=["floats", "rounded"])
+@pytest.mark.parametrize(("text", "axis"), [(MATMUL, 1), (GEMM, 0)])
+def test_layers_with_float_inputs_stay_as_fast_as_in_graphs_of_their_own(
+    text: str, axis: int, asked: frozenset[Approximation], tmp_path: Path
+) -> None:
+    """The graph packs the codes of MatMulNBits itself, the runtime does it sooner."""
+    master = build(text, (layer("a", "MatMul" if text == MATMUL else "Gemm", per_channel(axis), "none"),))
+    write_master(master, tmp_path / "m.safetensors")
+    inputs = 64 if text == MATMUL else 70
+    x = np.random.default_rng(0).normal(size=(5, inputs)).astype(np.float32)
+    changes = {"master": tmp_path / "m.safetensors", "approximations": asked, "widths": SEVEN}
     made = {
-        name: export_to(tmp_path / name, "x86-cpu", master=tmp_path / "m.safetensors", shared_weights=name == "shared")
+        name: export_to(tmp_path / name, "x86-cpu", shared_weights=name == "shared", **changes)
         for name in ("own", "shared")
     }
     plain = unpack(made["shared"].package, tmp_path / "plain")
+    codes = master.tensors["a.weight"].tobytes()
+    assert codes in (plain / "m.weights").read_bytes()
     with load(made["shared"].package, options=RuntimeOptions(threads=1)) as switcher:
         for own, shared in zip(made["own"].report.widths, made["shared"].report.widths, strict=True):
             graphs = [made["own"].package / own.file_name, plain / own.file_name]
             assert shared.file_name == f"{own.file_name}.gz"
             assert optimised(graphs[0]) == optimised(graphs[1])
-            is_packed = own.bits in (4, 2)
-            assert (b"MatMulNBits" in graphs[1].read_bytes()) == is_packed
-            said = "shared weights: 1 of 1 layers keep packed weights of their own in the graph"
-            assert shared.changes == (*own.changes, *([said] if is_packed else []))
+            assert own.bits is not None
+            assert (b"MatMulNBits" in graphs[1].read_bytes()) == (own.bits <= 4 or bool(asked))
+            initializers = onnx.load(graphs[1], load_external_data=False).graph.initializer
+            assert max((len(each.raw_data) for each in initializers), default=0) < len(codes) // 8
+            assert shared.changes == own.changes
             expected = OnnxRuntimeSession(graphs[0], optimisation="all", threads=1, session_options={}).run(x)
             switcher.switch(own.label)
             np.testing.assert_array_equal(switcher.run(x), expected)
