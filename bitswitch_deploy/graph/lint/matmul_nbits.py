@@ -1,4 +1,7 @@
-"""When onnxruntime makes MatMulNBits of a float activation and a weight in codes (seen with 1.32, all of it)."""
+"""When onnxruntime makes MatMulNBits of a float activation and a weight in codes (seen with 1.32, all of it).
+
+An activation in 16-bit codes is a float one to it: it has no kernel for such codes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ def becomes_matmul_nbits(graph: QdqGraph, layer: WeightedLayer) -> bool:
     bits or fewer may read the result, nor a Relu or Clip that has one reader: the layer then stays float.
     """
     weight = layer.weight
-    if layer.activation is not None or weight is None or not layer.has_constant_weight or layer.weight_index != 1:
+    is_float = layer.activation is None or layer.activation.code_type in _WIDE
+    if not is_float or weight is None or not layer.has_constant_weight or layer.weight_index != 1:
         return False
     shape = graph.graph.shape(weight.data)
     if weight.code_type not in _TYPES or shape is None or len(shape) != 2 or not _is_read_once(graph, weight):

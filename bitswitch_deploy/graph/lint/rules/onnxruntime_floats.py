@@ -40,14 +40,18 @@ class NarrowWeight(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
-            if layer.activation and layer.weight and layer.weight.code_type in _NARROW:
+            is_narrow = layer.weight is not None and layer.weight.code_type in _NARROW
+            if layer.activation and layer.weight and is_narrow and not becomes_matmul_nbits(graph, layer):
                 do = "carry the codes in int8 with the same scale"
                 got = f"a weight of type {layer.weight.code_type} with an activation in codes"
                 yield Breach(node=layer.node, got=got, allowed="an 8-bit weight", do=do)
 
 
 class SixteenBitCodes(Rule):
-    """A layer with int16 or uint16 codes in front or behind: the CPU has 8-bit kernels only, the layer stays float."""
+    """A layer with int16 or uint16 codes in front or behind: the CPU has 8-bit kernels only, the layer stays float.
+
+    Some products become MatMulNBits instead, see RoundedMatMul.
+    """
 
     id = "sixteen-bit-codes"
     severity = "warning"
@@ -55,6 +59,8 @@ class SixteenBitCodes(Rule):
 
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer, qdq in _around(graph, lambda qdq, is_weight: qdq.code_type in ("int16", "uint16")):
+            if becomes_matmul_nbits(graph, layer):
+                continue
             do = "use uint8 activations, or keep this layer in float and save Q and DQ"
             got = f"{qdq.code_type} codes ({qdq.node.name})"
             yield Breach(node=layer.node, got=got, allowed="8-bit codes", do=do)

@@ -187,8 +187,9 @@ class BlockedProduct(Rule):
 class RoundedMatMul(Rule):
     """A float activation and a quantized weight of MatMul or Gemm: onnxruntime makes MatMulNBits, accuracy_level 4.
 
-    It then rounds the activation to int8 at run time, an error of 1 to 2 % of the output's standard deviation. Which
-    layers it takes stands in `matmul_nbits.py`; the others stay float, see FloatInput.
+    An activation in 16-bit codes, too. It then rounds the activation to int8 at run time, an error of 1 to 2 % of the
+    output's standard deviation. Which layers it takes stands in `matmul_nbits.py`; the others stay float, see
+    FloatInput.
     """
 
     id = "rounded-activation"
@@ -198,9 +199,10 @@ class RoundedMatMul(Rule):
     def breaches(self, graph: QdqGraph) -> Iterator[Breach]:
         for layer in graph.layers:
             if layer.weight is not None and becomes_matmul_nbits(graph, layer):
+                kind = "float" if layer.activation is None else layer.activation.code_type
                 yield Breach(
                     node=layer.node,
-                    got=f"float activation, {layer.weight.code_type} weight: the activation is rounded to int8",
+                    got=f"{kind} activation, {layer.weight.code_type} weight: the activation is rounded to int8",
                     allowed="a session that computes as the graph says",
                     do='set the session entry session.qdq_matmulnbits_accuracy_level to "1"',
                 )

@@ -122,6 +122,19 @@ def test_what_stands_behind_a_weight_beside_a_float_activation(name: str, zero: 
     assert nodes(graph, "float-input") == ([] if is_rounded else ["layer"])
 
 
+@pytest.mark.parametrize("front", ["uh", "h"])
+@pytest.mark.parametrize("name", [name for name, each in BEHIND_WEIGHT_ONLY.items() if each[1].get("opset", 21) >= 21])
+def test_an_activation_in_16_bit_codes_is_a_float_one(name: str, front: str, tmp_path: Path) -> None:
+    tail, options, is_rounded = BEHIND_WEIGHT_ONLY[name]
+    text = (
+        pair("x", "xd", zero=front) + with_zero(weight(1), "i") + "[layer] c = MatMul (xd, wd) " + with_zero(tail, "u")
+    )
+    graph = model(text, **MATRIX | options)
+    assert optimised_operators(graph, tmp_path)["MatMulNBits"] == is_rounded
+    assert nodes(graph, "rounded-activation") == (["layer"] if is_rounded else [])
+    assert ("layer" in nodes(graph, "sixteen-bit-codes")) == (not is_rounded)
+
+
 @pytest.mark.parametrize("layer", ["MatMul (x, wd)", "Gemm (x, wd)", "Gemm (x, wd, bias)"])
 @pytest.mark.parametrize("made", [weight(1), weight(1, zero="in", codes="n")])
 @pytest.mark.parametrize("opset", [21, 23])
