@@ -48,14 +48,14 @@ class RuntimeOptions:
     trust_engines: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.warm, (int, str)):
+        if not isinstance(self.warm, (tuple, list)):
             allowed, do = "several widths, such as (8, 4)", "write one width as (4,)"
             raise UsageError(where="RuntimeOptions: warm", got=repr(self.warm), allowed=allowed, do=do)
         for name in ("threads", "max_sessions", "memory_budget_mb"):
             value = getattr(self, name)
             if value is None and name != "max_sessions":
                 continue
-            if not isinstance(value, Integral) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 allowed = "a whole number, 1 or more"
                 raise UsageError(
                     where=f"RuntimeOptions: {name}", got=repr(value), allowed=allowed, do="correct the number"
@@ -88,7 +88,7 @@ def load(
         UnavailableError: the provider is not on this machine, or memory ran out.
     """
     options = RuntimeOptions() if options is None else options
-    _check_arguments(options, policy)
+    _check_arguments(package, options, policy)
     folder = Path(os.path.abspath(package))  # an application may change its folder later
     manifest = read_manifest(folder)
     widths = _widths(manifest, folder)
@@ -101,7 +101,10 @@ def load(
     return Switcher(widths, sessions, width=first, policy=policy, preprocessing=manifest.preprocessing)
 
 
-def _check_arguments(options: object, policy: object) -> None:
+def _check_arguments(package: object, options: object, policy: object) -> None:
+    if not isinstance(package, (str, os.PathLike)):
+        allowed, do = "the path of a folder", "name a folder that `bitswitch-deploy export` wrote"
+        raise UsageError(where="load: package", got=repr(package), allowed=allowed, do=do)
     if not isinstance(options, RuntimeOptions):
         allowed, do = "RuntimeOptions or None", "write options=RuntimeOptions(threads=2)"
         raise UsageError(where="load: options", got=repr(options), allowed=allowed, do=do)

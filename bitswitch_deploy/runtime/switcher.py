@@ -62,7 +62,8 @@ class Switcher:
     """A package whose width can be changed at any time. Made by `load`.
 
     Every method may be called from any thread, also at the same time. `switch` returns when the new width is ready:
-    requests that begin later are computed at it, those in flight finish at theirs, and no answer mixes two. A switch
+    requests that begin later are computed at it, those in flight finish at theirs, and no answer mixes two. Of switches
+    at the same time the one that was called last counts; none to an open width waits for one that is opened. A switch
     that fails raises, and the switcher goes on at the last good width, though others that were open may have made room
     for the new one. A wrong input changes nothing either.
 
@@ -93,6 +94,8 @@ class Switcher:
         self._left_out: dict[str, float] = {}
         self._waits: dict[str, float] = {}
         self._requests = itertools.count()
+        # a switch that was asked for before another one, and is ready after it, changes nothing
+        self._calls, self._last_call = itertools.count(), -1
         # a signal handler that closes runs in a thread that may be switching
         self._switch_lock = threading.RLock()
         # one attribute, so that a request sees a label and its own session whatever happens beside it
@@ -139,11 +142,13 @@ class Switcher:
             do = "load the package without a policy, or let the policy choose this width"
             raise UsageError(where="switch", got="a call beside a policy", allowed="a policy or calls", do=do)
         label = width_label(width, self.widths)
+        self._current()
+        call = next(self._calls)
+        session = self._sessions.get(label)
         with self._switch_lock:
-            self._current()
-            session = self._sessions.get(label)
-            self._current()  # a signal handler may have closed it
-            self._active = label, session
+            self._current()  # it may have been closed meanwhile
+            if call > self._last_call:
+                self._active, self._last_call = (label, session), call
 
     def run(self, x: Array) -> Array:
         """The first output for `x`, which feeds the only input; shapes and type are the graph's.

@@ -148,9 +148,9 @@ def test_a_graph_that_is_replaced_while_it_is_opened_does_not_serve(
         np.testing.assert_array_equal(switcher.run(packages.inputs[:1])[0], packages.outputs["w8"][0])
 
 
-@pytest.mark.parametrize("warm", [4, "w4"])
+@pytest.mark.parametrize("warm", [4, "w4", None])
 def test_one_warm_width_that_is_no_list_is_refused(warm: Any) -> None:
-    with pytest.raises(UsageError, match=r"warm: .*4"):
+    with pytest.raises(UsageError, match=f"warm: {warm!r}"):
         RuntimeOptions(warm=warm)
 
 
@@ -233,7 +233,14 @@ def test_a_width_that_is_warm_twice_or_the_first_counts_once(package: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("max_sessions", 0), ("max_sessions", None), ("max_sessions", 1.5), ("memory_budget_mb", 0), ("threads", "1")],
+    [
+        ("max_sessions", 0),
+        ("max_sessions", None),
+        ("max_sessions", 1.5),
+        ("memory_budget_mb", 0),
+        ("threads", "1"),
+        ("threads", True),
+    ],
 )
 def test_what_is_no_whole_number_of_one_or_more_is_refused(name: str, number: Any) -> None:
     with pytest.raises(UsageError, match=f"RuntimeOptions: {name}: {number!r}\n  allowed: a whole number, 1 or more"):
@@ -266,4 +273,10 @@ def test_an_index_that_does_not_fit_is_refused(
     path.write_text(json.dumps(index))
     rehash(package, path.name)
     with pytest.raises(PackageError, match=message):
+        load(package)
+
+
+@pytest.mark.parametrize("package", [None, 4, b"deploy"])
+def test_what_is_no_path_is_refused(package: Any) -> None:
+    with pytest.raises(UsageError, match=f"load: package: {package!r}\n  allowed: the path of a folder"):
         load(package)

@@ -226,13 +226,36 @@ def test_a_request_that_opens_a_width_during_close_is_answered_and_leaves_nothin
     assert opener.live == 0
 
 
-def test_a_switch_is_finished_before_the_switcher_closes(opener: Opener, pool: ThreadPoolExecutor) -> None:
+def test_a_switch_whose_width_is_ready_after_close_is_refused_and_leaves_nothing_open(
+    opener: Opener, pool: ThreadPoolExecutor
+) -> None:
     switcher = switcher_of(opener, None)
     switched = pool.submit(switcher.switch, "w4")
     assert opener.begun.wait(PATIENCE_S)
-    closed = pool.submit(switcher.close)
+    switcher.close()
     opener.go_on.set()
-    switched.result(PATIENCE_S)
-    closed.result(PATIENCE_S)
+    error = switched.exception(PATIENCE_S)
+    assert isinstance(error, UsageError)
+    assert "a call after close" in str(error)
+    del switched, error
     assert switcher.open_widths == ()
     assert opener.live == 0
+
+
+def test_a_switch_to_an_open_width_does_not_wait_for_one_that_is_being_opened(
+    opener: Opener, pool: ThreadPoolExecutor
+) -> None:
+    """And of both the one that was called last counts, whichever is ready first."""
+    switcher = switcher_of(opener, None)
+    for width in ("w6", "w8"):
+        switcher.switch(width)
+    cold = pool.submit(switcher.switch, "w4")
+    assert opener.begun.wait(PATIENCE_S)
+    pool.submit(switcher.switch, "w6").result(PATIENCE_S)
+    assert answer(switcher) == "w6"
+    opener.go_on.set()
+    cold.result(PATIENCE_S)
+    assert answer(switcher) == "w6"
+    assert "w4" in switcher.open_widths
+    switcher.switch("w4")
+    assert answer(switcher) == "w4"
