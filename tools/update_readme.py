@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 _MARKS = ("demo output", "latency", "latency elsewhere")
 DEMO, LATENCY, ELSEWHERE = (f"<!-- {what}: tools/update_readme.py -->" for what in _MARKS)
 MEASURED, CHART = "tools/bench/latency.json", "tools/bench/latency.svg"
-MEASURED_ELSEWHERE = "tools/bench/latency-epyc.json"
+MEASURED_ELSEWHERE = "tools/bench/latency-xeon.json"
 PACKAGES = ("onnxruntime", "onnx", "numpy")
 
 
@@ -57,7 +57,7 @@ def latencies(measured: dict[str, Any]) -> tuple[str, str]:
     rows, first = measured["rows"], measured["rows"][0]
     shown = {"batch": first["batch"], "threads": first["threads"]}
     reasons = [f"ModelOpt, {each['network']}: {each['reason']}.\n" for each in measured["absent"]]
-    note = f"Medians of {measured['turns']} interleaved turns; {spreads(rows)}: read smaller differences with care."
+    note = f"{turns(rows)}; {spreads(rows)}: read smaller differences with care."
     block = [f"![{alt_text(rows, **shown)}]({CHART})\n", table(rows, measured["absent"]) + "\n", *reasons]
     return "\n".join([*block, f"{note} {versions_text(measured)}.\n"]), chart(rows, **shown)
 
@@ -65,12 +65,24 @@ def latencies(measured: dict[str, Any]) -> tuple[str, str]:
 def elsewhere(measured: dict[str, Any]) -> str:
     """The same of another machine, in fewer words."""
     rows = measured["rows"]
-    return f"{ranges(rows)}\n\nOver all batches and threads; {spreads(rows)}. {versions_text(measured)}.\n"
+    return (
+        f"{ranges(rows)}\n\nOver all batches and threads. {turns(rows)}; {spreads(rows)}. {versions_text(measured)}.\n"
+    )
 
 
 def versions_text(measured: dict[str, Any]) -> str:
     """What made the figures."""
     return ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+
+
+def turns(rows: list[dict[str, Any]]) -> str:
+    """How many turns the medians are of, network by network where they differ."""
+    of_network = {row["network"]: row["turns"] for row in rows}
+    groups = {count: [name for name, each in of_network.items() if each == count] for count in of_network.values()}
+    if len(groups) == 1:
+        return f"Medians of {next(iter(groups))} interleaved turns"
+    each = [f"{count} ({', '.join(names)})" for count, names in sorted(groups.items(), reverse=True)]
+    return f"Medians of interleaved turns: {', '.join(each)}"
 
 
 def spreads(rows: list[dict[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from tools.update_readme import (
     elsewhere,
     latencies,
     spreads,
+    turns,
 )
 
 RATIOS = {"float32": 2.5, "quantize_static": 1.0, "modelopt": 6.25, "w8": 1.1, "w6": 1.2, "w4": 0.9, "w2": 0.95}
@@ -82,6 +83,12 @@ def test_the_spread_is_told_for_each_number_of_threads() -> None:
     assert spreads(measured) == "their quartiles lie up to 25% of the median apart with one thread, 50% with 2 threads"
 
 
+def test_turns_are_told_for_each_network_where_they_differ() -> None:
+    measured = [{"network": name, "turns": count} for name, count in (("a", 9), ("b", 41), ("c", 9))]
+    assert turns(measured) == "Medians of interleaved turns: 41 (b), 9 (a, c)"
+    assert turns(measured[::2]) == "Medians of 9 interleaved turns"
+
+
 def test_another_machine_in_fewer_words() -> None:
     lines = ranges([*rows("other"), *rows(threads=2), *rows(w2=3)]).splitlines()
     assert lines[2:] == [
@@ -90,7 +97,7 @@ def test_another_machine_in_fewer_words() -> None:
     ]
     measured = json.loads((ROOT / MEASURED_ELSEWHERE).read_text(encoding="utf-8"))
     assert f"{ELSEWHERE}\n\n{elsewhere(measured)}<!-- end -->" in README.read_text(encoding="utf-8")
-    assert measured["turns"] >= 5
+    assert min(row["turns"] for row in measured["rows"]) >= 5
 
 
 def test_the_readme_shows_what_was_measured() -> None:
@@ -98,5 +105,5 @@ def test_the_readme_shows_what_was_measured() -> None:
     text, drawn = latencies(measured)
     assert f"{LATENCY}\n\n{text}<!-- end -->" in README.read_text(encoding="utf-8")
     assert (ROOT / CHART).read_text(encoding="utf-8") == drawn
-    assert measured["turns"] >= 5
+    assert min(row["turns"] for row in measured["rows"]) >= 5
     assert not re.search(r"/(home|work|tmp|root)/", text)

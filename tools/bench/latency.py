@@ -29,6 +29,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -68,12 +69,16 @@ TURNS_OF_A_PROCESS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One candidate. Ratios are of medians; spread: (third - first quartile) / median of its turns."""
+    """One candidate. Ratios are of medians; spread: (third - first quartile) / median of its turns.
+
+    operators: of the graph that onnxruntime makes of it.
+    """
 
     network: str
     batch: int
     threads: int
     candidate: str
+    turns: int
     median_ms: float
     ratio_to_quantize_static: float
     ratio_to_float32: float
@@ -109,7 +114,11 @@ def main() -> None:
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--turns", type=int, default=25, help="of each candidate; at least 5")
-    parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="write the rows and the versions here as well; rows of networks that are not measured now stay in it",
+    )
     parser.add_argument("--split", action="store_true", help="each approximation for speed alone, too")
     parser.add_argument("--chart", type=Path, help="draw them here, as SVG")
     parser.add_argument(
@@ -121,6 +130,13 @@ def main() -> None:
     torch.set_num_threads(1)
     versions = {name: metadata.version(name) for name in ("onnxruntime", "onnx", "torch", "numpy")}
     versions |= {"python": platform.python_version(), "machine": platform.machine()}
+    earlier = None
+    if options.json and options.json.exists():
+        earlier = json.loads(options.json.read_text(encoding="utf-8"))
+        if earlier["versions"] != versions:
+            parser.error(
+                f"{options.json} was measured with other versions: {earlier['versions']}. Choose another file."
+            )
     batches, threads = ([int(each) for each in text.split(",")] for text in (options.batches, options.threads))
     rows: list[Row] = []
     absent: list[Absent] = []
@@ -140,13 +156,25 @@ def main() -> None:
                     rows += _rows(network, batch, count, measured, operators)
                     _print(rows[-len(measured) :], absent)
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    result = {"turns": options.turns, "versions": versions, "rows": list(map(asdict, rows))}
-    result["absent"] = list(map(asdict, absent))
+    result = {"versions": versions, "rows": list(map(asdict, rows)), "absent": list(map(asdict, absent))}
     if options.json:
+        if earlier is not None:
+            result = with_earlier(result, earlier)
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.chart:
         drawn = chart(list(map(asdict, rows)), batch=batches[0], threads=threads[0])
         options.chart.write_text(drawn, encoding="utf-8")
+
+
+def with_earlier(result: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """`result`, and what was measured earlier of other networks, in the order of the networks."""
+    measured = {row["network"] for row in result["rows"]}
+
+    def merged(kind: str) -> list[dict[str, Any]]:
+        kept = [row for row in earlier[kind] if row["network"] not in measured]
+        return sorted([*kept, *result[kind]], key=lambda row: list(NETWORKS).index(row["network"]))
+
+    return {**result, "rows": merged("rows"), "absent": merged("absent")}
 
 
 def make(network: str, target: Target, folder: Path, forms: dict[str, frozenset[Approximation]]) -> dict[str, Path]:
@@ -156,6 +184,14 @@ def make(network: str, target: Target, folder: Path, forms: dict[str, frozenset[
     paths = {FLOAT: folder / "float.onnx", PEER: folder / "peer.onnx"}
     _export_float(model, images, paths[FLOAT])
     _quantize_static(paths[FLOAT], paths[PEER], images.numpy())
+    return paths | ours(model, images, target, folder, forms)
+
+
+def ours(
+    model: nn.Module, images: Tensor, target: Target, folder: Path, forms: dict[str, frozenset[Approximation]]
+) -> dict[str, Path]:
+    """Those that this package makes. model: as `untrained_network` gives it, which is used up."""
+    paths = {}
     master = untrained_master(model, images, WIDTHS)
     for bits in WIDTHS:
         canonical = canonical_graph(master, WidthAssignment(default=bits))
@@ -272,6 +308,7 @@ def _rows(
                 batch=batch,
                 threads=threads,
                 candidate=name,
+                turns=len(turns),
                 median_ms=1e3 * medians[name],
                 ratio_to_quantize_static=medians[name] / medians[PEER],
                 ratio_to_float32=medians[name] / medians[FLOAT],

@@ -1,16 +1,20 @@
 """What it costs to switch the width of a running network, beside opening that width's own file with onnxruntime.
 
-    python tools/bench/switch_width.py [--master FILE | --network resnet18] [--repeats 15] [--json results.json]
+    python tools/bench/switch_width.py [--master FILE [--data FILE] | --network resnet18] [--approximate NAME ...]
+        [--repeats 15] [--json results.json]
 
 Exports the master (default: the bundled digits; with --network one that is not trained) twice for this CPU, with shared
-weights and without, into a temporary folder. Times: openings and switches take turns in one process, which is timed in
-seconds of its CPU, since others share the machine; a figure is the ratio of medians. `open` is onnxruntime alone on the
-width's own file; `replace` also lets go of the session that was there before, as every switch does. Memory: one process
-for each candidate, resident bytes after the work, as the application has them, less those after the imports; for a
-switcher the work is 24 switches. `peak` is the most there were on the way, while a width was opened; medians.
+weights and without, into a temporary folder. What is not trained is calibrated on noise and keeps every approximation:
+its answers mean nothing, its graphs are those of a trained network. Times: openings and switches take turns in one
+process, which is timed in seconds of its CPU, since others share the machine; a figure is the ratio of medians. `open`
+is onnxruntime alone on the width's own file; `replace` also lets go of the session that was there before, as every
+switch does. Memory: one process for each candidate, resident bytes after the work, as the application has them, less
+those after the imports; for a switcher the work is 24 switches. `peak` is the most there were on the way, while a width
+was opened; medians.
 
-Goals: cached switch < 1 ms; cold switch <= 1.0 x opening the file; memory with all widths usable <= 1.3 x the int8
-session + the active session; the package <= 1.05 x the bytes of the int8 graph alone.
+Goals, for shared weights: cached switch < 1 ms; cold switch <= 1.0 x opening the file; memory with all widths usable
+<= 1.3 x the int8 session + the active session; graphs and weights <= 1.05 x the bytes of the int8 graph alone. `own` is
+the package with graphs of their own, where the runtime can be no faster than onnxruntime, which does all the work.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bitswitch_deploy.catalogue import bundled_master, load_target
+from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.master import write_master
 from bitswitch_deploy.pipeline.exporting.export import ExportRequest, export
 from bitswitch_deploy.pipeline.inputs import parse_bits
@@ -44,6 +49,7 @@ CACHED_SWITCHES = 1000
 MEMORY_RUNS = 5
 MEMORY_ROUNDS = 6
 THREADS = 1
+_ANY_AGREEMENT = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,8 @@ def main() -> None:
     subject = parser.add_mutually_exclusive_group()
     subject.add_argument("--master", type=Path)
     subject.add_argument("--network", help="one of tools/bench/untrained.py, which needs torch")
+    parser.add_argument("--data", type=Path, help="samples for the master, as for export")
+    parser.add_argument("--approximate", nargs="*", default=[], choices=[each.value for each in Approximation])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the rows and the versions here as well")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
@@ -78,15 +86,30 @@ def main() -> None:
         print(*_memory_bytes(*options.memory_of))
         return
     with tempfile.TemporaryDirectory(prefix="bitswitch-bench-") as folder:
-        master = options.master or (_untrained(options.network, Path(folder)) if options.network else bundled_master())
-        packages = {name: _exported(master, Path(folder, name)) for name in ("shared", "own")}
+        approximations = frozenset(map(Approximation, options.approximate))
+        request = ExportRequest(
+            master=options.master or bundled_master(),
+            target=load_target("cpu"),
+            output=Path(folder),
+            widths=parse_bits(",".join(map(str, WIDTHS))),
+            data=options.data,
+            approximations=approximations,
+        )
+        if options.network:
+            request = _untrained(request, options.network, Path(folder))
+        packages = {
+            name: _exported(replace(request, output=Path(folder, name), shared_weights=name == "shared"))
+            for name in ("shared", "own")
+        }
         sizes = _bytes(packages)
         _unpack(packages["shared"])
         result = {
             "master": str(options.master or options.network or "digits"),
+            "approximations": sorted(options.approximate),
             "bytes": sizes,
             "rows": [asdict(row) for row in _cold(packages, options.repeats)],
             "cached_switch_ms": _cached(packages["shared"]),
+            "cached_own_ms": _cached(packages["own"]),
             "memory": _memory(packages),
             "repeats": options.repeats,
             "threads": THREADS,
@@ -97,25 +120,20 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _untrained(network: str, folder: Path) -> Path:
+def _untrained(request: ExportRequest, network: str, folder: Path) -> ExportRequest:
+    """The request for a network of random weights, which no disagreement takes an approximation from."""
     from tools.bench.untrained import untrained_master, untrained_network
 
-    path = folder / f"{network}.safetensors"
-    write_master(untrained_master(*untrained_network(network), WIDTHS), path)
-    return path
+    master, noise = folder / f"{network}.safetensors", folder / "noise.npz"
+    model, images = untrained_network(network)
+    write_master(untrained_master(model, images, WIDTHS), master)
+    np.savez(noise, x=images.numpy())
+    return replace(request, master=master, calibration=noise, min_agreement=_ANY_AGREEMENT)
 
 
-def _exported(master: Path, output: Path) -> Path:
-    export(
-        ExportRequest(
-            master=master,
-            target=load_target("cpu"),
-            output=output,
-            widths=parse_bits(",".join(map(str, WIDTHS))),
-            shared_weights=output.name == "shared",
-        )
-    )
-    return output
+def _exported(request: ExportRequest) -> Path:
+    export(request)
+    return request.output
 
 
 def _graph(package: Path, bits: int) -> Path:
@@ -228,6 +246,7 @@ def _memory(packages: dict[str, Path]) -> dict[str, float]:
         "active_session": ("session", str(_graph(packages["own"], 4))),
         "switcher_1_session": ("switcher1", str(packages["shared"])),
         "switcher_2_sessions": ("switcher2", str(packages["shared"])),
+        "own_switcher_2_sessions": ("switcher2", str(packages["own"])),
         "four_sessions": ("switcher4", str(packages["own"])),
     }
     runs: dict[str, list[float]] = {f"{name}{kind}_bytes": [] for name in candidates for kind in ("", "_peak")}
@@ -271,7 +290,9 @@ def _status_bytes(field: str) -> int:
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"{result['master']}, {result['threads']} thread, medians of {result['repeats']} interleaved runs, ms of CPU")
+    asked = f", with {', '.join(result['approximations'])}" if result["approximations"] else ""
+    print(f"{result['master']}{asked}")
+    print(f"{result['threads']} thread, medians of {result['repeats']} interleaved runs, ms of CPU")
     print("width   open  replace  cold switch  ratio  spread  to open  own files  plain onnxruntime")
     for row in result["rows"]:
         print(
@@ -280,7 +301,7 @@ def _print(result: dict[str, Any]) -> None:
             f" {row['plain']:>18.2f}"
         )
     sizes, memory = result["bytes"], result["memory"]
-    print(f"cached switch  {result['cached_switch_ms']:.4f} ms")
+    print(f"cached switch  {result['cached_switch_ms']:.4f} ms, own {result['cached_own_ms']:.4f} ms")
     print(
         f"bytes          shared {sizes['shared']:,} = {sizes['shared_ratio']:.3f} x the int8 graph alone "
         f"({sizes['int8_alone']:,}), {sizes['unpacked_ratio']:.2f} x with its graphs unpacked; "
