@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -188,12 +189,17 @@ def make(network: str, target: Target, folder: Path, forms: dict[str, frozenset[
 
 
 def ours(
-    model: nn.Module, images: Tensor, target: Target, folder: Path, forms: dict[str, frozenset[Approximation]]
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    folder: Path,
+    forms: dict[str, frozenset[Approximation]],
+    widths: Sequence[int] = WIDTHS,
 ) -> dict[str, Path]:
     """Those that this package makes. model: as `untrained_network` gives it, which is used up."""
     paths = {}
     master = untrained_master(model, images, WIDTHS)
-    for bits in WIDTHS:
+    for bits in widths:
         canonical = canonical_graph(master, WidthAssignment(default=bits))
         for suffix, approximations in forms.items():
             names = calibrated_tensors(canonical, target, approximations)
