@@ -17,6 +17,7 @@ from bitswitch_deploy.engines.onnxruntime_engine import OnnxRuntimeSession
 from bitswitch_deploy.errors import PackageError, UnavailableError, UsageError
 from bitswitch_deploy.package.manifest import Manifest
 from bitswitch_deploy.package.verify import read_manifest
+from bitswitch_deploy.runtime.free_memory import return_free_memory
 from bitswitch_deploy.runtime.package_graphs import OwnGraphs, SharedGraphs
 from bitswitch_deploy.runtime.session_cache import SessionCache
 from bitswitch_deploy.runtime.switcher import Policy, Session, Switcher, width_label
@@ -36,6 +37,8 @@ class RuntimeOptions:
     memory_budget_mb: device memory for the engines that are kept loaded; None keeps all. While an engine is loaded that
         does not fit beside the one in use, both are in memory. TensorRT only.
     warm: widths to open, and to run once, before `load` returns. There must be room for all of them and the first one.
+    release_memory: give memory that is free after a width was opened back to the system, which takes the switch some ms
+        more and leaves a process with large networks about half as large. Linux with glibc, CPU only.
     trust_files: do not hash the files; their sizes are compared with the manifest all the same.
     trust_engines: load engines that bitswitch-deploy has no record of. TensorRT only.
     """
@@ -44,6 +47,7 @@ class RuntimeOptions:
     max_sessions: int = 2
     memory_budget_mb: int | None = None
     warm: tuple[int | str, ...] = ()
+    release_memory: bool = False
     trust_files: bool = False
     trust_engines: bool = False
 
@@ -156,6 +160,9 @@ def _cpu_opener(folder: Path, manifest: Manifest, options: RuntimeOptions) -> Ca
             graph.model, optimisation="all", threads=threads, session_options=entries, initializers=graph.initializers
         )
         graphs.check(label)  # what onnxruntime read by itself meanwhile
+        if options.release_memory:
+            del graph  # the weights that onnxruntime has copied
+            return_free_memory()
         return session
 
     return lambda label: _with_memory(open_session, label, folder)
