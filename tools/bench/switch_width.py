@@ -9,8 +9,8 @@ its answers mean nothing, its graphs are those of a trained network. Times: open
 process, which is timed in seconds of its CPU, since others share the machine; a figure is the ratio of medians. `open`
 is onnxruntime alone on the width's own file; `replace` also lets go of the session that was there before, as every
 switch does. Memory: one process for each candidate, resident bytes after the work, as the application has them, less
-those after the imports; for a switcher the work is 24 switches, `released` with RuntimeOptions(release_memory=True). `peak` is the most there were on the way, while a width
-was opened; medians.
+those after the imports; for a switcher the work is 24 switches, `released` with RuntimeOptions(release_memory=True).
+`peak` is the most there were on the way, while a width was opened; medians.
 
 Goals, for shared weights: cached switch < 1 ms; cold switch <= 1.0 x opening the file; memory with all widths usable
 <= 1.3 x the int8 session + the active session; graphs and weights <= 1.05 x the bytes of the int8 graph alone. `own` is
