@@ -25,6 +25,7 @@ def print_search(report: SearchReport, page: Page) -> None:
     """Print a search."""
     metric = "top-1" if report.samples.labelled else "agreement"
     page.title(search_title(report))
+    page.pairs(drop_facts(report), style="bold red" if report.drop_exceeded else "green")
     page.pairs(search_facts(report))
     if report.budgets:
         page.section("Budgets")
@@ -65,7 +66,21 @@ def next_command(report: SearchReport) -> str:
 
 def search_title(report: SearchReport) -> str:
     """The outcome in one line."""
-    return f"Searched {len(report.chosen.widths)} layers: {report.chosen.label} written to {report.output}"
+    exceeded = ", which loses more than --max-drop" if report.drop_exceeded else ""
+    return f"Searched {len(report.chosen.widths)} layers: {report.chosen.label} written to {report.output}{exceeded}"
+
+
+def drop_facts(report: SearchReport) -> list[tuple[str, str]]:
+    """What the final test says of the limit of the drop; nothing where there is none."""
+    if report.max_drop is None:
+        return []
+    drop = report.drop
+    if report.drop_exceeded:
+        verdict = "EXCEEDED"
+    else:
+        verdict = "kept" if drop.high <= report.max_drop else "kept, though the interval reaches beyond it"
+    lost = f"{drop.value:.2f} points ({drop.low:+.2f} .. {drop.high:+.2f}) against {report.reference} in the final test"
+    return [("drop", f"{lost}, limit {report.max_drop:g}: {verdict}")]
 
 
 def search_facts(report: SearchReport) -> list[tuple[str, str]]:

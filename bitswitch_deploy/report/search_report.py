@@ -70,6 +70,8 @@ class SearchReport:
     master_path: to export from; with `reestimated` BatchNorm statistics a copy of the master that was written.
     method, n_costs: how layers were judged and on how many samples. chosen: what was written to `output`.
     reference: label of the highest trained width, which drops are counted from.
+    max_drop: points that may be lost against the reference, None where nothing limits them.
+    drop: points that the chosen assignment lost against it in the final test. drop_exceeded: whether they are more.
     best_uniform: label of the best uniform width that keeps the budgets, empty where none does.
     front: assignments from dear to cheap, each better than all that are cheaper; empty without --pareto or --max-drop.
     swept: the resource of the front. rank_correlation: of predicted costs and measured losses, None below 5 candidates.
@@ -85,6 +87,8 @@ class SearchReport:
     samples: Samples
     budgets: tuple[BudgetUse, ...]
     max_drop: float | None
+    drop: Interval
+    drop_exceeded: bool
     reestimated: bool
     method: Method
     n_costs: int
@@ -104,9 +108,3 @@ class SearchReport:
     table_checks: tuple[TableCheck, ...]
     notes: tuple[str, ...]
     seconds: float
-
-    @property
-    def drop_exceeded(self) -> bool:
-        """Whether the final test shows a larger drop than asked for."""
-        test = self.chosen.test
-        return self.max_drop is not None and test is not None and -test.against_reference.points.value > self.max_drop

@@ -48,7 +48,10 @@ def test_a_drop_that_the_final_test_exceeds_exits_with_1(run: Run, tmp_path: Pat
     words = ("--max-drop", 0, "--samples", 100, "--cache", cache, "-o", tmp_path / "a.json", "--json")
     outcome = run("search", "--data", found.train, "--test", tmp_path / "test.npz", *words)
     assert outcome.code == 1
-    chosen = json.loads(outcome.out)["chosen"]
+    found = json.loads(outcome.out)
+    chosen = found["chosen"]
+    assert (found["max_drop"], found["drop_exceeded"]) == (0, True)
+    assert found["drop"]["low"] < found["drop"]["value"] < found["drop"]["high"]
     assert chosen["search"]["against_reference"]["points"]["value"] == 0
     assert chosen["test"]["against_reference"]["points"]["value"] < 0
     assert (tmp_path / "a.json").exists()

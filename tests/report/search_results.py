@@ -39,6 +39,8 @@ def report() -> SearchReport:
         samples=Samples(name="set", labelled=True, n_search=64, search_sha256="b" * 64, n_test=100, left_out=7),
         budgets=(BudgetUse(name="avg_bits<=4", used=3, limit=4, minimum=2),),
         max_drop=None,
+        drop=Interval(value=1.25, low=0.85, high=1.65),
+        drop_exceeded=False,
         reestimated=False,
         method="cross_entropy",
         n_costs=64,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from bitswitch_deploy.report.html.search import search_html
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.search_page import print_search, search_notes
 from bitswitch_deploy.report.search_report import BudgetUse
@@ -51,6 +52,22 @@ def test_a_latency_table_that_is_not_of_one_measurement_is_said_first() -> None:
     notes = search_notes(replace(report(), table_checks=(replace(check, unstable=("it was hot", "it was busy")),)))
     assert notes[:2] == [f"latency table of rtx: UNSTABLE, it was {what}" for what in ("hot", "busy")]
     assert notes[2].startswith("latency table of rtx, measured with")
+
+
+@pytest.mark.parametrize(
+    ("limit", "exceeded", "verdict"),
+    [(1.0, True, "EXCEEDED"), (1.5, False, "kept, though the interval reaches beyond it"), (2.0, False, "kept")],
+)
+def test_a_limit_of_the_drop_stands_beside_what_was_lost(limit: float, exceeded: bool, verdict: str) -> None:
+    found = replace(report(), max_drop=limit, drop_exceeded=exceeded)
+    stream = io.StringIO()
+    print_search(found, Page(stream, 200))
+    said = f"1.25 points (+0.85 .. +1.65) against w8 in the final test, limit {limit:g}: {verdict}"
+    assert f"drop  {said}\n" in stream.getvalue()
+    assert ("which loses more than --max-drop" in stream.getvalue().splitlines()[0]) is exceeded
+    bad = ' class="bad"' if exceeded else ""
+    assert f"<dt>drop</dt><dd{bad}>{said}</dd>" in search_html(found)
+    assert "limit" not in page().split("Budgets")[0]
 
 
 def test_rows_have_their_intervals_and_the_front_its_bars() -> None:

@@ -289,6 +289,8 @@ class _Reporting:
 
     def report(self, choice: Choice, table: CostTable, budgeted: Budgeted) -> SearchReport:
         request, data, chosen = self._request, self._data, choice.chosen
+        tested = self._tested.scores
+        drop = compare(tested[self._reference.assignment], tested[chosen.assignment]).points
         return SearchReport(
             master_path=str(request.adapted_master if request.reestimate else request.master),
             master_sha256=table.master_sha256,
@@ -303,6 +305,8 @@ class _Reporting:
             ),
             budgets=tuple(_budget_use(row, chosen.selection) for row in self._problem.caps),
             max_drop=self._limit,
+            drop=drop,
+            drop_exceeded=self._limit is not None and drop.value > self._limit,
             reestimated=request.reestimate,
             method=table.method,
             n_costs=table.n,

@@ -26,6 +26,7 @@ from bitswitch_deploy.report.html.document import (
 from bitswitch_deploy.report.search_page import (
     amount,
     dominated_texts,
+    drop_facts,
     next_command,
     search_facts,
     search_notes,
@@ -57,7 +58,8 @@ def search_html(report: SearchReport, command: tuple[str, ...] = ()) -> str:
     )
     # the time that it took is no result
     about = [(name, text) for name, text in search_facts(report) if name != "time"]
-    return render_page(title=search_title(report), about=facts(about), sections=sections, command=command)
+    drop = tuple((name, Cell(text=text, bad=report.drop_exceeded)) for name, text in drop_facts(report))
+    return render_page(title=search_title(report), about=(*drop, *facts(about)), sections=sections, command=command)
 
 
 def _tested(report: SearchReport) -> list[_Tested]:
