@@ -133,7 +133,8 @@ def _against(test: Measured) -> tuple[str, str]:
 
 
 def _points(interval: Interval) -> str:
-    return f"{interval.value:+.2f} +-{interval.high - interval.value:.2f}"
+    """The wider side: where few samples differ the interval reaches a little farther towards zero and beyond."""
+    return f"{interval.value:+.2f} +-{max(interval.high - interval.value, interval.value - interval.low):.2f}"
 
 
 def _print_front(page: Page, report: SearchReport) -> None:

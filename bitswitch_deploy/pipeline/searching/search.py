@@ -8,6 +8,7 @@ Everything before the final test sees the samples of the search only.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ from bitswitch_deploy.search.problem import Problem, Row, Selection
 from bitswitch_deploy.search.resources import Choices
 from bitswitch_deploy.search.samples import MIN_SAMPLES, resolution_points
 from bitswitch_deploy.search.score import Criterion, Scores
-from bitswitch_deploy.search.statistics import cautious_drop, compare, wilson
+from bitswitch_deploy.search.statistics import cautious_drop, compare, least_reach, wilson
 from bitswitch_deploy.search.store import ScoreStore
 from bitswitch_deploy.tensors import WidthAssignment
 
@@ -324,7 +325,7 @@ class _Reporting:
             n_refit_taken=choice.prediction.n_taken,
             dominated=choice.dominated,
             table_checks=budgeted.checks,
-            notes=(*data.notes, *_cost_notes(table), *self._notes(choice)),
+            notes=(*data.notes, *_cost_notes(table), *self._limit_notes(chosen), *self._notes(choice)),
             seconds=0.0,
         )
 
@@ -341,6 +342,19 @@ class _Reporting:
                 tested[each.assignment], tested[reference.assignment], tested[best.assignment] if best else None
             ),
         )
+
+    def _limit_notes(self, chosen: Measurement) -> list[str]:
+        """Whether the samples of the search are too few for the limit of the drop."""
+        n, limit = self._data.search.n, self._limit
+        points = compare(chosen.scores, self._reference.scores).points
+        reach = max((points.high - points.low) / 2, least_reach(n))
+        if limit is None or reach <= limit:
+            return []
+        enough = f"about {math.ceil((reach / limit) ** 2 * n):,} would tell" if limit else "no number of them tells 0"
+        return [
+            f"{n:,} samples know a drop to +-{reach:.2f} points, which is coarser than the {limit:g} that may be lost: "
+            f"what is within that may lose more elsewhere, and what is cheaper may have been passed over; {enough}"
+        ]
 
     def _notes(self, choice: Choice) -> list[str]:
         n = self._data.search.n

@@ -81,21 +81,21 @@ def test_the_same_search_gives_the_same_file_from_the_cache_or_without_it(tmp_pa
 
 
 def test_a_front_is_monotone_and_its_choice_within_the_drop(tmp_path: Path, cache: Path) -> None:
-    report = search(request(tmp_path, cache, max_drop=0.5, pareto=True))
+    report = search(request(tmp_path, cache, max_drop=1.0, pareto=True))
     bits = [dict(each.uses)["avg_bits"] for each in report.front]
     losses = [each.search.loss for each in report.front]
     assert bits == sorted(bits, reverse=True)
     assert losses == sorted(losses)
     assert len(set(bits)) == len(bits) >= 3
-    assert _cautious_drop(report.chosen) <= 0.5
+    assert _cautious_drop(report.chosen) <= 1.0
     cheaper = [each for each in report.front if dict(each.uses)["avg_bits"] < dict(report.chosen.uses)["avg_bits"]]
-    assert all(_cautious_drop(each) > 0.5 for each in cheaper)
+    assert all(_cautious_drop(each) > 1.0 for each in cheaper)
 
 
 def _cautious_drop(each: Assigned) -> float:
-    """Lost points and one standard error, from the 95 % interval."""
+    """Lost points and one standard error, from the 95 % interval around both."""
     points = each.search.against_reference.points
-    return -points.value + (points.high - points.value) / 1.959964
+    return -(points.low + points.high) / 2 + (points.high - points.low) / 2 / 1.959964
 
 
 def test_drops_count_from_the_highest_trained_width(tmp_path: Path, cache: Path) -> None:
@@ -119,6 +119,16 @@ def test_samples_that_the_network_was_trained_on_cannot_judge_a_drop(tmp_path: P
     warning = "the highest width is right on every sample of the search, as on samples that it was trained on"
     assert any(warning in note for note in search(request(tmp_path, cache, max_drop=0.5)).notes)
     assert not any(warning in note for note in search(request(tmp_path, cache, "avg_bits<=4")).notes)
+
+
+def test_samples_that_are_too_few_for_the_limit_say_so(tmp_path: Path, cache: Path) -> None:
+    """200 samples know a drop to 1.37 points at best, with one standard error to 0.70: no other width is within 0.5."""
+    coarse = search(request(tmp_path, cache, max_drop=0.5))
+    assert coarse.chosen.label == "w8"
+    said = "200 samples know a drop to +-1.37 points, which is coarser than the 0.5 that may be lost"
+    assert any(note.startswith(said) and note.endswith("; about 1,507 would tell") for note in coarse.notes)
+    fine = search(request(tmp_path, cache, max_drop=8.0))
+    assert not any("is coarser than" in note for note in fine.notes)
 
 
 class _Steps(Silent):
