@@ -116,16 +116,16 @@ def chosen_widths(master: Path, bits: str | None, mixed: Path | None) -> tuple[W
     """The widths of `--bits` and `--mixed`: the trained ones without both, the mixed one alone without `--bits`.
 
     Raises:
-        UsageError: `bits` is no list of widths, or `mixed` names no layer.
+        UsageError: `bits` is no list of widths, or `mixed` names no layer or was searched for another master.
         InputFileError: `mixed` cannot be read, or is no object of widths.
         MasterError: the master is damaged, which says what is trained and highest.
     """
     if mixed is None and bits is not None:
         return parse_bits(bits)
-    spec = read_master(master).spec
+    loaded = read_master(master)
     if mixed is None:
-        return tuple(WidthAssignment(default=trained) for trained in spec.widths)
-    assignment = read_mixed(mixed, highest=spec.bits)
+        return tuple(WidthAssignment(default=trained) for trained in loaded.spec.widths)
+    assignment = read_mixed(mixed, highest=loaded.spec.bits, master_sha256=loaded.sha256)
     if not assignment.overrides:
         raise UsageError(
             where=f"--mixed {mixed}",

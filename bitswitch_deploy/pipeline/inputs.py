@@ -15,6 +15,8 @@ from bitswitch_deploy.validation.dataset import Dataset, load_dataset
 
 CALIBRATION_SAMPLES = 512
 DEFAULT_KEY = "*"
+# In a file of widths, where a search wrote it: a text, so that it is no layer.
+MASTER_KEY = "master_sha256"
 # A thousand times what the largest networks have in layers.
 _MAX_MIXED_CHARACTERS = 1 << 20
 
@@ -119,13 +121,15 @@ def parse_bits(text: str) -> tuple[WidthAssignment, ...]:
     return tuple(WidthAssignment(default=bits) for bits in widths)
 
 
-def read_mixed(path: Path, *, highest: int) -> WidthAssignment:
+def read_mixed(path: Path, *, highest: int, master_sha256: str) -> WidthAssignment:
     """A JSON object of layer -> width; `*` names the width of all layers that are not in it, else it is `highest`.
 
-    highest: the master's own width; none may be above it.
+    highest: the master's own width; none may be above it. master_sha256: of the master that the widths are for; a file
+    that a search wrote names its own.
 
     Raises:
         InputFileError: the file cannot be read or is not such an object.
+        UsageError: a search chose these widths for another master.
     """
 
     def refusal(got: str) -> InputFileError:
@@ -145,11 +149,23 @@ def read_mixed(path: Path, *, highest: int) -> WidthAssignment:
         raise refusal(f"cannot be read: {reason}") from exc
     if not isinstance(widths, dict) or not widths:
         raise refusal(f"{type(widths).__name__}, empty or not an object")
+    if isinstance(widths.get(MASTER_KEY), str):
+        _check_master(path, widths.pop(MASTER_KEY), master_sha256)
     for name, bits in widths.items():
         if type(bits) is not int or not MIN_BITS <= bits <= highest:
             raise refusal(f"{name!r}: {bits!r}")
     default = widths.pop(DEFAULT_KEY, highest)
     return WidthAssignment(default=default, overrides=tuple(sorted(widths.items())))
+
+
+def _check_master(path: Path, searched: str, sha256: str) -> None:
+    if searched != sha256:
+        raise UsageError(
+            where=str(path),
+            got=f"widths that a search chose for the master with sha256 {searched[:12]}",
+            allowed=f"this master, sha256 {sha256[:12]}",
+            do=f"hand in that master, or search this one; without {MASTER_KEY!r} the widths count for any master",
+        )
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -58,10 +58,9 @@ def print_search(report: SearchReport, page: Page) -> None:
 
 def next_command(report: SearchReport) -> str:
     """What exports the chosen assignment."""
-    return (
-        f"bitswitch-deploy export --master {shlex.quote(report.master_path)} --target NAME "
-        f"--mixed {shlex.quote(report.output)}"
-    )
+    words = {"--master": report.master_path, "--mixed": report.output, "--data": report.data_path}
+    named = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in words.items() if value)
+    return f"bitswitch-deploy export --target NAME {named}"
 
 
 def search_title(report: SearchReport) -> str:

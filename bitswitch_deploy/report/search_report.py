@@ -68,6 +68,7 @@ class SearchReport:
     """Everything `search` has to say.
 
     master_path: to export from; with `reestimated` BatchNorm statistics a copy of the master that was written.
+    data_path: samples to validate an export on, with those of the final test; empty where these are bundled.
     method, n_costs: how layers were judged and on how many samples. chosen: what was written to `output`.
     reference: label of the highest trained width, which drops are counted from.
     max_drop: points that may be lost against the reference, None where nothing limits them.
@@ -84,6 +85,7 @@ class SearchReport:
     master_path: str
     master_sha256: str
     output: str
+    data_path: str
     samples: Samples
     budgets: tuple[BudgetUse, ...]
     max_drop: float | None

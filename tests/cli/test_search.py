@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitswitch_deploy.catalogue import bundled_master, sample_set
-from bitswitch_deploy.master import read_master
+from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.pipeline.inputs import load_samples
 from bitswitch_deploy.search.evaluate import open_session, run_batches
 from bitswitch_deploy.tensors import WidthAssignment
@@ -31,6 +32,16 @@ def test_the_assignment_goes_straight_into_export(run: Run, tmp_path: Path, cach
     exported = run("export", "--target", "x86-cpu", "--mixed", output, "--output", package, "--json")
     assert exported.code == 0
     assert [row["label"] for row in json.loads(exported.out)["widths"]] == ["mixed"]
+    other = read_master(bundled_master())
+    write_master(
+        assemble_master(spec=replace(other.spec, accuracy=()), tensors=other.tensors, skeleton=other.skeleton),
+        tmp_path / "other.safetensors",
+    )
+    words = ("--target", "x86-cpu", "--mixed", output, "--output", tmp_path / "none")
+    refused = run("export", "--master", tmp_path / "other.safetensors", *words)
+    assert refused.code == 2
+    assert "chose for the master with sha256" in refused.err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_drop_that_the_final_test_exceeds_exits_with_1(run: Run, tmp_path: Path, cache: Path) -> None:

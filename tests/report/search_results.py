@@ -36,6 +36,7 @@ def report() -> SearchReport:
         master_path="m [4].safetensors",
         master_sha256="a" * 64,
         output="widths.json",
+        data_path="my test.npz",
         samples=Samples(name="set", labelled=True, n_search=64, search_sha256="b" * 64, n_test=100, left_out=7),
         budgets=(BudgetUse(name="avg_bits<=4", used=3, limit=4, minimum=2),),
         max_drop=None,

@@ -35,7 +35,7 @@ def test_everything_that_matters_is_on_it() -> None:
         "`export` with `--bits 8,4` beside `--mixed`, then `bitswitch-deploy profile PACKAGE --latency-table NEW`",
         "0.04 ms are added to every prediction",
         "- a note",
-        "--master 'm [4].safetensors' --target NAME --mixed widths.json",
+        "export --target NAME --master 'm [4].safetensors' --mixed widths.json --data 'my test.npz'",
     ):
         assert part in text
 

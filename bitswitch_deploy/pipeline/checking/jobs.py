@@ -148,7 +148,7 @@ def make_jobs(request: CheckRequest, network: Network, metric: Metric) -> Iterat
 def _assignment(request: CheckRequest, network: Network, width: int | str) -> WidthAssignment:
     highest = network.master.spec.bits
     if isinstance(width, str):
-        return read_mixed(request.folder / width, highest=highest)
+        return read_mixed(request.folder / width, highest=highest, master_sha256=network.master.sha256)
     if width > highest:
         raise UsageError(
             where=f"widths of {network.name}",

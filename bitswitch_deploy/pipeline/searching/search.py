@@ -17,7 +17,7 @@ from pathlib import Path
 from bitswitch_deploy.atomic_file import replace_file
 from bitswitch_deploy.errors import CheckFailedError, MasterError, UsageError
 from bitswitch_deploy.master import read_master, write_master
-from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY
+from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY, MASTER_KEY
 from bitswitch_deploy.pipeline.progress import Progress, Silent
 from bitswitch_deploy.pipeline.searching.data import Sampling, SearchData, load_search_data
 from bitswitch_deploy.pipeline.searching.final_test import TestScores, run_final_test
@@ -157,8 +157,9 @@ class _Search:
         report = _Reporting(request, problem, data, tested, uniform, reference, limit).report(choice, table, budgeted)
         if data.statistics is not None:
             x, _ = data.statistics.read(0, data.statistics.n)
-            write_master(BatchNormAdapter(master, x).adapted(choice.chosen.assignment), request.adapted_master)
-        write_assignment(request.output, choice.chosen.assignment)
+            master = BatchNormAdapter(master, x).adapted(choice.chosen.assignment)
+            write_master(master, request.adapted_master)
+        write_assignment(request.output, choice.chosen.assignment, master_sha256=master.sha256)
         return replace(report, seconds=time.monotonic() - self._started)
 
     def _costs(self, evaluator: Evaluator, data: SearchData) -> CostTable:
@@ -219,13 +220,14 @@ class _Search:
         return evaluator.measure(wanted, n)
 
 
-def write_assignment(path: Path, assignment: WidthAssignment) -> None:
-    """Write an assignment as `export --mixed` reads it.
+def write_assignment(path: Path, assignment: WidthAssignment, *, master_sha256: str) -> None:
+    """Write an assignment as `export --mixed` reads it, which takes it for this master only.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    document: Mapping[str, int] = {**dict(assignment.overrides), DEFAULT_KEY: assignment.default}
+    widths = {**dict(assignment.overrides), DEFAULT_KEY: assignment.default}
+    document: Mapping[str, int | str] = {MASTER_KEY: master_sha256, **widths}
     replace_file(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
@@ -296,6 +298,7 @@ class _Reporting:
             master_path=str(request.adapted_master if request.reestimate else request.master),
             master_sha256=table.master_sha256,
             output=str(request.output),
+            data_path=str(request.test or request.data or ""),
             samples=Samples(
                 name=data.name,
                 labelled=data.search.labelled,

@@ -57,7 +57,8 @@ def test_budgets_hold_and_the_file_is_what_export_reads(tmp_path: Path, cache: P
     assert uses["bytes"] <= 20_000
     assert uses["bops"] <= 40e6
     assert [each.used <= each.limit for each in report.budgets] == [True] * 3
-    assignment = read_mixed(tmp_path / "widths.json", highest=8)
+    sha256 = read_master(bundled_master()).sha256
+    assignment = read_mixed(tmp_path / "widths.json", highest=8, master_sha256=sha256)
     assert dict(assignment.overrides) == widths
     assert report.samples.n_test == 600
     # by divergence, with labels as well: the highest width has none on either samples, and is not always right
@@ -151,6 +152,10 @@ def test_fitted_statistics_are_exported_with_a_master_of_their_own(tmp_path: Pat
     report = search(request(tmp_path, cache, "avg_bits<=2.5", reestimate=True, criterion="cross_entropy"))
     assert report.method == "cross_entropy"
     adapted = read_master(tmp_path / "widths.safetensors")
+    # the assignment goes with these statistics, not with the master that they were fitted in
+    assert read_mixed(tmp_path / "widths.json", highest=8, master_sha256=adapted.sha256)
+    with pytest.raises(UsageError, match=f"chose for the master with sha256 {adapted.sha256[:12]}"):
+        read_mixed(tmp_path / "widths.json", highest=8, master_sha256=read_master(bundled_master()).sha256)
     assert report.master_path == str(tmp_path / "widths.safetensors")
     assert adapted.sha256 != report.master_sha256 == read_master(bundled_master()).sha256
     assert adapted.spec.accuracy == ()
