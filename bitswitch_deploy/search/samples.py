@@ -9,6 +9,7 @@ BatchNorm statistics are others again, with each class as frequent as in the dat
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from bitswitch_deploy.search.store import make_folder
 
 MIN_SAMPLES = 64
 MIN_PER_CLASS = 2
+# Share of samples that repeat others which needs no word: data sets have some.
+MAX_COPIES = 0.01
 # Share of samples on which two good candidates disagree; measured at 5 to 10 % on small networks.
 _DISAGREEMENT = 0.07
 _NAMED = 8  # classes in one message
@@ -94,7 +97,7 @@ def check_samples(y: Labels | None, chosen: Indices, *, classes: int, where: str
     """Warnings about samples that can be searched on.
 
     Raises:
-        DataError: too few samples, or fewer than half of the classes.
+        DataError: too few samples, or too few of more than half of the classes.
     """
     least = max(MIN_SAMPLES, MIN_PER_CLASS * classes if y is not None else 0)
     if len(chosen) < least:
@@ -106,15 +109,40 @@ def check_samples(y: Labels | None, chosen: Indices, *, classes: int, where: str
         )
     if y is None:
         return ()
-    present = np.unique(y[chosen])
-    if 2 * len(present) < classes:
+    counts = np.bincount(y[chosen], minlength=classes)
+    n_enough = int((counts >= MIN_PER_CLASS).sum())
+    if 2 * n_enough < classes:
         raise DataError(
             where=where,
-            got=f"{len(present)} of {classes} classes among the samples to search on",
+            got=f"{n_enough} of {classes} classes among the samples to search on, with {MIN_PER_CLASS} or more of each",
             allowed="samples of every class, at least half of them",
-            do="hand in the whole data set: the first samples of data sorted by class are no sample of it",
+            do="hand in more of each class; the first samples of data that is sorted by class are no sample of it",
         )
-    return _absent_classes(y[chosen], classes, "")
+    rare = np.flatnonzero((counts > 0) & (counts < MIN_PER_CLASS)).tolist()
+    few = (f"only one sample of {len(rare)} of {classes} classes: {_named(rare)}",) if rare else ()
+    return (*_absent_classes(y[chosen], classes, ""), *few)
+
+
+def repeated_samples(digests: Sequence[bytes], *, where: str) -> tuple[str, ...]:
+    """A warning where samples are there several times, by their digests: intervals take each for one of its own.
+
+    Raises:
+        DataError: too few different ones.
+    """
+    n_different = len(set(digests))
+    if n_different < MIN_SAMPLES:
+        raise DataError(
+            where=where,
+            got=f"{n_different} different samples to search on, the others repeat them",
+            allowed=f"{MIN_SAMPLES} or more that differ",
+            do="hand in more with --data: a copy says nothing new",
+        )
+    n_copies = len(digests) - n_different
+    if n_copies <= MAX_COPIES * len(digests):
+        return ()
+    return (
+        f"{n_copies:,} of {len(digests):,} samples to search on repeat others: intervals should be wider than they are",
+    )
 
 
 def check_test_samples(y: Labels | None, *, classes: int) -> tuple[str, ...]:
@@ -124,8 +152,11 @@ def check_test_samples(y: Labels | None, *, classes: int) -> tuple[str, ...]:
 
 def _absent_classes(y: Labels, classes: int, place: str) -> tuple[str, ...]:
     absent = sorted(set(range(classes)) - set(np.unique(y).tolist()))
-    named = ", ".join(map(str, absent[:_NAMED])) + (" and others" if len(absent) > _NAMED else "")
-    return (f"{place}no sample of {len(absent)} of {classes} classes: {named}",) if absent else ()
+    return (f"{place}no sample of {len(absent)} of {classes} classes: {_named(absent)}",) if absent else ()
+
+
+def _named(classes: Sequence[int]) -> str:
+    return ", ".join(map(str, classes[:_NAMED])) + (" and others" if len(classes) > _NAMED else "")
 
 
 def needed(points: float) -> int:

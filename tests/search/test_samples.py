@@ -15,6 +15,7 @@ from bitswitch_deploy.search.samples import (
     check_test_samples,
     draw_samples,
     needed,
+    repeated_samples,
     resolution_points,
     sample_digests,
     store_samples,
@@ -133,6 +134,24 @@ def test_a_part_of_the_classes_is_refused_and_one_that_lacks_is_said() -> None:
     assert check_samples(y, np.arange(200), classes=10, where="here") == ("no sample of 1 of 10 classes: 9",)
     assert check_test_samples(y, classes=10) == ("in the final test no sample of 1 of 10 classes: 9",)
     assert check_test_samples(None, classes=10) == check_test_samples(y, classes=9) == ()
+
+
+def test_classes_with_one_sample_are_said_and_refused_where_they_are_most() -> None:
+    y = np.concatenate([np.arange(200) % 5, [5, 6, 7]])
+    notes = check_samples(y, np.arange(203), classes=8, where="here")
+    assert notes == ("only one sample of 3 of 8 classes: 5, 6, 7",)
+    with pytest.raises(DataError, match=r"5 of 11 classes among the samples to search on, with 2 or more of each"):
+        check_samples(np.concatenate([y, [8, 9, 10]]), np.arange(206), classes=11, where="here")
+
+
+def test_copies_are_said_and_refused_where_they_leave_too_few() -> None:
+    digests = [bytes([index]) for index in range(100)]
+    assert repeated_samples([*digests, digests[0]], where="here") == ()
+    assert repeated_samples([*digests, *digests[:9]], where="here") == (
+        "9 of 109 samples to search on repeat others: intervals should be wider than they are",
+    )
+    with pytest.raises(DataError, match=r"here: 63 different samples to search on"):
+        repeated_samples(digests[:63] * 20, where="here")
 
 
 def test_resolution_is_the_inverse_of_what_is_needed() -> None:

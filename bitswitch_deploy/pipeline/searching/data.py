@@ -21,6 +21,7 @@ from bitswitch_deploy.search.samples import (
     check_samples,
     check_test_samples,
     draw_samples,
+    repeated_samples,
     sample_digests,
     store_samples,
 )
@@ -75,7 +76,8 @@ def load_search_data(
     bundled set of the master is taken.
 
     Raises:
-        DataError: no data, too few samples or classes, or data that does not fit the master.
+        DataError: no data, too few samples or classes, none for the final test that the search does not see, or data
+            that does not fit the master.
         OutputError: the folder cannot be written.
     """
     if data is None:
@@ -96,14 +98,24 @@ def load_search_data(
     if tested is not None and test is None:
         tested = np.delete(tested, [*drawn.search, *drawn.statistics])
     x, x_statistics = _inputs(pool, drawn.search), _inputs(pool, drawn.statistics)
-    return SearchData(
+    digests = sample_digests(x)
+    notes += repeated_samples(digests, where=str(data))
+    found = SearchData(
         name=pool.name,
         search=store_samples(folder, x, None if pool.y is None else pool.y[drawn.search]),
         statistics=store_samples(folder, x_statistics, None) if sampling.reestimate else None,
         test=held_out or pool,
-        seen=frozenset(sample_digests(x)) | frozenset(sample_digests(x_statistics)),
+        seen=frozenset(digests) | frozenset(sample_digests(x_statistics)),
         notes=(*notes, *check_test_samples(tested, classes=classes)),
     )
+    if not any(len(fresh) for fresh, _, _ in found.test_blocks()):
+        raise DataError(
+            where="final test" if test is None else f"--test {test}",
+            got="nothing but samples that the search sees",
+            allowed="samples of its own",
+            do="hand in other samples with --test, or more with --data, or search on fewer with --samples",
+        )
+    return found
 
 
 def _computed_classes(master: Master, pool: Dataset) -> int:

@@ -290,10 +290,10 @@ def test_samples_that_the_search_has_seen_are_not_tested_on(tmp_path: Path, cach
     np.savez(tmp_path / "all.npz", x=x[:400], y=y[:400])
     report = search(request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "all.npz", samples=150))
     assert (report.samples.n_search, report.samples.n_test, report.samples.left_out) == (150, 250, 150)
-    with pytest.raises(DataError, match="has seen every sample"):
-        search(
-            request(tmp_path, cache, "avg_bits<=4", data=tmp_path / "all.npz", test=tmp_path / "all.npz", samples=400)
-        )
+    steps, fields = _Steps(), {"data": tmp_path / "all.npz", "test": tmp_path / "all.npz", "samples": 400}
+    with pytest.raises(DataError, match=r"all\.npz: nothing but samples that the search sees"):
+        search(request(tmp_path, cache, "avg_bits<=4", **fields), steps)
+    assert steps.begun == []  # before anything is measured
 
 
 def test_samples_of_search_statistics_and_final_test_are_disjoint(tmp_path: Path) -> None:
@@ -323,9 +323,10 @@ def test_a_rare_class_is_in_the_final_test_and_one_that_it_lacks_is_said(tmp_pat
     tested = np.concatenate([y for _, y, _ in data.test_blocks() if y is not None])
     assert np.bincount(tested)[8:].tolist() == [1, 10]
     not_searched, not_tested = (f"{place}no sample of 1 of 10 classes: 8" for place in ("", TESTED))
+    few = "only one sample of 1 of 10 classes: 8"
     assert data.notes == (not_searched,)
     assert load(None, seed=0, reestimate=True).notes == (not_searched, not_tested)
-    assert load(tmp_path / "t.npz").notes == (f"{TESTED}no sample of 2 of 10 classes: 8, 9",)
+    assert load(tmp_path / "t.npz").notes == (few, f"{TESTED}no sample of 2 of 10 classes: 8, 9")
 
 
 def test_without_labels(tmp_path: Path, cache: Path) -> None:
@@ -430,7 +431,7 @@ def test_nothing_within_the_drop(tmp_path: Path, cache: Path) -> None:
 
 def test_a_front_is_refused_by_no_limit_that_nobody_gave(tmp_path: Path, cache: Path) -> None:
     """At 2 bits, the only width, more than a point is lost on such digits."""
-    data = noisy_digits(tmp_path, noise=16)
+    data = noisy_digits(tmp_path, noise=12)
     report = search(request(tmp_path, cache, data=data, widths=(2,), pareto=True))
     assert (report.max_drop, report.drop_exceeded) == (None, False)
     assert [each.label for each in report.front] == ["w2"]
