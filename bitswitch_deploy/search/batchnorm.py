@@ -17,9 +17,9 @@ normalised by itself, and of the parts
     mean = mean of their means                var = mean of their variances + variance of their means
 
 which is what the whole has where nothing was normalised before, and near it behind: mixture and uniform width are
-measured alike. The master handed in is not touched: the statistics go into a copy, in the rows that the assignment
-reads. Other assignments of the copy read some of these rows too, so it serves this one only, and its provenance says
-where it comes from.
+measured alike. Nodes that share their statistics are parts of one whole in the same way. The master handed in is not
+touched: the statistics go into a copy, in the rows that the assignment reads. Other assignments of the copy read some
+of these rows too, so it serves this one only, and its provenance says where it comes from.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ _FEWEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Moments:
-    """What a BatchNormalization is fed. mean, var: float32 [channels]; mean_name, var_name: the parameters they fit."""
+    """What BatchNormalizations with one set of statistics are fed.
+
+    mean, var: float32 [channels]. mean_name, var_name: the parameters they fit.
+    """
 
     mean_name: str
     var_name: str
@@ -104,7 +107,7 @@ class BatchNormAdapter:
         return assemble_master(spec=spec, tensors=tensors, skeleton=self._master.skeleton)
 
     def _moments(self, canonical: CanonicalGraph) -> list[_Moments]:
-        """Of each BatchNormalization, in the order of the graph."""
+        """Of each set of statistics, in the order of the graph; nodes that share one are fed its parts."""
         model = onnx.ModelProto()
         model.CopyFrom(canonical.model)
         replaced = _replace_batchnorms(model)
@@ -114,7 +117,17 @@ class BatchNormAdapter:
         for part in self._parts:
             for name, value in session.run_all({session.inputs[0].name: part}).items():
                 found[name].append(value.reshape(-1))
-        return [_joined(node, found[f"{name}_mean"], found[f"{name}_var"]) for node, name in replaced]
+        sharing: dict[str, list[tuple[onnx.NodeProto, str]]] = {}
+        for node, name in replaced:
+            sharing.setdefault(node.input[3], []).append((node, name))
+        return [
+            _joined(
+                nodes[0][0],
+                [mean for _, name in nodes for mean in found[f"{name}_mean"]],
+                [var for _, name in nodes for var in found[f"{name}_var"]],
+            )
+            for nodes in sharing.values()
+        ]
 
 
 def is_adapted(master: Master) -> bool:

@@ -120,6 +120,43 @@ def test_one_set_for_all_widths_moves_from_their_mean(x: Array) -> None:
     assert adapted.tensors["n.mean"] - master.tensors["n.mean"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_nodes_that_share_their_statistics_move_them_by_what_both_are_fed(x: Array) -> None:
+    """Two convolutions of the same input with different weights: nothing is normalised before either of them."""
+    text = """
+net (float[n, 2, 6, 6] x, float[4, 2, 3, 3] "a.weight", float[4, 2, 3, 3] "b.weight", float[4] "m.gamma",
+     float[4] "m.beta", float[4] "m.mean", float[4] "m.var") => (float[n, 4] logits)
+{
+    p = Conv (x, "a.weight")
+    q = BatchNormalization (p, "m.gamma", "m.beta", "m.mean", "m.var")
+    r = Conv (x, "b.weight")
+    s = BatchNormalization (r, "m.gamma", "m.beta", "m.mean", "m.var")
+    t = Add (q, s)
+    u = GlobalAveragePool (t)
+    logits = Flatten (u)
+}
+"""
+    master = build(text, [layer("a", activation="signed"), layer("b", activation="signed")])
+    adapted = BatchNormAdapter(master, x).adapted(MIXED).tensors
+
+    def whole(assignment: WidthAssignment) -> tuple[Array, Array]:
+        probe = onnx.ModelProto()
+        probe.CopyFrom(canonical_graph(master, assignment).model)
+        taps = [each.input[0] for each in probe.graph.node if each.op_type == "BatchNormalization"]
+        for tap in taps:
+            probe.graph.output.add().name = tap
+        values = ReferenceSession(probe.SerializeToString()).run_all({"x": x})
+        fed_together = np.concatenate([values[tap] for tap in taps]).astype(np.float64)
+        return fed_together.mean((0, 2, 3)), fed_together.var((0, 2, 3))
+
+    uniform = [whole(each) for each in UNIFORM]
+    mean, var = whole(MIXED)
+    shift = mean - np.mean([each for each, _ in uniform], axis=0)
+    factor = (var + EPSILON) / (np.mean([each for _, each in uniform], axis=0) + EPSILON)
+    assert np.abs(shift).min() > 1e-5
+    assert adapted["m.mean"] == pytest.approx(master.tensors["m.mean"] + shift, abs=1e-5)
+    assert adapted["m.var"] == pytest.approx(master.tensors["m.var"] * factor, rel=1e-3)
+
+
 def _together(master: Master, assignment: WidthAssignment, parts: list[Array], norm: str) -> tuple[Array, Array]:
     means, variances = zip(*(fed(master, assignment, part)[norm] for part in parts))
     return np.mean(means, axis=0), np.mean(variances, axis=0) + np.var(means, axis=0)
