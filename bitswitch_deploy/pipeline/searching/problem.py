@@ -52,18 +52,21 @@ def layer_groups(master: Master, ties: Sequence[str]) -> tuple[tuple[str, ...], 
     already.
 
     Raises:
-        UsageError: a tie that names fewer than two layers, or a layer that another tie has.
+        UsageError: a tie that names fewer than two layers, by a name that no layer has, or one that another tie has.
     """
     layers = [layer.name for layer in master.spec.layers if not layer.pinned]
     tied: dict[str, tuple[str, ...]] = {}
     for tie in ties:
         patterns = [word.strip() for word in tie.split(",")]
-        members = tuple(name for name in layers if any(_is_named(name, pattern) for pattern in patterns))
-        twice = [name for name in members if name in tied]
-        if len(members) < 2 or twice:
+        named = {pattern: [name for name in layers if _is_named(name, pattern)] for pattern in patterns}
+        members = tuple(name for name in layers if any(name in names for names in named.values()))
+        problems = [f"no quantized layer is named {pattern!r}" for pattern, names in named.items() if not names]
+        problems += [f"{name} is in another tie" for name in members if name in tied]
+        problems += [f"{len(members)} quantized layers"] * (len(members) < 2)
+        if problems:
             raise UsageError(
                 where=f"--tie {tie}",
-                got=f"{twice[0]} is in another tie" if twice else f"{len(members)} quantized layers",
+                got=problems[0],
                 allowed=f"two or more of: {', '.join(layers)}",
                 do="correct the names; `bitswitch-deploy inspect` lists them",
             )

@@ -199,7 +199,12 @@ def test_ties_hold(tmp_path: Path, cache: Path) -> None:
     assert _is_named("blocks[0].a?", "blocks[0].a?")
     assert _is_named("blocks[0].conv", "*[0].c*v")
     assert not _is_named("blocks0.conv", "blocks[0].conv")
-    for ties, message in ((("nothing*",), "0 quantized layers"), (("blocks.*", "blocks.1.*"), "is in another tie")):
+    for ties, message in (
+        (("nothing*",), r"no quantized layer is named 'nothing\*'"),
+        (("blocks.0.*, blocks.1.conv",), "no quantized layer is named 'blocks.1.conv'"),
+        (("blocks.0.conv1",), "1 quantized layers"),
+        (("blocks.*", "blocks.1.*"), "is in another tie"),
+    ):
         with pytest.raises(UsageError, match=message):
             layer_groups(master, ties)
 
