@@ -53,7 +53,7 @@ class SearchRequest:
 
     output: the assignment, for `--mixed`. cache: what was measured; the same request goes on from there.
     data, test: samples to search on and to test on, see `load_search_data`. widths: None takes the trained ones.
-    criterion: what is kept small, see `search.score`; without labels it is the divergence. ties: see `layer_groups`.
+    criterion: what is kept small, see `search.score`; cross entropy needs labels. ties: see `layer_groups`.
     max_drop: points that may be lost; None where budgets alone decide, and DEFAULT_MAX_DROP where there are none.
     pareto: find the whole front. reestimate: adapt BatchNorm statistics to each assignment, and write a master with
     those of the chosen one to `adapted_master`.
@@ -92,8 +92,8 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     """Search, test, and write the assignment.
 
     Raises:
-        UsageError: budgets that cannot be kept or contradict each other, unknown layers, widths or targets, an output
-            that would overwrite a master.
+        UsageError: budgets that cannot be kept or contradict each other, unknown layers, widths or targets, a
+            criterion that needs labels where there are none, an output that would overwrite a master.
         InputFileError: the master, data, costs or a latency table is bad.
         CheckFailedError: nothing loses as little as `max_drop`, or an output is not finite.
         UnavailableError: the backend is not installed, or the solver found nothing in time.
@@ -135,6 +135,13 @@ class _Search:
             sampling=Sampling(count=request.samples, seed=request.seed, reestimate=request.reestimate),
             folder=request.cache,
         )
+        if request.criterion == "cross_entropy" and not data.search.labelled:
+            raise UsageError(
+                where="--criterion cross_entropy",
+                got=f"samples without labels: {data.name}",
+                allowed="labelled samples, of which alone there is a cross entropy",
+                do="hand in labels with --data and --test, or leave --criterion out: the divergence needs none",
+            )
         budgeted = budget_rows(master, self._choices, request.budgets, request.tables, data.search.read(0, 1)[0])
         refuse_impossible(self._choices, budgeted.rows)
         evaluator = Evaluator(
@@ -170,7 +177,7 @@ class _Search:
         reference = {layer: widths[0] for group in self._choices.groups for layer in group}
         return CostTable(
             master_sha256=master.sha256,
-            method=request.criterion if data.search.labelled else "divergence",
+            method=request.criterion,
             samples_sha256=data.search.sha256,
             n=data.search.n,
             groups=measured_costs(

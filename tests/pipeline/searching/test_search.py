@@ -343,6 +343,10 @@ def test_without_labels(tmp_path: Path, cache: Path) -> None:
     assert report.uniform[0].search.loss == 0
     assert report.uniform[0].test is not None
     assert report.uniform[0].test.right_percent.value == 100
+    steps, fields = _Steps(), {"data": tmp_path / "x.npz", "samples": 100, "criterion": "cross_entropy"}
+    with pytest.raises(UsageError, match="--criterion cross_entropy: samples without labels"):
+        search(request(tmp_path, cache, "avg_bits<=4", **fields), steps)
+    assert steps.begun == []
 
 
 def _unsorted(n: int, classes: int, *, is_sorted: bool = False) -> tuple[np.ndarray, np.ndarray]:
