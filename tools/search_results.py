@@ -142,7 +142,8 @@ class Exhaustive:
                 if name in (LOSS, DIVERGENCE):
                     tables[name] = _costs(groups, widths, evaluator)
         if hessian is not None:
-            table = read_costs(hessian, master_sha256=master.sha256)
+            layers = [layer for group in groups for layer in group]
+            table = read_costs(hessian, master_sha256=master.sha256, layers=layers)
             tables["Hessian trace x squared error"] = [table.of(g, widths, where=str(hessian)) for g in groups]
             tables["least sum of trace x bits, as printed"] = _printed(hessian, groups, widths, sign=1)
             tables["most sum of trace x bits, as released"] = _printed(hessian, groups, widths, sign=-1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,39 +22,63 @@ from bitswitch_deploy.errors import InputFileError, UsageError
 from bitswitch_deploy.records import Reader
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.search.statistics import Z95, compare
-from bitswitch_deploy.tensors import WidthAssignment
+from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, WidthAssignment
 
 SCHEMA: Literal["bitswitch-width-costs/1"] = "bitswitch-width-costs/1"
 Method = Literal["cross_entropy", "divergence", "hessian_trace"]
 
 _NAMED = 8  # layers in one message
+# of costs, so that their sums and squares stay finite
+_LARGEST = 1e100
 _READER = Reader(error=InputFileError, do="measure the costs again: leave out --costs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of one group of layers at one width. standard_error: of `value`."""
+    """Of one group of layers at one width. standard_error: of `value`, which may be below 0 by chance.
+
+    Raises:
+        ValueError: a width that cannot be, a cost that is not finite or of no use, a negative standard error.
+    """
 
     width: int
     value: float
     standard_error: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and math.isfinite(self.standard_error)):
-            raise ValueError(f"a cost that is not finite at {self.width} bits")
+        if not MIN_BITS <= self.width <= MAX_BITS:
+            raise ValueError(f"a cost at {self.width} bits, and widths are from {MIN_BITS} to {MAX_BITS}")
+        if not (abs(self.value) <= _LARGEST and 0 <= self.standard_error <= _LARGEST):
+            raise ValueError(
+                f"a cost of {self.value:g} with the standard error {self.standard_error:g} at {self.width} bits: "
+                f"costs are finite, up to {_LARGEST:g}, standard errors not below 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupCosts:
-    """Costs of layers that take one width together."""
+    """Costs of layers that take one width together.
+
+    Raises:
+        ValueError: no layer, or a layer or a width twice.
+    """
 
     layers: tuple[str, ...]
     costs: tuple[Cost, ...]
 
+    def __post_init__(self) -> None:
+        widths = [cost.width for cost in self.costs]
+        if not self.layers or len(set(self.layers)) != len(self.layers) or len(set(widths)) != len(widths):
+            raise ValueError(f"each layer and each width once, and here are {self.layers} at {widths} bits")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostTable:
-    """Costs of all groups of one master. samples_sha256: what they were measured on. n: number of those samples."""
+    """Costs of all groups of one master. samples_sha256: what they were measured on. n: number of those samples.
+
+    Raises:
+        ValueError: no sample, or a group twice.
+    """
 
     master_sha256: str
     method: Method
@@ -62,6 +86,11 @@ class CostTable:
     n: int
     groups: tuple[GroupCosts, ...]
     schema: Literal["bitswitch-width-costs/1"] = SCHEMA
+
+    def __post_init__(self) -> None:
+        groups = [group.layers for group in self.groups]
+        if self.n < 1 or len(set(groups)) != len(groups):
+            raise ValueError(f"each group once, of one sample or more, and here are {len(groups)} of {self.n} samples")
 
     def write(self, path: Path) -> None:
         """Write the table in one step.
@@ -98,12 +127,14 @@ class CostTable:
         return tuple(math.fsum(part[width] for part in parts) for width in widths)
 
 
-def read_costs(path: Path, *, master_sha256: str) -> CostTable:
+def read_costs(path: Path, *, master_sha256: str, layers: Collection[str]) -> CostTable:
     """The table in a file.
+
+    master_sha256, layers: of the master that it must be for; `layers` are the quantized ones.
 
     Raises:
         InputFileError: it cannot be read, or is not what the schema says; NaN is neither JSON nor a cost.
-        UsageError: it belongs to another master.
+        UsageError: it belongs to another master, or names layers that this one has not.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -115,6 +146,14 @@ def read_costs(path: Path, *, master_sha256: str) -> CostTable:
             where=f"--costs {path}",
             got=f"costs of the master with sha256 {table.master_sha256[:12]}",
             allowed=f"this master, sha256 {master_sha256[:12]}",
+            do="measure them again for this master",
+        )
+    strange = sorted({layer for group in table.groups for layer in group.layers}.difference(layers))
+    if strange:
+        raise UsageError(
+            where=f"--costs {path}",
+            got=f"costs of {', '.join(strange[:_NAMED])}",
+            allowed="the quantized layers of the master; `bitswitch-deploy inspect` lists them",
             do="measure them again for this master",
         )
     return table

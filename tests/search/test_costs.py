@@ -23,7 +23,7 @@ from bitswitch_deploy.search.costs import (
 from bitswitch_deploy.search.score import Scores
 from bitswitch_deploy.tensors import WidthAssignment
 
-SHA = "a" * 64
+SHA, LAYERS = "a" * 64, ("a", "b")
 
 
 def costs(*values: float) -> tuple[Cost, ...]:
@@ -41,7 +41,7 @@ TABLE = CostTable(
 
 def test_written_and_read_again(tmp_path: Path) -> None:
     TABLE.write(tmp_path / "costs.json")
-    assert read_costs(tmp_path / "costs.json", master_sha256=SHA) == TABLE
+    assert read_costs(tmp_path / "costs.json", master_sha256=SHA, layers=LAYERS) == TABLE
 
 
 def test_costs_that_do_not_stand_out_of_their_errors_are_counted() -> None:
@@ -68,6 +68,12 @@ def test_missing_layers_and_widths(layers: tuple[str, ...], width: int) -> None:
         ("1.0", "NaN", "NaN is not JSON"),
         ("1.0", "1e999", "finite"),
         ("1.0", '"1"', "a finite number"),
+        ("1.0", "1e101", "a cost of 1e\\+101 .* costs are finite, up to 1e\\+100"),
+        ('"standard_error": 0.0', '"standard_error": -1.0', "standard errors not below 0"),
+        ('"width": 4', '"width": 99', "a cost at 99 bits, and widths are from 2 to 8"),
+        ('"width": 4', '"width": 8', "each layer and each width once"),
+        ('"b"\n', '"a"\n', "each group once, of one sample or more, and here are 2 of 10 samples"),
+        ('"n": 10', '"n": 0', "here are 2 of 0 samples"),
         ('"cross_entropy"', '"guess"', "cross_entropy, divergence"),
         ("costs/1", "costs/2", "bitswitch-width-costs/1"),
         ("{", "[", "Expecting"),
@@ -78,15 +84,21 @@ def test_bad_files(tmp_path: Path, old: str, new: str, message: str) -> None:
     TABLE.write(path)
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputFileError, match=message):
-        read_costs(path, master_sha256=SHA)
+        read_costs(path, master_sha256=SHA, layers=LAYERS)
 
 
 def test_costs_of_another_master_and_no_file(tmp_path: Path) -> None:
     TABLE.write(tmp_path / "costs.json")
     with pytest.raises(UsageError, match="costs of the master with sha256 aaaaaaaaaaaa"):
-        read_costs(tmp_path / "costs.json", master_sha256="c" * 64)
+        read_costs(tmp_path / "costs.json", master_sha256="c" * 64, layers=LAYERS)
     with pytest.raises(InputFileError, match="cannot be read"):
-        read_costs(tmp_path / "none.json", master_sha256=SHA)
+        read_costs(tmp_path / "none.json", master_sha256=SHA, layers=LAYERS)
+
+
+def test_costs_of_layers_that_the_master_has_not(tmp_path: Path) -> None:
+    TABLE.write(tmp_path / "costs.json")
+    with pytest.raises(UsageError, match=r"costs.json: costs of b\n  allowed: the quantized layers of the master"):
+        read_costs(tmp_path / "costs.json", master_sha256=SHA, layers=("a", "c"))
 
 
 def test_where_losses_add_up_the_prediction_is_exact() -> None:

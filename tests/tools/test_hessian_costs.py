@@ -35,7 +35,9 @@ def test_costs_of_widths_that_were_not_trained(tmp_path: Path) -> None:
     assert costs(tmp_path / "trained.json").exit_code == 0
     master = read_master(bundled_master())
     names = [layer.name for layer in master.spec.layers if not layer.pinned]
-    found, trained = (read_costs(tmp_path / f"{name}.json", master_sha256=master.sha256) for name in ("all", "trained"))
+    found, trained = (
+        read_costs(tmp_path / f"{name}.json", master_sha256=master.sha256, layers=names) for name in ("all", "trained")
+    )
     for name in names:
         values = found.of((name,), every, where="")
         assert values == tuple(sorted(values))

@@ -171,10 +171,11 @@ class _Search:
 
     def _costs(self, evaluator: Evaluator, data: SearchData) -> CostTable:
         request, master = self._request, self._master
+        layers = [layer for group in self._choices.groups for layer in group]
         if request.costs is not None:
-            return read_costs(request.costs, master_sha256=master.sha256)
+            return read_costs(request.costs, master_sha256=master.sha256, layers=layers)
         widths = self._choices.widths[0]
-        reference = {layer: widths[0] for group in self._choices.groups for layer in group}
+        reference = dict.fromkeys(layers, widths[0])
         return CostTable(
             master_sha256=master.sha256,
             method=request.criterion,
