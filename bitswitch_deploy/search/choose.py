@@ -234,7 +234,7 @@ class Chooser:
         Raises:
             LookupError: nothing is.
         """
-        within = [each for each in self._feasible() if is_within(each.scores)]
+        within = [each for each in self.feasible() if is_within(each.scores)]
         if not within:
             raise LookupError("nothing that was measured is within the limit")
         return min(within, key=lambda each: (swept.total(each.selection), each.scores.mean_loss))
@@ -242,7 +242,7 @@ class Chooser:
     def _close_in(self, fewer: Problem, swept: Row, is_within: Callable[[Scores], bool]) -> None:
         """Measure between the cheapest within the limit and the next cheaper one, which is not, by halves."""
         row = fewer.rows[self._problem.rows.index(swept)]
-        totals = [swept.total(each.selection) for each in self._feasible()]
+        totals = [swept.total(each.selection) for each in self.feasible()]
         high = swept.total(self._cheapest(swept, is_within).selection)
         low = max((total for total in totals if total < high), default=high)
         for _ in range(BISECTIONS):
@@ -261,13 +261,14 @@ class Chooser:
         """Uniform widths that keep the budgets, highest first."""
         return [each for _, each in self._problem.uniform() if self._problem.is_feasible(each)]
 
-    def _feasible(self) -> list[Measurement]:
+    def feasible(self) -> list[Measurement]:
+        """All that was measured on all samples and keeps the budgets."""
         return [each for each in self._known.values() if self._problem.is_feasible(each.selection)]
 
     def _front(self, swept: Row) -> tuple[Measurement, ...]:
         """From dear to cheap, without those for which something as cheap has a lower loss."""
         front: list[Measurement] = []
-        for each in sorted(self._feasible(), key=lambda each: (swept.total(each.selection), each.scores.mean_loss)):
+        for each in sorted(self.feasible(), key=lambda each: (swept.total(each.selection), each.scores.mean_loss)):
             if not front or each.scores.mean_loss < front[-1].scores.mean_loss:
                 front.append(each)
         return tuple(reversed(front))

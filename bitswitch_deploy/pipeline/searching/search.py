@@ -214,11 +214,14 @@ class _Search:
         except LookupError as exc:
             if request.max_drop is None:
                 return chooser.on_front(problem.rows[0], is_within=None), None
+            drops = (cautious_drop(each.scores, reference) for each in chooser.feasible())
+            least = math.ceil(100 * min(drops)) / 100
             raise CheckFailedError(
                 where="--max-drop",
-                got=f"nothing that keeps the budgets is within {limit:g} points of the highest width",
+                got=f"nothing that keeps the budgets is within {limit:g} points of the highest width: with its "
+                f"standard error the least drop that was found is {least:.2f}",
                 allowed="an assignment whose drop, with its standard error, is within that",
-                do="allow a larger drop, raise the budgets, or name more --samples",
+                do=f"allow {least:.2f}, raise the budgets, or name more --samples",
             ) from exc
 
     def _measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -434,8 +435,13 @@ def noisy_digits(folder: Path, *, noise: int) -> Path:
 def test_nothing_within_the_drop(tmp_path: Path, cache: Path) -> None:
     """Labels are what the highest width says of noisy digits; at the only width that is affordable it says others."""
     data = noisy_digits(tmp_path, noise=9)
-    with pytest.raises(CheckFailedError, match="nothing that keeps the budgets is within 0 points"):
+    message = r"nothing that keeps the budgets is within 0 points .* the least drop that was found is \d+\.\d\d\n"
+    with pytest.raises(CheckFailedError, match=message) as failed:
         search(request(tmp_path, cache, "avg_bits<=2", data=data, max_drop=0.0))
+    least = re.search(r"allow (\d+\.\d\d),", failed.value.do)
+    assert least is not None
+    report = search(request(tmp_path, cache, "avg_bits<=2", data=data, max_drop=float(least[1])))
+    assert float(least[1]) - 0.01 < _cautious_drop(report.chosen) <= float(least[1])
 
 
 def test_a_front_is_refused_by_no_limit_that_nobody_gave(tmp_path: Path, cache: Path) -> None:
