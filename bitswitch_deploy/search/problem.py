@@ -84,8 +84,11 @@ class Row:
         return self.base + sum(map(max, self.use))
 
     def enough(self, amount: int) -> str:
-        """A budget in the unit of the name that an amount keeps: six digits, rounded up where there are more."""
-        return f"{_UP.divide(amount, self.per_unit):,f}" if self.per_unit != 1 else f"{amount:,}"
+        """A budget in the unit of the name that an amount keeps: six digits, rounded up where there are more.
+
+        Written as --budget takes it, which knows no commas.
+        """
+        return f"{_UP.divide(amount, self.per_unit):f}" if self.per_unit != 1 else str(amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
