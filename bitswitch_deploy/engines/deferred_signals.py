@@ -1,4 +1,4 @@
-"""Hold Ctrl-C and termination back while a vendor's C++ code calls into Python."""
+"""Ctrl-C and termination: held back while a vendor's C++ code calls into Python, or an exit that cleans up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TERMINATE = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, *_TERMINATE)
 
 
 @contextmanager
@@ -35,6 +36,28 @@ def system_signals() -> Iterator[None]:
     """
     with _handled_by(signal.SIG_DFL):
         yield
+
+
+@contextmanager
+def exit_when_terminated() -> Iterator[None]:
+    """Turn SIGTERM and a lost terminal into SystemExit: Python would die at once and leave behind what it has made.
+
+    Only where nobody has handled them yet. Does nothing outside of the main thread.
+    """
+    changed = {}
+    if threading.current_thread() is threading.main_thread():
+        unhandled = [number for number in _TERMINATE if signal.getsignal(number) is signal.SIG_DFL]
+        changed = {number: signal.signal(number, _exit) for number in unhandled}
+    try:
+        yield
+    finally:
+        for number, old in changed.items():
+            signal.signal(number, old)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    # 128 + number is what a shell reports for a process that died of it
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -11,14 +11,13 @@ import errno
 import hashlib
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
 
+from bitswitch_deploy.engines.deferred_signals import exit_when_terminated
 from bitswitch_deploy.errors import BitswitchError, OutputError, UsageError
 from bitswitch_deploy.package.destination import (
     check_all_listed,
@@ -58,7 +57,7 @@ class PackageWriter:
         self._entries: list[FileEntry] = []
         self._is_made = False
         self._lock: int | None = None
-        self._old_handlers: dict[int, Any] = {}
+        self._termination = ExitStack()
 
     def __enter__(self) -> PackageWriter:
         try:
@@ -74,7 +73,7 @@ class PackageWriter:
                 raise UsageError(where=str(self.destination), got=got, allowed=allowed, do=do)
             if not self._force:
                 check_not_written(self.destination)
-            self._catch_termination()
+            self._termination.enter_context(exit_when_terminated())
             self.folder.mkdir()
             self._is_made = True
             self._lock = lock_folder(self.folder)
@@ -226,9 +225,7 @@ class PackageWriter:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        self._old_handlers = {}
+        self._termination.close()
 
     def _is_about_output(self, error: OSError) -> bool:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -241,16 +238,3 @@ class PackageWriter:
             allowed, do = "a folder that this user can write", "choose another destination or correct its permissions"
         got = f"cannot be written: {error.strerror or error}"
         return OutputError(where=str(self.destination), got=got, allowed=allowed, do=do)
-
-    def _catch_termination(self) -> None:
-        """Turn SIGTERM and a lost terminal into SystemExit: Python would die at once and leave the partial folder."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                self._old_handlers[number] = signal.signal(number, _terminate)
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    # 128 + number is what a shell reports for a process that died of it
-    raise SystemExit(128 + number)

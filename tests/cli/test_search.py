@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,3 +120,32 @@ def test_the_master_is_never_overwritten(run: Run, tmp_path: Path, cache: Path) 
     assert outcome.code == 2
     assert "the master would be overwritten" in outcome.err
     assert copy.read_bytes() == bundled_master().read_bytes()
+
+
+def test_a_search_that_is_terminated_leaves_no_worker(tmp_path: Path) -> None:
+    words = ("--pareto", "--bits", "8,7,6,5,4,3,2", "--backend", "loky", "--jobs", 2, "--cache", tmp_path / "cache")
+    command = [sys.executable, "-m", "bitswitch_deploy", "search", *map(str, words), "-o", str(tmp_path / "a.json")]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True) as search:
+        _wait_for(lambda: any((tmp_path / "cache").glob("??/*.npz")))
+        assert len(_processes_of(search.pid)) >= 3
+        search.terminate()
+        assert search.wait(timeout=60) == 143
+    _wait_for(lambda: not _processes_of(search.pid))
+
+
+def _wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _processes_of(session: int) -> list[int]:
+    """Those that live in a session; the sixth word of their state behind the name, which may hold anything."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = path.read_text().rpartition(")")[2].split()
+            if words[3] == str(session) and words[0] != "Z":
+                found.append(int(path.parent.name))
+    return found

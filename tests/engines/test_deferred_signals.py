@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from bitswitch_deploy.engines.deferred_signals import deferred_signals
+from bitswitch_deploy.engines.deferred_signals import deferred_signals, exit_when_terminated
 
 
 def test_an_interrupt_waits_for_the_end() -> None:
@@ -51,3 +51,19 @@ def test_other_threads_change_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_termination_is_an_exit_where_nobody_else_handles_it(number: signal.Signals) -> None:
+    calls: list[int] = []
+    with pytest.raises(SystemExit) as exit_info, exit_when_terminated():
+        signal.raise_signal(number)
+    assert exit_info.value.code == 128 + number
+    assert signal.getsignal(number) is signal.SIG_DFL
+    signal.signal(number, lambda received, _: calls.append(received))
+    try:
+        with exit_when_terminated():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, signal.SIG_DFL)
+    assert calls == [number]

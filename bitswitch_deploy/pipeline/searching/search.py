@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bitswitch_deploy.atomic_file import replace_file
+from bitswitch_deploy.engines.deferred_signals import exit_when_terminated
 from bitswitch_deploy.errors import CheckFailedError, MasterError, UsageError
 from bitswitch_deploy.master import read_master, write_master
 from bitswitch_deploy.pipeline.inputs import DEFAULT_KEY, MASTER_KEY
@@ -99,7 +100,9 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
         UnavailableError: the backend is not installed, or the solver found nothing in time.
         OutputError: the cache or the output cannot be written.
     """
-    return _Search(request, progress or Silent()).run()
+    # or worker processes would go on without anybody to hand their results to
+    with exit_when_terminated():
+        return _Search(request, progress or Silent()).run()
 
 
 class _Search:
