@@ -8,7 +8,7 @@ from itertools import groupby
 
 from bitswitch_deploy.report.page import Page
 from bitswitch_deploy.report.search_report import Assigned, Measured, SearchReport
-from bitswitch_deploy.search.resources import TableCheck
+from bitswitch_deploy.search.latency import TableCheck
 from bitswitch_deploy.search.statistics import Comparison, Interval
 
 _BAR = 24
@@ -192,6 +192,12 @@ def search_notes(report: SearchReport) -> list[str]:
             f"Before relying on it, measure it: `export` with `--bits {bits}` beside `--mixed`, then `bitswitch-deploy "
             "profile PACKAGE --latency-table NEW` shows each width, mixed too, beside what the new table predicts"
         )
+        if check.n_alike:
+            notes.append(
+                f"latency table of {check.target}: times of one layer that are within {check.noise_percent:g} % or a "
+                f"microsecond of each other count as one, their mean, as do {check.n_alike} of {check.n_times}: such a "
+                "difference is noise, and no width is chosen for it"
+            )
     return [*notes, *report.notes]
 
 

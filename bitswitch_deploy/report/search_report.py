@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bitswitch_deploy.search.costs import Method
 from bitswitch_deploy.search.dominance import Dominated
-from bitswitch_deploy.search.resources import TableCheck
+from bitswitch_deploy.search.latency import TableCheck
 from bitswitch_deploy.search.statistics import Comparison, Interval
 
 

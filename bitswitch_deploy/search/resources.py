@@ -8,7 +8,7 @@
                       scale, for narrow weights of float inputs in onnxruntime; and a zero-point beside each scale
                       where DequantizeLinear reads the codes, which has their type
     bops              sum of b_w * b_a * MACs over the quantized layers, for one sample; a float input counts 32 bits
-    latency_p50_ms    sum of the measured times of a latency table, in ns here
+    latency_p50_ms    sum of the measured times of a latency table without their noise (`search.latency`), in ns here
 
 Float parameters that every width has alike (biases, BatchNorm) are in none of them, pinned layers in bytes only. Where
 FoldBatchNorm folds a BatchNormalization into a layer with one scale, that becomes one for each channel: values decide
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bitswitch_deploy.errors import InputFileError, UsageError
+from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
 from bitswitch_deploy.lowering.halve_float_layers import has_half_scales, is_halved
@@ -41,13 +41,11 @@ from bitswitch_deploy.lowering.weight_storage import (
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.master.spec import LayerSpec
 from bitswitch_deploy.search.budget import Budget
+from bitswitch_deploy.search.latency import NS_PER_MS, checked_table
 from bitswitch_deploy.search.problem import Row
 from bitswitch_deploy.target import Target
 
 FLOAT_BITS, FLOAT_BYTES, HALF_BYTES, INDEX_BYTES = 32, 4, 2, 4
-NS_PER_MS = 10**6
-# Sums of times per layer that are farther from the measured whole than this predict nothing.
-MAX_TABLE_ERROR = 0.25
 
 LayerUse = Callable[[LayerSpec, int], int]
 
@@ -70,22 +68,6 @@ class Choices:
         return Row(name=name, use=table, base=base, cap=cap, per_unit=per_unit)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableCheck:
-    """How well a latency table adds up, and what was measured: batch_size, threads, unstable as in `LatencyTable`.
-
-    errors_percent: (width, predicted against measured) of the uniform widths. margin_ns: added to every prediction, the
-    most that a measured uniform width is slower than its prediction.
-    """
-
-    target: str
-    batch_size: int
-    threads: int | None
-    errors_percent: tuple[tuple[int, float], ...]
-    margin_ns: int
-    unstable: tuple[str, ...] = ()
-
-
 class Resources:
     """Rows of one master.
 
@@ -106,8 +88,12 @@ class Resources:
         self._master, self._choices, self._macs, self._targets = master, choices, macs, targets
         self._layers = {layer.name: layer for layer in master.spec.layers if not layer.pinned}
         self._attributes = {node.input[1]: _attributes(node) for _, node in layer_nodes(master)}
-        self._tables = {table.target: table for table in tables}
-        self.checks = tuple(_check_table(table, master, choices) for table in tables)
+        searched = {width for widths in choices.widths for width in widths}
+        known = {
+            table.target: checked_table(table, master, layers=list(self._layers), widths=searched) for table in tables
+        }
+        self._tables = {target: table for target, (table, _) in known.items()}
+        self.checks = tuple(check for _, check in known.values())
 
     def row(self, budget: Budget) -> Row:
         """The row of one budget.
@@ -261,49 +247,3 @@ def _macs(node: onnx.NodeProto, weight: tuple[int, ...], shapes: Mapping[str, Se
     if node.op_type == "Gemm":
         return outputs // int(shapes[node.output[0]][-1]) * math.prod(weight)
     return outputs * weight[-2]
-
-
-def _check_table(table: LatencyTable, master: Master, choices: Choices) -> TableCheck:
-    where = f"latency table of {table.target}"
-    again = "measure it again: bitswitch-deploy profile PACKAGE --latency-table FILE"
-    if table.master_sha256 != master.sha256:
-        raise UsageError(
-            where=where,
-            got=f"measured on the master with sha256 {table.master_sha256[:12]}",
-            allowed=f"this master, sha256 {master.sha256[:12]}",
-            do=again,
-        )
-    wanted = sorted({width for widths in choices.widths for width in widths}, reverse=True)
-    missing = [str(width) for width in wanted if width not in table.widths]
-    names = {layer.name for layer in table.layers}
-    missing += [name for group in choices.groups for name in group if name not in names]
-    if missing:
-        raise UsageError(
-            where=where, got=f"without {', '.join(missing[:5])}", allowed="every width and layer", do=again
-        )
-    return _added_up(table, where, again)
-
-
-def _added_up(table: LatencyTable, where: str, again: str) -> TableCheck:
-    predicted = {
-        width: table.overhead_ms + sum(dict(layer.latency_ms)[width] for layer in table.layers)
-        for width in table.widths
-    }
-    errors = tuple((width, predicted[width] / ms - 1 if ms else math.inf) for width, ms in table.end_to_end_ms)
-    worst = max(errors, key=lambda error: abs(error[1]))
-    if abs(worst[1]) > MAX_TABLE_ERROR:
-        raise InputFileError(
-            where=where,
-            got=f"its layers add up to {100 * worst[1]:+.0f} % of what w{worst[0]} took as a whole",
-            allowed=f"at most {100 * MAX_TABLE_ERROR:.0f} % apart",
-            do=again,
-        )
-    slower = max(ms - predicted[width] for width, ms in table.end_to_end_ms)
-    return TableCheck(
-        target=table.target,
-        batch_size=table.batch_size,
-        threads=table.threads,
-        errors_percent=tuple((width, 100 * error) for width, error in errors),
-        margin_ns=max(0, math.ceil(slower * NS_PER_MS)),
-        unstable=table.unstable,
-    )

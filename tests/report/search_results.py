@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitswitch_deploy.report.search_report import Assigned, BudgetUse, Measured, Samples, SearchReport
 from bitswitch_deploy.search.dominance import Dominated
-from bitswitch_deploy.search.resources import TableCheck
+from bitswitch_deploy.search.latency import TableCheck
 from bitswitch_deploy.search.statistics import Comparison, Interval
 
 
@@ -60,7 +60,14 @@ def report() -> SearchReport:
         dominated=(Dominated(group="a", width=6, by=8), Dominated(group="b", width=6, by=8)),
         table_checks=(
             TableCheck(
-                target="rtx", batch_size=16, threads=None, errors_percent=((8, 1.0), (4, -6.5)), margin_ns=40_000
+                target="rtx",
+                batch_size=16,
+                threads=None,
+                errors_percent=((8, 1.0), (4, -6.5)),
+                margin_ns=40_000,
+                noise_percent=5.0,
+                n_alike=3,
+                n_times=4,
             ),
         ),
         notes=("a note",),

@@ -34,6 +34,7 @@ def test_everything_that_matters_is_on_it() -> None:
         "-6.5 % of the whole at w4",
         "`export` with `--bits 8,4` beside `--mixed`, then `bitswitch-deploy profile PACKAGE --latency-table NEW`",
         "0.04 ms are added to every prediction",
+        "times of one layer that are within 5 % or a microsecond of each other count as one, their mean, as do 3 of 4",
         "- a note",
         "export --target NAME --master 'm [4].safetensors' --mixed widths.json --data 'my test.npz'",
     ):

@@ -13,8 +13,9 @@ from bitswitch_deploy.latency_table import LatencyTable, read_latency_table
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.search.budget import Budget
 from bitswitch_deploy.search.costs import CostTable
+from bitswitch_deploy.search.latency import TableCheck
 from bitswitch_deploy.search.problem import Group, Problem, Row
-from bitswitch_deploy.search.resources import Choices, Resources, TableCheck, count_macs
+from bitswitch_deploy.search.resources import Choices, Resources, count_macs
 from bitswitch_deploy.search.samples import Inputs
 from bitswitch_deploy.search.shapes import layer_shapes
 from bitswitch_deploy.search.solver import solve

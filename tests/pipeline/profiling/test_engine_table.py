@@ -20,7 +20,8 @@ from bitswitch_deploy.pipeline.profiling.trtexec_bench import Board
 from bitswitch_deploy.pipeline.searching.problem import budget_rows, layer_groups
 from bitswitch_deploy.profiling.result import ProfileResult
 from bitswitch_deploy.search.budget import parse_budget
-from bitswitch_deploy.search.resources import NS_PER_MS, Choices
+from bitswitch_deploy.search.latency import NS_PER_MS
+from bitswitch_deploy.search.resources import Choices
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.engines import fake_trtexec
 from tests.engines.tensorrt_device import install, plan
