@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,6 +49,25 @@ def random_problem(seed: int, *, n_layers: int, n_choices: int, n_rows: int, con
         low, high = sum(map(min, use)), sum(map(max, use))
         rows.append(Row(name=f"r{index}<=", use=use, cap=int(low + (high - low) * random.uniform(0.3, 0.7))))
     return problem(costs, *rows, widths=widths)
+
+
+def extreme_problem(seed: int) -> Problem:
+    """A few layers with costs and uses of extreme size or range, and caps at the edge of what is possible."""
+    random = np.random.default_rng(seed)
+    n_layers, n_choices, n_rows = (int(random.integers(*ends)) for ends in ((1, 6), (1, 5), (0, 4)))
+    shape = (n_layers, n_choices)
+    whole = random.integers(0, 5, shape)
+    kinds = (random.normal(0, 1, shape), random.lognormal(0, 6, shape), 1e-14 * whole, 1e9 * whole + 1e12)
+    costs = [tuple(map(float, row)) for row in kinds[random.integers(0, 4)]]
+    rows = []
+    for index in range(n_rows):
+        small, large = random.integers(0, 5, shape), random.integers(0, 10**12, shape)
+        uses = (small, 0 * small, 10**9 + small, large, 10**7 * small + random.integers(0, 3, shape))
+        use = tuple(tuple(map(int, row)) for row in uses[random.integers(0, 5)])
+        free = Row(name=f"r{index}", use=use, base=int(random.integers(0, 2) * random.integers(0, 10**6)), cap=None)
+        share = random.choice([0.0, 1.0, 0.5, random.random()])
+        rows.append(replace(free, cap=free.minimum + int(share * (free.maximum - free.minimum))))
+    return problem(costs, *rows)
 
 
 def every_selection(given: Problem) -> list[Selection]:

@@ -23,7 +23,15 @@ from bitswitch_deploy.search.problem import Group, Problem, Row
 from bitswitch_deploy.search.solver import Cut, solve
 from tests.search.dynamic_programme import frontier
 from tests.search.hawq import hawq_resnet18
-from tests.search.problems import WIDTHS, average_row, every_selection, problem, random_problem, three_layers
+from tests.search.problems import (
+    WIDTHS,
+    average_row,
+    every_selection,
+    extreme_problem,
+    problem,
+    random_problem,
+    three_layers,
+)
 
 
 def bits(given: Problem) -> tuple[int, ...]:
@@ -183,6 +191,32 @@ def test_solver_programme_and_brute_force_agree(seed: int) -> None:
     assert exact is not None
     assert by_solver is not None
     assert alone.cost(exact) == pytest.approx(by_solver.cost, rel=1e-9)
+
+
+# the first six were refused, told an empty list of budgets, or answered with something that is not the best
+@pytest.mark.parametrize("seed", [7, 55, 63, 135, 501, 542, *range(1000, 1040)])
+def test_extreme_sizes_are_solved_exactly_or_refused_with_what_is_in_the_way(seed: int) -> None:
+    given = extreme_problem(seed)
+    feasible = every_selection(given)
+    if not feasible:
+        with pytest.raises(UsageError, match=r"not possible together with r\d"):
+            solve(given)
+        return
+    found = solve(given)
+    assert found is not None
+    assert found.is_optimal
+    assert given.is_feasible(found.selection)
+    # by what the choice costs above the cheapest of each group
+    floor = math.fsum(min(group.costs) for group in given.groups)
+    best = given.cost(feasible[0])
+    assert found.cost - floor == pytest.approx(best - floor, rel=1e-6, abs=1e-12 * abs(floor))
+
+
+@pytest.mark.parametrize("ms", [10, 10**6, 10**20, 10**300])
+def test_one_entry_far_above_a_budget_is_left_out(ms: int) -> None:
+    use = ((ms * 10**6, 10_000, 5_000, 7_000), *[(10_000, 10_000, 5_000, 7_000)] * 6)
+    row = Row(name="ms", use=use, cap=10**6, per_unit=10**6)
+    assert bits(problem([(0.0, 0.1, 0.2, 0.3)] * 7, row)) == (6, *[8] * 6)
 
 
 @pytest.mark.parametrize(("n_layers", "average"), [(20, 3.05), (60, 4), (200, 5.3)])
