@@ -11,13 +11,14 @@
     latency_p50_ms    sum of the measured times of a latency table without their noise (`search.latency`), in ns here
 
 Float parameters that every width has alike (biases, BatchNorm) are in none of them, pinned layers in bytes only. Where
-FoldBatchNorm folds a BatchNormalization into a layer with one scale, that becomes one for each channel: values decide
-that, and it is not foreseen.
+FoldBatchNorm folds a BatchNormalization into a layer with one scale, that becomes one for each channel; that values may
+forbid it is not foreseen.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ import onnx
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.graph.model_io import node_names
 from bitswitch_deploy.latency_table import LatencyTable
+from bitswitch_deploy.lowering.fold_batchnorm import FoldBatchNorm
 from bitswitch_deploy.lowering.halve_float_layers import has_half_scales, is_halved
 from bitswitch_deploy.lowering.rewrite_weight_only import RewriteWeightOnly
 from bitswitch_deploy.lowering.store_float_weights import StoreFloatWeights
@@ -88,6 +90,7 @@ class Resources:
         self._master, self._choices, self._macs, self._targets = master, choices, macs, targets
         self._layers = {layer.name: layer for layer in master.spec.layers if not layer.pinned}
         self._attributes = {node.input[1]: _attributes(node) for _, node in layer_nodes(master)}
+        self._normalised = _normalised_channels(master)
         searched = {width for widths in choices.widths for width in widths}
         known = {
             table.target: checked_table(table, master, layers=list(self._layers), widths=searched) for table in tables
@@ -142,6 +145,8 @@ class Resources:
         n_weights, n_scales = math.prod(shape), int(self._master.tensors[layer.weight_scale].size)
         if target is None:
             return FLOAT_BYTES * n_scales + math.ceil(n_weights * bits / 8)
+        if FoldBatchNorm.__name__ in target.lowering and n_scales == 1:
+            n_scales = self._normalised.get(layer.weight, 1)
         if _is_float(layer, target):
             return FLOAT_BYTES * n_weights + _scales_bytes(n_scales, 8)
         attributes = self._attributes[layer.weight]
@@ -208,6 +213,22 @@ def _container_bits(layer: LayerSpec, bits: int, shape: tuple[int, ...], target:
 def _scales_bytes(n_scales: int, container_bits: int, scale_bytes: int = FLOAT_BYTES) -> int:
     """Of scales, and of the zero-point that stands beside each of them in the type of the codes."""
     return scale_bytes * n_scales + math.ceil(n_scales * container_bits / 8)
+
+
+def _normalised_channels(master: Master) -> dict[str, int]:
+    """Channels of the BatchNormalization that FoldBatchNorm folds into a layer, by the weight of the layer."""
+    graph = master.skeleton.graph
+    readers = Counter([*(name for node in graph.node for name in node.input), *(each.name for each in graph.output)])
+    norms = {node.input[0]: node for node in graph.node if node.op_type == "BatchNormalization"}
+    found = {}
+    for _, node in layer_nodes(master):
+        norm, attributes = norms.get(node.output[0]), _attributes(node)
+        is_grouped = node.op_type == "ConvTranspose" and attributes.get("group", 1) != 1
+        is_scaled = any(attributes.get(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+        is_alone = readers[node.output[0]] == readers[node.input[1]] == 1
+        if norm is not None and node.op_type != "MatMul" and is_alone and not (is_grouped or is_scaled):
+            found[node.input[1]] = int(master.tensors[norm.input[1]].shape[-1])
+    return found
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

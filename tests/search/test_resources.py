@@ -186,6 +186,32 @@ def test_bytes_of_a_packed_gemm(shape: tuple[int, int], node: str) -> None:
     assert used == sum(_stored_bytes(master, "a.weight", 4, target)) == 192 + 2 + 1
 
 
+@pytest.mark.parametrize("name", ["rtx", "x86-cpu", "jetson-orin-nano"])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_bytes_of_one_scale_and_a_batchnorm_behind_it(name: str, bits: int) -> None:
+    """That becomes one scale for each of the four channels; a layer whose output is read twice keeps its one."""
+    norm = "BatchNormalization ({}, 'n.gamma', 'n.beta', 'n.mean', 'n.var')".replace("'", '"')
+    parameters = ", ".join(f'float[4] "n.{part}"' for part in ("gamma", "beta", "mean", "var"))
+    text = f"""
+net (float[n, 2, 6, 6] x, float[4, 2, 3, 3] "a.weight", float[4, 4, 3, 3] "b.weight", {parameters}) => (float[n, 4] y)
+{{
+    p = Conv <pads: ints = [1, 1, 1, 1]> (x, "a.weight")
+    q = {norm.format("p")}
+    r = Relu (q)
+    s = Conv <pads: ints = [1, 1, 1, 1]> (r, "b.weight")
+    t = {norm.format("s")}
+    u = Add (s, t)
+    v = GlobalAveragePool (u)
+    y = Flatten (v)
+}}
+"""
+    master = build(text, [layer("a", activation="signed"), layer("b")])
+    target = load_target(name).target
+    used = row(master, f"bytes<=1M@{name}", target=target).use
+    for weight, of_layer in zip(("a.weight", "b.weight"), used):
+        assert of_layer[WIDTHS.index(bits)] == sum(_stored_bytes(master, weight, bits, target)), weight
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_an_odd_last_dimension_is_not_packed(bits: int) -> None:
     text = 'net (float[n, 6] x, float[6, 5] "odd.weight") => (float[n, 5] y) { y = MatMul (x, "odd.weight") }'
