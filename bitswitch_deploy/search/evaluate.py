@@ -76,6 +76,11 @@ class _Task:
     statistics: SearchSamples | None
 
 
+def circumstances() -> tuple[object, ...]:
+    """What scores depend on beside master and samples: releases and this machine."""
+    return (_SOFTWARE, host_text())
+
+
 class Evaluator:
     """Measures assignments of one master on one set of samples.
 
@@ -104,7 +109,7 @@ class Evaluator:
         by_labels = samples.labelled and criterion == "cross_entropy"
         self._reference = None if by_labels else loaded.spec.widths[0]
         self._statistics = statistics
-        self._host = host_text()
+        self._made_by = circumstances()
 
     @property
     def n(self) -> int:
@@ -157,7 +162,7 @@ class Evaluator:
     def _key(self, assignment: WidthAssignment, start: int, stop: int) -> str:
         made_of = (self._sha256, self._samples.sha256, self._statistics and self._statistics.sha256)
         widths = (assignment.default, assignment.overrides)
-        return key_of(_SOFTWARE, self._host, *made_of, self._reference, widths, start, stop)
+        return key_of(*self._made_by, *made_of, self._reference, widths, start, stop)
 
     def _load(self, assignment: WidthAssignment, n: int) -> Scores:
         parts = [self._stored(assignment, piece) for piece in self._pieces(n)]

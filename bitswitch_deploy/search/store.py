@@ -25,14 +25,15 @@ class ScoreStore:
 
     folder: Path
 
-    def load(self, key: str, n: int) -> Scores | None:
-        """The n scores under `key`, None when they are not there in good order."""
+    def load(self, key: str, n: int | None = None) -> Scores | None:
+        """The scores under `key`, None when they are not there in good order. n: how many; None takes any number."""
         try:
             with np.load(self._path(key), allow_pickle=False) as stored:
                 loss, right = stored["loss"], stored["right"]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return None
-        if (loss.dtype, right.dtype, loss.shape, right.shape) != (np.float64, np.bool_, (n,), (n,)):
+        shape = (len(loss) if n is None else n,)
+        if (loss.dtype, right.dtype, loss.shape, right.shape) != (np.float64, np.bool_, shape, shape):
             return None
         return Scores(loss=loss, right=right) if np.isfinite(loss).all() else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from bitswitch_deploy.pipeline.progress import Progress
 from bitswitch_deploy.pipeline.searching.data import SearchData
 from bitswitch_deploy.search.batchnorm import BatchNormAdapter
 from bitswitch_deploy.search.costs import widths_text
-from bitswitch_deploy.search.evaluate import open_session, run_batches
+from bitswitch_deploy.search.evaluate import circumstances, open_session, run_batches
 from bitswitch_deploy.search.score import Criterion, Scores, score_against, score_labelled
+from bitswitch_deploy.search.store import ScoreStore, key_of
 from bitswitch_deploy.tensors import WidthAssignment
 
 # Sessions that are open at a time; more of them take another pass over the samples.
@@ -37,24 +39,41 @@ def run_final_test(
     progress: Progress,
     *,
     criterion: Criterion = "divergence",
+    store: ScoreStore | None = None,
 ) -> TestScores:
-    """Scores of all assignments on the same samples. criterion: the loss; without labels it is the divergence.
+    """Scores of all assignments on the same samples.
+
+    criterion: the loss; without labels it is the divergence. store: what it has is not computed again.
 
     Raises:
         CheckFailedError: an output is not finite.
         DataError: an image cannot be decoded.
     """
-    different = list(dict.fromkeys(assignments))
-    scores: dict[WidthAssignment, Scores] = {}
-    n = left_out = 0
-    adapt = _adapter(master, data)
-    progress.start("final test", data.test.n * -(-len(different) // _AT_A_TIME))
-    for start in range(0, len(different), _AT_A_TIME):
-        part = different[start : start + _AT_A_TIME]
-        masters = {each: adapt(each) for each in part}
-        found, n, left_out = _pass(master, masters, data, progress, criterion)
-        scores |= found
-    return TestScores(scores=scores, n=n, left_out=left_out)
+    keys = _keys(master, data, assignments, criterion)
+    stored = {each: store.load(key) for each, key in keys.items()} if store is not None else {}
+    scores = {each: found for each, found in stored.items() if found is not None}
+    missing = [each for each in keys if each not in scores]
+    if missing:
+        adapt = _adapter(master, data)
+        progress.start("final test", data.test.n * -(-len(missing) // _AT_A_TIME))
+        for start in range(0, len(missing), _AT_A_TIME):
+            masters = {each: adapt(each) for each in missing[start : start + _AT_A_TIME]}
+            for each, found in _pass(master, masters, data, progress, criterion).items():
+                scores[each] = found
+                if store is not None:
+                    store.save(keys[each], found)
+    n = len(next(iter(scores.values())).loss)
+    return TestScores(scores=scores, n=n, left_out=data.test.n - n)
+
+
+def _keys(
+    master: Master, data: SearchData, assignments: Sequence[WidthAssignment], criterion: Criterion
+) -> dict[WidthAssignment, str]:
+    """Hashes of everything that the scores of each assignment depend on."""
+    seen = hashlib.sha256(b"".join(sorted(data.seen))).hexdigest()
+    statistics = data.statistics and data.statistics.sha256
+    made_of = (*circumstances(), usable_cores(), master.sha256, data.test.sha256, seen, statistics, criterion)
+    return {each: key_of("final test", *made_of, each.default, each.overrides) for each in assignments}
 
 
 def _pass(
@@ -63,14 +82,12 @@ def _pass(
     data: SearchData,
     progress: Progress,
     criterion: Criterion,
-) -> tuple[dict[WidthAssignment, Scores], int, int]:
+) -> dict[WidthAssignment, Scores]:
     threads = usable_cores()
     sessions = {each: open_session(adapted, each, threads=threads) for each, adapted in masters.items()}
     reference = open_session(master, WidthAssignment(default=master.spec.widths[0]), threads=threads)
     parts: dict[WidthAssignment, list[Scores]] = {each: [] for each in masters}
-    left_out = 0
     for x, y, n_seen in data.test_blocks():
-        left_out += n_seen
         if len(x):
             by_divergence = y is None or criterion == "divergence"
             expected = run_batches(reference, x) if by_divergence else None
@@ -81,7 +98,7 @@ def _pass(
                 elif y is not None:
                     parts[each].append(score_labelled(outputs, y, where=where))
         progress.advance(len(x) + n_seen)
-    return {each: _joined(found) for each, found in parts.items()}, data.test.n - left_out, left_out
+    return {each: _joined(found) for each, found in parts.items()}
 
 
 def _adapter(master: Master, data: SearchData) -> Callable[[WidthAssignment], Master]:

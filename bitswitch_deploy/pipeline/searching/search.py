@@ -147,10 +147,11 @@ class _Search:
             )
         budgeted = budget_rows(master, self._choices, request.budgets, request.tables, data.search.read(0, 1)[0])
         refuse_impossible(self._choices, budgeted.rows)
+        store = ScoreStore(folder=request.cache)
         evaluator = Evaluator(
             request.master,
             data.search,
-            ScoreStore(folder=request.cache),
+            store,
             workers=request.workers,
             criterion=request.criterion,
             statistics=data.statistics,
@@ -163,7 +164,7 @@ class _Search:
         choice, limit = self._choose(problem, evaluator, reference.scores)
         uniform = [_measured(problem, each, evaluator) for _, each in problem.uniform()]
         wanted = [reference.assignment, *(each.assignment for each in (choice.chosen, *choice.front, *uniform))]
-        tested = run_final_test(master, data, wanted, self._progress, criterion=request.criterion)
+        tested = run_final_test(master, data, wanted, self._progress, criterion=request.criterion, store=store)
         report = _Reporting(request, problem, data, tested, uniform, reference, limit).report(choice, table, budgeted)
         if data.statistics is not None:
             x, _ = data.statistics.read(0, data.statistics.n)

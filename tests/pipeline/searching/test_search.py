@@ -82,6 +82,16 @@ def test_the_same_search_gives_the_same_file_from_the_cache_or_without_it(tmp_pa
     assert len(set(texts)) == 1
 
 
+def test_the_same_search_measures_nothing_again(tmp_path: Path, cache: Path) -> None:
+    first, steps = search(request(tmp_path, cache, "avg_bits<=3", "bytes<=20k")), _Steps()
+    again = search(request(tmp_path, cache, "avg_bits<=3", "bytes<=20k"), steps)
+    assert replace(again, seconds=first.seconds) == first
+    assert "final test" not in steps.begun
+    other = _Steps()
+    search(request(tmp_path, cache, "avg_bits<=3", "bytes<=20k", seed=1), other)
+    assert "final test" in other.begun
+
+
 def test_a_front_is_monotone_and_its_choice_within_the_drop(tmp_path: Path, cache: Path) -> None:
     report = search(request(tmp_path, cache, max_drop=1.0, pareto=True))
     bits = [dict(each.uses)["avg_bits"] for each in report.front]
