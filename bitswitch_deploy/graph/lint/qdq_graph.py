@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx
-
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node, Tensor
-from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
+from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE, WEIGHTED, type_name
 from bitswitch_deploy.graph.lint.qdq_node import DOMAINS, MOVING, ON_CODES, QdqNode
 
 # What ONNX reads where QuantizeLinear has neither zero-point nor output_dtype.
@@ -186,9 +184,3 @@ class QdqGraph:
             moved.append(producer)
             tensor = producer.argument(0)
         return None, ()
-
-
-def type_name(data_type: int) -> str | None:
-    """`int8`, `float16`, ... of a TensorProto type; None for UNDEFINED and for numbers that onnx does not know."""
-    known = data_type in onnx.TensorProto.DataType.values() and data_type
-    return onnx.TensorProto.DataType.Name(data_type).lower() if known else None

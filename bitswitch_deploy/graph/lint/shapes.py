@@ -10,6 +10,7 @@ import onnx
 import onnx.shape_inference
 
 from bitswitch_deploy.graph.lint.operators import DEQUANTIZE, QUANTIZE
+from bitswitch_deploy.graph.lint.stored_bytes import size_bytes, stored_bytes
 
 # Elements of a constant that shape inference may want to read: shapes, axes, pads.
 _SMALL = 64
@@ -42,7 +43,10 @@ def _type_of(kind: onnx.TypeProto.Tensor) -> TensorType:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the values of large constants, for the sake of memory."""
+    """A copy without the values of large constants, for the sake of memory.
+
+    A constant that claims more than the file has is left out: onnx would count as many dimensions as a shape claims.
+    """
     copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     for field in ("node", "input", "output", "value_info"):
         getattr(copy.graph, field).extend(getattr(model.graph, field))
@@ -50,6 +54,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             node.domain = ""  # onnx infers nothing of those of com.microsoft, which have the same shapes
     for tensor in model.graph.initializer:
+        if stored_bytes(tensor) not in (None, size_bytes(tensor)):
+            continue
         if prod(tensor.dims) > _SMALL or tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensor = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         copy.graph.initializer.append(tensor)

@@ -6,7 +6,7 @@ from math import prod
 
 import onnx
 
-from bitswitch_deploy.graph.lint.qdq_graph import type_name
+from bitswitch_deploy.graph.lint.operators import type_name
 
 # Codes that share a byte.
 BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4e2m1": 4}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
+from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS, type_name
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 from bitswitch_deploy.graph.lint.rules.scales import scale_type

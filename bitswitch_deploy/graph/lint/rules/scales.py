@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitswitch_deploy.graph.lint.linted_graph import Node
-from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
+from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS, type_name
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitswitch_deploy.graph.lint.linted_graph import Node, Tensor
-from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
+from bitswitch_deploy.graph.lint.operators import STANDARD_DOMAINS, type_name
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import DOMAINS, ON_CODES
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 from bitswitch_deploy.graph.lint.subgraphs import subgraphs

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from bitswitch_deploy.graph.lint.linted_graph import LintedGraph, Node
-from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph, type_name
+from bitswitch_deploy.graph.lint.operators import type_name
+from bitswitch_deploy.graph.lint.qdq_graph import QdqGraph
 from bitswitch_deploy.graph.lint.qdq_node import QdqNode
 from bitswitch_deploy.graph.lint.rule import Breach, Rule
 
