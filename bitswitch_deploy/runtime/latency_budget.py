@@ -55,7 +55,8 @@ class LatencyBudget:
         if isinstance(widths, (int, str)):
             allowed, do = "several widths, such as (8, 4)", "write one width as (4,)"
             raise UsageError(where="LatencyBudget: widths", got=repr(widths), allowed=allowed, do=do)
-        are_numbers = isinstance(budget_ms, Real) and isinstance(window, Integral) and isinstance(relax, Real)
+        are_numbers = not isinstance(budget_ms, bool) and isinstance(budget_ms, Real)
+        are_numbers = are_numbers and isinstance(window, Integral) and isinstance(relax, Real)
         if not (are_numbers and math.isfinite(budget_ms) and budget_ms > 0 and window >= 20 and 0 < relax < 1):
             raise UsageError(
                 where="LatencyBudget",

@@ -7,6 +7,7 @@ mixture changes is measured on samples, and the trained statistics are moved by 
     var  = trained var * (var in the mixture + epsilon) / (var at the uniform width + epsilon)
 
 The uniform width is the one that the row of statistics was trained at, so uniform widths keep what they have, exactly.
+Where all widths share a row, it is the mean of them all, and a uniform width is moved like any other assignment.
 Taking the statistics of the samples themselves would lose what training saw and plain samples do not show, such as the
 black borders of shifted images. What both have by chance cancels in the difference, so few samples do.
 
