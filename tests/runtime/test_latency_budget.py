@@ -307,8 +307,9 @@ def test_a_named_width_that_is_gone_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"budget_ms": 0.0}, {"budget_ms": True}, {"budget_ms": float("nan")}, {"budget_ms": 5.0, "window": 19},
-                  {"budget_ms": 5.0, "relax": 1.0}, {"budget_ms": "5"}, {"budget_ms": 5.0, "window": 50.0}]
+    "arguments", [{"budget_ms": 0.0}, {"budget_ms": True}, {"budget_ms": float("nan")},
+                  {"budget_ms": 5.0, "window": 19}, {"budget_ms": 5.0, "relax": 1.0}, {"budget_ms": "5"},
+                  {"budget_ms": 5.0, "window": 50.0}]
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="allowed: a positive budget, a whole window of 20 or more"):
