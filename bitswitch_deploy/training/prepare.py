@@ -31,6 +31,7 @@ from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.master.spec import Container
 from bitswitch_deploy.tensors import MAX_BITS, MIN_BITS, PER_TENSOR, Granularity, Rounding, WidthAssignment
 from bitswitch_deploy.training.capture import capture_skeleton, check_layers
+from bitswitch_deploy.training.checkpoint import first_names
 from bitswitch_deploy.training.layers import (
     QUANTIZED_CLASS,
     QUANTIZED_LAYERS,
@@ -148,14 +149,15 @@ def prepare(
 
     Raises:
         UsageError: the network is prepared already, is not float32, has lazy layers that never ran, computes a weight
-            by a hook, does not run on the example, has no layer to quantize, is itself a layer, cannot be exported, or
-            `pin`, `signed` or `weight_only` names a layer that is not there.
+            by a hook, does not run on the example, reads parameters that it does not list, has no layer to quantize, is
+            itself a layer, cannot be exported, or `pin`, `signed` or `weight_only` names a layer that is not there.
         GraphError: a quantized layer is not one operator of the exported graph.
     """
     options = options or PrepareOptions()
     _check_float(model)
     model = _unwrapped(copied(model))
     trace = trace_calls(model, example_input, _is_watched)
+    _check_listed(model, trace)
     options = _without_patterns(options, model)
     report = decide_layers(model, trace, options)
     decisions = {entry.name: entry for entry in report}
@@ -406,6 +408,17 @@ def _check_float(model: nn.Module) -> None:
             raise UsageError(
                 where=f"parameter {name}", got=f"dtype {parameter.dtype}", allowed="float32", do="call model.float()"
             )
+
+
+def _check_listed(model: nn.Module, trace: Trace) -> None:
+    """Parameters that the network does not list are neither quantized nor trained, and no state file keeps them."""
+    if trace.strays:
+        raise UsageError(
+            where=type(model).__name__,
+            got=f"parameters that model.parameters() does not list: {first_names(list(trace.strays))}",
+            allowed="layers and parameters that are attributes of a module",
+            do="hold layers in nn.ModuleList or nn.ModuleDict, not in a list, dict or closure",
+        )
 
 
 def _without_patterns(options: PrepareOptions, model: nn.Module) -> PrepareOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class Trace:
     order: module paths by first call. producers: for a module whose input is the very output of another watched
     module, that module's path. read_elsewhere: modules whose parameters or buffers were used outside of their own call.
     norms: those among them that are BatchNorm.
+    strays: names of parameters that the run read and the network does not list.
     calls: how often the run called each module, watched or not, by first call.
     sources: for a module, the watched one that is no BatchNorm and last worked on its input; of several inputs, as of a
     sum, the first one counts, which is the main branch where the code is written `main + shortcut`.
@@ -33,6 +34,7 @@ class Trace:
     norms: frozenset[str]
     calls: dict[str, int]
     read_elsewhere: frozenset[str]
+    strays: tuple[str, ...]
 
 
 def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched: Callable[[nn.Module], bool]) -> Trace:
@@ -44,7 +46,7 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
     check_example(example_input)
     modules = {path: module for path, module in model.named_modules() if is_watched(module)}
     norms = {path for path, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
-    reads, origins = _ReadsElsewhere(modules), _Origins()
+    reads, origins = _ReadsElsewhere(model, modules), _Origins()
     sources: dict[str, str] = {}
     order: dict[str, None] = {}
     calls: Counter[str] = Counter()
@@ -94,6 +96,7 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
         norms=frozenset(norms),
         calls=dict(calls),
         read_elsewhere=frozenset(reads.found),
+        strays=_names_of(tuple(reads.strays.values()), model),
     )
 
 
@@ -124,12 +127,17 @@ class _Origins(TorchFunctionMode):
 
 
 class _ReadsElsewhere(TorchFunctionMode):
-    """Finds modules of which a torch function, not called by the module itself, takes a parameter or buffer."""
+    """Finds modules of which a torch function, not called by the module itself, takes a parameter or buffer.
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    strays: parameters that a torch function takes and `model` does not list, by their id.
+    """
+
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.running: list[str] = []
         self.found: set[str] = set()
+        self.strays: dict[int, nn.Parameter] = {}
+        self._listed = {id(parameter) for parameter in model.parameters()}
         self._owner = {
             id(tensor): path
             for path, module in modules.items()
@@ -142,9 +150,34 @@ class _ReadsElsewhere(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         # what gives no tensor, such as `.shape` or `.dtype`, does not read the values
         if any(True for _ in tensors_in(result)):
-            owners = {self._owner.get(id(tensor)) for tensor in tensors_in((args, kwargs))}
+            read = list(tensors_in((args, kwargs)))
+            owners = {self._owner.get(id(tensor)) for tensor in read}
             self.found |= {path for path in owners if path is not None and path not in self.running[-1:]}
+            parameters = [tensor for tensor in read if isinstance(tensor, nn.Parameter)]
+            self.strays |= {id(each): each for each in parameters if id(each) not in self._listed}
         return result
+
+
+def _names_of(strays: Sequence[nn.Parameter], model: nn.Module) -> tuple[str, ...]:
+    """Where modules keep parameters that they do not list, such as `layers[0].weight`; of others their shape."""
+    if not strays:
+        return ()
+    names: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            for name, parameter in _parameters_in(value, f"{path}.{attribute}" if path else attribute):
+                names.setdefault(id(parameter), name)
+    return tuple(names.get(id(each), f"one of shape {list(each.shape)}") for each in strays)
+
+
+def _parameters_in(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{inner}", parameter) for inner, parameter in value.named_parameters())
+    elif isinstance(value, (list, tuple, dict)):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _parameters_in(entry, f"{name}[{key!r}]")
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -219,6 +219,43 @@ class TestPrepare:
         network = prepare(FunctionalWeight(), (torch.zeros(2, 4),))
         assert quantized(network) == ["middle"]
 
+    @pytest.mark.parametrize(
+        ("hold", "call", "name"),
+        [
+            (lambda layer: [layer], lambda held, x: held[0](x), r"held\[0\]\.weight, held\[0\]\.bias"),
+            (lambda layer: {"a": (layer,)}, lambda held, x: held["a"][0](x), r"held\['a'\]\[0\]\.weight"),
+            (lambda layer: lambda x: layer(x), lambda held, x: held(x), r"one of shape \[4, 4\], one of shape \[4\]"),
+            (lambda layer: [layer.weight], lambda held, x: F.linear(x, held[0]), r"held\[0\]\n"),
+        ],
+    )
+    def test_parameters_that_no_module_lists_are_refused(
+        self, hold: Callable[[nn.Linear], Any], call: Callable[[Any, Tensor], Tensor], name: str
+    ) -> None:
+        class Hiding(nn.Sequential):
+            held: Any = None
+
+            def forward(self, x: Tensor) -> Tensor:
+                result: Tensor = super().forward(call(self.held, x))  # type: ignore[no-untyped-call]
+                return result
+
+        model = Hiding(*(nn.Linear(4, 4) for _ in range(4)))
+        model.held = hold(nn.Linear(4, 4))
+        message = rf"Hiding: parameters that model\.parameters\(\) does not list: {name}"
+        with pytest.raises(UsageError, match=rf"(?s){message}.*nn\.ModuleList"):
+            prepare(model, (torch.zeros(2, 4),))
+
+    def test_a_parameter_may_be_in_a_list_too(self) -> None:
+        class Tying(nn.Sequential):
+            tied: Any = None
+
+            def forward(self, x: Tensor) -> Tensor:
+                result: Tensor = F.linear(super().forward(x), self.tied[0])  # type: ignore[no-untyped-call]
+                return result
+
+        model = Tying(*(nn.Linear(4, 4) for _ in range(4)))
+        model.tied = [model[1].weight]
+        assert quantized(prepare(model, (torch.zeros(2, 4),))) == ["2"]
+
     def test_a_subclass_stays_float(self) -> None:
         class Special(nn.Linear):
             pass
