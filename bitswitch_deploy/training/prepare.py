@@ -275,15 +275,12 @@ def _decide(path: str, module: nn.Module, trace: Trace, owners: dict[int, list[s
 def _partner(norm: str, trace: Trace, decisions: dict[str, LayerDecision]) -> str | None:
     """Name the quantized layer that a BatchNorm switches with, None when there is none.
 
-    It is the layer whose output it reads, BatchNorms in between apart, else the weighted one called last before it;
-    where that one is float, the first quantized one called after it.
+    It is the only layer whose output it reads, else, behind a sum, the weighted one called last before it; where that
+    one is float, the first quantized one called after it.
     """
     position = trace.order.index(norm)
     weighted = [name for name in trace.order[:position] if name not in trace.norms]
-    producer = trace.producers.get(norm)
-    while producer is not None and producer in trace.norms:
-        producer = trace.producers.get(producer)
-    before = producer or (weighted[-1] if weighted else None)
+    before = trace.producers.get(norm) or (weighted[-1] if weighted else None)
     if before is not None and decisions[before].decision == "quantized":
         return before
     return next((name for name in trace.order[position:] if decisions[name].decision == "quantized"), None)

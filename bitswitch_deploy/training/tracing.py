@@ -19,13 +19,13 @@ from bitswitch_deploy.errors import UsageError
 class Trace:
     """Which modules one run called.
 
-    order: module paths by first call. producers: for a module whose input is the very output of another watched
-    module, that module's path. read_elsewhere: modules whose parameters or buffers were used outside of their own call.
-    norms: those among them that are BatchNorm.
+    order: module paths by first call. read_elsewhere: modules whose parameters or buffers were used outside of their
+    own call. norms: those among them that are BatchNorm.
     strays: names of parameters that the run read and the network does not list.
     calls: how often the run called each module, watched or not, by first call.
     sources: for a module, the watched one that is no BatchNorm and last worked on its input; of several inputs, as of a
     sum, the first one counts, which is the main branch where the code is written `main + shortcut`.
+    producers: its source, where that is the only one, whatever pools or reorders the numbers on the way.
     """
 
     order: tuple[str, ...]
@@ -51,19 +51,17 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
     order: dict[str, None] = {}
     calls: Counter[str] = Counter()
     producers: dict[str, str] = {}
-    made: dict[int, tuple[str, Any]] = {}  # id of an output -> its maker; the output is kept so that ids stay unique
 
     def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             order.setdefault(path)
-            source = origins.of(args)
-            if source is not None:
-                sources.setdefault(path, source)
+            found = origins.of(args)
+            if found:
+                sources.setdefault(path, found[0])
+            if len(found) == 1:
+                producers.setdefault(path, found[0])
             if path not in norms:
-                origins.set(output, path)
-            if args and id(args[0]) in made:
-                producers.setdefault(path, made[id(args[0])][0])
-            made[id(output)] = (path, output)
+                origins.set(output, (path,))
             reads.running.pop()
 
         return record
@@ -101,28 +99,29 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
 
 
 class _Origins(TorchFunctionMode):
-    """Which module a tensor comes from: what a torch function gives has the origin of its first argument with one."""
+    """Which modules a tensor comes from: what a torch function gives has the origins of all its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._origin = WeakIdKeyDictionary()
+        self._origins = WeakIdKeyDictionary()
 
-    def of(self, value: Any) -> str | None:
-        """The origin of the first tensor in `value` that has one."""
-        return next((self._origin[tensor] for tensor in tensors_in(value) if tensor in self._origin), None)
+    def of(self, value: Any) -> tuple[str, ...]:
+        """The origins of the tensors in `value`, each once."""
+        found = (self._origins[tensor] for tensor in tensors_in(value) if tensor in self._origins)
+        return tuple(dict.fromkeys(path for paths in found for path in paths))
 
-    def set(self, value: Any, path: str) -> None:
-        """All tensors in `value` come from the module at `path`."""
+    def set(self, value: Any, paths: tuple[str, ...]) -> None:
+        """All tensors in `value` come from the modules at `paths`."""
         for tensor in tensors_in(value):
-            self._origin[tensor] = path
+            self._origins[tensor] = paths
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        origin = self.of((args, kwargs or {}))
-        if origin is not None:
-            self.set(result, origin)
+        origins = self.of((args, kwargs or {}))
+        if origins:
+            self.set(result, origins)
         return result
 
 

@@ -469,6 +469,25 @@ class TestSetWidth:
         # BatchNorm 1 follows the pinned layer 0: it goes with the first quantized layer after it
         assert self.widths(model) == {"1": 2, "3": 2, "4": 2, "5": 4, "7": 8, "8": 8}
 
+    def test_a_batchnorm_goes_with_the_layer_that_it_reads_whatever_was_called_between(self) -> None:
+        class Pooled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.a, self.b = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+                self.of_a, self.of_b, self.of_sum = (nn.BatchNorm2d(4) for _ in range(3))
+                self.head = nn.Linear(4, 2)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.stem(x).relu()
+                a, b = self.a(x), self.b(x)
+                a, b = self.of_a(F.max_pool2d(a, 2)), self.of_b(F.avg_pool2d(b, 2))
+                result: Tensor = self.head(self.of_sum(a + b).mean((2, 3)))
+                return result
+
+        model = prepare(Pooled(), IMAGES).model
+        set_width(model, WidthAssignment(default=8, overrides=(("a", 4), ("b", 2))))
+        assert self.widths(model) == {"a": 4, "b": 2, "of_a": 4, "of_b": 2, "of_sum": 2}
+
     def test_the_output_changes_with_the_width(self) -> None:
         model = self.prepared()
         x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ def test_order_is_that_of_the_first_calls_and_producers_are_direct() -> None:
     trace = trace_calls(model, (torch.zeros(3, 2),), is_watched)
     assert trace.order == ("0", "1", "4", "5")
     assert list(trace.calls.items()) == [("0", 2), ("1", 1), ("2", 1), ("4", 1), ("5", 1), ("", 1)]
-    assert trace.producers == {"1": "0", "4": "0", "5": "4"}
+    assert trace.producers == {"0": "0", "1": "0", "4": "0", "5": "4"}
 
 
 def test_sources_go_through_functions_and_batchnorm_along_the_main_branch() -> None:
@@ -37,7 +37,25 @@ def test_sources_go_through_functions_and_batchnorm_along_the_main_branch() -> N
 
     trace = trace_calls(Block(), (torch.zeros(3, 2),), is_watched)
     assert trace.sources == {"main": "stem", "norm": "main", "side": "stem", "last": "main"}
-    assert trace.producers == {"norm": "main"}
+    assert trace.producers == {"main": "stem", "norm": "main", "side": "stem"}
+
+
+def test_a_producer_is_found_through_what_pools_or_reorders() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.of_q, self.of_k, self.of_both = (nn.BatchNorm1d(4) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k = self.q(x), self.k(x)
+            q, k = self.of_q(q.transpose(1, 2)), self.of_k(nn.functional.max_pool1d(k.mT, 2).repeat(1, 1, 2))
+            result: torch.Tensor = self.of_both(q * k)
+            return result
+
+    trace = trace_calls(Turned(), (torch.zeros(3, 2, 4),), is_watched)
+    assert trace.producers == {"of_q": "q", "of_k": "k"}
+    assert trace.sources["of_both"] == "q"
 
 
 def test_who_reads_parameters_of_others_is_found() -> None:
