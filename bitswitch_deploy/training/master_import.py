@@ -25,6 +25,7 @@ from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, SwitchableBatchNo
 from bitswitch_deploy.training.master_export import capture_prepared, pinned_spec, quantized_spec
 from bitswitch_deploy.training.prepare import PreparedNetwork
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
+from bitswitch_deploy.training.structure import difference
 
 
 def is_master(path: Path) -> bool:
@@ -35,8 +36,8 @@ def is_master(path: Path) -> bool:
 def import_master(path: Path | str, network: PreparedNetwork, example_input: tuple[Tensor, ...]) -> None:
     """Put the weights, scales and BatchNorms of a master into a network that `prepare` made, in place.
 
-    Widths may be others than the master's; tie rule, container, and which layers are quantized and how must be the
-    same. Nothing is changed unless everything fits.
+    Widths may be others than the master's, and sizes of inputs; tie rule, container, which layers are quantized and
+    how, and what is computed between them must be the same. Nothing is changed unless everything fits.
 
     Args:
         path: the master. network: on any device. example_input: inputs of one call, [batch, ...] each.
@@ -87,6 +88,9 @@ class _Transfer:
             self._compare(name, copies[name in spec.switchable], copies[self._is_switchable(name)])
             shape = self._values(name).shape[1 if name in spec.switchable else 0 :]
             self._compare(f"shape of {name}", list(shape), list(self._place(name, 0).shape))
+        apart = difference(self.master.skeleton.graph, self.captured.model.graph)
+        if apart is not None:
+            raise self._unfit(f"it computes {apart[0]}", f"{apart[1]}, as this network does")
 
     @torch.no_grad()
     def carry_out(self) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import Master, read_master
 from bitswitch_deploy.tensors import WidthAssignment
 from bitswitch_deploy.training.batches import preprocess
 from bitswitch_deploy.training.datasets import ImageSet, load_cifar10, load_npz_dataset
+from bitswitch_deploy.training.master_import import import_master
+from bitswitch_deploy.training.networks import build_network
+from bitswitch_deploy.training.prepare import prepare
 from bitswitch_deploy.training.recipe import load_recipe
 
 ort = pytest.importorskip("onnxruntime")
@@ -91,6 +95,17 @@ def canonical_top1(master: Master, data: ImageSet, bits: int) -> float:
 
 def recorded_top1(master: Master, bits: int) -> float:
     return next(entry.value for entry in master.spec.accuracy if entry.bits == bits)
+
+
+@pytest.mark.parametrize(
+    ("file", "recipe"),
+    [("digits/digits", "digits"), *((f"cifar10/{name}", recipe) for name, (recipe, _) in OF_CIFAR.items())],
+)
+def test_is_a_beginning_for_its_recipe(file: str, recipe: str) -> None:
+    settings = load_recipe(recipe)
+    example = (torch.zeros(2, settings.preprocessing.channels, *settings.preprocessing.size),)
+    network = prepare(build_network(settings.network), example, settings.quantization, check_export=False)
+    import_master(CALIBRATION / f"{file}.safetensors", network, example)
 
 
 @pytest.mark.parametrize("name", OF_CIFAR)

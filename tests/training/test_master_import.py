@@ -199,6 +199,58 @@ def test_a_master_of_another_network_changes_nothing(
     assert all(torch.equal(value, values[name]) for name, value in network.model.state_dict().items())
 
 
+class Block(nn.Module):
+    """[n, 1, 4, 4] to [n, 2], with the same parameters however it is built."""
+
+    def __init__(
+        self,
+        act: Callable[[Tensor], Tensor] = torch.relu,
+        stride: int = 1,
+        momentum: float = 0.1,
+        *,
+        skips: bool = False,
+        factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, stride=stride)
+        self.norm = nn.BatchNorm2d(4, momentum=momentum)
+        self.c, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.act, self.skips = act, skips
+        self.factor = torch.tensor([factor])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.a(x))
+        y = self.act(self.norm(self.b(x)))
+        y = (x + y if self.skips else y).mean((2, 3)) * self.factor
+        result: Tensor = self.last(self.act(self.c(y)))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Block(torch.sigmoid), r"it computes \S+ = Relu.*allowed: \S+ = Sigmoid.*, as this network does"),
+        (Block(stride=2), r"it computes \S+ = Conv\[.*strides = \[1, 1\].*allowed: .*strides = \[2, 2\]"),
+        (Block(skips=True), r"it computes \S+ = ReduceMean.*allowed: \S+ = Add"),
+        (Block(factor=3.0), r"it computes \S+ = Mul.*allowed: \S+ = Mul"),
+    ],
+)
+def test_a_master_of_another_structure_is_refused(tmp_path: Path, other: nn.Module, message: str) -> None:
+    options = PrepareOptions(widths=(8, 2))
+    path = saved(seen(Block(), EXAMPLE, options), tmp_path)
+    network = prepare(other, EXAMPLE, options, check_export=False)
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
+        import_master(path, network, EXAMPLE)
+    assert not any(layer.input_quantizer.is_initialised for layer in layers(network))
+
+
+def test_size_of_images_and_settings_of_training_may_differ(tmp_path: Path) -> None:
+    options = PrepareOptions(widths=(8, 2))
+    path = saved(seen(Block(), EXAMPLE, options), tmp_path)
+    example = (torch.zeros(3, 1, 6, 5),)
+    import_master(path, prepare(Block(momentum=0.5), example, options, check_export=False), example)
+
+
 def test_a_master_of_blocks_is_refused(tmp_path: Path) -> None:
     options = PrepareOptions(widths=(8, 4, 2), weight_only=("6",))
     master = build_master(seen_network(options), EXAMPLE, TrainingRecord())
