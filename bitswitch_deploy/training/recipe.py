@@ -159,9 +159,12 @@ def load_recipe(name: str) -> Recipe:
 def stage_decisions(recipe: Recipe, settings: StageSettings) -> dict[str, str]:
     """What the steps of a stage depend on, as JSON by name, for a checkpoint.
 
-    Left out are its length, which the state itself tells, and the learning rate, which may fall where it diverged.
+    Left out are its length, which the state itself tells, and the learning rate, which may fall where it diverged; of
+    the float stage quantization, of which it knows nothing.
     """
-    common = ("seed", "network", "dataset", "preprocessing", "augmentation", "quantization")
+    common = ["seed", "network", "dataset", "preprocessing", "augmentation"]
+    if isinstance(settings, JointSettings):
+        common.append("quantization")
     whole = asdict(recipe)
     flat: dict[str, Any] = {name: whole[name] for name in common if not isinstance(whole[name], dict)}
     for name in common:

@@ -285,6 +285,25 @@ def test_a_state_of_another_recipe_is_refused(
     assert (tmp_path / "state").read_bytes() == begun.read_bytes()
 
 
+def test_a_float_network_in_training_knows_of_no_quantization(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(current: Stage, batches: BatchSource, plan: RunPlan, reached: Callable[[Milestone], Any]) -> None:
+        run_stage(current, batches, replace(plan, stop=2), reached)
+        raise Killed("as planned")
+
+    short = replace(SHORT, pretrain=replace(SHORT.pretrain, epochs=2))
+    session = Session(recipe=short, data=data, state=tmp_path / "state", joint_steps=1, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("bitswitch_deploy.training.run_session.run_stage", killed)
+        with pytest.raises(Killed, match="as planned"):
+            run_session(session)
+    other = replace(short, quantization=replace(short.quantization, widths=(4, 2), pin=("blocks.0.conv1",)))
+    assert run_session(replace(session, recipe=other)).master.spec.widths == (4, 2)
+    with pytest.raises(CheckpointError, match=r"quantization\.widths \[4, 2\]"):
+        run_session(session)
+
+
 def test_a_run_may_go_on_at_a_lower_rate(tmp_path: Path, data: Path, begun: Path) -> None:
     shutil.copy(begun, tmp_path / "state")
     recipe = replace(SHORT, joint=replace(SHORT.joint, learning_rate=1e-5))
