@@ -370,8 +370,8 @@ class ActivationQuantizer(nn.Module):
             where=f"input scales of layer {self.name}",
             got=f"{what} training batch with numbers other than 0",
             allowed="scales that every trained width has initialised",
-            do="run one batch in training mode at each width, or load a checkpoint; a layer that is registered in "
-            "the network but never called cannot be quantized: pin it",
+            do="run one batch in training mode at each width, or load a checkpoint; a layer that is never called, or "
+            "that only zeros reach, cannot be quantized: pin it",
         )
 
 

@@ -6,6 +6,7 @@ A stage knows one mini-batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,8 @@ from bitswitch_deploy.training.recipe import JointSettings, StageSettings
 from bitswitch_deploy.training.schedule import Position, scale_rate
 from bitswitch_deploy.training.step_graph import Steps
 from bitswitch_deploy.training.weight_average import WeightAverage
+
+_MIN_STEPS = 2  # a BatchNorm that begins at 0 gives zeros in the first one
 
 
 class Stage(Protocol):
@@ -146,6 +149,7 @@ class JointStage:
         self.losses = tuple(f"w{bits}" for bits in self._widths)
         self._teacher = make_teacher(settings.distillation, share=settings.teacher_share, samples=samples)
         self._average: WeightAverage | None = None
+        self._n_taken = 0
         scales = [p for name, p in self.model.named_parameters() if is_scale(name)]
         others = [p for name, p in self.model.named_parameters() if not is_scale(name)]
         rate = settings.learning_rate
@@ -174,8 +178,14 @@ class JointStage:
 
         Raises:
             CheckFailedError: at some width the loss or a gradient is not finite.
+            UsageError: a whole epoch has brought a layer nothing but zeros, with which no master can be written.
         """
-        return self._steps.take(batch, position, is_settled=is_initialised(self.model))
+        is_settled = is_initialised(self.model)
+        if not is_settled and self._n_taken >= max(position.per_epoch, _MIN_STEPS):
+            for quantizer in _activation_quantizers(self.model):
+                quantizer.exported_scales()
+        self._n_taken += 1
+        return self._steps.take(batch, position, is_settled=is_settled)
 
     def diagnose(self, batch: Batch, position: Position) -> None:
         self._steps.diagnose(batch, position)
@@ -259,7 +269,11 @@ def mean_scale_gradient(model: nn.Module) -> Tensor:
 
 def is_initialised(model: nn.Module) -> bool:
     """Whether every quantizer of a prepared network has its scales at every width."""
-    return all(module.is_initialised for module in model.modules() if isinstance(module, ActivationQuantizer))
+    return all(quantizer.is_initialised for quantizer in _activation_quantizers(model))
+
+
+def _activation_quantizers(model: nn.Module) -> Iterator[ActivationQuantizer]:
+    return (module for module in model.modules() if isinstance(module, ActivationQuantizer))
 
 
 def _update(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:

@@ -127,6 +127,20 @@ def test_a_run_that_cannot_be_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "state").is_file()
 
 
+@pytest.mark.parametrize("per_epoch", [1, 2])
+def test_a_layer_that_only_zeros_reach_ends_the_run_after_an_epoch(tmp_path: Path, per_epoch: int) -> None:
+    network = tiny_network()
+    assert isinstance(network.model, nn.Sequential)
+    network.model[5] = nn.Sequential(nn.Flatten(), nn.Threshold(1e9, 0.0))
+    run = JointRun(state=tmp_path / "state")
+    source = SampleBatches(Noisy(), batch_size=16 // per_epoch, seed=1)
+    with pytest.raises(
+        UsageError, match=r"(?s)layer 6: 8 bits have seen no .* other than 0\n.*only zeros reach.*pin it"
+    ):
+        train_jointly(network, source, SETTINGS, run)
+    assert load_checkpoint(tmp_path / "state")["step"] == 2
+
+
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with pytest.raises(CheckFailedError, match="training of network input at 8 bits"):
         train_jointly(tiny_network(), batches(Noisy(float("nan"))), SETTINGS)
