@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitswitch_deploy.master.spec import MeasuredAccuracy
 from bitswitch_deploy.preprocessing import Preprocessing
@@ -24,6 +24,16 @@ def top1(model: nn.Module, data: ImageSet | ImageFolder, preprocessing: Preproce
     """Percent of images whose largest logit is their label, in evaluation mode (left on)."""
     (value,) = _top1_at(model, (None,), data, preprocessing)
     return value
+
+
+def own_share(data: ImageSet | ImageFolder) -> Iterator[tuple[Tensor, Tensor]]:
+    """Raw images uint8 [b, H, W, C] and labels int64 [b] of those that this replica measures.
+
+    Raises:
+        DataError: an image cannot be decoded.
+    """
+    first, last = (len(data.labels) * part // replica_count() for part in (replica_index(), replica_index() + 1))
+    return data.raw(first, last)
 
 
 def measure_widths(
@@ -106,9 +116,8 @@ def _top1_at(
     """Top-1 in percent at each width, None for a network without; every image is read once for all of them."""
     model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    ends = [len(data.labels) * part // replica_count() for part in range(replica_count() + 1)]
     correct = torch.zeros(len(widths), dtype=torch.int64, device=device)
-    for images, labels in data.raw(ends[replica_index()], ends[replica_index() + 1]):
+    for images, labels in own_share(data):
         inputs, wanted = preprocess(images.to(device), preprocessing), labels.to(device)
         for place, bits in enumerate(widths):
             if bits is not None:

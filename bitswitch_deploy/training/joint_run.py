@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bitswitch_deploy.atomic_file import check_writable
 from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.training.batches import Batch, BatchSource, Order
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
@@ -123,6 +124,7 @@ def train_jointly(
         UsageError: the state of an earlier run is there, and this one is not to resume; several processes that are not
             joined; a network whose output is no row of logits.
         DataError: a sample that is not as the others, or a label beyond the logits.
+        OutputError: no state can be written where it is to be.
         CheckpointError: that is of another network, or of other settings, samples or schedule.
         CheckFailedError: training diverged; the message names width and layer, and the state of the last epoch stays.
     """
@@ -193,7 +195,10 @@ def _decisions(
 
 def _resumed(stage: JointStage, run: JointRun, total: int, decided: dict[str, str]) -> int:
     """Put the stage where the state of an earlier run left it; the step to go on with."""
-    if run.state is None or not run.state.exists():
+    if run.state is None:
+        return 0
+    check_writable(run.state)
+    if not run.state.exists():
         return 0
     if not run.resume:
         raise UsageError(

@@ -57,10 +57,15 @@ class MetricsLog:
     <name>.csv: one line for each width and epoch. <name>.events: for TensorBoard, where that is installed.
     Each line is on disk when the call returns; one that a killed run left unfinished is ended before it. None as the
     path keeps no log.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        if path is not None and path.with_suffix(".csv").exists():
+            _append(path.with_suffix(".csv"), "")  # refused now, not after the first epoch
         self._board = None if path is None else _tensorboard(path.with_suffix(".events"))
 
     def write(self, event: str, **values: Any) -> None:

@@ -22,7 +22,14 @@ from bitswitch_deploy.training.batches import Batch, BatchSource, make_batches
 from bitswitch_deploy.training.carry_over import carry_over
 from bitswitch_deploy.training.checkpoint import import_checkpoint, save_checkpoint
 from bitswitch_deploy.training.datasets import AnyDataset, check_labels, load_splits
-from bitswitch_deploy.training.evaluation import MixedAccuracy, draw_subnets, measure_subnets, measure_widths, top1
+from bitswitch_deploy.training.evaluation import (
+    MixedAccuracy,
+    draw_subnets,
+    measure_subnets,
+    measure_widths,
+    own_share,
+    top1,
+)
 from bitswitch_deploy.training.execution import settle_torch
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.master_import import import_master
@@ -95,10 +102,22 @@ def _run(session: Session) -> TrainedNetwork:
     started = circumstances(session, saved)
     log = MetricsLog(session.log if is_first else None)
     runs = runs_behind(saved, origin, started)
-    run = _Run(session=session, dataset=dataset, classes=classes, saved=saved, origin=origin, runs=runs, log=log)
     log.write("start", **started, step=saved.get("step", 0), **parent_entry(saved), **origin_entry(origin))
-    # what it refuses is said before the float network is trained
-    prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
+    # what these refuse is said before the float network is trained
+    prepared = prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
+    run = _Run(
+        session=session,
+        dataset=dataset,
+        classes=classes,
+        saved=saved,
+        origin=origin,
+        runs=runs,
+        log=log,
+        sensitivities=_told_sensitivities(session, saved, prepared),
+    )
+    if not saved:
+        for _ in own_share(dataset.test):
+            pass
     model, float_top1 = run.float_network(model)
     prepared = prepare(model, (_example(recipe),), recipe.quantization, check_export=False)
     if session.start_from is not None and origin.get("stage") == MASTER:
@@ -125,6 +144,7 @@ class _Run:
     classes: outputs of the network.
     saved: the state that it goes on from; empty when it begins. origin: that of another run, of which it takes the
     weights; empty when it takes none, or goes on. runs: what states of this session say of where they come from.
+    sensitivities: of the layers, as the recipe's file has them; None: to be measured, where they are needed.
     """
 
     session: Session
@@ -134,6 +154,7 @@ class _Run:
     origin: dict[str, Any]
     runs: list[dict[str, Any]]
     log: MetricsLog
+    sensitivities: dict[str, float] | None
 
     def float_network(self, model: nn.Module) -> tuple[nn.Module, float]:
         """The trained float network, on the CPU, and its top-1: `model` with weights loaded or trained."""
@@ -173,11 +194,7 @@ class _Run:
     def train_supernet(
         self, network: PreparedNetwork, settings: SupernetSettings, float_top1: float
     ) -> tuple[PreparedNetwork, tuple[MeasuredAccuracy, ...], MixedAccuracy]:
-        """Train mixtures of widths, from a network that is trained jointly; as there, and what mixtures reach.
-
-        Raises:
-            InputFileError: a file of sensitivities that does not fit.
-        """
+        """Train mixtures of widths, from a network that is trained jointly; as there, and what mixtures reach."""
         session, recipe = self.session, self.session.recipe
         batches = self._batches(settings)
         chosen = list(batches.stream(0, min(batches.per_epoch, -(-MIN_SAMPLES // settings.batch_size))))
@@ -186,7 +203,7 @@ class _Run:
         stage = SupernetStage(
             network,
             settings,
-            sensitive=() if resumed or settings.draw != "hasb" else self._sensitive(network.model, settings, chosen),
+            sensitive=() if resumed or settings.draw != "hasb" else self._sensitive(network.model, chosen),
             samples=len(self.dataset.train.labels),
             seed=recipe.seed,
             execution=session.execution,
@@ -199,14 +216,11 @@ class _Run:
         set_width(device_model, network.options.widths[0])
         return replace(trained, model=device_model.cpu()), accuracy, mixed
 
-    def _sensitive(self, model: nn.Module, settings: SupernetSettings, batches: list[Batch]) -> tuple[str, ...]:
+    def _sensitive(self, model: nn.Module, batches: list[Batch]) -> tuple[str, ...]:
         """The layers that the roulette favours, by the file of the recipe or by traces that are measured now."""
-        recipe = self.session.recipe
-        if settings.sensitivities is not None:
-            path = self.session.data / settings.sensitivities
-            found = read_sensitivities(path, tuple(quantized_layers(model)))
-        else:
-            found = measured_sensitivities(model, batches, seed=recipe.seed)
+        found = self.sensitivities
+        if found is None:
+            found = measured_sensitivities(model, batches, seed=self.session.recipe.seed)
         self.log.write("sensitivities", traces_per_weight=found)
         return sensitive_layers(found)
 
@@ -284,6 +298,18 @@ class _Run:
             loss_limit=None if is_distorted else divergence_limit(self.classes),
         )
         run_stage(stage, batches, plan, reached)
+
+
+def _told_sensitivities(session: Session, saved: dict[str, Any], network: PreparedNetwork) -> dict[str, float] | None:
+    """The sensitivities in the file that the recipe names; None: it names none, or they are in the state already.
+
+    Raises:
+        InputFileError: the file does not fit.
+    """
+    settings = session.recipe.supernet
+    if settings is None or settings.sensitivities is None or saved.get("stage") == SupernetStage.name:
+        return None
+    return read_sensitivities(session.data / settings.sensitivities, tuple(quantized_layers(network.model)))
 
 
 def _data_decisions(dataset: AnyDataset) -> dict[str, str]:

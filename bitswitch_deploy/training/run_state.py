@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bitswitch_deploy.atomic_file import check_writable
 from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.carry_over import trained_widths
@@ -24,9 +25,11 @@ def saved_state(session: Session) -> dict[str, Any]:
     """The state to go on from, of a stage that the recipe has; empty where there is none.
 
     Raises:
+        OutputError: none can be written there.
         UsageError: there is one, and the run is not to resume.
         CheckpointError: it is no state of a run, or of one that this session cannot go on from.
     """
+    check_writable(session.state)
     if not session.state.exists():
         return {}
     if not session.resume:

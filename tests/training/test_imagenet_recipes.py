@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_a_folder_of_some_of_the_classes_is_refused(tmp_path: Path, data: Path) 
     with pytest.raises(DataError, match=words):
         run_session(Session(recipe=small("resnet18"), data=data, state=tmp_path / "state"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("matching_head")
+def test_a_damaged_image_of_the_test_split_is_said_before_the_training(tmp_path: Path, data: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    broken = tmp_path / "data" / "imagenet" / "val" / "n01443537" / "3.JPEG"
+    broken.write_bytes(broken.read_bytes()[:100])
+    session = Session(recipe=small("resnet18"), data=tmp_path / "data", state=tmp_path / "state")
+    with pytest.raises(DataError, match=r"3\.JPEG: not readable as an image"):
+        run_session(session)
+    assert not session.state.exists()
 
 
 @pytest.mark.usefixtures("matching_head")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bitswitch_deploy.training
-from bitswitch_deploy.errors import CheckFailedError, CheckpointError, DataError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, CheckpointError, DataError, OutputError, UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.batches import Batch
 from bitswitch_deploy.training.checkpoint import load_checkpoint
@@ -125,6 +125,11 @@ def test_a_run_that_cannot_be_is_refused(tmp_path: Path) -> None:
         JointRun(seed=-1)
     train_jointly(tiny_network(), batches(), replace(SETTINGS, epochs=1), JointRun(state=str(tmp_path / "state")))  # type: ignore[arg-type]
     assert (tmp_path / "state").is_file()
+
+
+def test_a_state_that_cannot_be_written_is_said_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="nowhere/state: cannot be written: No such file or directory"):
+        train_jointly(tiny_network(), Source(0), SETTINGS, JointRun(state=tmp_path / "nowhere" / "state"))
 
 
 @pytest.mark.parametrize("per_epoch", [1, 2])

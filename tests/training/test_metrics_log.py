@@ -61,8 +61,12 @@ def test_no_path_keeps_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_folder_in_the_way_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written: Is a directory"):
-        MetricsLog(tmp_path).write("start")
+    (tmp_path / "log").mkdir()
+    with pytest.raises(OutputError, match="log: cannot be written: Is a directory"):
+        MetricsLog(tmp_path / "log").write("start")
+    (tmp_path / "other.csv").mkdir()
+    with pytest.raises(OutputError, match=r"other\.csv: cannot be written: Is a directory"):
+        MetricsLog(tmp_path / "other.log")
 
 
 def test_says_what_ran_where() -> None:

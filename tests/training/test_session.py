@@ -24,7 +24,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from bitswitch_deploy.errors import CheckFailedError, CheckpointError, InputFileError, UsageError
+from bitswitch_deploy.errors import CheckFailedError, CheckpointError, InputFileError, OutputError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.tensors import Rounding, WidthAssignment
@@ -236,11 +236,11 @@ def test_a_supernet_takes_sensitivities_from_a_file(tmp_path: Path, data: Path) 
     session = Session(recipe=recipe, data=data, state=tmp_path / "state", checkpoint=checkpoint, joint_steps=1)
     with pytest.raises(InputFileError, match=r"traces\.json: cannot be read"):
         run_session(session)
-    assert load_checkpoint(tmp_path / "state")["stage"] == "joint"  # nothing is lost
+    assert not session.state.exists()
     layers = ("0.conv1", "0.conv2", "1.conv1", "1.conv2", "1.shortcut.conv", "2.conv1", "2.conv2")
     traces = {f"blocks.{layer}": float(index) for index, layer in enumerate(layers)}
     (tmp_path / "traces.json").write_text(json.dumps(traces), encoding="utf-8")
-    run_session(replace(session, resume=True))
+    run_session(session)
     favoured = [f"blocks.{layer}" for layer in layers[3:]]
     assert load_checkpoint(tmp_path / "state")["sensitive"] == favoured
 
@@ -632,6 +632,15 @@ def relabelled(data: Path, folder: Path) -> Path:
     listing["splits"]["train"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "digits" / "dataset.yaml").write_text(yaml.safe_dump(listing), encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize("name", ["state", "log.csv", "log.jsonl"])
+def test_what_cannot_be_written_is_said_before_the_training(tmp_path: Path, data: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    session = Session(recipe=SHORT, data=data, state=tmp_path / "state", log=tmp_path / "log.jsonl")
+    with pytest.raises(OutputError, match=f"{name}: cannot be written: Is a directory"):
+        run_session(session)
+    assert not session.state.is_file()
 
 
 def test_other_data_of_the_same_name_is_refused(tmp_path: Path, data: Path, begun: Path) -> None:
