@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -22,12 +22,23 @@ LOWER_RATE = "lower the learning rate, and resume from the state that was saved 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """What is searched when numbers stop being finite: the network, at one width, on one input."""
+    """What is searched when numbers stop being finite: the network, at one width, on one input.
+
+    To be made before the pass, which is made again with the same draws, those of dropout for example.
+    """
 
     model: nn.Module
     execution: Execution
     inputs: Tensor
     width: str
+    _draws: tuple[Tensor, Tensor | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.execution.device
+        # while a step is recorded nothing can be read; whoever diagnoses it takes it again, one by one
+        is_read = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+        on_device = torch.cuda.get_rng_state(device) if is_read else None
+        object.__setattr__(self, "_draws", (torch.get_rng_state(), on_device))
 
     def diverged(self, layer: str, got: str) -> CheckFailedError:
         """The error that names the layer and the width."""
@@ -43,23 +54,47 @@ class Suspect:
         # all replicas must agree: of the forward pass below none can go through a BatchNorm without the others
         if not bool(smallest(self.inputs.isfinite().all().int())):
             return _INPUT
+        _, bad = self._replayed()
+        return next((path for path in bad if path), "loss")
+
+    def last_bad_parameter(self) -> str:
+        """Of the parameters whose gradient is not finite that of the module called last: there it began."""
+        named = self.model.named_parameters()
+        bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+        called, _ = self._replayed()
+        order = {path: place for place, path in enumerate(called)}
+
+        def place(name: str) -> int:
+            while name and name not in order:
+                name = name.rpartition(".")[0]
+            return order[name]
+
+        return max(reversed(bad), key=place, default="all layers together")
+
+    def _replayed(self) -> tuple[list[str], list[str]]:
+        """Paths of modules in the order of their calls, and of those whose output is not finite, inner ones first."""
+        called: list[str] = []
         bad: list[str] = []
 
         def record(path: str, output: Any) -> None:
             if any(not tensor.isfinite().all() for tensor in tensors_in(output)):
                 bad.append(path)
 
-        handles = [
-            module.register_forward_hook(lambda _m, _i, output, path=path: record(path, output))
-            for path, module in self.model.named_modules()
-        ]
+        handles = []
+        for path, module in self.model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda _m, _i, path=path: called.append(path)))
+            handles.append(module.register_forward_hook(lambda _m, _i, output, path=path: record(path, output)))
+        on_cpu, on_device = self._draws
+        torch.set_rng_state(on_cpu)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, self.execution.device)
         try:
             with torch.no_grad():
                 self.execution.in_precision(self.model)(self.inputs)
         finally:
             for handle in handles:
                 handle.remove()
-        return next((path for path in bad if path), "loss")
+        return called, bad
 
 
 class Guard(Protocol):
@@ -82,9 +117,7 @@ class RaisingGuard:
         if not bool(is_finite):
             if not math.isfinite(value := float(loss)):
                 raise suspect.diverged(suspect.first_bad_layer(), f"loss {value}")
-            named = suspect.model.named_parameters()
-            bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
-            raise suspect.diverged(bad[-1] if bad else "all layers together", "a gradient that is not finite")
+            raise suspect.diverged(suspect.last_bad_parameter(), "a gradient that is not finite")
         return loss
 
 

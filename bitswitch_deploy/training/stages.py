@@ -110,8 +110,8 @@ class FloatStage:
         self._steps.diagnose(batch, position)
 
     def _learn(self, batch: Batch, _: Position, rate: float | Tensor, guard: Guard) -> Tensor:
-        logits = self._forward.fast(batch.inputs)
         suspect = Suspect(self.model, self._execution, batch.inputs, "float")
+        logits = self._forward.fast(batch.inputs)
         loss = backward(logits, batch.labels, suspect, guard)
         _update(self.optimizers[0], rate)
         return loss.reshape(1)
@@ -211,8 +211,8 @@ class JointStage:
         losses = []
         for bits in self._widths:
             set_width(self.model, self._width(bits, position))
-            logits = forward(batch.inputs)
             suspect = Suspect(self.model, self._execution, batch.inputs, f"{bits} bits")
+            logits = forward(batch.inputs)
             losses.append(backward(logits, target, suspect, guard, penalty=self._penalty(bits)))
             if bits == self._widths[0]:
                 target = self._teacher.next_target(batch, logits.detach(), target)

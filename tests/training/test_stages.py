@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from bitswitch_deploy.errors import CheckFailedError
 from bitswitch_deploy.training.execution import Execution, Precision
 from bitswitch_deploy.training.layers import QUANTIZED_LAYERS, QuantLinear, is_scale
-from bitswitch_deploy.training.prepare import PrepareOptions, set_width
+from bitswitch_deploy.training.prepare import PrepareOptions, prepare, set_width
 from bitswitch_deploy.training.recipe import JointSettings
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, JointStage, mean_scale_gradient
-from tests.training.tiny_network import OPTIONS, tiny_batches, tiny_model, tiny_network
+from tests.training.tiny_network import EXAMPLE, OPTIONS, tiny_batches, tiny_model, tiny_network
 
 SETTINGS = JointSettings(epochs=1, batch_size=16, learning_rate=0.01, weight_decay=0.1)
 
@@ -238,6 +239,37 @@ class TestJointStage:
             CheckFailedError, match=r"training of network input at 8 bits.*\n.*\n  do: correct the images"
         ):
             stage.step(batch, at(0, 100))
+
+    def test_nan_of_a_draw_names_the_layer_that_drew(self) -> None:
+        class Lost(nn.Dropout):
+            """0 / 0 in one draw of ten."""
+
+            def forward(self, x: Tensor) -> Tensor:
+                kept = super().forward(torch.ones((), device=x.device))
+                return x * (kept / kept)
+
+        network = tiny_network()
+        network.model[5] = nn.Sequential(nn.Flatten(), Lost(0.1))  # type: ignore[operator]
+        stage = JointStage(network, SETTINGS, samples=64)
+        torch.manual_seed(0)
+        with pytest.raises(CheckFailedError, match=r"training of 5\.1 at \d bits: loss nan"):
+            deque(stage.step(tiny_batches().batch(step), at(step, 100)) for step in range(40))
+
+    def test_a_gradient_is_blamed_where_it_arises_in_whatever_order_layers_are_registered(self) -> None:
+        class Backwards(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head, self.late, self.mid, self.stem = (nn.Linear(16, 16) for _ in range(4))
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.mid(self.stem(x.flatten(1)).relu())
+                result: Tensor = self.head(self.late((y - y.amin()).sqrt()).relu())
+                return result
+
+        network = prepare(Backwards(), EXAMPLE, OPTIONS, check_export=False)
+        stage = JointStage(network, SETTINGS, samples=64)
+        with pytest.raises(CheckFailedError, match=r"training of mid\.\S+ at 8 bits: a gradient that is not finite"):
+            stage.step(tiny_batches().batch(0), at(0, 100))
 
 
 class _BadBackward(torch.autograd.Function):
