@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bitswitch_deploy.errors import OutputError
+
+_SUFFIX = ".partial"
 
 
 @contextmanager
@@ -57,6 +60,24 @@ def check_writable(path: Path) -> None:
         raise OSError(reason, os.strerror(reason))
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of files that were to take the place of `path`, which none may be writing now.
+
+    Raises:
+        OutputError: the folder is missing or not writable.
+    """
+    with _refusing(path):
+        place = Path(os.path.realpath(path))
+        for left in place.parent.iterdir():
+            if left.name.startswith(_prefix(place)) and left.name.endswith(_SUFFIX):
+                left.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    """What names of unfinished files for `path` begin with; its own may be as long as a name can be."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-"
+
+
 def _is_special(path: Path) -> bool:
     """Whether it is there, and neither a file nor a link to one: a device, a pipe, or a folder, which none can open."""
     return path.exists() and not path.is_file()
@@ -78,7 +99,7 @@ def _refusing(path: Path) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path, mode: int) -> Iterator[BinaryIO]:
     # a name that no other thread, process or container has, whose numbers may be the same
-    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}{_SUFFIX}")
     try:
         # os.open applies the umask, as for any other new file
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitswitch_deploy.atomic_file import atomic_writer, check_writable, replace_file
+from bitswitch_deploy.atomic_file import atomic_writer, check_writable, remove_unfinished, replace_file
 from bitswitch_deploy.errors import OutputError
 
 
@@ -69,6 +69,19 @@ def test_a_failure_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
         replace_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    writers = [atomic_writer(tmp_path / name) for name in ("file", "file", "other")]
+    files = [writer.__enter__() for writer in writers]
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    remove_unfinished(tmp_path / "link")
+    assert len(os.listdir(tmp_path)) == 3  # file, link, and what is written of the other
+    for file in files:
+        file.close()
+    remove_unfinished(tmp_path / "other")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bitswitch_deploy.atomic_file import check_writable
+from bitswitch_deploy.atomic_file import check_writable, remove_unfinished
 from bitswitch_deploy.errors import BitswitchError, CheckFailedError, UsageError
 from bitswitch_deploy.master import write_master
 from bitswitch_deploy.training.execution import choose_execution
@@ -77,6 +77,7 @@ def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: b
         )
         trained = run_session(session)
         if is_first_process():
+            remove_unfinished(output)
             write_master(trained.master, output)
     except BitswitchError as exc:
         if isinstance(exc, CheckFailedError) and is_first_process():

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitswitch_deploy.atomic_file import check_writable
+from bitswitch_deploy.atomic_file import check_writable, remove_unfinished
 from bitswitch_deploy.errors import DataError, UsageError
 from bitswitch_deploy.training.batches import Batch, BatchSource, Order
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
@@ -198,6 +198,8 @@ def _resumed(stage: JointStage, run: JointRun, total: int, decided: dict[str, st
     if run.state is None:
         return 0
     check_writable(run.state)
+    if replica_index() == 0:
+        remove_unfinished(run.state)
     if not run.state.exists():
         return 0
     if not run.resume:

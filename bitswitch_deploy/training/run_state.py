@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bitswitch_deploy.atomic_file import check_writable
+from bitswitch_deploy.atomic_file import check_writable, remove_unfinished
 from bitswitch_deploy.errors import CheckpointError, UsageError
 from bitswitch_deploy.master import read_master
 from bitswitch_deploy.training.carry_over import trained_widths
@@ -30,6 +30,7 @@ def saved_state(session: Session) -> dict[str, Any]:
         CheckpointError: it is no state of a run, or of one that this session cannot go on from.
     """
     check_writable(session.state)
+    remove_unfinished(session.state)
     if not session.state.exists():
         return {}
     if not session.resume:

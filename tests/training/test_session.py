@@ -24,6 +24,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from bitswitch_deploy.atomic_file import atomic_writer
 from bitswitch_deploy.errors import CheckFailedError, CheckpointError, InputFileError, OutputError, UsageError
 from bitswitch_deploy.graph.canonical import canonical_graph
 from bitswitch_deploy.master import assemble_master, read_master, write_master
@@ -727,6 +728,9 @@ class TestTool:
             process.send_signal(signal_number)
             _, messages = process.communicate(timeout=60)
         assert not output.exists()
+        cut = [atomic_writer(tmp_path / name) for name in ("out.safetensors", "out.safetensors.state")]
+        for writer in cut:
+            writer.__enter__().close()  # as if the signal had come while a file was written
         if signal_number == signal.SIGINT:
             assert process.returncode == 130
             assert "interrupted; the same command with --resume" in messages
@@ -735,6 +739,7 @@ class TestTool:
         assert read_master(output).tensors.keys() == whole.master.tensors.keys()
         for name, tensor in read_master(output).tensors.items():
             np.testing.assert_array_equal(tensor, whole.master.tensors[name], err_msg=name)
+        assert not list(tmp_path.glob(".*.partial"))
 
     def test_an_error_is_one_message(self, tmp_path: Path) -> None:
         done = self.run("--recipe", "nothing", "-o", str(tmp_path / "x"))
