@@ -13,7 +13,8 @@ A run that was interrupted and went on has another "start" with the step that it
 at step 0 and no `parent`: the lines from the last one of these are the last run. Its `started_from` names the state or
 master whose weights it began with, and the runs behind that. A "start" that nothing follows is a
 command that failed before its first mini-batch. Float weights are named where they were read. Top-1 is in percent of
-the test split, `seconds` is time spent training since the line before (measuring and saving left out).
+the test split, `seconds` is time spent training since the line before (measuring and saving left out). Where a run was
+killed while it measured, the line that it did not write follows the "start" that went on.
 """
 
 from __future__ import annotations
@@ -49,6 +50,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and "event" in line:
             lines.append(line)
     return lines
+
+
+def lacks_epoch(path: Path, stage: str, step: int) -> bool:
+    """Whether the last run of a log was killed before it wrote its line of this step.
+
+    The line of the state of another run, which that one began with, is in the log of the other.
+    """
+    lines = read_log(path) if path.is_file() else []
+    if not lines or lines[-1]["event"] in ("end", "failed"):
+        return False
+    begun = [place for place, line in enumerate(lines) if line["event"] == "start" and "parent" not in line]
+    run = lines[begun[-1] if begun else 0 :]
+    inherited = (run[0].get("parent", {}).get("stage"), run[0].get("step"))
+    return (stage, step) not in (inherited, *((line.get("stage"), line.get("step")) for line in run))
 
 
 class MetricsLog:

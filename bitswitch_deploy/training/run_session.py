@@ -33,7 +33,7 @@ from bitswitch_deploy.training.evaluation import (
 from bitswitch_deploy.training.execution import settle_torch
 from bitswitch_deploy.training.master_export import TrainingRecord, build_master
 from bitswitch_deploy.training.master_import import import_master
-from bitswitch_deploy.training.metrics_log import MetricsLog
+from bitswitch_deploy.training.metrics_log import MetricsLog, lacks_epoch
 from bitswitch_deploy.training.networks import build_network
 from bitswitch_deploy.training.prepare import PreparedNetwork, prepare, set_width
 from bitswitch_deploy.training.recipe import (
@@ -59,6 +59,7 @@ from bitswitch_deploy.training.supernet import SupernetStage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, restore_stage, run_stage
 
 _MEASURED_SUBNETS = 16
+_TOLD = ("steps", "losses", "seconds")  # what a state keeps of its milestone, for the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,7 @@ def _run(session: Session) -> TrainedNetwork:
     if origin and origin["stage"] != MASTER:
         check_decisions(origin.get("decisions"), _data_decisions(dataset), str(session.start_from))
     started = circumstances(session, saved)
+    is_untold = from_first(is_first and _is_untold(session, saved))
     log = MetricsLog(session.log if is_first else None)
     runs = runs_behind(saved, origin, started)
     log.write("start", **started, step=saved.get("step", 0), **parent_entry(saved), **origin_entry(origin))
@@ -113,6 +115,7 @@ def _run(session: Session) -> TrainedNetwork:
         origin=origin,
         runs=runs,
         log=log,
+        is_untold=is_untold,
         sensitivities=_told_sensitivities(session, saved, prepared),
     )
     if not saved:
@@ -144,6 +147,7 @@ class _Run:
     classes: outputs of the network.
     saved: the state that it goes on from; empty when it begins. origin: that of another run, of which it takes the
     weights; empty when it takes none, or goes on. runs: what states of this session say of where they come from.
+    is_untold: whether what measuring `saved` gave is still to be written to the log.
     sensitivities: of the layers, as the recipe's file has them; None: to be measured, where they are needed.
     """
 
@@ -154,6 +158,7 @@ class _Run:
     origin: dict[str, Any]
     runs: list[dict[str, Any]]
     log: MetricsLog
+    is_untold: bool
     sensitivities: dict[str, float] | None
 
     def float_network(self, model: nn.Module) -> tuple[nn.Module, float]:
@@ -271,10 +276,7 @@ class _Run:
             check_decisions(self.saved.get("decisions", {}), decided, str(session.state))
         start = restore_stage(stage, self.saved, total, str(session.state)) if resumed else 0
 
-        def reached(milestone: Milestone) -> dict[str, float]:
-            if replica_index() == 0:
-                kept = {**milestone.state, **extra, "decisions": decided, "runs": self.runs}
-                save_checkpoint(kept, session.state)
+        def tell(milestone: Milestone) -> dict[str, float]:
             accuracies = measure()
             self.log.write_epoch(
                 stage.name,
@@ -287,6 +289,15 @@ class _Run:
             )
             return accuracies
 
+        def reached(milestone: Milestone) -> dict[str, float]:
+            if replica_index() == 0:
+                told = {name: getattr(milestone, name) for name in _TOLD}
+                kept = {**milestone.state, **extra, "decisions": decided, "runs": self.runs, "milestone": told}
+                save_checkpoint(kept, session.state)
+            return tell(milestone)
+
+        if resumed and self.is_untold and "milestone" in self.saved:
+            tell(Milestone(step=start, state={}, **self.saved["milestone"]))
         # what a loss of distortion adds has no limit
         is_distorted = isinstance(settings, SupernetSettings) and settings.distortion > 0
         plan = RunPlan(
@@ -298,6 +309,11 @@ class _Run:
             loss_limit=None if is_distorted else divergence_limit(self.classes),
         )
         run_stage(stage, batches, plan, reached)
+
+
+def _is_untold(session: Session, saved: dict[str, Any]) -> bool:
+    """Whether the run was killed between saving a state and writing the line of the log, while it measured."""
+    return bool(saved) and session.log is not None and lacks_epoch(session.log, saved["stage"], saved["step"])
 
 
 def _told_sensitivities(session: Session, saved: dict[str, Any], network: PreparedNetwork) -> dict[str, float] | None:

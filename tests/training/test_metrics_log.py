@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitswitch_deploy.errors import OutputError
-from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text, read_log
+from bitswitch_deploy.training.metrics_log import VERSIONS, MetricsLog, host_text, lacks_epoch, read_log
 
 LOSSES, TOP1 = {"w8": 0.5, "w2": 0.75}, {"w8": 90.0, "w2": 80.25}
 
@@ -98,6 +98,25 @@ def test_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.M
         ("joint/top1/w2", 80.25, 7),
         ("flushed", 0.0, 0),
     ]
+
+
+def test_what_a_killed_run_did_not_write_is_lacking(tmp_path: Path) -> None:
+    path = tmp_path / "run.log.jsonl"
+    assert not lacks_epoch(path, "joint", 10)  # no run of this log
+    MetricsLog(path).write("start", step=0)
+    assert lacks_epoch(path, "joint", 10)
+    MetricsLog(path).write_epoch("joint", 10, LOSSES, TOP1)
+    MetricsLog(path).write("start", step=10, parent={"stage": "joint"})
+    assert not lacks_epoch(path, "joint", 10)
+    assert lacks_epoch(path, "joint", 20)
+    MetricsLog(path).write("start", step=0)  # a new run, which has not come there
+    assert lacks_epoch(path, "joint", 10)
+    MetricsLog(path).write("end")
+    assert not lacks_epoch(path, "joint", 10)
+    other = tmp_path / "other.log.jsonl"
+    MetricsLog(other).write("start", step=10, parent={"stage": "joint"})
+    assert not lacks_epoch(other, "joint", 10)
+    assert lacks_epoch(other, "joint", 20)
 
 
 def test_a_line_that_was_cut_stays_alone(tmp_path: Path) -> None:

@@ -185,6 +185,31 @@ def test_with_everything_on_a_killed_run_goes_on_to_the_same_master(
     assert not torch.equal(live["conv1.weight"], average["conv1.weight"])
 
 
+@pytest.mark.parametrize("measuring", ["top1", "measure_widths"])
+def test_a_run_that_is_killed_while_it_measures_loses_no_line_of_the_log(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, measuring: str
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed("as planned")
+
+    recipe = replace(SHORT, pretrain=replace(SHORT.pretrain, epochs=2), joint=replace(SHORT.joint, epochs=2))
+    log = tmp_path / "log.jsonl"
+    session = Session(recipe=recipe, data=data, state=tmp_path / "state", log=log, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"bitswitch_deploy.training.run_session.{measuring}", killed)
+        with pytest.raises(Killed, match="as planned"):
+            run_session(session)
+    run_session(session)
+    epochs = [line for line in read_log(log) if line["event"] == "epoch"]
+    assert [(line["stage"], line["step"]) for line in epochs] == [
+        ("float", 2),
+        ("float", 4),
+        ("joint", 2),
+        ("joint", 4),
+    ]
+    assert all(line["images_per_s"] > 0 and line["losses"].keys() == line["top1"].keys() for line in epochs)
+
+
 def supernet_recipe(**changes: Any) -> Recipe:
     rates = {name: getattr(SHORT.joint, name) for name in ("batch_size", "learning_rate", "weight_decay")}
     settings = SupernetSettings(epochs=2, warmup_epochs=0, threshold=1.0, **rates, **changes)
