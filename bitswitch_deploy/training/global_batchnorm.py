@@ -1,5 +1,7 @@
 """BatchNorm over the mini-batch of all replicas: the same numbers as one process with the whole mini-batch.
 
+Other statistics that a network keeps would be those of one replica's share: `check_buffers` refuses them.
+
 On CUDA it is torch's SyncBatchNorm. torch has none for other devices; there the statistics are summed by differentiable
 all-reduces: first the mean, then the mean square around it (the one-pass form cancels).
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.errors import UsageError
 from bitswitch_deploy.training.layers import SWITCHABLE_CLASS, is_batchnorm, replace_modules
-from bitswitch_deploy.training.replicas import replica_count, summed
+from bitswitch_deploy.training.replicas import replica_count, smallest, summed
 
 
 def synchronise_batchnorm(model: nn.Module) -> None:
@@ -26,6 +28,30 @@ def synchronise_batchnorm(model: nn.Module) -> None:
     """
     if replica_count() > 1:
         replace_modules(model, _synchronised)
+
+
+def check_buffers(model: nn.Module) -> None:
+    """See, behind a step, that all replicas have the same buffers; those of BatchNorm are known to be.
+
+    Raises:
+        UsageError: some differ, as each replica made them of its own share; all raise together.
+    """
+    if replica_count() == 1:
+        return
+    different = []
+    for path, module in model.named_modules():
+        if not is_batchnorm(module):
+            for name, buffer in module.named_buffers(path, recurse=False):
+                values = buffer.double().nan_to_num()
+                if not torch.equal(smallest(values), -smallest(-values)):
+                    different.append(name)
+    if different:
+        raise UsageError(
+            where=f"buffers {', '.join(different)}",
+            got=f"other numbers on each of {replica_count()} replicas, made of its share of the mini-batch",
+            allowed="buffers that do not depend on the mini-batch, and statistics of BatchNorm",
+            do="take them over all replicas (training.replicas.averaged), or train in one process",
+        )
 
 
 def _synchronised(path: str, norm: nn.Module) -> nn.Module | None:

@@ -20,6 +20,7 @@ from bitswitch_deploy.errors import CheckFailedError, CheckpointError, DataError
 from bitswitch_deploy.training.backward import LOWER_RATE
 from bitswitch_deploy.training.batches import BatchSource
 from bitswitch_deploy.training.checkpoint import load_state
+from bitswitch_deploy.training.global_batchnorm import check_buffers
 from bitswitch_deploy.training.replicas import replica_index
 from bitswitch_deploy.training.schedule import Position
 from bitswitch_deploy.training.stages import FloatStage, Stage
@@ -74,6 +75,7 @@ def run_stage(
         CheckFailedError: the loss or a gradient is not finite; the message names width and layer. Or a mean loss is
             above the limit and does not fall; `reached` is not called then, so that an earlier state is kept.
         DataError: the source ends before the stage does.
+        UsageError: the network keeps numbers in which replicas differ.
     """
     if plan.start >= plan.stop:
         if replica_index() == 0:
@@ -91,6 +93,8 @@ def run_stage(
             _seed_step(plan.seed, step)
             position = Position(step=step, total=plan.total, per_epoch=batches.per_epoch)
             unread.append(stage.step(batch, position))
+            if step == plan.start:
+                check_buffers(stage.model)
             done = step + 1
             is_milestone = done % plan.save_every == 0 or done == plan.stop
             progress.advance(task)

@@ -3,7 +3,7 @@
 torchrun --nproc-per-node 2 -m tests.training.replicated OUTPUT JSON      a list of changes of the settings
 
 `nan_at` among the changes: the place of a sample that has no number in it. `fast`: compiled steps, but no machine code,
-as no C compiler has to be there.
+as no C compiler has to be there. `keeps`: the network has statistics of its own, over all replicas or its `share`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bitswitch_deploy.training.execution import Execution
 from bitswitch_deploy.training.prepare import PrepareOptions, prepare
 from bitswitch_deploy.training.quantizers import ActivationQuantizer
 from bitswitch_deploy.training.recipe import JointSettings
-from bitswitch_deploy.training.replicas import joined_replicas, replica_count, replica_index
+from bitswitch_deploy.training.replicas import averaged, joined_replicas, replica_count, replica_index
 from bitswitch_deploy.training.stages import JointStage
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, run_stage
 from tests.training.tiny_network import EXAMPLE, PREPROCESSING, halves
@@ -47,6 +47,23 @@ def network() -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(8, 2),
     )
+
+
+class Keeping(nn.Module):
+    """Subtracts a running mean of its own."""
+
+    mean: Tensor
+
+    def __init__(self, keeps: str) -> None:
+        super().__init__()
+        self.keeps = keeps
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean = x.detach().mean()
+            self.mean.lerp_(averaged(mean) if self.keeps == "all" else mean, 0.1)
+        return x - self.mean
 
 
 class Damaged(Batches):
@@ -83,8 +100,9 @@ def share(*values: float) -> Tensor:
 
 
 def train(changes: dict[str, Any]) -> dict[str, Any]:
-    nan_at, fast = changes.pop("nan_at", -1), changes.pop("fast", False)
-    prepared = prepare(network(), EXAMPLE, PrepareOptions(widths=(8, 4, 2)), check_export=False)
+    nan_at, fast, keeps = changes.pop("nan_at", -1), changes.pop("fast", False), changes.pop("keeps", None)
+    model = network() if keeps is None else nn.Sequential(Keeping(keeps), *network())
+    prepared = prepare(model, EXAMPLE, PrepareOptions(widths=(8, 4, 2)), check_export=False)
     settings = JointSettings(**{"epochs": 1, "batch_size": 16, "learning_rate": 6e-3, "weight_decay": 1e-4, **changes})
     stage = JointStage(prepared, settings, samples=64, execution=Execution(fast=fast))
     augmentation = Augmentation(shift=0)

@@ -26,6 +26,7 @@ RUNS: list[dict[str, Any]] = [
     {"distillation": "ps_kd", "alrs": "bracket", "average_decay": 0.9},
     {"distillation": "in_batch", "update": "accumulated"},
     {"fast": True},
+    {"keeps": "all"},
 ]
 LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 
@@ -102,6 +103,12 @@ def test_data_of_one_process_that_are_no_numbers_end_all_with_the_same_message(t
     assert done.returncode == 1
     assert done.stderr.count("CheckFailedError: training of network input at 8 bits: loss nan") == 2, done.stderr
     assert "Connection closed" not in done.stderr
+
+
+def test_numbers_that_a_network_keeps_of_its_share_end_all_with_the_same_message(tmp_path: Path) -> None:
+    done = run(*LAUNCH, "-m", "tests.training.replicated", str(tmp_path / "x"), json.dumps([{"keeps": "share"}]))
+    assert done.returncode == 1
+    assert done.stderr.count("UsageError: buffers 0.mean: other numbers on each of 2 replicas") == 2, done.stderr
 
 
 def test_the_tool_under_torchrun_writes_one_master(tmp_path: Path) -> None:
