@@ -75,6 +75,9 @@ def main(recipe: str, output: Path, seed: int | None, device: str, keep_state: b
             execution=execution,
             **choices,
         )
+        if is_first_process():
+            for words in check_given(session, output):
+                click.echo(f"note: {words}", err=True)
         trained = run_session(session)
         if is_first_process():
             remove_unfinished(output)
@@ -107,6 +110,24 @@ def check_output(output: Path, *, force: bool) -> None:
             allowed="a new file",
             do="name another one, or say --force",
         )
+
+
+def check_given(session: Session, output: Path) -> list[str]:
+    """What of the options has no effect, in words.
+
+    Raises:
+        UsageError: the master would take the place of a file that the run begins with.
+    """
+    given = {"--checkpoint": session.checkpoint, "--start-from": session.start_from}
+    begins_with = {option: path for option, path in given.items() if path is not None}
+    for option, path in begins_with.items():
+        if path.resolve() == output.resolve():
+            raise UsageError(where="--output", got=f"{output}, as {option}", allowed="another file", do="name one")
+    if not session.resume:
+        return []
+    if not session.state.exists():
+        return [f"--resume: no state in {session.state}, so the run begins anew"]
+    return [f"{option} is not read: the weights in {session.state} go on" for option in begins_with]
 
 
 def summary(trained: TrainedNetwork) -> Table:

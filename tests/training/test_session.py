@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -795,6 +796,32 @@ def test_a_divergence_is_a_line_of_the_log(tmp_path: Path, monkeypatch: pytest.M
     assert done.exit_code == 1
     (line,) = (tmp_path / "x.log.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {"event": "failed", "reason": "training of conv1 at 2 bits: loss nan"}
+
+
+@pytest.mark.parametrize(
+    ("words", "has_state", "message"),
+    [
+        ("--resume", False, r"note: --resume: no state in out\.state, so the run begins anew"),
+        ("--resume", True, ""),
+        ("--resume --checkpoint a.pt", True, r"note: --checkpoint is not read: the weights in out\.state go on"),
+        ("--resume --start-from a.state", True, r"note: --start-from is not read: the weights in"),
+        ("--checkpoint a.pt", False, ""),
+        ("--force --start-from ./out", False, r"error: --output: out, as --start-from\n  allowed: another file"),
+    ],
+)
+def test_an_option_without_effect_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, has_state: bool, message: str
+) -> None:
+    def ended(session: Session) -> TrainedNetwork:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tools.train_master.run_session", ended)
+    monkeypatch.chdir(tmp_path)
+    if has_state:
+        Path("out.state").touch()
+    done = CliRunner().invoke(main, ["--recipe", "digits", *words.split(), "-o", "out"])
+    said = done.stderr.partition("interrupted")[0]
+    assert re.fullmatch(f"{message}[^\n]*\n.*" if message else "", said, re.DOTALL), done.stderr
 
 
 @pytest.mark.parametrize("option", ["pin", "weight_only"])
