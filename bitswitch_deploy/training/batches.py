@@ -87,11 +87,11 @@ class Order:
     """
 
     def __init__(self, *, samples: int, batch_size: int, seed: int) -> None:
-        if samples < 1 or batch_size < 1:
+        if samples < 1 or not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(
                 where="mini-batches",
                 got=f"{samples} samples in batches of {batch_size}",
-                allowed="1 or more of both",
+                allowed="1 or more of both, whole numbers",
                 do="hand in a data set with samples, and a size of 1 or more",
             )
         self._samples = samples

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from bitswitch_deploy.atomic_file import check_writable, remove_unfinished
 from bitswitch_deploy.errors import DataError, UsageError
+from bitswitch_deploy.records import shown
 from bitswitch_deploy.training.batches import Batch, BatchSource, Order
 from bitswitch_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from bitswitch_deploy.training.execution import Execution
@@ -26,6 +28,7 @@ from bitswitch_deploy.training.prepare import PreparedNetwork, set_width
 from bitswitch_deploy.training.recipe import MAX_SEED, JointSettings, check_decisions
 from bitswitch_deploy.training.replicas import check_joined, replica_index
 from bitswitch_deploy.training.stages import JointStage
+from bitswitch_deploy.training.tracing import RAISED_BY_NETWORKS, refused_inputs
 from bitswitch_deploy.training.trainer import Milestone, RunPlan, divergence_limit, restore_stage, run_stage
 
 
@@ -45,6 +48,10 @@ class SampleBatches:
     """
 
     def __init__(self, data: Samples, *, batch_size: int, seed: int, device: torch.device | None = None) -> None:
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            allowed, do = "a data set that has len() and gives sample i by [i]", "collect what it gives in a list"
+            raise UsageError(where="SampleBatches", got=f"a {type(data).__name__}", allowed=allowed, do=do)
+        _check_seed("SampleBatches", seed)
         self._data = data
         self.seed = seed
         self._device = device
@@ -59,12 +66,31 @@ class SampleBatches:
         """The mini-batch of `step`, counted from 0."""
         places = self._order.indices(step)[self._order.share]
         torch.manual_seed(int(np.random.SeedSequence([self.seed, 1, step, replica_index()]).generate_state(1)[0]))
-        samples = [self._data[int(place)] for place in places]
+        samples = [_taken_apart(int(place), self._data[int(place)]) for place in places]
         for place, (x, label) in zip(places, samples):
             _check_sample(int(place), x, label, like=samples[0][0])
         inputs, labels = zip(*samples)
-        parts = torch.stack(inputs), torch.tensor([int(label) for label in labels]), torch.from_numpy(places)
+        parts = torch.stack(inputs), torch.tensor(labels), torch.from_numpy(places)
         return Batch(*(part.to(self._device) for part in parts))
+
+
+def _check_seed(where: str, seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(where=where, got=f"seed {seed}", allowed=f"0 to {MAX_SEED}", do="choose another seed")
+
+
+def _taken_apart(place: int, sample: object) -> tuple[Any, int]:
+    """Input and class of a sample; the class may be a whole number of any kind, as a tensor of one."""
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        got = f"{len(sample)} entries" if isinstance(sample, (tuple, list)) else f"a {type(sample).__name__}"
+        allowed, do = "(input, class)", "give nothing else from the data set"
+        raise DataError(where=f"sample {place}", got=got, allowed=allowed, do=do)
+    x, label = sample
+    try:
+        return x, operator.index(label)
+    except TypeError as exc:
+        allowed, do = "classes counted from 0, as whole numbers", "give the number of the class"
+        raise DataError(where=f"sample {place}", got=f"label {shown(label)}", allowed=allowed, do=do) from exc
 
 
 def _check_sample(place: int, x: object, label: int, *, like: Tensor) -> None:
@@ -73,9 +99,9 @@ def _check_sample(place: int, x: object, label: int, *, like: Tensor) -> None:
         shape = f" {list(like.shape)}" if isinstance(like, Tensor) else ""
         allowed, do = f"float32 tensors of one shape{shape}", "preprocess and resize the samples in the data set"
         raise DataError(where=f"sample {place}", got=got, allowed=allowed, do=do)
-    if int(label) < 0:
+    if label < 0:
         allowed, do = "classes counted from 0", "leave samples without a class out"
-        raise DataError(where=f"sample {place}", got=f"label {int(label)}", allowed=allowed, do=do)
+        raise DataError(where=f"sample {place}", got=f"label {label}", allowed=allowed, do=do)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +122,10 @@ class JointRun:
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= MAX_SEED:
-            allowed, do = f"0 to {MAX_SEED}", "choose another seed"
-            raise UsageError(where="JointRun", got=f"seed {self.seed}", allowed=allowed, do=do)
+        _check_seed("JointRun", self.seed)
+        if self.classes is not None and self.classes < 1:
+            allowed, do = "1 or more, or None", "say how many outputs the network has"
+            raise UsageError(where="JointRun", got=f"classes {self.classes}", allowed=allowed, do=do)
         if self.state is not None:
             object.__setattr__(self, "state", Path(self.state))
 
@@ -122,8 +149,8 @@ def train_jointly(
 
     Raises:
         UsageError: the state of an earlier run is there, and this one is not to resume; several processes that are not
-            joined; a network whose output is no row of logits.
-        DataError: a sample that is not as the others, or a label beyond the logits.
+            joined; a network that does not take the samples, or whose output is no row of logits.
+        DataError: a sample that is no input with a class, or not as the others, or a label beyond the logits.
         OutputError: no state can be written where it is to be.
         CheckpointError: that is of another network, or of other settings, samples or schedule.
         CheckFailedError: training diverged; the message names width and layer, and the state of the last epoch stays.
@@ -138,7 +165,11 @@ def train_jointly(
     def reached(milestone: Milestone) -> dict[str, float]:
         if run.state is not None and replica_index() == 0:
             save_checkpoint({**milestone.state, "decisions": decided}, run.state)
-        return {} if measure is None else measure(stage.result)
+        figures = {} if measure is None else measure(stage.result) or {}
+        if not isinstance(figures, Mapping):
+            allowed, do = "figures by their names", "return {'top1': 91.7}, or nothing"
+            raise UsageError(where="measure", got=f"a {type(figures).__name__}", allowed=allowed, do=do)
+        return dict(figures)
 
     plan = RunPlan(
         start=start,
@@ -156,22 +187,30 @@ def train_jointly(
 
 @contextmanager
 def _said_in_words(model: nn.Module) -> Iterator[None]:
-    """Errors of torch about outputs that are no logits, and about labels that these do not have."""
+    """Errors of torch about inputs that do not fit, outputs that are no logits, and labels that these do not have."""
     n_classes: list[int] = []
+    unanswered: list[tuple[Any, ...]] = []
+
+    def begin(_: nn.Module, args: tuple[Any, ...]) -> None:
+        handles.pop().remove()
+        unanswered.append(args)
 
     def check(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        handle.remove()
+        handles.pop().remove()
+        unanswered.clear()
         if not isinstance(output, Tensor) or output.ndim != 2:
             got = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             allowed, do = "logits [n, classes]", "hand in a network that gives them alone"
             raise UsageError(where=f"output of {type(model).__name__}", got=got, allowed=allowed, do=do)
         n_classes.append(output.shape[1])
 
-    handle = model.register_forward_hook(check)
+    handles = [model.register_forward_hook(check), model.register_forward_pre_hook(begin)]
     try:
         yield
-    except IndexError as exc:
-        if not re.fullmatch(r"Target \d+ is out of bounds\.", str(exc)):
+    except RAISED_BY_NETWORKS as exc:
+        if unanswered:
+            raise refused_inputs(f"first mini-batch of {type(model).__name__}", unanswered[0], exc) from exc
+        if not isinstance(exc, IndexError) or not re.fullmatch(r"Target \d+ is out of bounds\.", str(exc)):
             raise
         raise DataError(
             where="labels",
@@ -180,7 +219,8 @@ def _said_in_words(model: nn.Module) -> Iterator[None]:
             do="count classes from 0, or give the network as many outputs",
         ) from exc
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _decisions(

@@ -14,6 +14,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bitswitch_deploy.errors import UsageError
 
+# what torch and the code of networks raise on inputs that do not fit
+RAISED_BY_NETWORKS = (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
@@ -80,8 +83,8 @@ def trace_calls(model: nn.Module, example_input: tuple[Tensor, ...], is_watched:
         model.eval()
         with torch.no_grad(), reads, origins:
             model(*example_input)
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as exc:
-        raise _refused(model, example_input, exc) from exc
+    except RAISED_BY_NETWORKS as exc:
+        raise refused_inputs(f"example input of {type(model).__name__}", example_input, exc) from exc
     finally:
         for handle in handles:
             handle.remove()
@@ -213,10 +216,11 @@ def check_example(example_input: object) -> None:
         )
 
 
-def _refused(model: nn.Module, example_input: tuple[Tensor, ...], reason: Exception) -> UsageError:
+def refused_inputs(where: str, inputs: tuple[Tensor, ...], reason: Exception) -> UsageError:
+    """The error for inputs of a call on which a network raised one of `RAISED_BY_NETWORKS`."""
     return UsageError(
-        where=f"example input of {type(model).__name__}",
-        got=f"shapes {', '.join(str(tuple(x.shape)) for x in example_input)}: {str(reason) or type(reason).__name__}",
+        where=where,
+        got=f"shapes {', '.join(str(tuple(x.shape)) for x in inputs)}: {str(reason) or type(reason).__name__}",
         allowed="inputs that the network accepts",
         do="pass one tensor for each argument of forward, with a batch axis",
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,6 +97,67 @@ def test_a_sample_that_does_not_fit_is_named(x: Tensor, label: int, message: str
 
     with pytest.raises(DataError, match=message):
         train_jointly(tiny_network(), batches(Odd()), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ((torch.zeros(1, 4, 4), 1.7), "label 1.7\n  allowed: classes counted from 0, as whole numbers"),
+        ((torch.zeros(1, 4, 4), float("nan")), "label nan"),
+        ((torch.zeros(1, 4, 4), "cat"), "label 'cat'"),
+        ((torch.zeros(1, 4, 4), None), "label None"),
+        ((torch.zeros(1, 4, 4), torch.eye(2)[0]), r"label tensor\(\[1., 0.\]\)"),
+        ((torch.zeros(1, 4, 4), 0, 0), r"3 entries\n  allowed: \(input, class\)"),
+        (torch.zeros(1, 4, 4), "a Tensor\n  allowed"),
+        ({"x": torch.zeros(1, 4, 4), "y": 0}, "a dict\n  allowed"),
+    ],
+)
+def test_what_is_no_sample_is_named(sample: Any, message: str) -> None:
+    class Odd(Noisy):
+        def __getitem__(self, index: int) -> Any:
+            return sample if index == 9 else (torch.zeros(1, 4, 4), index % 2)
+
+    with pytest.raises(DataError, match=f"^sample 9: {message}"):
+        train_jointly(tiny_network(), batches(Odd()), SETTINGS)
+
+
+@pytest.mark.parametrize("label", [True, np.int64(1), np.array(1), torch.tensor(1), torch.tensor([1])])
+def test_a_class_may_be_a_whole_number_of_any_kind(label: Any) -> None:
+    data = [(torch.zeros(1, 4, 4), label)]
+    assert SampleBatches(data, batch_size=1, seed=1).batch(0).labels.tolist() == [1]
+
+
+def test_samples_that_the_network_does_not_take_are_refused() -> None:
+    data = [(torch.zeros(1, 5, 5), 0)] * 16
+    with pytest.raises(UsageError, match=r"first mini-batch of Sequential: shapes \(8, 1, 5, 5\): mat1 and mat2"):
+        train_jointly(tiny_network(), SampleBatches(data, batch_size=8, seed=1), SETTINGS)
+
+
+def test_an_error_of_the_data_set_is_its_own() -> None:
+    class Broken(Noisy):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            raise ValueError("no such file")
+
+    with pytest.raises(ValueError, match=r"^no such file$"):
+        train_jointly(tiny_network(), batches(Broken()), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SampleBatches(iter([(torch.zeros(1), 0)]), batch_size=1, seed=1), "SampleBatches: a list_iterator"),  # type: ignore[arg-type]
+        (lambda: SampleBatches(Noisy(), batch_size=8.0, seed=1), "16 samples in batches of 8.0"),  # type: ignore[arg-type]
+        (lambda: SampleBatches(Noisy(), batch_size=8, seed=-1), "SampleBatches: seed -1"),
+        (lambda: JointRun(classes=0), "JointRun: classes 0"),
+        (
+            lambda: train_jointly(tiny_network(), batches(), SETTINGS, measure=lambda _: 0.5),  # type: ignore[arg-type, return-value]
+            "measure: a float\n  allowed: figures by their names",
+        ),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
 
 
 def test_an_output_that_is_no_row_of_logits_is_refused() -> None:
