@@ -8,8 +8,9 @@ from typing import Literal
 
 MIN_BITS = 2
 MAX_BITS = 8
-# behind the name of a weight: its codes in blocks, as MatMulNBits reads them
+# behind the name of a weight: its codes in blocks, as MatMulNBits reads them, and the scale of each block
 BLOCKS = ".blocks"
+BLOCK_SCALES = ".block_scales"
 
 
 class Rounding(str, Enum):

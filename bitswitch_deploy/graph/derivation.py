@@ -92,7 +92,7 @@ class Derivation:
 
 
 def call_packing(packing: BlockPacking, source: str, result: str, *, pads: str, shape: str) -> onnx.NodeProto:
-    """A node that packs the int8 matrix `source` into the uint8 tensor `result`.
+    """A node that packs the int8 matrix `source` into the uint8 tensor `result`; blocks of all sizes call one function.
 
     pads: name of int64 [4], what `source`, [outputs, inputs] then, is filled up with. shape: name of int64, the shape
     of the codes, [outputs, blocks, bytes of a block, codes in a byte].

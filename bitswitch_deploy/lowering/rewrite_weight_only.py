@@ -16,7 +16,7 @@ from bitswitch_deploy.lowering.approximation import Approximation
 from bitswitch_deploy.lowering.lowering_pass import LoweringPass, replace_node
 from bitswitch_deploy.lowering.weight_storage import CodeBlocks, code_blocks, is_plain_product, is_transposed
 from bitswitch_deploy.quantization import pack_blocks
-from bitswitch_deploy.tensors import BLOCKS
+from bitswitch_deploy.tensors import BLOCK_SCALES, BLOCKS
 
 DOMAIN = "com.microsoft"
 # What MatMulNBits computes with: the float inputs as they are, or 8-bit codes of each block of them.
@@ -30,9 +30,10 @@ class RewriteWeightOnly(LoweringPass):
     twenty times slower than float, or rounds the input to int8 without a word. Cases:
 
     * up to 4 bits: MatMulNBits of 4-bit codes and float inputs. Exact.
-    * above, and for blocks of other sizes: Cast and Mul in place of DequantizeLinear (with a Gather that repeats the
-      scales of blocks), which onnxruntime folds when it loads the graph: one byte for a weight in the file, float32 and
-      its speed in memory. Exact, the same product rounded once.
+    * above, for blocks of other sizes, scales of inputs, and weights that layers read both ways round: Cast and Mul in
+      place of DequantizeLinear (with a Gather that repeats the scales of blocks), which onnxruntime folds when it loads
+      the graph: one byte for a weight in the file, float32 and its speed in memory. Exact, the same product rounded
+      once.
     * with the approximation `int8-inputs`: MatMulNBits of 4- or 8-bit codes, which rounds blocks of inputs to 8 bits.
 
     Scales per tensor, channel and block of a power of two from 16 on (`weight_storage.code_blocks`); a Gemm's bias
@@ -43,6 +44,7 @@ class RewriteWeightOnly(LoweringPass):
     def apply(self, graph: gs.Graph) -> bool:
         """Rewrite every layer of the cases; see the class."""
         modified = False
+        self._both_ways = _read_both_ways(graph)
         for node in list(graph.nodes):
             weight = match_weight(node.inputs[1]) if len(node.inputs) > 1 and not node.domain else None
             if weight is None or reads_codes(node) or not _is_plain(node, weight):
@@ -54,13 +56,15 @@ class RewriteWeightOnly(LoweringPass):
 
     def _rewrite(self, graph: gs.Graph, node: gs.Node, weight: WeightPattern) -> None:
         bits, rounds = self.context.weight_bits[weight.codes.name], self._rounds_inputs()
-        blocks = code_blocks(
-            tuple(weight.codes.shape),
-            transposed=is_transposed(node.attrs),
-            bits=bits,
-            block_size=int(weight.dequantize.attrs["block_size"]) if weight.is_blocked else None,
-            rounds_inputs=rounds,
-        )
+        blocks = None
+        if weight.codes.name not in self._both_ways and _has_scales_of_outputs(node, weight):
+            blocks = code_blocks(
+                tuple(weight.codes.shape),
+                transposed=is_transposed(node.attrs),
+                bits=bits,
+                block_size=int(weight.dequantize.attrs["block_size"]) if weight.is_blocked else None,
+                rounds_inputs=rounds,
+            )
         if blocks is None:
             node.inputs[1] = _unfolded(graph, weight)
             what = f"weights of {bits} bits become float32 when onnxruntime loads the graph"
@@ -101,16 +105,34 @@ def _is_plain(node: gs.Node, weight: WeightPattern) -> bool:
     return weight.factors is None and is_plain_product(node.op, node.attrs, tuple(weight.codes.shape))
 
 
+def _read_both_ways(graph: gs.Graph) -> set[str]:
+    """Names of codes that several layers read, as [inputs, outputs] and the other way: they have no one packed form."""
+    ways: dict[str, set[bool]] = {}
+    for node in graph.nodes:
+        weight = match_weight(node.inputs[1]) if len(node.inputs) > 1 else None
+        if weight is not None:
+            ways.setdefault(weight.codes.name, set()).add(is_transposed(node.attrs))
+    return {name for name, found in ways.items() if len(found) > 1}
+
+
+def _has_scales_of_outputs(node: gs.Node, weight: WeightPattern) -> bool:
+    """Whether the scales can be taken out of a sum over inputs, or over a block of them."""
+    if not weight.is_blocked and np.ndim(weight.scale.values) == 0:
+        return True
+    of_outputs = weight.dequantize.attrs.get("axis", 1) == (0 if is_transposed(node.attrs) else 1)
+    return bool(of_outputs != weight.is_blocked)
+
+
 def _operands(graph: gs.Graph, node: gs.Node, weight: WeightPattern, blocks: CodeBlocks) -> list[gs.Constant]:
     """Codes and scales of MatMulNBits; several nodes that read one weight share them."""
     known = graph.tensors()
     name = weight.codes.name
     if f"{name}{BLOCKS}" in known:
-        return [known[f"{name}{BLOCKS}"], known[f"{name}.block_scales"]]
+        return [known[f"{name}{BLOCKS}"], known[f"{name}{BLOCK_SCALES}"]]
     blocked = _BlockedCodes(weight.codes, blocks, transposed=is_transposed(node.attrs))
     is_large = isinstance(weight.codes, LargeConstant)
     codes = LargeConstant(f"{name}{BLOCKS}", blocked) if is_large else gs.Constant(f"{name}{BLOCKS}", blocked.load())
-    return [codes, gs.Constant(f"{name}.block_scales", _block_scales(node, weight, blocks.scales_shape))]
+    return [codes, gs.Constant(f"{name}{BLOCK_SCALES}", _block_scales(node, weight, blocks.scales_shape))]
 
 
 def _block_scales(node: gs.Node, weight: WeightPattern, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -119,9 +141,6 @@ def _block_scales(node: gs.Node, weight: WeightPattern, shape: tuple[int, int]) 
     if weight.is_blocked:
         by_output = scale if is_transposed(node.attrs) else scale.T
     elif scale.ndim:
-        by_channel = (weight.dequantize.attrs.get("axis", 1) == 0) == is_transposed(node.attrs)
-        if not by_channel:
-            raise AssertionError(f"{node.name}: a scale for each input, which no master has")
         by_output = scale[:, None]
     else:
         by_output = scale.reshape(1, 1)
@@ -151,7 +170,9 @@ def _unfolded(graph: gs.Graph, weight: WeightPattern) -> gs.Tensor:
     if scale.ndim and not weight.is_blocked:
         scale = along(dequantize.attrs.get("axis", 1), scale, 2)
     floats, result = gs.Variable(f"{codes.name}.floats", dtype=np.float32), gs.Variable(name, dtype=np.float32)
-    steps: gs.Tensor = gs.Constant(f"{codes.name}.steps", np.ascontiguousarray(scale))
+    # those of blocks are as the master has them, and keep their name
+    is_named = weight.is_blocked and isinstance(weight.scale, gs.Constant)
+    steps: gs.Tensor = weight.scale if is_named else gs.Constant(f"{codes.name}.steps", np.ascontiguousarray(scale))
     nodes = [gs.Node("Cast", f"{codes.name}/Cast", {"to": onnx.TensorProto.FLOAT}, [codes], [floats])]
     if weight.is_blocked:
         axis, size = int(dequantize.attrs["axis"]), int(dequantize.attrs["block_size"])

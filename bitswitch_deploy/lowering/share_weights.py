@@ -22,7 +22,7 @@ from bitswitch_deploy.lowering.shorten_biases import shorten_biases
 from bitswitch_deploy.lowering.unused_names import unused_names
 from bitswitch_deploy.master import Master
 from bitswitch_deploy.quantization import BlockPacking, derive_codes
-from bitswitch_deploy.tensors import BLOCKS, MIN_BITS
+from bitswitch_deploy.tensors import BLOCK_SCALES, BLOCKS, MIN_BITS
 
 # It takes about a hundred bytes to point to a tensor.
 _WORTH_SHARING_BYTES = 256
@@ -30,9 +30,6 @@ _WORTH_SHARING_BYTES = 256
 _LOWEST_IR_VERSION = 8
 # A DequantizeLinear in front of them is no node of its own in the optimised graph.
 _TAKE_CODES = ("Conv", "ConvTranspose", "Gemm")
-
-# Types that every reader of the file knows.
-_STORED = ("float32", "uint8", "int8", "int32", "int64")
 
 Array = npt.NDArray[Any]
 
@@ -86,11 +83,10 @@ def share_weights(
 
     Cases: int8 codes of a quantized weight, below the master's width and at it, also packed for MatMulNBits; the
     factors that multiply them in front of their DequantizeLinear; of 256 bytes or more float parameters that are the
-    master's own or, as scales are, a power of two times it, int8 codes of layers that training pinned, and constants of
-    one value such as zero-points. Of equal constants that stay the graph has one, biases are said in fewer bytes
-    (`shorten_biases`), and a DequantizeLinear in front of an integer layer has no name. Left in the graph: everything
-    else, which differs between widths or is small; factors of codes that several nodes read, or of 128; codes in other
-    packed forms.
+    master's own or, as scales are, a power of two times it, and int8 codes of layers that training pinned. Of equal
+    constants that stay the graph has one, biases are said in fewer bytes (`shorten_biases`), and a DequantizeLinear in
+    front of an integer layer has no name. Left in the graph: everything else, which differs between widths or is small;
+    factors of codes that several nodes read, or of 128; codes in other packed forms.
 
     Args:
         weight_bits: width of each quantized weight of the model, by its name in the master.
@@ -136,6 +132,8 @@ class _Sharing:
         for name, bits in weight_bits.items():
             if name not in weights and f"{name}{BLOCKS}" in self._kept:
                 weights[name] = self._share_packed(name, bits)
+                if f"{name}{BLOCK_SCALES}" in self._kept:
+                    self._scale_by_its_name(name)
         others = self._shared([name for name in self._kept if name not in weight_bits], weight_bits)
         graph = self._model.graph
         _replace(graph.initializer, list(self._kept.values()))
@@ -241,17 +239,27 @@ class _Sharing:
             self._derivation.initializer.append(onnx.numpy_helper.from_array(np.asarray(values, np.int64), name))
         return name
 
-    def _move_if_others_have_it(self, tensor: onnx.TensorProto) -> None:
-        """Let a large constant that graphs of other widths have as well lie in the file.
+    def _scale_by_its_name(self, name: str) -> None:
+        """Let the scales that MatMulNBits has for each block be those of the master, which may lie the other way."""
+        scale_name, blocks = f"{name}.scale", self._kept[f"{name}{BLOCK_SCALES}"]
+        source, values = self._master.tensors.get(scale_name), self._values(blocks)
+        if source is None or scale_name in self._kept:
+            return
+        for operator, stored in (("Identity", values), ("Transpose", values.T)):
+            scale = onnx.numpy_helper.from_array(np.ascontiguousarray(stored), scale_name)
+            if self._bits_of(scale, source, None) is not None:
+                del self._kept[blocks.name]
+                self._kept[scale_name] = scale
+                self._model.graph.node.insert(0, onnx.helper.make_node(operator, [scale_name], [blocks.name]))
+                return
 
-        That are constants of one value, and codes of layers that are pinned, which are the same at every width.
-        """
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    def _move_if_others_have_it(self, tensor: onnx.TensorProto) -> None:
+        """Let codes of layers that are pinned lie in the file: they are the same at every width."""
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.data_type != onnx.TensorProto.INT8:
             return
         values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype.name not in _STORED or values.nbytes < _WORTH_SHARING_BYTES:
-            return
-        if values.dtype == np.int8 or np.all(values == values.flat[0]):
+        # those of one value take next to nothing in a compressed graph
+        if values.nbytes >= _WORTH_SHARING_BYTES and np.any(values != values.flat[0]):
             offset = self._file.store(values)
             tensor.CopyFrom(_external(tensor.name, values, location=self._file.name, offset=offset))
 
@@ -315,7 +323,9 @@ class _Sharing:
         if self._called or self._packings:
             opset = next(each.version for each in self._model.opset_import if not each.domain)
             model.functions.extend(each.function(opset=opset) for each in sorted(self._called))
-            model.functions.extend(packing_function(each, opset=opset) for each in sorted(self._packings))
+            # blocks of several sizes are packed by one function
+            functions = {(each.bits, each.transposes): each for each in sorted(self._packings)}
+            model.functions.extend(packing_function(each, opset=opset) for each in functions.values())
             model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
         return model.SerializeToString(deterministic=True)
 

@@ -20,6 +20,8 @@ SCHEMA: Literal["bitswitch-weights/4"] = "bitswitch-weights/4"
 # Of every tensor in the file: a cache line, so that none shares one with its neighbour.
 ALIGNMENT_BYTES = 64
 NOT_DERIVED = 0
+# That codes are packed in; a weight has no more inputs than that.
+_BLOCK_SIZES = range(8, (1 << 24) + 1, 8)
 
 _READER = Reader(error=PackageError, do="export the package again with this release")
 _ITEM_BYTES = {"int8": 1, "float32": 4}
@@ -128,7 +130,7 @@ class WeightsIndex:
             raise ValueError(f"{graph.path} packs one tensor twice")
         for each in graph.packed:
             packing = each.packing
-            if packing.bits not in PACKED_BITS or packing.block_size < 1 or packing.block_size % 8:
+            if packing.bits not in PACKED_BITS or packing.block_size not in _BLOCK_SIZES:
                 raise ValueError(f"{graph.path} packs {packing.bits} bits in blocks of {packing.block_size}")
             for place in each.tensors:
                 if not 0 <= place < len(self.tensors):

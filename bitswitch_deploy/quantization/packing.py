@@ -75,12 +75,23 @@ def pack_blocks(codes: npt.NDArray[np.int8], *, bits: int, block_size: int) -> B
     zero = 2 ** (bits - 1)
     if codes.size and not -zero <= int(codes.min()) <= int(codes.max()) < zero:
         raise ValueError(f"codes of {bits} bits are {-zero}..{zero - 1}, got {codes.min()}..{codes.max()}")
-    blocks = -(-columns // block_size)
-    stored = np.full((rows, blocks * block_size), zero, np.uint8)
+    blocks, per_byte = -(-columns // block_size), 8 // bits
+    # a matrix in column-major order is packed in that order: half as many bytes are to be moved afterwards
+    by_columns = codes.flags.f_contiguous and not codes.flags.c_contiguous
+    stored = np.full((rows, blocks * block_size), zero, np.uint8, order="F" if by_columns else "C")
     # modulo 256, so that -128 and the zero point 128 give 0
-    np.add(np.ascontiguousarray(codes).view(np.uint8), np.uint8(zero), out=stored[:, :columns])
-    packed = stored if bits == 8 else _pack(stored, bits=bits)
-    return packed.reshape(rows, blocks, block_size * bits // 8)
+    np.add(codes.astype(np.int8, order="A", copy=False).view(np.uint8), np.uint8(zero), out=stored[:, :columns])
+    if by_columns:
+        packed = stored[:, ::per_byte].copy(order="F")
+        for place in range(1, per_byte):
+            packed |= stored[:, place::per_byte] << np.uint8(bits * place)
+    else:
+        # several bytes in one number, the first in the lowest bits; the last of them takes them all in
+        wide = stored.view(f"<u{per_byte}")
+        for place in range(1, per_byte):
+            wide = wide | (stored.view(f"<u{per_byte}") >> ((8 - bits) * place))
+        packed = wide.astype(np.uint8)
+    return np.ascontiguousarray(packed).reshape(rows, blocks, block_size * bits // 8)
 
 
 def _pack(codes: CodeArray, *, bits: int) -> ByteArray:

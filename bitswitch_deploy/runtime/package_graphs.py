@@ -141,10 +141,15 @@ class SharedGraphs:
             PackageError: the graph is no ONNX, or the file does not hold its tensors.
             GraphError: the graph cannot be unpacked.
         """
-        if label not in self._prepared:
-            self._prepared[label] = self._prepare(self._contents[label], self._graphs[label])
-            del self._contents[label]
-        prepared, graph = self._prepared[label], self._graphs[label].index
+        try:
+            if label not in self._prepared:
+                self._prepared[label] = self._prepare(self._contents[label], self._graphs[label])
+                del self._contents[label]
+            return self._derive(self._prepared[label], self._graphs[label].index)
+        except (ValueError, OverflowError) as exc:
+            raise _misfit(str(self._graphs[label].path), f"weights that cannot be derived: {exc}") from exc
+
+    def _derive(self, prepared: _Prepared, graph: SharedGraph) -> LoadableGraph:
         stored = np.empty(self._size_bytes, np.int8)
         self._weights.read_into(stored.data)
         for start, end, bits in self._runs(graph):

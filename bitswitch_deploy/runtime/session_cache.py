@@ -69,6 +69,12 @@ class SessionCache(Generic[S]):
                 self._open_lock.release()
         return session
 
+    def keep(self, label: str, session: S) -> None:
+        """A session that `get` gave before is in use again, or still: others make room for it."""
+        with self._state_lock:
+            self._kept.pop(label, None)
+            self._keep(label, session)
+
     def get_all(self, labels: tuple[str, ...]) -> None:
         """Open several that are to stay open together.
 

@@ -146,9 +146,11 @@ class Switcher:
         call = next(self._calls)
         session = self._sessions.get(label)
         with self._switch_lock:
-            self._current()  # it may have been closed meanwhile
+            active = self._current()  # it may have been closed meanwhile
             if call > self._last_call:
                 self._active, self._last_call = (label, session), call
+            else:
+                self._sessions.keep(*active)
 
     def run(self, x: Array) -> Array:
         """The first output for `x`, which feeds the only input; shapes and type are the graph's.

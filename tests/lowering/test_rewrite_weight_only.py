@@ -89,7 +89,9 @@ def test_folded_and_exact(bits: int, operator: str, kind: str, tmp_path: Path) -
     assert np.array_equal(initializer(after.model, "a.weight"), codes_of(master, bits))
     x = inputs_of(master)
     assert np.array_equal(run(before.model, x), run(after.model, x))
-    assert initializer(after.model, "a.weight.steps").size == {"tensor": 1, "channel": 24, "block": 24 * 64 // 32}[kind]
+    # those of blocks have their name in the master, as nothing is repeated there
+    name = f"a.weight.{'scale' if kind == 'block' else 'steps'}"
+    assert initializer(after.model, name).size == {"tensor": 1, "channel": 24, "block": 24 * 64 // 32}[kind]
     save_optimized(after.model.SerializeToString(), tmp_path / "o.onnx", session_options=SESSION)
     assert Counter(node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node) == Counter([operator])
 
@@ -143,3 +145,23 @@ def test_layers_that_read_codes_are_left_alone() -> None:
     text = 'net (float[n, 32] x, float[32, 8] "a.weight") => (float[n, 8] y) { y = MatMul (x, "a.weight") }'
     before = canonical(build(text, (layer("a", "MatMul", PER_TENSOR, "signed"),)), 4).model
     assert is_untouched(applied("RewriteWeightOnly", before, X86, bits=4), before)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("kind", ["tensor", "inputs", "blocks of outputs"])
+def test_weights_that_have_no_one_packed_form_become_floats(kind: str, bits: int) -> None:
+    """Read both ways round, or with scales that no sum over inputs can be freed of."""
+    both = """net (float[n, 64] x, float[64, 64] "a.weight") => (float[n, 64] y)
+        { h = Gemm (x, "a.weight") y = Gemm <transB = 1> (h, "a.weight") }"""
+    once = 'net (float[n, 64] x, float[64, 64] "a.weight") => (float[n, 64] y) { y = MatMul (x, "a.weight") }'
+    text, operator, scales = {
+        "tensor": (both, "Gemm", PER_TENSOR),
+        "inputs": (once, "MatMul", per_channel(0)),
+        "blocks of outputs": (once, "MatMul", per_block(1, 32)),
+    }[kind]
+    master = build(text, (layer("a", operator, scales, "none"),))  # type: ignore[arg-type]
+    x = inputs_of(master)
+    before, after = lowered(master, bits, X86, approximations=EXACT)
+    found = after.model
+    assert not [node for node in found.graph.node if node.op_type == "MatMulNBits"]
+    assert relative_error(run(before.model, x), run(found, x, optimisation="all")) < 1e-5

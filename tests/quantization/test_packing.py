@@ -80,3 +80,18 @@ def test_other_dtypes_are_refused(bits: int) -> None:
 def test_blocks_are_of_signed_codes(dtype: type) -> None:
     with pytest.raises(ValueError, match=f"codes must be int8, got {np.dtype(dtype)}"):
         pack_blocks(np.zeros((1, 8), dtype), bits=4, block_size=8)
+
+
+@given(bits=st.sampled_from([2, 4, 8]), block_size=st.sampled_from([8, 16, 32]), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_blocks_are_the_same_in_every_order_of_memory(bits: int, block_size: int, data: st.DataObject) -> None:
+    low, high = ends(bits, signed=True)
+    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
+    codes = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(low, high)))
+    rows, blocks = shape[0], -(-shape[1] // block_size)
+    filled = np.zeros((rows, blocks * block_size), int)
+    filled[:, : shape[1]] = codes
+    parts = (filled + 2 ** (bits - 1)).reshape(rows, blocks, -1, 8 // bits)
+    expected = (parts << (bits * np.arange(8 // bits))).sum(axis=-1)
+    for same in (codes, np.asfortranarray(codes), np.repeat(codes, 2, axis=1)[:, ::2], codes[::-1][::-1]):
+        np.testing.assert_array_equal(pack_blocks(same, bits=bits, block_size=block_size), expected)

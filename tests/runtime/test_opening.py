@@ -256,6 +256,19 @@ def test_a_switch_to_an_open_width_does_not_wait_for_one_that_is_being_opened(
     opener.go_on.set()
     cold.result(PATIENCE_S)
     assert answer(switcher) == "w6"
-    assert "w4" in switcher.open_widths
+    assert switcher.open_widths == ("w8", "w4", "w6")
     switcher.switch("w4")
     assert answer(switcher) == "w4"
+
+
+def test_no_more_sessions_are_held_where_a_switch_was_overtaken(opener: Opener, pool: ThreadPoolExecutor) -> None:
+    switcher = switcher_of(opener, None, max_sessions=1)
+    cold = pool.submit(switcher.switch, "w4")
+    assert opener.begun.wait(PATIENCE_S)
+    pool.submit(switcher.switch, "w8").result(PATIENCE_S)
+    opener.go_on.set()
+    cold.result(PATIENCE_S)
+    del cold
+    assert (switcher.width, switcher.open_widths, opener.live) == ("w8", ("w8",), 1)
+    switcher.switch("w8")
+    assert opener.opened == ["w8", "w4"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bitswitch_deploy.errors import CheckFailedError, GraphError, PackageError
+from bitswitch_deploy.errors import BitswitchError, CheckFailedError, GraphError, PackageError
 from bitswitch_deploy.master import assemble_master, read_master, write_master
 from bitswitch_deploy.model_file import compressed
 from bitswitch_deploy.package.verify import read_manifest
@@ -255,3 +256,29 @@ def test_a_graph_and_data_that_do_not_fit_leave_the_width(
         with pytest.raises(PackageError, match=message):
             switcher.switch(2)
         np.testing.assert_array_equal(switcher.run(packages.inputs[:1]), packages.outputs["w4"][:1])
+
+
+def test_codes_that_no_width_has_leave_the_last_good_one_in_service(tmp_path: Path) -> None:
+    """A byte of a 4-bit master that is none of its codes, which nothing has hashed."""
+    text = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y = MatMul (x, "a.weight") }'
+    master = build(text, (layer("a", "MatMul", per_channel(1), "none"),), bits=4, widths=(4, 2))
+    write_master(master, tmp_path / "m.safetensors")
+    widths = tuple(WidthAssignment(default=bits) for bits in (4, 2))
+    changes = {"master": tmp_path / "m.safetensors", "widths": widths, "shared_weights": True}
+    package = export_to(tmp_path / "p", "x86-cpu", **changes).package
+    x = np.ones((1, 64), np.float32)
+    with load(package, options=RuntimeOptions(threads=1, trust_files=True)) as switcher:
+        expected = switcher.run(x)
+        weights = package / "m.weights"
+        times = weights.stat()
+        data = bytearray(weights.read_bytes())
+        data[3] = 0x7F
+        with weights.open("r+b") as file:
+            file.write(data)
+        os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(BitswitchError):
+            switcher.switch(2)
+        assert switcher.width == "w4"
+        np.testing.assert_array_equal(switcher.run(x), expected)
+    with pytest.raises(PackageError, match="weights that cannot be derived: codes"):
+        load(package, width=2, options=RuntimeOptions(threads=1, trust_files=True))

@@ -56,8 +56,11 @@ def layer_arithmetic(
     sentences = [f"{text} ({_operators(nodes)})"]
     for reason, held in _reasons(model, path, fell_back, names).items():
         sentences.append(f"float though planned in integers: {shown_names(held)} ({reason})")
-    if held := [name for name in owners if name in weight_only]:
-        sentences.append(f"weight-only, float32 when the graph is loaded: {shown_names(held)}")
+    dequantized = {output for node in nodes if node.operator == "DequantizeLinear" for output in node.outputs}
+    anew = {owner_of.get(node.name) for node in floats if dequantized.intersection(node.inputs[1:2])}
+    for words, is_anew in (("float32 when the graph is loaded", False), ("dequantized in every run", True)):
+        if held := [name for name in owners if name in weight_only and (name in anew) == is_anew]:
+            sentences.append(f"weight-only, {words}: {shown_names(held)}")
     if held := [name for name in owners if name in pinned]:
         sentences.append(f"float as in training: {shown_names(held)}")
     if others := sum(node.name not in owner_of for node in floats):

@@ -23,14 +23,15 @@ from bitswitch_deploy.pipeline.progress import Silent
 from bitswitch_deploy.pipeline.revalidate import revalidate
 from bitswitch_deploy.runtime import RuntimeOptions, load
 from bitswitch_deploy.runtime.external_tensors import external_tensors
-from bitswitch_deploy.tensors import WidthAssignment
-from tests.graph.masters import build, layer, per_channel
+from bitswitch_deploy.tensors import PER_TENSOR, Granularity, WidthAssignment
+from tests.graph.masters import build, layer, per_block, per_channel
 from tests.graph.optimised import optimised
 from tests.pipeline.conftest import WIDTHS, Exported, export_to
 
 CALIBRATION = Path(__file__).parents[3] / "calibration"
 MIXED = WidthAssignment(default=8, overrides=(("blocks.0.conv1", 4), ("blocks.1.conv2", 2)))
 ASSIGNMENTS = (*WIDTHS, MIXED)
+FAST = (Approximation.PINNED_LAYERS, Approximation.FULL_RESOLUTION, Approximation.FULL_RESOLUTION_SIGNED)
 SEVEN = tuple(WidthAssignment(default=bits) for bits in range(8, 1, -1))
 
 
@@ -107,8 +108,8 @@ def test_the_weights_are_stored_once_and_are_the_masters(shared: Exported) -> No
         assert np.array_equal(found.reshape(tensor.shape), expected)
     for row in shared.report.widths:
         model = onnx.load_model_from_string(read_model_bytes(shared.package / row.file_name))
-        inline = [tensor for tensor in model.graph.initializer if tensor.raw_data]
-        assert max(len(tensor.raw_data) for tensor in inline) <= 256
+        inline = [tensor.raw_data for tensor in model.graph.initializer if len(set(tensor.raw_data)) > 1]
+        assert max(map(len, inline)) <= 256
 
 
 def test_the_index_says_who_reads_what_at_which_width(shared: Exported) -> None:
@@ -126,13 +127,7 @@ def test_all_four_widths_take_the_bytes_of_the_8_bit_graph_alone(name: str, tmp_
     """The goal is 1.05. Not compressed, the graphs of such networks are much beside their weights."""
     resnet20 = CALIBRATION / "cifar10" / "resnet20-8642.safetensors"
     master = bundled_master() if name == "digits" else unmeasured(resnet20, tmp_path / "resnet20.safetensors")
-    made = {
-        kind: export_to(tmp_path / kind, "x86-cpu", master=master, shared_weights=kind == "shared").package
-        for kind in ("shared", "own")
-    }
-    needed = [entry for entry in read_manifest(made["shared"]).files if entry.role in ("graph", "weights", "index")]
-    assert len(needed) == len(WIDTHS) + 2
-    assert sum(entry.size_bytes for entry in needed) <= 1.05 * (made["own"] / f"{name}-w8.onnx").stat().st_size
+    assert shared_share(tmp_path, master=master) <= 1.05
 
 
 def unmeasured(master: Path, path: Path) -> Path:
@@ -174,15 +169,32 @@ MATMUL = 'net (float[n, 64] x, float[64, 96] "a.weight") => (float[n, 96] y) { y
 GEMM = 'net (float[n, 70] x, float[96, 70] "a.weight") => (float[n, 96] y) { y = Gemm <transB=1> (x, "a.weight") }'
 
 
+# blocks of two sizes
+TWO = """net (float[n, 64] x, float[64, 96] "a.weight", float[96, 256] "b.weight") => (float[n, 256] y)
+    { h = MatMul (x, "a.weight") y = MatMul (h, "b.weight") }"""
+WEIGHT_ONLY = {
+    "matmul": (MATMUL, (layer("a", "MatMul", per_channel(1), "none"),)),
+    "gemm": (GEMM, (layer("a", "Gemm", per_channel(0), "none"),)),
+    "two": (TWO, [layer(name, "MatMul", per_channel(1), "none") for name in "ab"]),
+    "blocks": (TWO, [layer(name, "MatMul", per_block(0, 32), "none") for name in "ab"]),
+    "square": (
+        TWO.replace("96", "64").replace("256", "64"),
+        [layer(n, "MatMul", per_block(0, 16), "none") for n in "ab"],
+    ),
+    "gemm, blocks": (GEMM.replace("70", "64"), (layer("a", "Gemm", per_block(1, 32), "none"),)),
+    "tensor": (MATMUL, (layer("a", "MatMul", PER_TENSOR, "none"),)),
+}
+
+
 @pytest.mark.parametrize("asked", [frozenset(), frozenset({Approximation.INT8_INPUTS})], ids=["floats", "rounded"])
-@pytest.mark.parametrize(("text", "axis"), [(MATMUL, 1), (GEMM, 0)])
-def test_layers_with_float_inputs_stay_as_fast_as_in_graphs_of_their_own(
-    text: str, axis: int, asked: frozenset[Approximation], tmp_path: Path
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+def test_layers_with_float_inputs_are_the_same_as_in_graphs_of_their_own(
+    name: str, asked: frozenset[Approximation], tmp_path: Path
 ) -> None:
     """The graph packs the codes of MatMulNBits itself, the runtime does it sooner."""
-    master = build(text, (layer("a", "MatMul" if text == MATMUL else "Gemm", per_channel(axis), "none"),))
+    master = build(*WEIGHT_ONLY[name])
     write_master(master, tmp_path / "m.safetensors")
-    inputs = 64 if text == MATMUL else 70
+    inputs = 70 if name == "gemm" else 64
     x = np.random.default_rng(0).normal(size=(5, inputs)).astype(np.float32)
     changes = {"master": tmp_path / "m.safetensors", "approximations": asked, "widths": SEVEN}
     made = {
@@ -200,11 +212,58 @@ def test_layers_with_float_inputs_stay_as_fast_as_in_graphs_of_their_own(
             assert own.bits is not None
             assert (b"MatMulNBits" in graphs[1].read_bytes()) == (own.bits <= 4 or bool(asked))
             initializers = onnx.load(graphs[1], load_external_data=False).graph.initializer
-            assert max((len(each.raw_data) for each in initializers), default=0) < len(codes) // 8
+            assert max((len(each.raw_data) for each in initializers), default=0) < len(codes) // 4
             assert shared.changes == own.changes
             expected = OnnxRuntimeSession(graphs[0], optimisation="all", threads=1, session_options={}).run(x)
             switcher.switch(own.label)
             np.testing.assert_array_equal(switcher.run(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "asked"),
+    [(per_channel(1), ()), (per_block(0, 32), ()), (PER_TENSOR, ()), (per_block(0, 128), (Approximation.INT8_INPUTS,))],
+)
+def test_weights_beside_floats_take_the_bytes_of_the_8_bit_graph_alone(
+    granularity: Granularity, asked: tuple[Approximation, ...], tmp_path: Path
+) -> None:
+    text = 'net (float[n, 512] x, float[512, 512] "a.weight") => (float[n, 512] y) { y = MatMul (x, "a.weight") }'
+    write_master(build(text, (layer("a", "MatMul", granularity, "none"),)), tmp_path / "m.safetensors")
+    changes = {"master": tmp_path / "m.safetensors", "approximations": frozenset(asked)}
+    assert shared_share(tmp_path, **changes) <= 1.05
+
+
+@pytest.mark.parametrize("asked", [{Approximation.PINNED_LAYERS}, {*FAST}])
+def test_pinned_layers_lie_in_the_file_once(asked: set[Approximation], tmp_path: Path) -> None:
+    """The last layer has most of the weights of this network."""
+    text = """net (float[n, 3, 8, 8] x, float[16, 3, 3, 3] "a.weight", float[16, 16, 3, 3] "b.weight",
+        float[256, 256] "c.weight", float[256, 1024] "d.weight") => (float[n, 1024] y) { g = Conv (x, "a.weight")
+        r = Relu (g) h = Conv (r, "b.weight") s = Relu (h) f = Flatten (s) c = Gemm <transB = 1> (f, "c.weight") e = Relu (c)
+        y = MatMul (e, "d.weight") }"""
+    layers = [
+        layer("a", activation="pinned"),
+        layer("b", "Conv", per_channel(0)),
+        layer("c", "Gemm", per_channel(0)),
+        layer("d", "MatMul", activation="pinned"),
+    ]
+    write_master(build(text, layers), tmp_path / "m.safetensors")
+    noise = tmp_path / "noise.npz"
+    np.savez(noise, x=np.random.default_rng(5).normal(size=(64, 3, 8, 8)).astype(np.float32))
+    changes = {"master": tmp_path / "m.safetensors", "approximations": frozenset(asked), "calibration": noise}
+    assert shared_share(tmp_path, **changes, min_agreement=1e-6) <= 1.05
+    index = WeightsIndex.from_json((tmp_path / "shared" / "m.weights.json").read_text(), where="index")
+    assert "d.weight" not in [tensor.name for tensor in index.tensors]
+
+
+def shared_share(folder: Path, **changes: object) -> float:
+    """Give the bytes of graphs, weights and index with shared weights, in those of the 8-bit graph alone."""
+    made = {
+        kind: export_to(folder / kind, "x86-cpu", shared_weights=kind == "shared", **changes).package
+        for kind in ("shared", "own")
+    }
+    needed = [entry for entry in read_manifest(made["shared"]).files if entry.role in ("graph", "weights", "index")]
+    assert len(needed) == len(WIDTHS) + 2
+    (alone,) = made["own"].glob("*-w8.onnx")
+    return sum(entry.size_bytes for entry in needed) / alone.stat().st_size
 
 
 def with_negative_gains(path: Path) -> Path:
