@@ -237,8 +237,8 @@ def test_pinned_layers_lie_in_the_file_once(asked: set[Approximation], tmp_path:
     """The last layer has most of the weights of this network."""
     text = """net (float[n, 3, 8, 8] x, float[16, 3, 3, 3] "a.weight", float[16, 16, 3, 3] "b.weight",
         float[256, 256] "c.weight", float[256, 1024] "d.weight") => (float[n, 1024] y) { g = Conv (x, "a.weight")
-        r = Relu (g) h = Conv (r, "b.weight") s = Relu (h) f = Flatten (s) c = Gemm <transB = 1> (f, "c.weight") e = Relu (c)
-        y = MatMul (e, "d.weight") }"""
+        r = Relu (g) h = Conv (r, "b.weight") s = Relu (h) f = Flatten (s) c = Gemm <transB = 1> (f, "c.weight")
+        e = Relu (c) y = MatMul (e, "d.weight") }"""
     layers = [
         layer("a", activation="pinned"),
         layer("b", "Conv", per_channel(0)),
