@@ -249,11 +249,13 @@ def _measured(output: str) -> str:
 
 
 def _summary(row: dict[str, Any]) -> str:
-    layers = row.get("layers")
-    if layers:
+    """Of a width its accuracy, of an engine what became of its layers."""
+    if "hops" in row:
+        shares = [hop["top1_percent"] for hop in row["hops"] if hop["n"] and hop["top1_percent"] is not None]
+        return f"{shares[-1]:.2f} %" if shares else "no data"
+    if layers := row.get("layers"):
         return f"{len(layers['int8'])} int8, {len(layers['fell_back'])} fell back, {len(layers['in_float'])} in float"
-    shares = [hop["top1_percent"] for hop in row.get("hops", ()) if hop["n"] and hop["top1_percent"] is not None]
-    return f"{shares[-1]:.2f} %" if shares else str(row.get("state", "no data"))
+    return str(row["state"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

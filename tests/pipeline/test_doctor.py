@@ -230,7 +230,8 @@ def test_what_a_trial_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, 
 def test_what_commands_measured() -> None:
     hops = [{"n": 600, "top1_percent": 98.5}, {"n": 600, "top1_percent": 97.0}, {"n": 0, "top1_percent": None}]
     layers = {"int8": [1, 2], "fell_back": [], "in_float": [1]}
-    document = {"widths": [{"label": "w8", "hops": hops}, {"label": "w4", "hops": []}]}
+    counts = {"integer": 7, "total": 9, "fell_back": []}
+    document = {"widths": [{"label": "w8", "hops": hops, "layers": counts}, {"label": "w4", "hops": []}]}
     assert module._measured(json.dumps(document)) == "w8: 97.00 %, w4: no data"
     document = {"engines": [{"label": "w8", "layers": layers, "state": "built"}, {"label": "w4", "state": "built"}]}
     assert module._measured(json.dumps(document)) == "w8: 2 int8, 0 fell back, 1 in float, w4: built"

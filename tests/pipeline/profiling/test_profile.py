@@ -39,6 +39,7 @@ from bitswitch_deploy.profiling.board.state import BoardWatch
 from bitswitch_deploy.profiling.feeds import make_feeds
 from bitswitch_deploy.profiling.interleave import Pace, Schedule
 from bitswitch_deploy.profiling.result import ProfileResult
+from bitswitch_deploy.search.latency import CLOCK_MS, without_noise
 from bitswitch_deploy.search.resources import Choices, Resources
 from bitswitch_deploy.tensors import WidthAssignment
 from tests.engines import fake_trtexec
@@ -141,18 +142,27 @@ def test_the_latency_table_holds_what_the_result_says(whole: tuple[ProfileResult
 def test_search_predicts_what_the_profile_compares_with_its_measurement(
     packages: Packages, whole: tuple[ProfileResult, Path]
 ) -> None:
-    """The sum of a row of `search` over a mixed assignment, less its margin, is the prediction beside `mixed`."""
+    """The sum of a row of `search`, less its margin, is the prediction beside each width, but for noise.
+
+    A search takes times of a layer that are within the noise of the table for one.
+    """
     result, folder = whole
     table, master = read_latency_table(folder / "table.json"), read_master(packages.own.parent / MASTER)
     names = [layer.name for layer in table.layers]
     choices = Choices(groups=tuple((name,) for name in names), widths=(table.widths,) * len(names))
     resources = Resources(master, choices, macs=dict.fromkeys(names, 1), targets={}, tables=(table,))
     (row,) = [each for each in resources.counted() if each.name == f"latency_p50_ms@{table.target}"]
+    check = resources.checks[0]
+    noise = check.noise_percent / 100
     for residual in result.residuals:
         bits = MIXED if residual.label == "mixed" else WidthAssignment(default=int(residual.label[1:]))
         total = row.total(tuple(table.widths.index(bits.bits_of(name)) for name in names))
-        predicted_ms = (total - resources.checks[0].margin_ns) / row.per_unit
-        assert predicted_ms == pytest.approx(residual.predicted_ms, abs=1e-6 * (len(names) + 1))  # ns, rounded up
+        predicted_ms = (total - check.margin_ns) / row.per_unit
+        settled = [dict(without_noise(layer.latency_ms, noise))[bits.bits_of(layer.name)] for layer in table.layers]
+        rounding_ms = 1e-6 * (len(names) + 1)  # ns, rounded up
+        assert predicted_ms == pytest.approx(table.overhead_ms + sum(settled), abs=rounding_ms)
+        most_ms = sum(max(noise * ms, CLOCK_MS) for ms in settled)
+        assert predicted_ms == pytest.approx(residual.predicted_ms, abs=most_ms + rounding_ms)
     assert result.residuals[-1].label == "mixed"
 
 
