@@ -372,6 +372,18 @@ def test_layers_with_float_inputs_are_counted_as_what_they_compute_with(tmp_path
         assert [row.layers.fell_back for row in made.report.widths if row.layers] == [(), ()]
 
 
+def test_weight_only_layers_that_are_dequantized_in_every_run_are_said_to_be(tmp_path: Path) -> None:
+    """onnxruntime folds no DequantizeLinear, and a convolution has no other form."""
+    text = """net (float[n, 4, 8, 8] x, float[8, 4, 3, 3] "a.weight") => (float[n, 8, 6, 6] y)
+        { y = Conv (x, "a.weight") }"""
+    layers = [masters.layer("a", "Conv", activation="none")]
+    write_master(masters.build(text, layers), tmp_path / "m.safetensors")
+    made = export_to(tmp_path / "p", "x86-cpu", master=tmp_path / "m.safetensors", widths=WIDTHS[::2])
+    for row in made.report.widths:
+        assert row.layers == LayerCounts(integer=0, total=1)
+        assert row.engine.endswith("; weight-only, dequantized in every run: a")
+
+
 def test_layers_that_fall_back_to_float_are_named_with_the_reason(tmp_path: Path) -> None:
     """Exactly as trained, no int32 bias keeps the codes of the digits at 8 bits: every layer runs in float."""
     made = export_to(tmp_path / "p", "x86-cpu", widths=WIDTHS[::3], strict=True)
