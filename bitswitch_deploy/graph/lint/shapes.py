@@ -45,7 +45,8 @@ def _type_of(kind: onnx.TypeProto.Tensor) -> TensorType:
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without the values of large constants, for the sake of memory.
 
-    A constant that claims more than the file has is left out: onnx would count as many dimensions as a shape claims.
+    A constant that claims more than the file has is left out: onnx computes with vectors that may be shapes, number by
+    number.
     """
     copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     for field in ("node", "input", "output", "value_info"):
